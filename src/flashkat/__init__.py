@@ -1,0 +1,15 @@
+"""FlashKAT: Kolmogorov-Arnold Transformers at the price of Vision Transformers.
+
+Importing the package registers the models with timm and the operator with PyTorch; everything heavier (Triton
+kernels, training, plotting) is imported when it is first used.
+"""
+
+from importlib.metadata import version
+
+from . import models
+from .nn import GRKAN, GroupRational
+from .ops import rational
+
+__version__ = version("flashkat")
+
+__all__ = ["GRKAN", "GroupRational", "models", "rational"]

@@ -1,0 +1,83 @@
+"""How a KAT's weights start: mimetic attention, and two ways for the linear layers of its GR-KANs."""
+
+import math
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from ..coefficients import variance_gain
+from ..nn import GRKAN, GroupRational
+
+# Trockman & Kolter, ICML 2023, section 4: strengths of the random part (alpha) and the identity (beta).
+_QUERY_KEY = (0.7, 0.7)
+_VALUE_PROJECTION = (0.4, -0.4)
+
+_LINEAR_STD = 0.02
+
+
+def kan_mimetic_(model: VisionTransformer) -> None:
+    """Initialise in place as the published KATs were: mimetic attention, all other linear layers N(0, 0.02^2)."""
+    _start_all(model)
+    for block in model.blocks:
+        mimetic_attention_(block.attn)
+
+
+def variance_preserving_(model: VisionTransformer) -> None:
+    """As ``kan_mimetic_``, but the GR-KANs' linear layers keep the variance (Yang & Wang, ICLR 2025, section 4.4)."""
+    kan_mimetic_(model)
+    for module in model.modules():
+        if isinstance(module, GRKAN):
+            for rational, linear in ((module.act1, module.fc1), (module.act2, module.fc2)):
+                gain = variance_gain(rational.start, rational.numerator.shape[1], rational.denominator.shape[1])
+                nn.init.normal_(linear.weight, std=math.sqrt(gain / linear.weight[0].numel()))
+
+
+def _start_all(model: VisionTransformer) -> None:
+    if model.pos_embed is not None:
+        nn.init.trunc_normal_(model.pos_embed, std=_LINEAR_STD)
+    for token in (model.cls_token, model.reg_token):
+        if token is not None:
+            nn.init.normal_(token, std=1e-6)
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=_LINEAR_STD)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, GroupRational | nn.LayerNorm | nn.Conv2d):
+            module.reset_parameters()
+
+
+@torch.no_grad()
+def mimetic_attention_(attention: nn.Module) -> None:
+    """Make a timm attention layer start like a trained one (Trockman & Kolter, ICML 2023).
+
+    Per head W_q^T W_k is the best rank-d_head approximation of 0.7 Z + 0.7 I, and W_proj W_v equals 0.4 Z - 0.4 I,
+    with Z uniform, of mean 0 and variance 1 / d.
+    """
+    width, head = attention.qkv.weight.shape[1], attention.head_dim
+    query, key, value = attention.qkv.weight.view(3, -1, width)
+    for rows in torch.arange(attention.num_heads * head).split(head):
+        left, right = _factors(_noisy_identity(width, *_QUERY_KEY, like=query), rank=head)
+        query[rows] = left.T.to(query)
+        key[rows] = right.to(key)
+    left, right = _factors(_noisy_identity(width, *_VALUE_PROJECTION, like=value), rank=width)
+    attention.proj.weight.copy_(left)
+    value.copy_(right)
+
+
+def _noisy_identity(size: int, alpha: float, beta: float, like: Tensor) -> Tensor:
+    bound = math.sqrt(3 / size)
+    noise = torch.empty(size, size, device=like.device).uniform_(-bound, bound)
+    return alpha * noise + beta * torch.eye(size, device=like.device)
+
+
+def _factors(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """L (d, rank) and R (rank, d), equally large, whose product is the best approximation of a (d, d) matrix.
+
+    By the eigenvectors of its Gram matrix, several times faster than a singular value decomposition; the matrices
+    here are well conditioned.
+    """
+    eigenvalues, vectors = torch.linalg.eigh(matrix.T @ matrix)
+    right, singular = vectors[:, -rank:], eigenvalues[-rank:].clamp_min(torch.finfo(matrix.dtype).tiny).sqrt()
+    return (matrix @ right) / singular.sqrt(), singular.sqrt()[:, None] * right.T

@@ -1,0 +1,51 @@
+"""Which path the operator takes: decided per call from the tensor's device, in this one place."""
+
+import functools
+import importlib
+import warnings
+from dataclasses import dataclass
+from types import ModuleType
+
+import torch
+
+from . import aten
+
+# Triton 3 generates code for compute capability 8.0 and newer with all the dtypes that the kernels use.
+_MINIMUM_CAPABILITY = (8, 0)
+
+
+@dataclass(frozen=True)
+class Path:
+    """A path of the operator, "triton" or "aten", and the reason for taking it."""
+
+    name: str
+    reason: str
+    implementation: ModuleType
+
+
+@functools.cache
+def choose_path(device: torch.device) -> Path:
+    """The path for tensors on ``device``; says so once, aloud, when a GPU has to do without its kernels."""
+    if device.type != "cuda":
+        return Path("aten", f"the Triton kernels are for GPUs; {device.type} runs PyTorch's own operators", aten)
+    reason = _why_not_triton(device)
+    if reason is None:
+        launch = importlib.import_module(".launch", __package__)
+        return Path("triton", "GPU with a working triton", launch)
+    warnings.warn(
+        f"flashkat runs PyTorch's own operators on {device}, correct but slow and hungry for memory: {reason}",
+        stacklevel=2,
+    )
+    return Path("aten", reason, aten)
+
+
+def _why_not_triton(device: torch.device) -> str | None:
+    try:
+        importlib.import_module("triton")
+    except ImportError:
+        return "triton is not installed (on Linux it comes with torch; on Windows: pip install triton-windows)"
+    capability = torch.cuda.get_device_capability(device)
+    if torch.version.hip is None and capability < _MINIMUM_CAPABILITY:
+        needed = ".".join(map(str, _MINIMUM_CAPABILITY))
+        return f"its compute capability is {capability[0]}.{capability[1]}, the kernels need {needed}"
+    return None

@@ -1,0 +1,34 @@
+"""How a path sees a tensor: as (outer, channels, inner), whatever its rank, strides and channel dimension."""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def outer_channels_inner(x: Tensor, dim: int) -> tuple[int, int, int]:
+    """The sizes before, at, and after dimension ``dim`` of ``x``."""
+    dim = dim % x.ndim
+    return math.prod(x.shape[:dim]), x.shape[dim], math.prod(x.shape[dim + 1 :])
+
+
+def as_three_dimensional(x: Tensor, dim: int) -> Tensor:
+    """``x`` as (outer, channels, inner): a view where the strides allow one, a contiguous copy where they do not."""
+    return x.reshape(outer_channels_inner(x, dim))
+
+
+class Output:
+    """A fresh result shaped like ``x`` with its memory format, to be written through ``view`` as (outer, C, inner).
+
+    Like PyTorch's own pointwise operators, the result is dense and keeps the order of ``x``'s strides. A few
+    permutations cannot be seen as three dimensions; then the view is a buffer that ``finish`` copies into place.
+    """
+
+    def __init__(self, x: Tensor, dim: int, dtype: torch.dtype) -> None:
+        self._result = torch.empty_like(x, dtype=dtype)
+        self.view = as_three_dimensional(self._result, dim)
+
+    def finish(self) -> Tensor:
+        if self.view.data_ptr() != self._result.data_ptr():
+            self._result.copy_(self.view.view(self._result.shape))
+        return self._result

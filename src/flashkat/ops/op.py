@@ -1,0 +1,151 @@
+"""The operator as PyTorch sees it: checks, registration, fake tensors, autograd, autocast.
+
+``torch.ops.flashkat.rational`` and ``torch.ops.flashkat.rational_backward`` are opaque to compilers and exporters;
+:func:`rational` is the public door that checks its arguments and reads autocast.
+"""
+
+import torch
+from torch import Tensor
+
+from .dispatch import choose_path
+from .reference import rational_reference
+
+__all__ = ["rational"]
+
+
+def rational(x: Tensor, numerator: Tensor, denominator: Tensor, *, dim: int = -1) -> Tensor:
+    """Group-wise rational activation F(x) = P(x) / Q(x), the base function of GR-KAN.
+
+    P(x) = a_0 + a_1 x + ... + a_{m-1} x^{m-1} and Q(x) = 1 + |b_1| |x| + ... + |b_n| |x|^n, with coefficients per
+    contiguous group of channels (Yang & Wang, ICLR 2025, section 4). Differentiable in all three tensors, twice and
+    more in eager mode; the derivative of |v| at 0 is taken as +1. The result and the gradients are the same bits
+    every time, finite where the exact value fits the dtype, and +-inf, never NaN, where it does not.
+
+    Args:
+        x: float64, float32, bfloat16 or float16 tensor of one or more dimensions, with any strides, on any device.
+        numerator: (1, m) or (G, m) floating-point coefficients a_0 ... a_{m-1}, m >= 1; one row is shared by all G
+            groups.
+        denominator: (1, n) or (G, n) floating-point coefficients b_1 ... b_n, n >= 0.
+        dim: the channel dimension of ``x``. Its D channels form G contiguous groups of D / G.
+
+    Returns:
+        A tensor of the shape and memory format of ``x``. Its dtype is that of ``x``, or autocast's where autocast is
+        on. Arithmetic is float64 for float64 ``x`` and float32 otherwise, whatever the dtype of the coefficients.
+
+    Raises:
+        TypeError: a tensor is integer, boolean or complex.
+        ValueError: shapes, groups, dimension or devices that do not fit together.
+    """
+    _check(x, numerator, denominator, dim)
+    return torch.ops.flashkat.rational(x, numerator, denominator, dim, _autocast_dtype(x))
+
+
+def _autocast_dtype(x: Tensor) -> torch.dtype | None:
+    device = x.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return None
+
+
+def _check(x: Tensor, numerator: Tensor, denominator: Tensor, dim: int) -> None:
+    for name, tensor in (("x", x), ("numerator", numerator), ("denominator", denominator)):
+        if not tensor.is_floating_point():
+            raise TypeError(f"{name} must be a floating-point tensor, not {tensor.dtype}: convert it with .float()")
+        if tensor.device != x.device:
+            raise ValueError(f"x is on {x.device} but {name} is on {tensor.device}: move both to one device")
+    if x.ndim == 0:
+        raise ValueError("x must have at least one dimension, the channels")
+    if not -x.ndim <= dim < x.ndim:
+        raise ValueError(f"dim {dim} is out of range for x of shape {tuple(x.shape)}")
+    if numerator.ndim != 2 or denominator.ndim != 2 or numerator.shape[1] == 0:
+        raise ValueError(
+            "numerator must have shape (groups, m) with m >= 1 and denominator (groups, n), "
+            f"not {tuple(numerator.shape)} and {tuple(denominator.shape)}"
+        )
+    rows = numerator.shape[0], denominator.shape[0]
+    groups = max(rows)
+    if not all(count in (1, groups) for count in rows):
+        raise ValueError(
+            "numerator and denominator must have as many rows as there are groups, or one: "
+            f"not {tuple(numerator.shape)} and {tuple(denominator.shape)}"
+        )
+    if x.shape[dim] % groups != 0:
+        raise ValueError(f"{x.shape[dim]} channels (dim {dim} of x) do not divide into {groups} groups")
+
+
+_library = torch.library.Library("flashkat", "DEF")
+_tags = (torch.Tag.pt2_compliant_tag,)
+_library.define(
+    "rational(Tensor x, Tensor numerator, Tensor denominator, int dim, ScalarType? dtype=None) -> Tensor", tags=_tags
+)
+_library.define(
+    "rational_backward(Tensor grad, Tensor x, Tensor numerator, Tensor denominator, int dim)"
+    " -> (Tensor, Tensor, Tensor)",
+    tags=_tags,
+)
+
+
+@torch.library.impl(_library, "rational", "CompositeExplicitAutograd")
+def _forward(x: Tensor, numerator: Tensor, denominator: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
+    return choose_path(x.device).implementation.forward(x, numerator, denominator, dim, dtype or x.dtype)
+
+
+@torch.library.impl(_library, "rational_backward", "CompositeExplicitAutograd")
+def _backward(
+    grad: Tensor, x: Tensor, numerator: Tensor, denominator: Tensor, dim: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    return choose_path(x.device).implementation.backward(grad, x, numerator, denominator, dim)
+
+
+@torch.library.register_fake("flashkat::rational", lib=_library)
+def _fake_forward(
+    x: Tensor, numerator: Tensor, denominator: Tensor, dim: int, dtype: torch.dtype | None = None
+) -> Tensor:
+    return torch.empty_like(x, dtype=dtype or x.dtype)
+
+
+@torch.library.register_fake("flashkat::rational_backward", lib=_library)
+def _fake_backward(
+    grad: Tensor, x: Tensor, numerator: Tensor, denominator: Tensor, dim: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        torch.empty_like(x),
+        torch.empty_like(numerator, memory_format=torch.contiguous_format),
+        torch.empty_like(denominator, memory_format=torch.contiguous_format),
+    )
+
+
+def _save_forward(ctx, inputs, output) -> None:
+    x, numerator, denominator, ctx.dim, _ = inputs
+    ctx.save_for_backward(x, numerator, denominator)
+
+
+def _differentiate(ctx, grad: Tensor):
+    grads = torch.ops.flashkat.rational_backward(grad, *ctx.saved_tensors, ctx.dim)
+    return *grads, None, None
+
+
+def _save_backward(ctx, inputs, output) -> None:
+    *tensors, ctx.dim = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _differentiate_twice(ctx, *grads: Tensor):
+    """Second and higher derivatives come from the definition, by differentiating its derivative."""
+    higher = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # Views, so that these are distinct nodes of the graph that the caller's tensors lead into.
+        tensors = [t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in ctx.saved_tensors]
+        grad, *rest = tensors
+        value = rational_reference(*rest, ctx.dim)
+        first = torch.autograd.grad(value, rest, grad.to(value.dtype), create_graph=True)
+        second = torch.autograd.grad(
+            first, tensors, grads, create_graph=higher, allow_unused=True, materialize_grads=True
+        )
+    return *second, None
+
+
+torch.library.register_autograd("flashkat::rational", _differentiate, setup_context=_save_forward, lib=_library)
+torch.library.register_autograd(
+    "flashkat::rational_backward", _differentiate_twice, setup_context=_save_backward, lib=_library
+)

@@ -1,0 +1,54 @@
+"""The definition of the operator in plain, differentiable PyTorch: the ground truth for every other path.
+
+    F(x) = P(x) / Q(x)
+    P(x) = a_0 + a_1 x + ... + a_{m-1} x^{m-1}
+    Q(x) = 1 + |b_1| |x| + ... + |b_n| |x|^n
+
+This is the "safe Padé activation unit" (version A) of Molina et al., ICLR 2020, with coefficients per group of
+channels as in the Kolmogorov-Arnold Transformer (Yang & Wang, ICLR 2025, section 4). It is written for reading and
+for derivatives of any order; it overflows where the powers do, which the fast paths do not.
+"""
+
+import torch
+from torch import Tensor
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of the arithmetic for inputs of ``dtype``: float64 for float64, float32 for everything else."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _absolute(value: Tensor) -> Tensor:
+    # torch.abs has derivative 0 at 0. Here it must be +1: a layer that starts as the identity has b = 0, and its
+    # denominator would never learn.
+    return torch.where(value < 0, -value, value)
+
+
+def _horner(coefficients: list[Tensor], x: Tensor) -> Tensor:
+    value = coefficients[-1].expand_as(x)
+    for coefficient in reversed(coefficients[:-1]):
+        value = value * x + coefficient
+    return value
+
+
+def rational_reference(x: Tensor, numerator: Tensor, denominator: Tensor, dim: int = -1) -> Tensor:
+    """Evaluate the group-wise rational function by its definition.
+
+    Args:
+        x: floating-point tensor of any shape, with D channels along ``dim``.
+        numerator: (1, m) or (G, m) coefficients a_0 ... a_{m-1}.
+        denominator: (1, n) or (G, n) coefficients b_1 ... b_n; n may be 0.
+        dim: the channel dimension of ``x``; its channels form G contiguous groups of D / G.
+
+    Returns:
+        A tensor of the shape and dtype of ``x``, computed in float64 for float64 and in float32 otherwise.
+    """
+    groups = max(numerator.shape[0], denominator.shape[0])
+    dtype = compute_dtype(x.dtype)
+    dim = dim % x.ndim
+    grouped = x.to(dtype).unflatten(dim, (groups, -1)) if x.shape[dim] else x.to(dtype).unsqueeze(dim)
+    trailing = (1,) * (grouped.ndim - dim - 1)
+    a = [column.reshape(-1, *trailing) for column in numerator.to(dtype).unbind(1)]
+    b = [_absolute(column).reshape(-1, *trailing) for column in denominator.to(dtype).unbind(1)]
+    quotient = _horner(a, grouped) / _horner([torch.ones_like(a[0]), *b], _absolute(grouped))
+    return quotient.to(x.dtype).reshape(x.shape)
