@@ -119,6 +119,9 @@ def fit(
     powers = (x[:, None] / size) ** np.arange(m)
     magnitudes = np.abs(x[:, None] / size) ** np.arange(1, n + 1)
 
+    def residual(b: "np.ndarray") -> "np.ndarray":
+        return best_numerator(b)[1]
+
     def best_numerator(b: "np.ndarray") -> tuple["np.ndarray", "np.ndarray"]:
         basis = powers / (1 + magnitudes @ b)[:, None] * weight[:, None]
         a = np.linalg.lstsq(basis, y * weight, rcond=None)[0]
@@ -128,12 +131,10 @@ def fit(
     candidates = [np.zeros(0)]
     if n:
         starts = [random.uniform(0, 1, n) * 10 ** random.uniform(-2, 1) for _ in range(8)]
-        tolerances = {"xtol": 1e-12, "ftol": 1e-12, "gtol": 1e-12, "max_nfev": 300}
-        searches = [
-            least_squares(lambda b: best_numerator(b)[1], start, bounds=(0, np.inf), **tolerances) for start in starts
-        ]
+        search = functools.partial(least_squares, bounds=(0, np.inf), xtol=1e-12, ftol=1e-12, gtol=1e-12, max_nfev=300)
+        searches = [search(residual, start) for start in starts]
         candidates = [search.x for search in searches]
-    b = min(candidates, key=lambda candidate: float(np.square(best_numerator(candidate)[1]).sum()))
+    b = min(candidates, key=lambda candidate: float(np.square(residual(candidate)).sum()))
     a, _ = best_numerator(b)
     return torch.from_numpy(a / size ** np.arange(m)), torch.from_numpy(b / size ** np.arange(1, n + 1))
 

@@ -155,7 +155,7 @@ class GRKAN(nn.Module):
                 dtype=dtype,
             )
 
-        def linear(channels_in: int, channels_out: int, bias: bool) -> nn.Module:
+        def linear(channels_in: int, channels_out: int, bias: bool) -> nn.Linear | nn.Conv2d:
             if use_conv:
                 return nn.Conv2d(channels_in, channels_out, 1, bias=bias, device=device, dtype=dtype)
             return nn.Linear(channels_in, channels_out, bias=bias, device=device, dtype=dtype)
@@ -171,8 +171,9 @@ class GRKAN(nn.Module):
     def reset_parameters(self) -> None:
         """Set the rationals back to their starting functions and the other layers to their own defaults."""
         for child in self.children():
-            if hasattr(child, "reset_parameters"):
-                child.reset_parameters()
+            reset = getattr(child, "reset_parameters", None)
+            if reset is not None:
+                reset()
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.fc1(self.drop1(self.act1(x)))

@@ -3,6 +3,7 @@
 import math
 
 import torch
+from timm.layers import Attention
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -30,7 +31,7 @@ def variance_preserving_(model: VisionTransformer) -> None:
         if isinstance(module, GRKAN):
             for rational, linear in ((module.act1, module.fc1), (module.act2, module.fc2)):
                 gain = variance_gain(rational.start, rational.numerator.shape[1], rational.denominator.shape[1])
-                nn.init.normal_(linear.weight, std=math.sqrt(gain / linear.weight[0].numel()))
+                nn.init.normal_(linear.weight, std=math.sqrt(gain / rational.channels))
 
 
 def _start_all(model: VisionTransformer) -> None:
@@ -49,7 +50,7 @@ def _start_all(model: VisionTransformer) -> None:
 
 
 @torch.no_grad()
-def mimetic_attention_(attention: nn.Module) -> None:
+def mimetic_attention_(attention: Attention) -> None:
     """Make a timm attention layer start like a trained one (Trockman & Kolter, ICML 2023).
 
     Per head W_q^T W_k is the best rank-d_head approximation of 0.7 Z + 0.7 I, and W_proj W_v equals 0.4 Z - 0.4 I,

@@ -39,9 +39,7 @@ def backward(
     """The gradients with respect to x, numerator and denominator, each in the dtype of what it belongs to."""
     output = Output(x, dim, x.dtype)
     coefficients = _Coefficients(numerator, denominator, compute_dtype(x.dtype))
-    sums = torch.zeros(
-        coefficients.groups, coefficients.count, dtype=torch.float64, device=_wide_device(x.device)
-    )
+    sums = torch.zeros(coefficients.groups, coefficients.count, dtype=torch.float64, device=_wide_device(x.device))
     if x.numel():
         x3, grad3 = as_three_dimensional(x, dim), as_three_dimensional(grad, dim)
         for window in _windows(x3):
@@ -195,7 +193,9 @@ def _shift_down(value: Tensor, exponent: Tensor) -> Tensor:
     return value * _power_of_two(exponent.clamp(min=-1022))
 
 
-def _scaled_polynomial(coefficients: list[Tensor], f: Tensor, e: Tensor, derivative: bool = False) -> tuple[Tensor, Tensor]:
+def _scaled_polynomial(
+    coefficients: list[Tensor], f: Tensor, e: Tensor, derivative: bool = False
+) -> tuple[Tensor, Tensor]:
     """sum_i c_i (f 2^e)^i, or its derivative, as a value and an exponent: a sum relative to the largest term."""
     terms = [(1, *_split(c)) for c in coefficients]
     if derivative:

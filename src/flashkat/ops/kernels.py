@@ -156,7 +156,7 @@ def _scaled_polynomial(pointer, offsets, mask, x, e, COUNT: tl.constexpr, ABSOLU
     top = e * 0 + (0 if ABSOLUTE else _ZERO_EXPONENT)
     top_derivative = e * 0 + 64 * _ZERO_EXPONENT
     for i in tl.static_range(COUNT):
-        order: tl.constexpr = i + 1 if ABSOLUTE else i
+        order = i + 1 if ABSOLUTE else i
         coefficient = tl.load(pointer + offsets + i, mask=mask, other=0.0).to(x.dtype)
         _, exponent = _split(coefficient)
         top = tl.maximum(top, exponent[None, :] + order * e)
@@ -168,7 +168,7 @@ def _scaled_polynomial(pointer, offsets, mask, x, e, COUNT: tl.constexpr, ABSOLU
     if ABSOLUTE:
         value = _shift_down(power, -top)
     for i in tl.static_range(COUNT):
-        order: tl.constexpr = i + 1 if ABSOLUTE else i
+        order = i + 1 if ABSOLUTE else i
         coefficient = tl.load(pointer + offsets + i, mask=mask, other=0.0).to(x.dtype)
         mantissa, exponent = _split(coefficient)
         if ABSOLUTE:
@@ -179,6 +179,82 @@ def _scaled_polynomial(pointer, offsets, mask, x, e, COUNT: tl.constexpr, ABSOLU
             power = power * x
         value += _shift_down(mantissa[None, :] * power, exponent[None, :] + order * e - top)
     return value, top, derivative, top_derivative
+
+
+@triton.jit
+def _value_plain(x, numerator_ptr, denominator_ptr, a, b, mask, M: tl.constexpr, N: tl.constexpr):
+    p, _ = _horner(numerator_ptr, a, mask, x, M, False)
+    q, _ = _horner(denominator_ptr, b, mask, tl.abs(x), N, True)
+    return p / q
+
+
+@triton.jit
+def _value_scaled(x, numerator_ptr, denominator_ptr, a, b, mask, M: tl.constexpr, N: tl.constexpr):
+    f, e = _split(x)
+    p, ep, _, _ = _scaled_polynomial(numerator_ptr, a, mask, f, e, M, False)
+    q, eq, _, _ = _scaled_polynomial(denominator_ptr, b, mask, tl.abs(f), e, N, True)
+    return _scale(p / q, ep - eq)
+
+
+@triton.jit
+def _sign(x):
+    return tl.where(x < 0, -1.0, 1.0).to(x.dtype)
+
+
+@triton.jit
+def _add_row(sums, index, row, BLOCK_K: tl.constexpr):
+    """Add a vector over channels to one row of the (K, channels) sums."""
+    rows = tl.arange(0, BLOCK_K)[:, None]
+    return tl.where(rows == index, sums + row.to(tl.float64)[None, :], sums)
+
+
+@triton.jit
+def _gradients_plain(
+    g, x, sums, numerator_ptr, denominator_ptr, a, b, mask, M: tl.constexpr, N: tl.constexpr, BLOCK_K: tl.constexpr
+):
+    """grad_x of a tile, and the sums with the tile's added."""
+    u = tl.abs(x)
+    p, dp = _horner(numerator_ptr, a, mask, x, M, False)
+    q, dq = _horner(denominator_ptr, b, mask, u, N, True)
+    y = p / q
+    weight = g / q
+    grad_x = weight * (dp - _sign(x) * dq * y)
+    term = weight
+    for i in tl.static_range(M):
+        sums = _add_row(sums, i, tl.sum(term, axis=0), BLOCK_K)
+        term = term * x
+    term = -weight * y
+    for j in tl.static_range(N):
+        term = term * u
+        sums = _add_row(sums, M + j, tl.sum(term, axis=0), BLOCK_K)
+    return grad_x, sums
+
+
+@triton.jit
+def _gradients_scaled(
+    g, x, sums, numerator_ptr, denominator_ptr, a, b, mask, M: tl.constexpr, N: tl.constexpr, BLOCK_K: tl.constexpr
+):
+    """As ``_gradients_plain``, with mantissas and exponents."""
+    f, e = _split(x)
+    fg, eg = _split(g)
+    p, ep, dp, edp = _scaled_polynomial(numerator_ptr, a, mask, f, e, M, False)
+    q, eq, dq, edq = _scaled_polynomial(denominator_ptr, b, mask, tl.abs(f), e, N, True)
+    left = dp / q
+    right = _sign(x) * (dq / q) * (p / q)
+    e_left = tl.where(left == 0, 128 * _ZERO_EXPONENT, edp - eq)
+    e_right = tl.where(right == 0, 128 * _ZERO_EXPONENT, edq + ep - 2 * eq)
+    top = tl.maximum(e_left, e_right)
+    slope = _shift_down(left, e_left - top) - _shift_down(right, e_right - top)
+    grad_x = _scale(fg * slope, eg + top)
+    term = fg / q
+    for i in tl.static_range(M):
+        sums = _add_row(sums, i, tl.sum(_to_sum(term, eg + i * e - eq), axis=0), BLOCK_K)
+        term = term * f
+    term = -(fg / q) * (p / q)
+    for j in tl.static_range(N):
+        term = term * tl.abs(f)
+        sums = _add_row(sums, M + j, tl.sum(_to_sum(term, eg + ep - 2 * eq + (j + 1) * e), axis=0), BLOCK_K)
+    return grad_x, sums
 
 
 @triton.jit
@@ -219,14 +295,9 @@ def rational_forward_kernel(
         _largest_coefficient(denominator_ptr, b, channel_mask, N, COMPUTE),
     )
     if _stays_plain(x, largest, DEGREE):
-        p, _ = _horner(numerator_ptr, a, channel_mask, x, M, False)
-        q, _ = _horner(denominator_ptr, b, channel_mask, tl.abs(x), N, True)
-        out = p / q
+        out = _value_plain(x, numerator_ptr, denominator_ptr, a, b, channel_mask, M, N)
     else:
-        f, e = _split(x)
-        p, p_exponent, _, _ = _scaled_polynomial(numerator_ptr, a, channel_mask, f, e, M, False)
-        q, q_exponent, _, _ = _scaled_polynomial(denominator_ptr, b, channel_mask, tl.abs(f), e, N, True)
-        out = _scale(p / q, p_exponent - q_exponent)
+        out = _value_scaled(x, numerator_ptr, denominator_ptr, a, b, channel_mask, M, N)
     out_offsets = _offsets(positions, channels, inner, out_outer, out_channel, out_inner)
     tl.store(out_ptr + out_offsets, out.to(out_ptr.dtype.element_ty), mask=mask)
 
@@ -256,7 +327,6 @@ def rational_backward_kernel(
         _largest_coefficient(denominator_ptr, b, channel_mask, N, COMPUTE),
     )
 
-    row = tl.arange(0, BLOCK_K)[:, None]
     sums = tl.zeros((BLOCK_K, BLOCK_CHANNELS), tl.float64)
     for block in range(tl.program_id(0), tl.cdiv(positions_count, BLOCK_POSITIONS), tl.num_programs(0)):
         positions = tl.cast(block, tl.int64) * BLOCK_POSITIONS + tl.arange(0, BLOCK_POSITIONS)
@@ -265,48 +335,18 @@ def rational_backward_kernel(
         grad_offsets = _offsets(positions, channels, inner, grad_outer, grad_channel, grad_inner)
         x = tl.load(x_ptr + x_offsets, mask=mask, other=0.0).to(COMPUTE)
         g = tl.load(grad_ptr + grad_offsets, mask=mask, other=0.0).to(COMPUTE)
-        u = tl.abs(x)
-        s = tl.where(x < 0, -1.0, 1.0).to(COMPUTE)
-
         if _stays_plain(x, largest, DEGREE) & _gradient_stays_plain(g):
-            p, dp = _horner(numerator_ptr, a, channel_mask, x, M, False)
-            q, dq = _horner(denominator_ptr, b, channel_mask, u, N, True)
-            y = p / q
-            weight = g / q
-            grad_x = weight * (dp - s * dq * y)
-            term = weight
-            for i in tl.static_range(M):
-                sums = tl.where(row == i, sums + tl.sum(term, axis=0).to(tl.float64)[None, :], sums)
-                term = term * x
-            term = -weight * y
-            for j in tl.static_range(N):
-                term = term * u
-                sums = tl.where(row == M + j, sums + tl.sum(term, axis=0).to(tl.float64)[None, :], sums)
+            grad_x, sums = _gradients_plain(
+                g, x, sums, numerator_ptr, denominator_ptr, a, b, channel_mask, M, N, BLOCK_K
+            )
         else:
-            f, e = _split(x)
-            fg, eg = _split(g)
-            p, ep, dp, edp = _scaled_polynomial(numerator_ptr, a, channel_mask, f, e, M, False)
-            q, eq, dq, edq = _scaled_polynomial(denominator_ptr, b, channel_mask, tl.abs(f), e, N, True)
-            left = dp / q
-            right = s * (dq / q) * (p / q)
-            e_left = tl.where(left == 0, 128 * _ZERO_EXPONENT, edp - eq)
-            e_right = tl.where(right == 0, 128 * _ZERO_EXPONENT, edq + ep - 2 * eq)
-            top = tl.maximum(e_left, e_right)
-            slope = _shift_down(left, e_left - top) - _shift_down(right, e_right - top)
-            grad_x = _scale(fg * slope, eg + top)
-            term = fg / q
-            for i in tl.static_range(M):
-                share = _to_sum(term, eg + i * e - eq)
-                sums = tl.where(row == i, sums + tl.sum(share, axis=0)[None, :], sums)
-                term = term * f
-            term = -(fg / q) * (p / q)
-            for j in tl.static_range(N):
-                term = term * tl.abs(f)
-                share = _to_sum(term, eg + ep - 2 * eq + (j + 1) * e)
-                sums = tl.where(row == M + j, sums + tl.sum(share, axis=0)[None, :], sums)
+            grad_x, sums = _gradients_scaled(
+                g, x, sums, numerator_ptr, denominator_ptr, a, b, channel_mask, M, N, BLOCK_K
+            )
 
         grad_x_offsets = _offsets(positions, channels, inner, grad_x_outer, grad_x_channel, grad_x_inner)
         tl.store(grad_x_ptr + grad_x_offsets, grad_x.to(grad_x_ptr.dtype.element_ty), mask=mask)
 
+    row = tl.arange(0, BLOCK_K)[:, None]
     partial = (tl.program_id(0).to(tl.int64) * (M + N) + row) * channels_count + channels[None, :]
     tl.store(partial_ptr + partial, sums, mask=(row < M + N) & channel_mask[None, :])

@@ -136,9 +136,9 @@ def _differentiate_twice(ctx, *grads: Tensor):
     with torch.enable_grad():
         # Views, so that these are distinct nodes of the graph that the caller's tensors lead into.
         tensors = [t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in ctx.saved_tensors]
-        grad, *rest = tensors
-        value = rational_reference(*rest, ctx.dim)
-        first = torch.autograd.grad(value, rest, grad.to(value.dtype), create_graph=True)
+        grad, x, numerator, denominator = tensors
+        value = rational_reference(x, numerator, denominator, ctx.dim)
+        first = torch.autograd.grad(value, (x, numerator, denominator), grad.to(value.dtype), create_graph=True)
         second = torch.autograd.grad(
             first, tensors, grads, create_graph=higher, allow_unused=True, materialize_grads=True
         )

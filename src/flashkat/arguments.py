@@ -1,0 +1,247 @@
+"""The flags of ``flashkat train`` and ``flashkat validate``, with timm's names, defaults and meanings.
+
+One function per group of flags, so that commands share groups and a new flag has one place to go.
+"""
+
+import argparse
+import difflib
+import sys
+from typing import NoReturn
+
+import torch
+from timm.utils import ParseKwargs
+
+from .errors import InputError
+
+__all__ = ["Parser", "add_plot_arguments", "add_training_arguments", "add_validation_arguments", "resolve_device"]
+
+DEFAULT_MODEL = "kat_tiny_patch16_224"
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"{self.prog}: error: {message}; {self.prog} --help lists the flags", file=sys.stderr)
+        sys.exit(2)
+
+    def parse_args(self, args=None, namespace=None):
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unknown argument {unknown[0]}{self._nearest(unknown[0], parsed)}")
+        return parsed
+
+    def _nearest(self, flag: str, parsed: argparse.Namespace) -> str:
+        known = [f"--{name.replace('_', '-')}" for name in vars(parsed)]
+        nearest = difflib.get_close_matches(flag.split("=")[0], known, n=1)
+        return f", did you mean {nearest[0]}" if nearest else ""
+
+
+def add_training_arguments(parser: argparse.ArgumentParser) -> None:
+    """All flags of ``flashkat train``."""
+    parser.add_argument(
+        "data_dir", metavar="DIR", help="data set in the ImageNet layout: train/CLASS/* and val/CLASS/*"
+    )
+    _add_data_arguments(parser)
+    parser.add_argument("--train-split", default="train", metavar="NAME", help="training folder (default: train)")
+    parser.add_argument(
+        "--val-split", default="val", metavar="NAME", help="evaluation folder (default: val, validation)"
+    )
+    _add_model_arguments(parser, model_default=DEFAULT_MODEL)
+    _add_regularisation_arguments(parser)
+    _add_optimizer_arguments(parser)
+    _add_schedule_arguments(parser)
+    _add_augmentation_arguments(parser)
+    _add_ema_arguments(parser)
+    _add_device_arguments(parser)
+    group = parser.add_argument_group("run")
+    group.add_argument("--seed", type=int, default=42, metavar="S", help="random seed (default: 42)")
+    group.add_argument(
+        "--output", default="output/train", metavar="DIR", help="where run folders go (default: output/train)"
+    )
+    group.add_argument(
+        "--experiment",
+        default="",
+        metavar="NAME",
+        help="name of the run's folder (default: date, model and image size)",
+    )
+    group.add_argument(
+        "--log-interval", type=_positive, default=50, metavar="N", help="batches between lines of the log (default: 50)"
+    )
+
+
+def add_validation_arguments(parser: argparse.ArgumentParser) -> None:
+    """All flags of ``flashkat validate``."""
+    parser.add_argument(
+        "data_dir", metavar="DIR", help="data set with val/CLASS/*, or the folder of the classes itself"
+    )
+    parser.add_argument(
+        "--checkpoint", default="", metavar="FILE", help="weights to load: .pth, .pth.tar, .safetensors"
+    )
+    parser.add_argument(
+        "--log-freq", type=_positive, default=10, metavar="N", help="batches between lines (default: 10)"
+    )
+    _add_evaluation_arguments(parser)
+
+
+def add_plot_arguments(parser: argparse.ArgumentParser) -> None:
+    """All flags of ``flashkat plot``."""
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="of flashkat train, or weights of the model --model")
+    parser.add_argument(
+        "-o", "--output", metavar="FILE", help="a .png, .svg or .pdf (default: rationals.png beside it)"
+    )
+    parser.add_argument("--data", metavar="DIR", help="data set to take the ranges of x from (default: -3 to 3)")
+    _add_evaluation_arguments(parser)
+
+
+def _add_evaluation_arguments(parser: argparse.ArgumentParser) -> None:
+    _add_data_arguments(parser)
+    parser.add_argument(
+        "--split", default="val", metavar="NAME", help="folder of DIR to use (default: val, validation)"
+    )
+    _add_model_arguments(parser, model_default=None)
+    parser.add_argument("--use-ema", action="store_true", help="use the checkpoint's averaged weights")
+    _add_device_arguments(parser)
+
+
+def resolve_device(name: str | None) -> torch.device:
+    """The device asked for, or the GPU if there is one, or the CPU.
+
+    Raises:
+        InputError: there is no such device.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(f"no device {name!r} here: leave out --device, or give cpu, cuda or cuda:N") from error
+    return device
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must not be negative, not {value}")
+    return value
+
+
+# argparse names the type in its errors.
+_positive.__name__ = _count.__name__ = "whole number"
+
+
+def _add_data_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("data")
+    group.add_argument(
+        "-b", "--batch-size", type=_positive, default=128, metavar="N", help="images per batch (default: 128)"
+    )
+    group.add_argument("-j", "--workers", type=_count, default=4, metavar="N", help="loader processes (default: 4)")
+    group.add_argument("--img-size", type=_positive, metavar="N", help="image side in pixels (default: the model's)")
+    group.add_argument("--crop-pct", type=float, metavar="F", help="share of the side that evaluation crops to")
+    group.add_argument("--interpolation", metavar="NAME", help="resizing for evaluation: bilinear, bicubic, ...")
+    group.add_argument("--mean", type=float, nargs="+", metavar="F", help="mean to subtract, per channel")
+    group.add_argument("--std", type=float, nargs="+", metavar="F", help="standard deviation to divide by, per channel")
+
+
+def _add_model_arguments(parser: argparse.ArgumentParser, model_default: str | None) -> None:
+    group = parser.add_argument_group("model")
+    shown = model_default or f"the checkpoint's, else {DEFAULT_MODEL}"
+    group.add_argument(
+        "--model", default=model_default, metavar="NAME", help=f"name in timm's registry (default: {shown})"
+    )
+    group.add_argument(
+        "--num-classes", type=_positive, metavar="N", help="number of classes (default: as many as there are folders)"
+    )
+    group.add_argument(
+        "--model-kwargs",
+        nargs="*",
+        default={},
+        action=ParseKwargs,
+        metavar="KEY=VALUE",
+        help="more arguments of the model, such as m=6 n=4 num_groups=1 den_groups=8",
+    )
+
+
+def _add_regularisation_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("regularisation")
+    group.add_argument("--drop", type=float, default=0.0, metavar="P", help="dropout before the head (default: 0)")
+    group.add_argument("--drop-path", type=float, metavar="P", help="stochastic depth rate (default: none)")
+    group.add_argument("--smoothing", type=float, default=0.1, metavar="F", help="label smoothing (default: 0.1)")
+    group.add_argument("--mixup", type=float, default=0.0, metavar="F", help="mixup alpha, 0 for none (default: 0)")
+    group.add_argument("--cutmix", type=float, default=0.0, metavar="F", help="cutmix alpha, 0 for none (default: 0)")
+    group.add_argument("--grad-checkpointing", action="store_true", help="recompute activations to save memory")
+
+
+def _add_optimizer_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("optimiser")
+    group.add_argument("--opt", default="sgd", metavar="NAME", help="any of timm's optimisers (default: sgd)")
+    group.add_argument("--momentum", type=float, default=0.9, metavar="F", help="momentum, where used (default: 0.9)")
+    group.add_argument("--weight-decay", type=float, default=2e-5, metavar="F", help="weight decay (default: 2e-5)")
+    group.add_argument("--clip-grad", type=float, metavar="NORM", help="clip gradients to this norm (default: no)")
+    group.add_argument("--lr", type=float, metavar="LR", help="learning rate, overrides --lr-base")
+    group.add_argument(
+        "--lr-base",
+        type=float,
+        default=0.1,
+        metavar="LR",
+        help="learning rate for batch 256, scaled with the batch, or its root for adaptive optimisers (default: 0.1)",
+    )
+
+
+def _add_schedule_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("schedule")
+    group.add_argument("--epochs", type=_positive, default=300, metavar="N", help="epochs to train (default: 300)")
+    group.add_argument("--sched", default="cosine", metavar="NAME", help="any of timm's schedules (default: cosine)")
+    group.add_argument("--warmup-epochs", type=_count, default=5, metavar="N", help="epochs to warm up (default: 5)")
+    group.add_argument(
+        "--warmup-lr", type=float, default=1e-5, metavar="LR", help="where warm-up starts (default: 1e-5)"
+    )
+    group.add_argument("--min-lr", type=float, default=0.0, metavar="LR", help="where the schedule ends (default: 0)")
+    group.add_argument("--sched-on-updates", action="store_true", help="step the schedule with every update")
+
+
+def _add_augmentation_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("augmentation")
+    group.add_argument("--no-aug", action="store_true", help="none of it")
+    group.add_argument(
+        "--scale", type=float, nargs=2, default=[0.08, 1.0], metavar="F", help="area of random crops (default: 0.08 1)"
+    )
+    group.add_argument(
+        "--ratio", type=float, nargs=2, default=[3 / 4, 4 / 3], metavar="F", help="aspect of crops (default: 0.75 1.33)"
+    )
+    group.add_argument("--hflip", type=float, default=0.5, metavar="P", help="horizontal flips (default: 0.5)")
+    group.add_argument("--vflip", type=float, default=0.0, metavar="P", help="vertical flips (default: 0)")
+    group.add_argument("--color-jitter", type=float, default=0.4, metavar="F", help="colour jitter (default: 0.4)")
+    group.add_argument("--aa", metavar="POLICY", help="AutoAugment policy, such as rand-m9-mstd0.5 (default: none)")
+    group.add_argument("--reprob", type=float, default=0.0, metavar="P", help="random erasing (default: 0)")
+    group.add_argument("--remode", default="pixel", metavar="MODE", help="what erased areas hold (default: pixel)")
+    group.add_argument("--train-interpolation", default="random", metavar="NAME", help="resizing (default: random)")
+
+
+def _add_ema_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("averaged weights")
+    group.add_argument("--model-ema", action="store_true", help="keep and evaluate an exponential moving average")
+    group.add_argument("--model-ema-decay", type=float, default=0.9998, metavar="F", help="its decay (default: 0.9998)")
+    group.add_argument(
+        "--model-ema-warmup", action="store_true", help="let the decay rise from 0 over the first updates"
+    )
+
+
+def _add_device_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("device")
+    group.add_argument("--device", metavar="NAME", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
+    group.add_argument("--amp", action="store_true", help="automatic mixed precision")
+    group.add_argument(
+        "--amp-dtype",
+        default="bfloat16",
+        choices=["bfloat16", "float16"],
+        help="its dtype; float16 scales the loss (default: bfloat16, where timm's is float16)",
+    )

@@ -1,0 +1,110 @@
+"""Checkpoint files: writing them whole, reading them without running code, loading weights into a model.
+
+A checkpoint of a run has timm's layout: a dictionary with ``arch``, ``args``, ``epoch``, ``metric``, ``state_dict``,
+``optimizer``, and where there are any ``amp_scaler`` and ``state_dict_ema``; ``classes`` names the outputs in order.
+Everything in it is a tensor, a number, a string, or a list or dictionary of them.
+"""
+
+import argparse
+import os
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.models import clean_state_dict
+from torch import Tensor, nn
+
+from .errors import InputError
+
+__all__ = ["load_weights", "read", "weights", "write"]
+
+# timm's own checkpoints carry their arguments as a Namespace: a bag of names with no behaviour.
+_SAFE_GLOBALS: list[Any] = [argparse.Namespace]
+
+# How torch's restricted unpickler words its refusals.
+_NEEDS_CODE = ("Unsupported global", "Unsupported class", "Trying to call reduce", "Blocked by an allowlist")
+
+
+def write(path: Path, checkpoint: dict[str, Any]) -> None:
+    """Write a checkpoint so that at every moment ``path`` is a whole file, the old one or the new one."""
+    partial = path.with_name(path.name + ".partial")
+    torch.save(checkpoint, partial)
+    partial.replace(path)
+
+
+def read(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a ``.safetensors`` or PyTorch file to the CPU without running code.
+
+    Raises:
+        InputError: the file is missing, truncated, no checkpoint, or would need to run code to load.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"no checkpoint at {path}")
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    try:
+        with torch.serialization.safe_globals(_SAFE_GLOBALS):
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if any(sign in str(error) for sign in _NEEDS_CODE):
+            raise InputError(
+                f"{path} would need to run code to load, so it was not: save its state_dict alone, or as safetensors"
+            ) from error
+        raise InputError(f"{path} is not a checkpoint, or is damaged: copy or download it again") from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path} is truncated or damaged: copy or download it again") from error
+    if not isinstance(checkpoint, dict):
+        raise InputError(f"{path} holds no state_dict")
+    if isinstance(checkpoint.get("args"), argparse.Namespace):
+        checkpoint["args"] = vars(checkpoint["args"])
+    return checkpoint
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return {"state_dict": load_file(path)}
+    except SafetensorError as error:
+        raise InputError(f"{path} is truncated or damaged: copy or download it again") from error
+
+
+def weights(checkpoint: dict[str, Any], use_ema: bool = False) -> dict[str, Tensor]:
+    """The state_dict of a checkpoint, or the one of its exponential moving average."""
+    if use_ema and "state_dict_ema" not in checkpoint:
+        raise InputError("the checkpoint holds no EMA weights: leave out --use-ema")
+    state = checkpoint.get("state_dict_ema") if use_ema else checkpoint.get("state_dict", checkpoint.get("model"))
+    state = checkpoint if state is None else state
+    if not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise InputError("the checkpoint holds no state_dict")
+    return clean_state_dict(state)
+
+
+def load_weights(model: nn.Module, state: dict[str, Tensor], name: str) -> None:
+    """Load a state_dict strictly.
+
+    Raises:
+        InputError: the weights are of another model; says what is missing, unexpected or of another shape.
+    """
+    own = model.state_dict()
+    problems = {
+        "missing": sorted(own.keys() - state.keys()),
+        "unexpected": sorted(state.keys() - own.keys()),
+        "of another shape": [
+            f"{key} {tuple(state[key].shape)} for {tuple(own[key].shape)}"
+            for key in own.keys() & state.keys()
+            if own[key].shape != state[key].shape
+        ],
+    }
+    found = "; ".join(f"{len(keys)} {kind} ({_some(keys)})" for kind, keys in problems.items() if keys)
+    if found:
+        raise InputError(f"{name} is of another model than {type(model).__name__} as asked for: {found}")
+    model.load_state_dict(state)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:2]) + (", ..." if len(names) > 2 else "")

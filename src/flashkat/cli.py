@@ -1,0 +1,98 @@
+"""The ``flashkat`` command: parses, calls, and turns a user's mistakes into one line and exit status 2."""
+
+import argparse
+import sys
+
+from .arguments import Parser, add_plot_arguments, add_training_arguments, add_validation_arguments
+from .errors import DivergedError, InputError
+
+__all__ = ["main"]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a subcommand; returns the exit status: 0, 1 for a run that failed, 2 for bad input, 130 when interrupted."""
+    parser = _parser()
+    args = vars(parser.parse_args(argv))
+    run, program = args.pop("run"), f"flashkat {args.pop('command')}"
+    try:
+        run(argparse.Namespace(**args))
+    except InputError as error:
+        return _fail(program, str(error), status=2)
+    except DivergedError as error:
+        return _fail(program, str(error), status=1)
+    except KeyboardInterrupt:
+        return _fail(program, "interrupted", status=130)
+    except BrokenPipeError:
+        # The reader of our output has gone; a second failure when Python flushes would only confuse.
+        sys.stderr.close()
+        return 1
+    return 0
+
+
+def _fail(program: str, message: str, status: int) -> int:
+    print(f"{program}: error: {' '.join(message.split())}", file=sys.stderr)
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(prog="flashkat", description="Kolmogorov-Arnold Transformers at the price of Vision Transformers.")
+    parser.add_argument("--version", action="version", version=_version())
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    train = commands.add_parser("train", help="train a model on a folder of images")
+    add_training_arguments(train)
+    train.set_defaults(run=_train)
+
+    validate = commands.add_parser("validate", help="evaluate a model on a folder of images")
+    add_validation_arguments(validate)
+    validate.set_defaults(run=_validate)
+
+    plot = commands.add_parser("plot", help="draw the functions that a checkpoint's rationals have learned")
+    add_plot_arguments(plot)
+    plot.set_defaults(run=_plot)
+
+    data = commands.add_parser("data", help="write a built-in data set as image files")
+    data.add_argument("name", choices=["digits"], help="digits: 1,797 handwritten digits, 8 x 8 pixels")
+    data.add_argument("folder", metavar="DIR", help="folder to make")
+    data.set_defaults(run=_data)
+
+    doctor = commands.add_parser("doctor", help="show versions, devices and the path that the operator takes on each")
+    doctor.set_defaults(run=_doctor)
+    return parser
+
+
+def _version() -> str:
+    from . import __version__
+
+    return f"flashkat {__version__}"
+
+
+def _train(args: argparse.Namespace) -> None:
+    from .training import train
+
+    print(f"The run is in {train(args)}")
+
+
+def _validate(args: argparse.Namespace) -> None:
+    from .evaluation import result_text, validate
+
+    print(result_text(validate(args, say=lambda line: print(line, file=sys.stderr, flush=True))))
+
+
+def _plot(args: argparse.Namespace) -> None:
+    from .tools.plot import plot
+
+    print(f"The rationals are drawn in {plot(args)}")
+
+
+def _data(args: argparse.Namespace) -> None:
+    from .tools.digits import write_digits
+
+    counts = write_digits(args.folder)
+    print(f"Wrote {counts['train']} training and {counts['val']} validation images to {args.folder}")
+
+
+def _doctor(args: argparse.Namespace) -> None:
+    from .tools.doctor import report
+
+    print(report())

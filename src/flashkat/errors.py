@@ -1,0 +1,26 @@
+"""The errors that the command line reports in one line, without a traceback."""
+
+import importlib.util
+
+__all__ = ["DivergedError", "InputError", "require"]
+
+
+class InputError(ValueError):
+    """Bad input; the message says what is wrong and what to do about it."""
+
+    def __init__(self, message: str) -> None:
+        # A DataLoader worker's exception arrives as this class with the worker's whole traceback for a message.
+        if message.startswith("Caught InputError in DataLoader worker"):
+            message = message.rstrip().rsplit("InputError: ", 1)[-1]
+        super().__init__(message)
+
+
+class DivergedError(RuntimeError):
+    """Training cannot go on, the loss is no longer a number; the message says when, and what usually helps."""
+
+
+def require(*modules: str, extra: str) -> None:
+    """Raise InputError unless the modules of an optional dependency group are installed."""
+    missing = [module for module in modules if importlib.util.find_spec(module) is None]
+    if missing:
+        raise InputError(f"{' and '.join(missing)} not installed: pip install 'flashkat[{extra}]'")

@@ -1,0 +1,136 @@
+"""``flashkat plot``: pictures of the functions that a network's rationals have learned."""
+
+import math
+from argparse import Namespace
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ..arguments import resolve_device
+from ..coefficients import starting_coefficients
+from ..data import evaluation_loader, open_split
+from ..errors import InputError, require
+from ..evaluation import data_config, model_from_checkpoint
+from ..nn import GroupRational
+from ..ops import rational
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["draw_rationals", "input_ranges", "plot"]
+
+_DEFAULT_RANGE = (-3.0, 3.0)
+_FORMATS = (".png", ".svg", ".pdf")
+# The share of a layer's inputs that its panel spans.
+_QUANTILES = (0.001, 0.999)
+_BATCHES_FOR_RANGE = 4
+
+
+def plot(args: Namespace) -> Path:
+    """Draw the rationals of ``args.checkpoint`` to ``args.output`` and return its path.
+
+    Raises:
+        InputError: a checkpoint or data that do not work, a model without rationals, or an unknown picture format.
+    """
+    require("matplotlib", extra="training")
+    output = Path(args.output or Path(args.checkpoint).with_name("rationals.png"))
+    if output.suffix not in _FORMATS:
+        raise InputError(f"cannot draw to {output}: give a name that ends in {', '.join(_FORMATS)}")
+    if not output.parent.is_dir():
+        raise InputError(f"no folder {output.parent} to write {output.name} to")
+    model, checkpoint = model_from_checkpoint(args)
+    if not any(isinstance(module, GroupRational) for module in model.modules()):
+        raise InputError(f"{args.model} has no rationals to draw")
+    ranges = {}
+    if args.data:
+        config = data_config(model, args)
+        device = resolve_device(args.device)
+        loader = evaluation_loader(open_split(args.data, args.split), config, args.batch_size, args.workers, device)
+        batches = (images for index, (images, _) in enumerate(loader) if index < _BATCHES_FOR_RANGE)
+        ranges = input_ranges(model.to(device), batches)
+    title = f"{args.model}: learned rationals" + (
+        f" after epoch {checkpoint['epoch'] + 1}" if "epoch" in checkpoint else ""
+    )
+    draw_rationals(model.cpu(), ranges, title).savefig(output, dpi=120)
+    return output
+
+
+@torch.inference_mode()
+def input_ranges(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, tuple[float, float]]:
+    """The range of inputs that each rational of a model sees, from 0.1% to 99.9% of them.
+
+    Args:
+        model: any module with :class:`flashkat.GroupRational` modules in it.
+        batches: inputs of the model.
+
+    Returns:
+        (low, high) by the name of the rational in the model.
+    """
+    seen: dict[str, list[Tensor]] = {}
+
+    def watch(name: str) -> Any:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            values = inputs[0].flatten().float()
+            # Enough for quantiles in the thousandths, and bounded whatever the batch.
+            step = max(1, values.numel() // 100_000)
+            seen.setdefault(name, []).append(values[::step].cpu())
+
+        return hook
+
+    rationals = {name: module for name, module in model.named_modules() if isinstance(module, GroupRational)}
+    hooks = [module.register_forward_pre_hook(watch(name)) for name, module in rationals.items()]
+    try:
+        model.eval()
+        for images in batches:
+            model(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    quantiles = torch.tensor(_QUANTILES)
+    return {name: tuple(torch.cat(values).quantile(quantiles).tolist()) for name, values in seen.items()}
+
+
+def draw_rationals(model: nn.Module, ranges: dict[str, tuple[float, float]] | None = None, title: str = "") -> "Figure":
+    """Draw every rational of a model: a panel per layer, a line per group, the starting function dashed.
+
+    Args:
+        model: any module with :class:`flashkat.GroupRational` modules in it, on the CPU.
+        ranges: (low, high) of x by the rational's name; [-3, 3] where there is none.
+        title: of the whole figure.
+
+    Returns:
+        A matplotlib figure.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    rationals = {name: module for name, module in model.named_modules() if isinstance(module, GroupRational)}
+    # A transformer's layers come in pairs per block, which then share a column.
+    rows = 2 if len(rationals) > 2 and len(rationals) % 2 == 0 else 1
+    columns = math.ceil(len(rationals) / rows)
+    figure = Figure(figsize=(2.6 * columns + 0.5, 2.4 * rows + 0.8), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).T.flatten()
+    colours = matplotlib.colormaps["viridis"]
+    for panel, (name, module) in zip(panels, rationals.items(), strict=True):
+        low, high = (ranges or {}).get(name, _DEFAULT_RANGE)
+        x = torch.linspace(low, high, 400, dtype=torch.float64)
+        for group, y in enumerate(_curves(x, module.numerator, module.denominator)):
+            panel.plot(x, y, color=colours(group / max(1, module.groups - 1)), linewidth=1.2)
+        start = starting_coefficients(module.start, module.numerator.shape[1], module.denominator.shape[1])
+        panel.plot(x, _curves(x, *(c[None] for c in start))[0], "k--", linewidth=1, label=f"start: {module.start}")
+        panel.set_title(name, fontsize=9)
+        panel.tick_params(labelsize=7)
+        panel.legend(fontsize=7, frameon=False)
+        panel.grid(alpha=0.3)
+    figure.suptitle(f"{title} (a line per group, dashed: start)" if title else "a line per group, dashed: start")
+    return figure
+
+
+@torch.no_grad()
+def _curves(x: Tensor, numerator: Tensor, denominator: Tensor) -> Tensor:
+    """F(x) for every group, as (groups, points)."""
+    groups = max(len(numerator), len(denominator))
+    return rational(x.expand(groups, -1), numerator.double(), denominator.double(), dim=0)
