@@ -40,7 +40,8 @@ class Meters:
     def update(self, output: torch.Tensor, target: torch.Tensor, loss: torch.Tensor) -> None:
         top1, top5 = accuracy(output.detach(), target, topk=(1, 5))
         for meter, value in ((self.loss, loss.detach()), (self.top1, top1), (self.top5, top5)):
-            meter.update(value, len(target))
+            # In float32 the sum over ImageNet would lose whole images.
+            meter.update(value if value.device.type == "mps" else value.double(), len(target))
 
     def metrics(self) -> Metrics:
         return Metrics(*(float(meter.avg) for meter in (self.loss, self.top1, self.top5)))

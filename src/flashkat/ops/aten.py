@@ -5,6 +5,7 @@ schemes for a chunk whose powers stay inside the float range, mantissas and expo
 small enough for its temporaries to stay in cache, and nothing but x is saved between the passes.
 """
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -80,8 +81,10 @@ class _Coefficients:
         return x3.unflatten(1, (self.groups, -1))
 
     def stay_plain(self, x: Tensor) -> bool:
-        low, high = torch.aminmax(x)
-        reach = max(1.0, -float(low), float(high))
+        low, high = (float(end) for end in torch.aminmax(x))
+        if math.isnan(low):  # one NaN hides how large the other elements are
+            return False
+        reach = max(1.0, -low, high)
         # A product, since a float power raises on overflow.
         bound = max(1.0, self.largest)
         for _ in range(self.degree):

@@ -101,4 +101,5 @@ def _constants(x: Tensor, numerator: Tensor, denominator: Tensor) -> dict:
         "NUMERATOR_SHARED": len(numerator) == 1,
         "DENOMINATOR_SHARED": len(denominator) == 1,
         "COMPUTE": _TRITON_DTYPE[compute_dtype(x.dtype)],
+        "enable_fp_fusion": True,
     }

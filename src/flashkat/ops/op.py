@@ -42,7 +42,8 @@ def rational(x: Tensor, numerator: Tensor, denominator: Tensor, *, dim: int = -1
 
 def _autocast_dtype(x: Tensor) -> torch.dtype | None:
     device = x.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+    # PyTorch has no autocast for meta tensors, and raises when asked.
+    if device != "meta" and torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
     return None
 
@@ -138,9 +139,13 @@ def _differentiate_twice(ctx, *grads: Tensor):
         tensors = [t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in ctx.saved_tensors]
         grad, x, numerator, denominator = tensors
         value = rational_reference(x, numerator, denominator, ctx.dim)
-        first = torch.autograd.grad(value, (x, numerator, denominator), grad.to(value.dtype), create_graph=True)
+        first = torch.autograd.grad(
+            value, (x, numerator, denominator), grad.to(value.dtype), create_graph=True, materialize_grads=True
+        )
+        # A constant (m = 1, n = 0) has gradients that depend on nothing.
+        used = [(f, g) for f, g in zip(first, grads, strict=True) if f.requires_grad]
         second = torch.autograd.grad(
-            first, tensors, grads, create_graph=higher, allow_unused=True, materialize_grads=True
+            [f for f, _ in used], tensors, [g for _, g in used], create_graph=higher, materialize_grads=True
         )
     return *second, None
 

@@ -148,7 +148,11 @@ def _summary_row(epoch: int, trained: Metrics, evaluated: dict[str, Metrics], lr
     row: dict[str, Any] = {"epoch": epoch, "train_loss": trained.loss}
     for weights, metrics in evaluated.items():
         prefix = "eval_ema" if weights == "state_dict_ema" else "eval"
-        row |= {f"{prefix}_loss": metrics.loss, f"{prefix}_top1": metrics.top1, f"{prefix}_top5": metrics.top5}
+        row |= {
+            f"{prefix}_loss": metrics.loss,
+            f"{prefix}_top1": round(metrics.top1, 4),
+            f"{prefix}_top5": round(metrics.top5, 4),
+        }
     return row | {"lr": lr, "images_per_second": round(rate, 1)}
 
 

@@ -1,0 +1,23 @@
+"""Shared set-up: Triton runs interpreted where there is no GPU; tests marked ``gpu`` are skipped there."""
+
+import os
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+HAS_GPU = torch.cuda.is_available()
+if not HAS_GPU:
+    # Read when triton is first imported, which flashkat puts off until a kernel is needed.
+    os.environ["TRITON_INTERPRET"] = "1"
+
+settings.register_profile(
+    "default", deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+settings.load_profile("default")
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.get_closest_marker("gpu") and not HAS_GPU:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))

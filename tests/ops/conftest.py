@@ -1,0 +1,50 @@
+"""The paths of the operator that this machine can run, as fixtures."""
+
+from dataclasses import dataclass
+from types import ModuleType
+
+import pytest
+import torch
+
+from flashkat.ops import aten
+
+HAS_GPU = torch.cuda.is_available()
+
+
+@dataclass(frozen=True)
+class PathUnderTest:
+    implementation: ModuleType
+    device: str
+    interpreted: bool = False
+
+    def steps(self, dtype: torch.dtype) -> int:
+        """Rounding to the output dtype, in units of its precision: Triton's interpreter truncates to bfloat16."""
+        return 2 if self.interpreted and dtype == torch.bfloat16 else 1
+
+    def handles_subnormal(self, dtype: torch.dtype) -> bool:
+        """Triton's interpreter does not convert bfloat16 numbers below the normal range; GPUs do."""
+        return not (self.interpreted and dtype == torch.bfloat16)
+
+
+def _paths():
+    yield pytest.param(("aten", "cpu"), id="aten-cpu")
+    yield pytest.param(("aten", "cuda"), id="aten-gpu", marks=pytest.mark.gpu)
+    if not HAS_GPU:
+        yield pytest.param(("triton", "cpu"), id="triton-interpreted")
+    yield pytest.param(("triton", "cuda"), id="triton-gpu", marks=pytest.mark.gpu)
+
+
+@pytest.fixture(params=list(_paths()))
+def path(request):
+    name, device = request.param
+    if name == "aten":
+        return PathUnderTest(aten, device)
+    pytest.importorskip("triton")
+    from flashkat.ops import launch
+
+    return PathUnderTest(launch, device, interpreted=device == "cpu")
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request):
+    return request.param
