@@ -18,7 +18,8 @@ demo: $(READY)
 	$(BIN)/flashkat data digits $(DEMO)/digits
 	$(BIN)/flashkat train $(DEMO)/digits $(DEMO_TRAINING) --output $(DEMO) --experiment run
 	$(BIN)/flashkat plot $(DEMO)/run/last.pth.tar --data $(DEMO)/digits
-	$(BIN)/flashkat validate $(DEMO)/digits --checkpoint $(DEMO)/run/last.pth.tar --workers 2 | tee $(DEMO)/result.txt
+	$(BIN)/flashkat validate $(DEMO)/digits --checkpoint $(DEMO)/run/last.pth.tar --workers 2 > $(DEMO)/result.txt
+	@cat $(DEMO)/result.txt
 	@echo "Figures: $(DEMO)/run/curves.png (training) and $(DEMO)/run/rationals.png (learned functions)"
 
 test: $(READY)

@@ -50,6 +50,11 @@ def test_every_named_function_has_an_expectation_here():
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_name_means_the_function_it_says(name):
+    torch.testing.assert_close(FUNCTIONS[name](grid()), EXPECTED[name][0](grid()), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_named_start_follows_its_function_on_the_interval(name):
     function, allowed, _ = EXPECTED[name]
     assert largest_error(starting_coefficients(name), function, grid()) <= allowed
@@ -90,7 +95,7 @@ def test_stored_table_holds_every_name_but_the_identity():
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "identity"])
 def test_stored_start_is_what_a_fresh_fit_gives(name):
     x = grid()
-    fresh = evaluate(*fit(EXPECTED[name][0]), x)
+    fresh = evaluate(*fit(EXPECTED[name][0], tail_weight=1 / 256), x)
     torch.testing.assert_close(evaluate(*starting_coefficients(name), x), fresh, rtol=0, atol=1e-6)
 
 
@@ -135,13 +140,7 @@ def test_unknown_name_lists_the_choices():
     [
         ("gelu", 0, 4, "m=0"),
         ("gelu", 6, -1, "n=-1"),
-        pytest.param(
-            "identity",
-            6,
-            -1,
-            "-1",
-            marks=pytest.mark.xfail(strict=True, raises=RuntimeError, reason="torch's own error, not a ValueError"),
-        ),
+        ("identity", 6, -1, "n=-1"),
     ],
 )
 def test_impossible_degrees_are_refused(name, m, n, message):
@@ -186,11 +185,7 @@ def test_fit_recovers_a_rational_function():
     [
         (torch.exp, 5),
         (torch.relu, 6),
-        pytest.param(
-            torch.tanh,
-            6,
-            marks=pytest.mark.xfail(strict=True, reason="the pull beyond the interval makes it 7 times worse inside"),
-        ),
+        (torch.tanh, 6),
     ],
 )
 def test_fit_without_denominator_is_about_as_good_as_the_least_squares_polynomial(function, m):
@@ -200,7 +195,7 @@ def test_fit_without_denominator_is_about_as_good_as_the_least_squares_polynomia
     best = np.polynomial.Polynomial.fit(x.numpy(), function(x).numpy(), m - 1)
     best_error = np.sqrt(np.mean((best(x.numpy()) - function(x).numpy()) ** 2))
     error = float((evaluate(numerator, denominator, x) - function(x)).square().mean().sqrt())
-    # The fit also heeds the function a little beyond the interval, so it need not be the best inside.
+    # The fit's points are denser towards the ends of the interval than the grid, so they need not be equal.
     assert error <= 1.5 * best_error
 
 

@@ -308,11 +308,7 @@ def test_grkan_with_convolutions_is_the_linear_one_permuted():
         (False, (False, False)),
         ((True, False), (True, False)),
         ((False, True), (False, True)),
-        pytest.param(
-            [True, False],
-            (True, False),
-            marks=pytest.mark.xfail(strict=True, reason="timm's Mlp takes any pair, GRKAN only a tuple"),
-        ),
+        ([True, False], (True, False)),
     ],
 )
 def test_grkan_has_the_biases_asked_for(bias, expected, use_conv):

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import torch
+from timm.layers import to_2tuple
 from torch import Tensor, nn
 
 from .coefficients import starting_coefficients
@@ -135,8 +136,7 @@ class GRKAN(nn.Module):
         super().__init__()
         hidden_features = hidden_features or in_features
         out_features = out_features or in_features
-        biases = bias if isinstance(bias, tuple) else (bias, bias)
-        drops = drop if isinstance(drop, tuple) else (drop, drop)
+        biases, drops = to_2tuple(bias), to_2tuple(drop)
         groups = max(num_groups, den_groups)
         if {num_groups, den_groups} - {1, groups}:
             raise ValueError(f"num_groups and den_groups must be equal or 1, not {num_groups} and {den_groups}")

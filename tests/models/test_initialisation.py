@@ -284,7 +284,6 @@ def test_skipping_leaves_the_layers_own_weights_and_loads_others():
     assert torch.equal(skipped.eval()(x), source.eval()(x))
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="'skip' is kept as the mode; timm keeps 'reset'")
 def test_weights_skipped_at_first_can_be_initialised_later():
     stock = VisionTransformer(img_size=32, patch_size=8, embed_dim=48, depth=1, num_heads=3, weight_init="skip")
     stock.init_weights()
@@ -328,11 +327,7 @@ def test_a_mode_asked_for_later_overrides_the_first(first, mode):
     ],
     ids=lambda arguments: "-".join(arguments) or "default",
 )
-def test_a_model_built_on_meta_is_initialised_wholly_later(mode, arguments, request):
-    untouched = ("init_values", "norm_layer", "global_pool")
-    if mode in OWN and any(key in untouched and value != "avg" for key, value in arguments.items()):
-        reason = "LayerScale, RmsNorm and the pooling's latent keep what was in memory"
-        request.applymarker(pytest.mark.xfail(strict=True, raises=AssertionError, reason=reason))
+def test_a_model_built_on_meta_is_initialised_wholly_later(mode, arguments):
     model = create(weight_init=mode, depth=1, device="meta", **arguments)
     assert all(parameter.is_meta for parameter in model.parameters())
     model.to_empty(device="cpu")

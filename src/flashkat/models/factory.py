@@ -15,15 +15,16 @@ __all__ = ["create_model"]
 def create_model(name: str, **kwargs: Any) -> nn.Module:
     """``timm.create_model``, where None means the model's own default and mistakes raise InputError."""
     if not timm.is_model(name):
-        nearest = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=1, cutoff=0.3)
+        names = timm.list_models()
+        nearest = difflib.get_close_matches(name, names, n=1) or [known for known in names if name and name in known]
         hint = f"did you mean {nearest[0]!r}?" if nearest else "timm.list_models() has them all"
         raise InputError(f"no model is registered as {name!r}: {hint}")
     arguments = {key: value for key, value in kwargs.items() if value is not None}
     try:
         return timm.create_model(name, **arguments)
-    except (AssertionError, AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # timm and the models raise all kinds for arguments that do not fit
+        reason = str(error).strip().split("\n")[0] or "timm does not say why"
         given = " ".join(f"{key}={value}" for key, value in arguments.items())
         raise InputError(f"cannot create {name} with {given}: {reason}") from error

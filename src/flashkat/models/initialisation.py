@@ -8,7 +8,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from ..coefficients import variance_gain
-from ..nn import GRKAN, GroupRational
+from ..nn import GRKAN
 
 # Trockman & Kolter, ICML 2023, section 4: strengths of the random part (alpha) and the identity (beta).
 _QUERY_KEY = (0.7, 0.7)
@@ -20,8 +20,9 @@ _LINEAR_STD = 0.02
 def kan_mimetic_(model: VisionTransformer) -> None:
     """Initialise in place as the published KATs were: mimetic attention, all other linear layers N(0, 0.02^2)."""
     _start_all(model)
-    for block in model.blocks:
-        mimetic_attention_(block.attn)
+    for module in model.blocks.modules():
+        if isinstance(module, Attention):
+            mimetic_attention_(module)
 
 
 def variance_preserving_(model: VisionTransformer) -> None:
@@ -40,12 +41,17 @@ def _start_all(model: VisionTransformer) -> None:
     for token in (model.cls_token, model.reg_token):
         if token is not None:
             nn.init.normal_(token, std=1e-6)
-    for module in model.modules():
+    # Children first, as in timm, so that what a module says of its parts has the last word.
+    for module in reversed([module for module in model.modules() if module is not model]):
         if isinstance(module, nn.Linear):
             nn.init.trunc_normal_(module.weight, std=_LINEAR_STD)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-        elif isinstance(module, GroupRational | nn.LayerNorm | nn.Conv2d):
+        elif isinstance(module, GRKAN):
+            continue  # its parts are initialised one by one
+        elif hasattr(module, "init_weights"):
+            module.init_weights()
+        elif hasattr(module, "reset_parameters"):
             module.reset_parameters()
 
 

@@ -16,6 +16,7 @@ from ..nn import GRKAN
 from .initialisation import kan_mimetic_, variance_preserving_
 
 _INITIALISATIONS = {"kan_mimetic": kan_mimetic_, "variance_preserving": variance_preserving_}
+_TIMM_INITIALISATIONS = ("", "jax", "jax_nlhb", "moco", "reset", "skip")
 
 
 class KolmogorovArnoldTransformer(VisionTransformer):
@@ -46,9 +47,12 @@ class KolmogorovArnoldTransformer(VisionTransformer):
         kwargs["mlp_layer"] = partial(
             kwargs.get("mlp_layer", GRKAN), m=m, n=n, num_groups=num_groups, den_groups=den_groups, start=act_init
         )
+        if weight_init not in (*_INITIALISATIONS, *_TIMM_INITIALISATIONS):
+            known = ", ".join((*_INITIALISATIONS, *filter(None, _TIMM_INITIALISATIONS)))
+            raise ValueError(f"unknown weight_init {weight_init!r}: choose one of {known}")
         super().__init__(*args, weight_init="skip", **kwargs)
-        self.weight_init_mode = weight_init
         if weight_init != "skip":
+            self.weight_init_mode = weight_init
             self.init_weights(needs_reset=False)
 
     def init_weights(self, mode: str = "", needs_reset: bool = True) -> None:

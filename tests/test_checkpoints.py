@@ -1,0 +1,256 @@
+import argparse
+import io
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+from torch import nn
+
+from flashkat import checkpoints
+from flashkat.errors import InputError
+
+
+class MakesFile:
+    """Makes a file when it is unpickled by a pickle that runs code."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (Path(self.path),)
+
+
+def content():
+    torch.manual_seed(0)
+    return {
+        "arch": "net",
+        "args": {"lr": 0.1, "scale": [0.08, 1.0], "aa": None},
+        "classes": ["cat", "dog"],
+        "epoch": 3,
+        "state_dict": {"weight": torch.randn(2, 3), "bias": torch.randn(2)},
+    }
+
+
+def saved(value, **options):
+    file = io.BytesIO()
+    torch.save(value, file, **options)
+    return file.getvalue()
+
+
+WHOLE = saved(content())
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_written_is_read(tmp_path):
+    path = tmp_path / "last.pth.tar"
+    checkpoints.write(path, content())
+    found, expected = checkpoints.read(path), content()
+    assert same(found.pop("state_dict"), expected.pop("state_dict"))
+    assert found == expected
+    assert [file.name for file in tmp_path.iterdir()] == ["last.pth.tar"]
+    # And by others.
+    assert torch.load(path, weights_only=True)["epoch"] == 3
+
+
+def test_writing_replaces_the_whole_file_or_nothing(tmp_path, monkeypatch):
+    path = tmp_path / "last.pth.tar"
+    checkpoints.write(path, content())
+    before = path.read_bytes()
+
+    def power_cut(checkpoint, file):
+        Path(file).write_bytes(WHOLE[: len(WHOLE) // 2])
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", power_cut)
+        with pytest.raises(OSError, match="no space"):
+            checkpoints.write(path, {"epoch": 4})
+    assert path.read_bytes() == before
+    checkpoints.write(path, {"epoch": 5})
+    assert checkpoints.read(path) == {"epoch": 5}
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def test_path_may_be_text(tmp_path):
+    (tmp_path / "a.pth").write_bytes(WHOLE)
+    assert checkpoints.read(str(tmp_path / "a.pth"))["epoch"] == 3
+
+
+@pytest.mark.parametrize("name", ["missing.pth", "missing.safetensors", ""])
+def test_missing(tmp_path, name):
+    with pytest.raises(InputError, match="no checkpoint at"):
+        checkpoints.read(tmp_path / name)
+
+
+def test_arguments_in_a_namespace_become_a_dictionary(tmp_path):
+    path = tmp_path / "timm.pth.tar"
+    args = argparse.Namespace(model_kwargs={"m": 5}, lr=0.1, mean=(0.5, 0.5, 0.5))
+    torch.save({**content(), "args": args}, path)
+    assert checkpoints.read(path)["args"] == {"model_kwargs": {"m": 5}, "lr": 0.1, "mean": (0.5, 0.5, 0.5)}
+
+
+def test_reading_leaves_torchs_safe_globals_alone(tmp_path):
+    (tmp_path / "a.pth").write_bytes(WHOLE)
+    before = set(torch.serialization.get_safe_globals())
+    checkpoints.read(tmp_path / "a.pth")
+    assert set(torch.serialization.get_safe_globals()) == before
+
+
+def test_legacy_files(tmp_path):
+    (tmp_path / "old.pth").write_bytes(saved(content(), _use_new_zipfile_serialization=False))
+    assert same(checkpoints.read(tmp_path / "old.pth")["state_dict"], content()["state_dict"])
+
+
+def test_safetensors(tmp_path):
+    save_file(content()["state_dict"], tmp_path / "a.safetensors")
+    found = checkpoints.read(tmp_path / "a.safetensors")
+    assert same(found["state_dict"], content()["state_dict"])
+
+
+@given(st.integers(0, len(WHOLE) - 1))
+@example(0)
+@example(1)
+@example(len(WHOLE) - 1)
+def test_truncated(tmp_path, length):
+    (tmp_path / "cut.pth").write_bytes(WHOLE[:length])
+    with pytest.raises(InputError, match=r"cut\.pth is (truncated or damaged|not a checkpoint)"):
+        checkpoints.read(tmp_path / "cut.pth")
+
+
+@given(st.data())
+def test_truncated_safetensors(tmp_path, data):
+    save_file(content()["state_dict"], tmp_path / "whole.safetensors")
+    whole = (tmp_path / "whole.safetensors").read_bytes()
+    (tmp_path / "cut.safetensors").write_bytes(whole[: data.draw(st.integers(0, len(whole) - 1))])
+    with pytest.raises(InputError, match="truncated or damaged"):
+        checkpoints.read(tmp_path / "cut.safetensors")
+
+
+@pytest.mark.xfail(strict=True, reason="torch's IndexError and struct.error are not caught")
+def test_truncated_legacy_file(tmp_path):
+    whole = saved(content(), _use_new_zipfile_serialization=False)
+    for length in range(len(whole)):
+        (tmp_path / "cut.pth").write_bytes(whole[:length])
+        with pytest.raises(InputError):
+            checkpoints.read(tmp_path / "cut.pth")
+
+
+@pytest.mark.xfail(strict=True, reason="torch's IndexError and struct.error are not caught")
+@given(st.binary(max_size=40))
+@example(b".")
+@example(b"G")
+@example(b"e")
+def test_any_bytes(tmp_path, data):
+    (tmp_path / "any.pth").write_bytes(data)
+    with pytest.raises(InputError):
+        checkpoints.read(tmp_path / "any.pth")
+
+
+@pytest.mark.parametrize("text", ["", "hello\n", "# Notes\n", "{}", '{"state_dict": {}}', "\0" * 100])
+def test_text(tmp_path, text):
+    (tmp_path / "text.pth").write_text(text)
+    with pytest.raises(InputError, match=r"text\.pth"):
+        checkpoints.read(tmp_path / "text.pth")
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pth.tar", ".safetensors", ".pkl"])
+@pytest.mark.parametrize("form", ["zip", "legacy", 0, 1, 2, 3, 4, 5])
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_no_code_is_run(tmp_path, form, suffix):
+    made, path = tmp_path / "made", tmp_path / f"evil{suffix}"
+    evil = {"state_dict": {"weight": MakesFile(made)}}
+    path.write_bytes(
+        pickle.dumps(evil, protocol=form)
+        if isinstance(form, int)
+        else saved(evil, _use_new_zipfile_serialization=form == "zip")
+    )
+    with pytest.raises(InputError, match=r"evil"):
+        checkpoints.read(path)
+    assert not made.exists()
+    # Whereas loading it as most programs do runs the code.
+    pickle.loads(pickle.dumps(evil))
+    assert made.exists()
+
+
+@pytest.mark.parametrize("value", [nn.Linear(2, 2), {"state_dict": {}, "model": nn.Linear(2, 2)}, {"path": Path("a")}])
+def test_objects_that_need_code_are_called_that(tmp_path, value):
+    torch.save(value, tmp_path / "module.pth")
+    with pytest.raises(InputError, match="would need to run code to load, so it was not: save its state_dict alone"):
+        checkpoints.read(tmp_path / "module.pth")
+
+
+@pytest.mark.parametrize("value", [[1, 2], 3, "text", torch.ones(3), None])
+def test_no_dictionary(tmp_path, value):
+    torch.save(value, tmp_path / "list.pth")
+    with pytest.raises(InputError, match="holds no state_dict"):
+        checkpoints.read(tmp_path / "list.pth")
+
+
+# --- weights ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wrap", [lambda s: {"state_dict": s, "epoch": 1}, lambda s: {"model": s}, lambda s: s])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod."])
+def test_weights_in_the_usual_places(wrap, prefix):
+    state = content()["state_dict"]
+    found = checkpoints.weights(wrap({prefix + name: value for name, value in state.items()}))
+    assert same(found, state)
+
+
+def test_averaged_weights():
+    ours, average = {"weight": torch.zeros(2)}, {"weight": torch.ones(2)}
+    checkpoint = {"state_dict": ours, "state_dict_ema": average}
+    assert same(checkpoints.weights(checkpoint), ours)
+    assert same(checkpoints.weights(checkpoint, use_ema=True), average)
+    with pytest.raises(InputError, match="holds no EMA weights: leave out --use-ema"):
+        checkpoints.weights({"state_dict": ours}, use_ema=True)
+
+
+@pytest.mark.parametrize("checkpoint", [{}, {"state_dict": {}}, {"state_dict": {"a": 1}}, {"epoch": 1}])
+def test_no_weights(checkpoint):
+    with pytest.raises(InputError, match="holds no state_dict"):
+        checkpoints.weights(checkpoint)
+
+
+@pytest.mark.xfail(strict=True, reason="AttributeError: a state_dict is taken to be a dictionary with names for keys")
+@pytest.mark.parametrize("checkpoint", [{"state_dict": [1]}, {"state_dict": 3}, {1: torch.ones(2)}])
+def test_a_state_dict_that_is_none(checkpoint):
+    with pytest.raises(InputError, match="holds no state_dict"):
+        checkpoints.weights(checkpoint)
+
+
+def test_load():
+    model, source = nn.Linear(3, 2), content()["state_dict"]
+    checkpoints.load_weights(model, source, "a.pth")
+    assert same(model.state_dict(), source)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda state: state.pop("bias"), r"1 missing \(bias\)"),
+        (lambda state: state.update(scale=torch.ones(2)), r"1 unexpected \(scale\)"),
+        (lambda state: state.update(weight=torch.ones(2, 4)), r"1 of another shape \(weight \(2, 4\) for \(2, 3\)\)"),
+        (lambda state: state.update(a=0, b=0, c=0), r"3 unexpected \(a, b, \.\.\.\)"),
+        (lambda state: (state.pop("bias"), state.update(gain=0)), r"1 missing \(bias\); 1 unexpected \(gain\)"),
+    ],
+)
+def test_weights_of_another_model(change, words):
+    model, state = nn.Linear(3, 2), content()["state_dict"]
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    change(state)
+    with pytest.raises(InputError, match=rf"^a\.pth is of another model than Linear as asked for: {words}$"):
+        checkpoints.load_weights(model, state, "a.pth")
+    assert same(model.state_dict(), before)
