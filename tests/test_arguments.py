@@ -136,7 +136,7 @@ def test_help(command, capsys):
     [
         (["data", "-b", "0"], ["-b/--batch-size", "at least 1, not 0"]),
         (["data", "-b", "1.5"], ["-b/--batch-size", "whole number", "1.5"]),
-        (["data", "-j", "-2"], ["-j/--workers", "not be negative, not -2"]),
+        (["data", "-j", "-2"], ["-j/--workers", "at least 0, not -2"]),
         (["data", "--epochs", "0"], ["--epochs", "at least 1"]),
         (["data", "--img-size", "big"], ["--img-size", "'big'"]),
         (["data", "--scale", "0.5"], ["--scale", "2"]),
@@ -187,7 +187,6 @@ def test_nothing_near(capsys):
     assert "did you mean" not in err
 
 
-@pytest.mark.xfail(strict=True, reason="suggests names of the namespace that are no flags: command, run, data_dir")
 @pytest.mark.parametrize(("command", "typo"), [("train", "--comand"), ("train", "--data-dri"), ("validate", "--lr")])
 def test_only_flags_are_suggested(command, typo, capsys):
     err = typing_error(command, typo, capsys=capsys)
@@ -195,7 +194,6 @@ def test_only_flags_are_suggested(command, typo, capsys):
     assert not suggestion or suggestion in long_flags(command)
 
 
-@pytest.mark.xfail(strict=True, reason="the error is the main parser's: it names 'flashkat --help', which has no flags")
 def test_unknown_flag_of_a_subcommand_points_to_its_help(capsys):
     assert "flashkat train --help" in typing_error("train", "--epohcs", "3", capsys=capsys)
 

@@ -5,7 +5,9 @@ One function per group of flags, so that commands share groups and a new flag ha
 
 import argparse
 import difflib
+import math
 import sys
+from collections.abc import Callable
 from typing import NoReturn
 
 import torch
@@ -25,16 +27,28 @@ class Parser(argparse.ArgumentParser):
         print(f"{self.prog}: error: {message}; {self.prog} --help lists the flags", file=sys.stderr)
         sys.exit(2)
 
-    def parse_args(self, args=None, namespace=None):
-        parsed, unknown = self.parse_known_args(args, namespace)
+    def parse_known_args(self, args=None, namespace=None):
+        """Refuse what is not known; argparse asks subcommands for it too, which then answer for their own flags."""
+        parsed, unknown = super().parse_known_args(args, namespace)
         if unknown:
-            self.error(f"unknown argument {unknown[0]}{self._nearest(unknown[0], parsed)}")
-        return parsed
+            flags = [flag for flag in self._option_string_actions if flag != "--help"]
+            nearest = difflib.get_close_matches(unknown[0].split("=")[0], flags, n=1)
+            self.error(f"unknown argument {unknown[0]}{f', did you mean {nearest[0]}' if nearest else ''}")
+        return parsed, unknown
 
-    def _nearest(self, flag: str, parsed: argparse.Namespace) -> str:
-        known = [f"--{name.replace('_', '-')}" for name in vars(parsed)]
-        nearest = difflib.get_close_matches(flag.split("=")[0], known, n=1)
-        return f", did you mean {nearest[0]}" if nearest else ""
+
+class _ModelKwargs(ParseKwargs):
+    """timm's KEY=VALUE parser, which keeps away from what has a flag of its own."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        flags = {"num_classes": "--num-classes", "img_size": "--img-size", "drop_path_rate": "--drop-path"}
+        for value in values:
+            key, equals, _ = value.partition("=")
+            if not equals:
+                raise argparse.ArgumentError(self, f"takes KEY=VALUE, not {value!r}")
+            if key in flags:
+                raise argparse.ArgumentError(self, f"cannot set {key}: use {flags[key]}")
+        super().__call__(parser, namespace, values, option_string)
 
 
 def add_training_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,7 +69,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     _add_ema_arguments(parser)
     _add_device_arguments(parser)
     group = parser.add_argument_group("run")
-    group.add_argument("--seed", type=int, default=42, metavar="S", help="random seed (default: 42)")
+    group.add_argument("--seed", type=_seed, default=42, metavar="S", help="random seed (default: 42)")
     group.add_argument(
         "--output", default="output/train", metavar="DIR", help="where run folders go (default: output/train)"
     )
@@ -114,28 +128,35 @@ def resolve_device(name: str | None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.ones(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise InputError(f"no device {name!r} here: leave out --device, or give cpu, cuda or cuda:N") from error
     return device
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
-    return value
+def _number(kind: type, low: float, high: float = math.inf, above: bool = False) -> Callable[[str], float]:
+    """A converter for argparse: an int or a float from ``low``, or above it, to ``high``."""
+
+    def convert(text: str) -> float:
+        value = kind(text)
+        if not low <= value <= high or (above and value == low):
+            least = f"more than {low:g}" if above else f"at least {low:g}"
+            wanted = f"{least} and at most {high:g}" if high < math.inf else least
+            raise argparse.ArgumentTypeError(f"must be {wanted}, not {text}")
+        return value
+
+    # argparse says "invalid NAME value".
+    convert.__name__ = "whole number" if kind is int else "number"
+    return convert
 
 
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"must not be negative, not {value}")
-    return value
-
-
-# argparse names the type in its errors.
-_positive.__name__ = _count.__name__ = "whole number"
+_positive = _number(int, 1)
+_count = _number(int, 0)
+_seed = _number(int, 0, 2**32 - 1)
+_amount = _number(float, 0)
+_size = _number(float, 0, above=True)
+_fraction = _number(float, 0, 1)
+_share = _number(float, 0, 1, above=True)
 
 
 def _add_data_arguments(parser: argparse.ArgumentParser) -> None:
@@ -145,10 +166,10 @@ def _add_data_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("-j", "--workers", type=_count, default=4, metavar="N", help="loader processes (default: 4)")
     group.add_argument("--img-size", type=_positive, metavar="N", help="image side in pixels (default: the model's)")
-    group.add_argument("--crop-pct", type=float, metavar="F", help="share of the side that evaluation crops to")
+    group.add_argument("--crop-pct", type=_share, metavar="F", help="share of the side that evaluation crops to")
     group.add_argument("--interpolation", metavar="NAME", help="resizing for evaluation: bilinear, bicubic, ...")
     group.add_argument("--mean", type=float, nargs="+", metavar="F", help="mean to subtract, per channel")
-    group.add_argument("--std", type=float, nargs="+", metavar="F", help="standard deviation to divide by, per channel")
+    group.add_argument("--std", type=_size, nargs="+", metavar="F", help="standard deviation to divide by, per channel")
 
 
 def _add_model_arguments(parser: argparse.ArgumentParser, model_default: str | None) -> None:
@@ -164,7 +185,7 @@ def _add_model_arguments(parser: argparse.ArgumentParser, model_default: str | N
         "--model-kwargs",
         nargs="*",
         default={},
-        action=ParseKwargs,
+        action=_ModelKwargs,
         metavar="KEY=VALUE",
         help="more arguments of the model, such as m=6 n=4 num_groups=1 den_groups=8",
     )
@@ -172,24 +193,24 @@ def _add_model_arguments(parser: argparse.ArgumentParser, model_default: str | N
 
 def _add_regularisation_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("regularisation")
-    group.add_argument("--drop", type=float, default=0.0, metavar="P", help="dropout before the head (default: 0)")
-    group.add_argument("--drop-path", type=float, metavar="P", help="stochastic depth rate (default: none)")
-    group.add_argument("--smoothing", type=float, default=0.1, metavar="F", help="label smoothing (default: 0.1)")
-    group.add_argument("--mixup", type=float, default=0.0, metavar="F", help="mixup alpha, 0 for none (default: 0)")
-    group.add_argument("--cutmix", type=float, default=0.0, metavar="F", help="cutmix alpha, 0 for none (default: 0)")
+    group.add_argument("--drop", type=_fraction, default=0.0, metavar="P", help="dropout before the head (default: 0)")
+    group.add_argument("--drop-path", type=_fraction, metavar="P", help="stochastic depth rate (default: none)")
+    group.add_argument("--smoothing", type=_fraction, default=0.1, metavar="F", help="label smoothing (default: 0.1)")
+    group.add_argument("--mixup", type=_amount, default=0.0, metavar="F", help="mixup alpha, 0 for none (default: 0)")
+    group.add_argument("--cutmix", type=_amount, default=0.0, metavar="F", help="cutmix alpha, 0 for none (default: 0)")
     group.add_argument("--grad-checkpointing", action="store_true", help="recompute activations to save memory")
 
 
 def _add_optimizer_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("optimiser")
     group.add_argument("--opt", default="sgd", metavar="NAME", help="any of timm's optimisers (default: sgd)")
-    group.add_argument("--momentum", type=float, default=0.9, metavar="F", help="momentum, where used (default: 0.9)")
-    group.add_argument("--weight-decay", type=float, default=2e-5, metavar="F", help="weight decay (default: 2e-5)")
-    group.add_argument("--clip-grad", type=float, metavar="NORM", help="clip gradients to this norm (default: no)")
-    group.add_argument("--lr", type=float, metavar="LR", help="learning rate, overrides --lr-base")
+    group.add_argument("--momentum", type=_amount, default=0.9, metavar="F", help="momentum, where used (default: 0.9)")
+    group.add_argument("--weight-decay", type=_amount, default=2e-5, metavar="F", help="weight decay (default: 2e-5)")
+    group.add_argument("--clip-grad", type=_size, metavar="NORM", help="clip gradients to this norm (default: no)")
+    group.add_argument("--lr", type=_size, metavar="LR", help="learning rate, overrides --lr-base")
     group.add_argument(
         "--lr-base",
-        type=float,
+        type=_size,
         default=0.1,
         metavar="LR",
         help="learning rate for batch 256, scaled with the batch, or its root for adaptive optimisers (default: 0.1)",
@@ -202,9 +223,9 @@ def _add_schedule_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--sched", default="cosine", metavar="NAME", help="any of timm's schedules (default: cosine)")
     group.add_argument("--warmup-epochs", type=_count, default=5, metavar="N", help="epochs to warm up (default: 5)")
     group.add_argument(
-        "--warmup-lr", type=float, default=1e-5, metavar="LR", help="where warm-up starts (default: 1e-5)"
+        "--warmup-lr", type=_amount, default=1e-5, metavar="LR", help="where warm-up starts (default: 1e-5)"
     )
-    group.add_argument("--min-lr", type=float, default=0.0, metavar="LR", help="where the schedule ends (default: 0)")
+    group.add_argument("--min-lr", type=_amount, default=0.0, metavar="LR", help="where the schedule ends (default: 0)")
     group.add_argument("--sched-on-updates", action="store_true", help="step the schedule with every update")
 
 
@@ -212,16 +233,16 @@ def _add_augmentation_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("augmentation")
     group.add_argument("--no-aug", action="store_true", help="none of it")
     group.add_argument(
-        "--scale", type=float, nargs=2, default=[0.08, 1.0], metavar="F", help="area of random crops (default: 0.08 1)"
+        "--scale", type=_share, nargs=2, default=[0.08, 1.0], metavar="F", help="area of random crops (default: 0.08 1)"
     )
     group.add_argument(
-        "--ratio", type=float, nargs=2, default=[3 / 4, 4 / 3], metavar="F", help="aspect of crops (default: 0.75 1.33)"
+        "--ratio", type=_size, nargs=2, default=[3 / 4, 4 / 3], metavar="F", help="aspect of crops (default: 0.75 1.33)"
     )
-    group.add_argument("--hflip", type=float, default=0.5, metavar="P", help="horizontal flips (default: 0.5)")
-    group.add_argument("--vflip", type=float, default=0.0, metavar="P", help="vertical flips (default: 0)")
-    group.add_argument("--color-jitter", type=float, default=0.4, metavar="F", help="colour jitter (default: 0.4)")
+    group.add_argument("--hflip", type=_fraction, default=0.5, metavar="P", help="horizontal flips (default: 0.5)")
+    group.add_argument("--vflip", type=_fraction, default=0.0, metavar="P", help="vertical flips (default: 0)")
+    group.add_argument("--color-jitter", type=_amount, default=0.4, metavar="F", help="colour jitter (default: 0.4)")
     group.add_argument("--aa", metavar="POLICY", help="AutoAugment policy, such as rand-m9-mstd0.5 (default: none)")
-    group.add_argument("--reprob", type=float, default=0.0, metavar="P", help="random erasing (default: 0)")
+    group.add_argument("--reprob", type=_fraction, default=0.0, metavar="P", help="random erasing (default: 0)")
     group.add_argument("--remode", default="pixel", metavar="MODE", help="what erased areas hold (default: pixel)")
     group.add_argument("--train-interpolation", default="random", metavar="NAME", help="resizing (default: random)")
 
@@ -229,7 +250,9 @@ def _add_augmentation_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_ema_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("averaged weights")
     group.add_argument("--model-ema", action="store_true", help="keep and evaluate an exponential moving average")
-    group.add_argument("--model-ema-decay", type=float, default=0.9998, metavar="F", help="its decay (default: 0.9998)")
+    group.add_argument(
+        "--model-ema-decay", type=_fraction, default=0.9998, metavar="F", help="its decay (default: 0.9998)"
+    )
     group.add_argument(
         "--model-ema-warmup", action="store_true", help="let the decay rise from 0 over the first updates"
     )

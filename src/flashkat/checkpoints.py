@@ -8,7 +8,7 @@ Everything in it is a tensor, a number, a string, or a list or dictionary of the
 import argparse
 import os
 import pickle
-import zipfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,6 @@ __all__ = ["load_weights", "read", "weights", "write"]
 
 # timm's own checkpoints carry their arguments as a Namespace: a bag of names with no behaviour.
 _SAFE_GLOBALS: list[Any] = [argparse.Namespace]
-
-# How torch's restricted unpickler words its refusals.
-_NEEDS_CODE = ("Unsupported global", "Unsupported class", "Trying to call reduce", "Blocked by an allowlist")
 
 
 def write(path: Path, checkpoint: dict[str, Any]) -> None:
@@ -46,21 +43,30 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     try:
-        with torch.serialization.safe_globals(_SAFE_GLOBALS):
+        with torch.serialization.safe_globals(_SAFE_GLOBALS), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickle protocols, beside the error that follows
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if any(sign in str(error) for sign in _NEEDS_CODE):
+    except Exception as error:  # damaged files make torch raise almost anything
+        if _needs_code(path, error):
             raise InputError(
                 f"{path} would need to run code to load, so it was not: save its state_dict alone, or as safetensors"
             ) from error
-        raise InputError(f"{path} is not a checkpoint, or is damaged: copy or download it again") from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path} is truncated or damaged: copy or download it again") from error
+        raise InputError(f"{path} is not a checkpoint, or truncated or damaged: copy or download it again") from error
     if not isinstance(checkpoint, dict):
         raise InputError(f"{path} holds no state_dict")
     if isinstance(checkpoint.get("args"), argparse.Namespace):
         checkpoint["args"] = vars(checkpoint["args"])
     return checkpoint
+
+
+def _needs_code(path: Path, error: Exception) -> bool:
+    """Whether torch refused a whole file for the functions or classes that it names."""
+    if not isinstance(error, pickle.UnpicklingError):
+        return False
+    try:
+        return bool(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    except Exception:  # only the zip format can be asked; for older ones torch's words have to do
+        return "global" in str(error).lower()
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
@@ -79,7 +85,11 @@ def weights(checkpoint: dict[str, Any], use_ema: bool = False) -> dict[str, Tens
         raise InputError("the checkpoint holds no EMA weights: leave out --use-ema")
     state = checkpoint.get("state_dict_ema") if use_ema else checkpoint.get("state_dict", checkpoint.get("model"))
     state = checkpoint if state is None else state
-    if not state or not all(isinstance(value, Tensor) for value in state.values()):
+    if (
+        not isinstance(state, dict)
+        or not state
+        or not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items())
+    ):
         raise InputError("the checkpoint holds no state_dict")
     return clean_state_dict(state)
 

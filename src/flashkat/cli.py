@@ -16,6 +16,7 @@ def main(argv: list[str] | None = None) -> int:
     run, program = args.pop("run"), f"flashkat {args.pop('command')}"
     try:
         run(argparse.Namespace(**args))
+        sys.stdout.flush()
     except InputError as error:
         return _fail(program, str(error), status=2)
     except DivergedError as error:

@@ -39,8 +39,8 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 _STORED = "starts.json"
 _STORED_DEGREES = (6, 4)
 
-# Beyond its interval a fit may do as it likes, and high powers do. The named starts are pulled towards the function with
-# this weight out to 8, which keeps outliers sane and costs some of the accuracy inside (swish: 9e-6 in place of 5e-7).
+# Beyond its interval a fit may do as it likes, and high powers do. The named starts are pulled towards the function
+# with this weight out to 8, which keeps outliers sane and costs some accuracy inside (swish: 9e-6 in place of 5e-7).
 _START_TAIL_WEIGHT = 1 / 256
 _TAIL_REACH = 8 / 3
 

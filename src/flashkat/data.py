@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from timm.data import ImageDataset, create_dataset, create_loader
 
-from .errors import InputError
+from .errors import InputError, explain
 
 __all__ = ["check_same_classes", "evaluation_loader", "open_split", "training_loader"]
 
@@ -92,41 +92,43 @@ def training_loader(dataset: ImageFolder, config: dict[str, Any], args: Any, dev
             f"{dataset.reader.root} has {len(dataset)} images, fewer than a batch of {args.batch_size}: "
             "give a smaller --batch-size"
         )
-    return create_loader(
-        dataset,
-        input_size=config["input_size"],
-        batch_size=args.batch_size,
-        is_training=True,
-        no_aug=args.no_aug,
-        scale=args.scale,
-        ratio=args.ratio,
-        hflip=args.hflip,
-        vflip=args.vflip,
-        color_jitter=args.color_jitter,
-        auto_augment=args.aa,
-        re_prob=args.reprob,
-        re_mode=args.remode,
-        interpolation=args.train_interpolation,
-        mean=config["mean"],
-        std=config["std"],
-        num_workers=args.workers,
-        device=device,
-    )
+    with explain("cannot load images like this"):
+        return create_loader(
+            dataset,
+            input_size=config["input_size"],
+            batch_size=args.batch_size,
+            is_training=True,
+            no_aug=args.no_aug,
+            scale=args.scale,
+            ratio=args.ratio,
+            hflip=args.hflip,
+            vflip=args.vflip,
+            color_jitter=args.color_jitter,
+            auto_augment=args.aa,
+            re_prob=args.reprob,
+            re_mode=args.remode,
+            interpolation=args.train_interpolation,
+            mean=config["mean"],
+            std=config["std"],
+            num_workers=args.workers,
+            device=device,
+        )
 
 
 def evaluation_loader(
     dataset: ImageFolder, config: dict[str, Any], batch_size: int, workers: int, device: torch.device
 ):
     """timm's loader over every image once, in order."""
-    return create_loader(
-        dataset,
-        input_size=config["input_size"],
-        batch_size=batch_size,
-        interpolation=config["interpolation"],
-        mean=config["mean"],
-        std=config["std"],
-        crop_pct=config["crop_pct"],
-        crop_mode=config["crop_mode"],
-        num_workers=workers,
-        device=device,
-    )
+    with explain("cannot load images like this"):
+        return create_loader(
+            dataset,
+            input_size=config["input_size"],
+            batch_size=batch_size,
+            interpolation=config["interpolation"],
+            mean=config["mean"],
+            std=config["std"],
+            crop_pct=config["crop_pct"],
+            crop_mode=config["crop_mode"],
+            num_workers=workers,
+            device=device,
+        )

@@ -1,8 +1,12 @@
 """The errors that the command line reports in one line, without a traceback."""
 
+import contextlib
 import importlib.util
+from collections.abc import Iterator
 
-__all__ = ["DivergedError", "InputError", "require"]
+import torch
+
+__all__ = ["DivergedError", "InputError", "explain", "require"]
 
 
 class InputError(ValueError):
@@ -17,6 +21,18 @@ class InputError(ValueError):
 
 class DivergedError(RuntimeError):
     """Training cannot go on, the loss is no longer a number; the message says when, and what usually helps."""
+
+
+@contextlib.contextmanager
+def explain(what: str) -> Iterator[None]:
+    """Turn what timm and torch raise for arguments they cannot use into an InputError that begins with ``what``."""
+    try:
+        yield
+    except (InputError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0] or "no reason given"
+        raise InputError(f"{what}: {reason}") from error
 
 
 def require(*modules: str, extra: str) -> None:

@@ -109,19 +109,20 @@ def validate(args: Namespace, say: Callable[[str], None]) -> dict[str, Any]:
     """Run ``flashkat validate``: report timm's lines through ``say`` and return timm's result."""
     device = resolve_device(args.device)
     dataset = open_split(args.data_dir, args.split)
-    say(f"Validating in {f'mixed precision ({args.amp_dtype})' if args.amp else 'float32'}...")
     model, checkpoint = model_from_checkpoint(args)
+    _check_classes(dataset, model, checkpoint)
+    config = data_config(model, args)
+    loader = evaluation_loader(dataset, config, args.batch_size, args.workers, device)
+
+    say(f"Validating in {f'mixed precision ({args.amp_dtype})' if args.amp else 'float32'}...")
     if args.checkpoint:
         say(f"Loaded state_dict{'_ema' if args.use_ema else ''} from checkpoint '{args.checkpoint}'")
-    _check_classes(dataset, model, checkpoint)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     say(f"Model {args.model} created, param count: {parameters}")
-    config = data_config(model, args)
     say("Data processing configuration for current model + dataset:")
     for name, value in config.items():
         say(f"\t{name}: {value}")
 
-    loader = evaluation_loader(dataset, config, args.batch_size, args.workers, device)
     clock = _Clock()
 
     def report(index: int, meters: Meters) -> None:

@@ -39,6 +39,8 @@ def plot(args: Namespace) -> Path:
     output = Path(args.output or Path(args.checkpoint).with_name("rationals.png"))
     if output.suffix not in _FORMATS:
         raise InputError(f"cannot draw to {output}: give a name that ends in {', '.join(_FORMATS)}")
+    if output.is_dir():
+        raise InputError(f"cannot draw to {output}: it is a folder")
     if not output.parent.is_dir():
         raise InputError(f"no folder {output.parent} to write {output.name} to")
     model, checkpoint = model_from_checkpoint(args)

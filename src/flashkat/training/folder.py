@@ -1,5 +1,6 @@
 """What a run leaves behind: a folder of its own with arguments, summary, curves and checkpoints."""
 
+import contextlib
 import csv
 import shutil
 from argparse import Namespace
@@ -25,7 +26,9 @@ class RunFolder:
             InputError: the folder cannot be written.
         """
         name = args.experiment or f"{datetime.now():%Y%m%d-%H%M%S}-{args.model}-{image_size}"
-        self.path = self._make(Path(args.output), name)
+        parent = Path(args.output)
+        self._made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
+        self.path = self._make(parent, name)
         self._rows: list[dict[str, Any]] = []
         (self.path / "args.yaml").write_text(yaml.safe_dump(vars(args), sort_keys=False))
 
@@ -50,9 +53,13 @@ class RunFolder:
         return self.path / "model_best.pth.tar"
 
     def discard_if_empty(self) -> None:
-        """Remove the folder of a run that failed before it had anything to keep."""
-        if not self._rows:
-            shutil.rmtree(self.path)
+        """Remove the folder of a run that failed before it had anything to keep, and those made for it above."""
+        if self._rows:
+            return
+        shutil.rmtree(self.path)
+        for parent in self._made:
+            with contextlib.suppress(OSError):  # another run has moved in
+                parent.rmdir()
 
     def record(self, row: dict[str, Any]) -> None:
         """Add an epoch's row to ``summary.csv`` and draw the curves anew."""

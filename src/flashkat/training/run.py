@@ -1,5 +1,6 @@
 """``flashkat train``: everything is built and checked first, then a folder is made, then the loop runs."""
 
+import difflib
 import math
 from argparse import Namespace
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch import nn
 
 from ..arguments import resolve_device
 from ..data import check_same_classes, evaluation_loader, open_split, training_loader
-from ..errors import InputError, require
+from ..errors import InputError, explain, require
 from ..evaluation import autocast, data_config
 from ..models import create_model
 from .folder import RunFolder
@@ -54,7 +55,8 @@ def train(args: Namespace) -> Path:
         **args.model_kwargs,
     )
     if args.grad_checkpointing:
-        model.set_grad_checkpointing()
+        with explain(f"{args.model} has no gradient checkpointing"):
+            model.set_grad_checkpointing()
     model.to(device)
     config = data_config(model, args)
     train_loader = training_loader(train_set, config, args, device)
@@ -83,16 +85,16 @@ def _build_state(
     model: nn.Module, args: Namespace, device: torch.device, batches: int, classes: list[str]
 ) -> TrainingState:
     args.lr = args.lr or _scaled_lr(args)
-    try:
+    if args.opt.lower() not in list_optimizers():
+        nearest = difflib.get_close_matches(args.opt.lower(), list_optimizers(), n=1)
+        hint = f"did you mean {nearest[0]!r}?" if nearest else "timm.optim.list_optimizers() has them all"
+        raise InputError(f"no optimiser {args.opt!r}: {hint}")
+    with explain(f"cannot make the optimiser {args.opt}"):
         optimizer = create_optimizer_v2(
             model, opt=args.opt, lr=args.lr, weight_decay=args.weight_decay, momentum=args.momentum
         )
-    except (AssertionError, KeyError, ValueError) as error:
-        raise InputError(f"no optimiser {args.opt!r}: choose one of {', '.join(list_optimizers()[:8])}, ...") from error
-    try:
+    with explain(f"no schedule {args.sched!r}: try cosine, step, poly or none"):
         scheduler, _ = create_scheduler_v2(optimizer, **scheduler_kwargs(args), updates_per_epoch=batches)
-    except (AssertionError, ValueError) as error:
-        raise InputError(f"no schedule {args.sched!r}: {str(error) or 'try cosine, step, poly or none'}") from error
     return TrainingState(
         model=model,
         optimizer=optimizer,
@@ -110,6 +112,8 @@ def _scaled_lr(args: Namespace) -> float:
 
 def _build_loss(args: Namespace) -> tuple[Mixup | None, nn.Module]:
     if args.mixup or args.cutmix:
+        if args.batch_size % 2:
+            raise InputError(f"mixup and cutmix pair up images: --batch-size must be even, not {args.batch_size}")
         mixup = Mixup(
             mixup_alpha=args.mixup,
             cutmix_alpha=args.cutmix,
