@@ -2,6 +2,10 @@
 
 import os
 
+# Several test processes share the cores; threads that wait for each other across processes slow all of them down.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"
+
 import pytest
 import torch
 from hypothesis import HealthCheck, settings

@@ -6,6 +6,7 @@ One function per group of flags, so that commands share groups and a new flag ha
 import argparse
 import difflib
 import math
+import os
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -164,7 +165,14 @@ def _add_data_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "-b", "--batch-size", type=_positive, default=128, metavar="N", help="images per batch (default: 128)"
     )
-    group.add_argument("-j", "--workers", type=_count, default=4, metavar="N", help="loader processes (default: 4)")
+    group.add_argument(
+        "-j",
+        "--workers",
+        type=_count,
+        default=min(4, os.cpu_count() or 1),
+        metavar="N",
+        help="loader processes (default: 4, or the number of cores where that is less)",
+    )
     group.add_argument("--img-size", type=_positive, metavar="N", help="image side in pixels (default: the model's)")
     group.add_argument("--crop-pct", type=_share, metavar="F", help="share of the side that evaluation crops to")
     group.add_argument("--interpolation", metavar="NAME", help="resizing for evaluation: bilinear, bicubic, ...")

@@ -1,0 +1,121 @@
+import csv
+import re
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from flashkat.errors import InputError
+from flashkat.training.folder import RunFolder
+
+ROW = {"epoch": 0, "train_loss": 2.5, "eval_loss": 2.25, "eval_top1": 10.0, "eval_top5": 50.0, "lr": 0.1}
+ROW |= {"images_per_second": 100.0}
+
+
+@pytest.fixture
+def make(tmp_path, training_args):
+    def run(*flags, output=tmp_path / "output"):
+        return RunFolder(training_args("--output", output, *flags), 224)
+
+    return run
+
+
+def pixels(path):
+    with Image.open(path) as picture:
+        assert picture.format == "PNG"
+        return np.asarray(picture.convert("RGB"))
+
+
+def test_names(make, tmp_path):
+    names = [make("--experiment", "mine").path for _ in range(3)]
+    assert names == [tmp_path / "output" / name for name in ("mine", "mine-1", "mine-2")]
+    assert make("--experiment", "deeper/mine").path == tmp_path / "output" / "deeper" / "mine"
+    assert re.fullmatch(r"\d{8}-\d{6}-kat_tiny_patch16_224-224", make().path.name)
+
+
+def test_arguments(make, training_args, tmp_path):
+    flags = ["--experiment", "a", "--model-kwargs", "m=5", "act_init=gelu", "--mean", 0.5, 0.5, 0.5, "--lr", 1e-5]
+    folder = make(*flags)
+    found = yaml.safe_load((folder.path / "args.yaml").read_text())
+    assert found == vars(training_args("--output", tmp_path / "output", *flags))
+    assert found["lr"] == 1e-5
+    assert found["model_kwargs"] == {"m": 5, "act_init": "gelu"}
+
+
+def test_rows(make):
+    folder = make()
+    rows = [ROW, {**ROW, "epoch": 1, "train_loss": 1.0 / 3.0}]
+    for number, row in enumerate(rows, start=1):
+        folder.record(row)
+        with (folder.path / "summary.csv").open(newline="") as file:
+            found = list(csv.DictReader(file))
+        assert [list(row) for row in found] == [list(ROW)] * number
+        assert [{name: float(value) for name, value in row.items()} for row in found] == rows[:number]
+
+
+def test_curves_are_drawn_anew(make):
+    folder = make()
+    folder.record(ROW)
+    first = pixels(folder.path / "curves.png")
+    folder.record({**ROW, "epoch": 1, "train_loss": 2.0, "eval_top1": 20.0})
+    second = pixels(folder.path / "curves.png")
+    assert first.shape[0] < first.shape[1]
+    assert len(np.unique(first.reshape(-1, 3), axis=0)) > 10
+    assert first.shape != second.shape or not np.array_equal(first, second)
+
+
+def test_curves_of_what_is_no_number(make):
+    folder = make()
+    folder.record({**ROW, "eval_loss": float("nan"), "eval_ema_loss": float("inf"), "eval_ema_top1": 0.0})
+    assert pixels(folder.path / "curves.png").size
+
+
+def test_checkpoints(make):
+    folder = make()
+    folder.save({"epoch": 0, "weight": torch.ones(2)}, best=True)
+    folder.save({"epoch": 1, "weight": torch.zeros(2)}, best=False)
+    assert folder.best_checkpoint == folder.path / "model_best.pth.tar"
+    best, last = (
+        torch.load(path, weights_only=True) for path in (folder.best_checkpoint, folder.path / "last.pth.tar")
+    )
+    assert (best["epoch"], last["epoch"]) == (0, 1)
+    folder.save({"epoch": 2}, best=True)
+    assert torch.load(folder.best_checkpoint, weights_only=True) == {"epoch": 2}
+    assert not list(folder.path.glob("*.partial"))
+
+
+def test_an_empty_run_is_discarded(make, tmp_path):
+    make("--experiment", "a").discard_if_empty()
+    assert not list(tmp_path.iterdir())
+
+
+def test_discarding_leaves_what_others_made(make, tmp_path):
+    (tmp_path / "output").mkdir()
+    make("--experiment", "a").discard_if_empty()
+    assert list(tmp_path.iterdir()) == [tmp_path / "output"]
+    first = make("--experiment", "a", output=tmp_path / "new")
+    second = make("--experiment", "a", output=tmp_path / "new")
+    first.discard_if_empty()
+    assert list((tmp_path / "new").iterdir()) == [second.path]
+
+
+def test_a_run_with_rows_is_kept(make):
+    folder = make()
+    folder.record(ROW)
+    folder.discard_if_empty()
+    assert (folder.path / "summary.csv").exists()
+
+
+@pytest.mark.parametrize("below", ["", "runs", "runs/mine"])
+def test_a_file_in_the_way(make, tmp_path, below):
+    (tmp_path / "results").write_text("precious")
+    with pytest.raises(InputError, match=f"cannot write to {tmp_path / 'results' / below}: "):
+        make(output=tmp_path / "results" / below)
+    assert (tmp_path / "results").read_text() == "precious"
+
+
+def test_a_name_that_is_too_long(make, tmp_path):
+    with pytest.raises(InputError, match="cannot write to"):
+        make("--experiment", "x" * 300)
