@@ -25,6 +25,8 @@ TINY = ["--img-size", "8", "--model-kwargs", *(f"{key}={value}" for key, value i
 KAT = ["--model", "kat_tiny_patch16_224", *TINY]
 TRAIN = [*KAT, "-j", "0", "-b", "4", "--epochs", "1"]
 COMMAND = Path(sys.executable).with_name("flashkat")
+# Models this small are slower on several threads, by tens where the cores are busy.
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def write_images(root, classes=("dark", "light"), train=6, val=2):
@@ -540,10 +542,8 @@ def test_real_processes_refuse(checkpoint, tmp_path):
         (["train", tmp_path / "broken val", *TRAIN, *workers], str(broken["val"])),
         (["validate", tmp_path / "broken val", "--checkpoint", checkpoint, *workers], str(broken["val"])),
     ]
-    processes = [
-        subprocess.Popen([COMMAND, *argv], cwd=work, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for argv, _ in cases
-    ]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen([COMMAND, *argv], cwd=work, env=ENVIRONMENT, **pipes) for argv, _ in cases]
     for process, (argv, words) in zip(processes, cases, strict=True):
         _, err = process.communicate(timeout=120)
         assert process.returncode == 2
@@ -561,6 +561,7 @@ def test_real_process_interrupted_with_workers(images, tmp_path):
     process = subprocess.Popen(
         [COMMAND, "train", images, *TRAIN, "-j", "2", "--epochs", "100000", "--experiment", "long"],
         cwd=tmp_path,
+        env=ENVIRONMENT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -18,11 +18,11 @@ LIST_MODULES = "import sys, json; print(json.dumps(sorted(sys.modules)))"
 
 def start(code, **environment):
     return subprocess.Popen(
-        [sys.executable, "-W", "error::UserWarning:flashkat", "-c", code],
+        [sys.executable, "-c", code],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, **environment},
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
     )
 
 

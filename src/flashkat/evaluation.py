@@ -89,9 +89,9 @@ def model_from_checkpoint(args: Namespace) -> tuple[nn.Module, dict[str, Any]]:
     What the arguments leave open (model, its arguments, image size, classes) is taken from the checkpoint.
     """
     checkpoint = checkpoints.read(args.checkpoint) if args.checkpoint else {}
-    trained = checkpoint.get("args") or {}
-    args.model = args.model or checkpoint.get("arch") or DEFAULT_MODEL
-    if args.model == checkpoint.get("arch"):
+    trained, arch = checkpoint.get("args"), checkpoint.get("arch")
+    args.model = args.model or (arch if isinstance(arch, str) else DEFAULT_MODEL)
+    if args.model == arch and isinstance(trained, dict):
         args.model_kwargs = {**trained.get("model_kwargs", {}), **args.model_kwargs}
         for name in ("img_size", "num_classes", "crop_pct", "interpolation", "mean", "std"):
             if getattr(args, name, None) is None:
@@ -128,7 +128,7 @@ def validate(args: Namespace, say: Callable[[str], None]) -> dict[str, Any]:
     def report(index: int, meters: Meters) -> None:
         clock.tick()
         if index % args.log_freq == 0 or index == len(loader) - 1:
-            say(_test_line(index, len(loader), clock, args.batch_size, meters))
+            say(_test_line(index, len(loader), clock, meters))
 
     metrics = evaluate(model.to(device), loader, autocast(args, device), report)
     result = {
@@ -156,7 +156,9 @@ def result_text(result: dict[str, Any]) -> str:
 
 def _check_classes(dataset: ImageFolder, model: nn.Module, checkpoint: dict[str, Any]) -> None:
     trained = checkpoint.get("classes")
-    if trained is not None and trained != dataset.classes:
+    if trained == dataset.classes:
+        return
+    if trained:
         raise InputError(
             f"{dataset.reader.root} has other classes than the checkpoint was trained on: "
             f"{len(dataset.classes)} from {dataset.classes[0]} to {dataset.classes[-1]}, "
@@ -181,7 +183,7 @@ class _Clock:
         self._last = now
 
 
-def _test_line(index: int, batches: int, clock: _Clock, batch_size: int, meters: Meters) -> str:
+def _test_line(index: int, batches: int, clock: _Clock, meters: Meters) -> str:
     seconds = clock.meter
 
     def pair(meter: AverageMeter, width: int, digits: int) -> str:
@@ -189,7 +191,7 @@ def _test_line(index: int, batches: int, clock: _Clock, batch_size: int, meters:
 
     return (
         f"Test: [{index:>4d}/{batches}]  "
-        f"Time: {seconds.val:.3f}s ({seconds.avg:.3f}s, {batch_size / seconds.avg:>7.2f}/s)  "
+        f"Time: {seconds.val:.3f}s ({seconds.avg:.3f}s, {meters.loss.count / seconds.sum:>7.2f}/s)  "
         f"Loss: {pair(meters.loss, 6, 4)}  "
         f"Acc@1: {pair(meters.top1, 7, 3)}  Acc@5: {pair(meters.top5, 7, 3)}"
     )

@@ -283,12 +283,7 @@ def test_outliers_are_left_out():
     "rows",
     [
         1000,
-        pytest.param(
-            200_000,
-            marks=pytest.mark.xfail(
-                strict=True, reason="takes every 16th of 1.6 million values: always the same channel of 8"
-            ),
-        ),
+        200_000,
     ],
 )
 def test_every_channel_counts(rows):

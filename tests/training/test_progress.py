@@ -111,9 +111,7 @@ def test_live_bar(terminal):
     [
         "[red]brackets[/red] and \\[more] 1 2.5 'a'",
         "x" * 300,
-        pytest.param(
-            "output/:key:/run", marks=pytest.mark.xfail(strict=True, reason="rich puts an emoji there: emoji=False")
-        ),
+        "output/:key:/run",
     ],
 )
 def test_live_lines_are_left_as_they_are(terminal, line):

@@ -25,7 +25,7 @@ def write_digits(folder: str | Path) -> dict[str, int]:
         InputError: the folder holds something already or cannot be written; nothing is left half-written.
     """
     require("sklearn", extra="training")
-    folder = Path(folder)
+    folder = Path(folder).resolve()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} is there already and not empty: choose another folder or remove it")
     try:
@@ -35,11 +35,11 @@ def write_digits(folder: str | Path) -> dict[str, int]:
         raise InputError(f"cannot write to {folder}: {error.strerror}") from error
     try:
         counts = _write(staging)
-        staging.chmod(0o755)
-        staging.replace(folder)
-    except BaseException:
+        folder.mkdir(exist_ok=True)
+        for split in counts:
+            (staging / split).replace(folder / split)
+    finally:
         shutil.rmtree(staging, ignore_errors=True)
-        raise
     return counts
 
 

@@ -27,6 +27,8 @@ _FORMATS = (".png", ".svg", ".pdf")
 # The share of a layer's inputs that its panel spans.
 _QUANTILES = (0.001, 0.999)
 _BATCHES_FOR_RANGE = 4
+# Of a batch's values, enough for quantiles in the thousandths.
+_SAMPLES = 100_000
 
 
 def plot(args: Namespace) -> Path:
@@ -75,10 +77,11 @@ def input_ranges(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, tuple
 
     def watch(name: str) -> Any:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            values = inputs[0].flatten().float()
-            # Enough for quantiles in the thousandths, and bounded whatever the batch.
-            step = max(1, values.numel() // 100_000)
-            seen.setdefault(name, []).append(values[::step].cpu())
+            values = inputs[0].flatten()
+            if values.numel() > _SAMPLES:
+                chosen = torch.randint(values.numel(), (_SAMPLES,), generator=torch.Generator().manual_seed(0))
+                values = values[chosen.to(values.device)]
+            seen.setdefault(name, []).append(values.float().cpu())
 
         return hook
 

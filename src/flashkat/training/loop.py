@@ -74,6 +74,7 @@ def run_epochs(
         evaluated = {"state_dict": evaluate(state.model, val_loader, precision)}
         if state.ema is not None:
             evaluated["state_dict_ema"] = evaluate(state.ema.module, val_loader, precision)
+        _check_finite(evaluated["state_dict"].loss, f"after epoch {epoch + 1}")
         is_best = _update_best(state, evaluated)
         if state.scheduler is not None:
             state.scheduler.step(epoch + 1, evaluated["state_dict"].top1)
@@ -112,12 +113,16 @@ def _train_epoch(
         metrics = meters.metrics() if index % args.log_interval == 0 or is_last else None
         rate = images_seen / (time.perf_counter() - start)
         progress.batch(state.epoch, index, metrics, rate)
-        if metrics is not None and not math.isfinite(metrics.loss):
-            raise DivergedError(
-                f"the loss is {metrics.loss} in epoch {state.epoch + 1}, batch {index + 1}: "
-                "try a lower --lr, --clip-grad 1, or bfloat16 in place of float16"
-            )
+        if metrics is not None:
+            _check_finite(metrics.loss, f"in epoch {state.epoch + 1}, batch {index + 1}")
     return meters.metrics(), rate
+
+
+def _check_finite(loss: float, when: str) -> None:
+    if not math.isfinite(loss):
+        raise DivergedError(
+            f"the loss is {loss} {when}: try a lower --lr, --clip-grad 1, or bfloat16 in place of float16"
+        )
 
 
 def _update(state: TrainingState, loss: torch.Tensor, clip_grad: float | None) -> None:

@@ -58,7 +58,7 @@ class _Live:
         self._bar.stop()
 
     def say(self, line: str) -> None:
-        self._bar.console.print(line, highlight=False, markup=False, soft_wrap=True)
+        self._bar.console.print(line, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
     def batch(self, epoch: int, index: int, metrics: Metrics | None, rate: float) -> None:
         done = epoch * self._batches + index + 1

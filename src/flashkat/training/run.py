@@ -85,8 +85,9 @@ def _build_state(
     model: nn.Module, args: Namespace, device: torch.device, batches: int, classes: list[str]
 ) -> TrainingState:
     args.lr = args.lr or _scaled_lr(args)
-    if args.opt.lower() not in list_optimizers():
-        nearest = difflib.get_close_matches(args.opt.lower(), list_optimizers(), n=1)
+    optimizer_name = args.opt.lower().removeprefix("lookahead_")
+    if optimizer_name not in list_optimizers():
+        nearest = difflib.get_close_matches(optimizer_name, list_optimizers(), n=1)
         hint = f"did you mean {nearest[0]!r}?" if nearest else "timm.optim.list_optimizers() has them all"
         raise InputError(f"no optimiser {args.opt!r}: {hint}")
     with explain(f"cannot make the optimiser {args.opt}"):
