@@ -1,4 +1,5 @@
 import argparse
+import os
 
 import pytest
 import torch
@@ -38,7 +39,6 @@ def long_flags(command):
 # timm's train.py and validate.py have these defaults; those that differ are named in the help.
 TIMM_DEFAULTS = {
     "batch_size": 128,
-    "workers": 4,
     "img_size": None,
     "crop_pct": None,
     "interpolation": None,
@@ -88,6 +88,10 @@ TIMM_DEFAULTS = {
 @pytest.mark.parametrize("name", TIMM_DEFAULTS)
 def test_defaults_are_timms(name):
     assert getattr(parse("train", "data"), name) == TIMM_DEFAULTS[name]
+
+
+def test_no_more_loader_processes_than_cores():
+    assert parse("train", "data").workers == min(4, os.cpu_count() or 1)
 
 
 def test_defaults_of_evaluation():

@@ -539,7 +539,6 @@ def test_real_processes_refuse(checkpoint, tmp_path):
     cases = [
         (["train", "no such folder"], "no data folder at no such folder"),
         (["train", tmp_path / "broken train", *TRAIN, *workers, "-b", "13"], str(broken["train"])),
-        (["train", tmp_path / "broken val", *TRAIN, *workers], str(broken["val"])),
         (["validate", tmp_path / "broken val", "--checkpoint", checkpoint, *workers], str(broken["val"])),
     ]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}

@@ -233,6 +233,17 @@ def test_evaluation_crops_the_centre(tmp_path):
     assert images[0, 0, 0, 0] == 0
 
 
+@pytest.mark.parametrize("name", ["bilinear", "bicubic", "nearest"])
+def test_evaluation_resizes_as_told(tmp_path, name):
+    (tmp_path / "val" / "cat").mkdir(parents=True)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8))
+    image.save(tmp_path / "val" / "cat" / "0.png")
+    config = {**CONFIG, "interpolation": name}
+    ((images, _),) = evaluation_loader(open_split(tmp_path, "val"), config, 1, 0, CPU)
+    expected = image.resize((8, 8), Image.Resampling[name.upper()])
+    torch.testing.assert_close(images[0], normalised(np.asarray(expected)))
+
+
 def test_training_sees_shuffled_images_and_drops_the_rest(tmp_path):
     pixels = write_classes(tmp_path / "train", ["cat", "dog"], count=5)
     dataset = open_split(tmp_path, "train")

@@ -75,7 +75,13 @@ def test_an_empty_folder_will_do(tmp_path):
     (tmp_path / "empty").mkdir()
     assert write_digits(tmp_path / "empty")["val"] == 360
     assert len(files(tmp_path / "empty")) == 1797
-    assert (tmp_path / "empty").stat().st_mode & 0o777 == 0o755
+
+
+def test_others_may_read_what_was_written(tmp_path):
+    write_digits(tmp_path / "digits")
+    (tmp_path / "usual").mkdir()
+    for folder in (tmp_path / "digits", tmp_path / "digits" / "train", tmp_path / "digits" / "val" / "7"):
+        assert folder.stat().st_mode == (tmp_path / "usual").stat().st_mode
 
 
 def test_the_working_folder_will_do(tmp_path, monkeypatch):

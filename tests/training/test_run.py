@@ -14,6 +14,9 @@ from flashkat.cli import main
 
 COLUMNS = ["epoch", "train_loss", "eval_loss", "eval_top1", "eval_top5", "lr", "images_per_second"]
 
+# Of the tiny model's single block nothing is dropped.
+DEEPER = ["--model-kwargs", "patch_size=4", "embed_dim=16", "depth=2", "num_heads=2"]
+
 
 @pytest.fixture
 def curves():
@@ -111,7 +114,21 @@ def test_best_checkpoint_is_of_the_best_epoch(train, summary_of):
 
 
 def test_same_seed_same_run(train, summary_of):
-    flags = ["--epochs", 2, "--opt", "adamw", "--lr", 1e-3, "--drop-path", 0.2, "--mixup", 0.2, "--reprob", 0.5]
+    flags = [
+        "--epochs",
+        2,
+        "--opt",
+        "adamw",
+        "--lr",
+        1e-3,
+        "--drop-path",
+        0.2,
+        "--mixup",
+        0.2,
+        "--reprob",
+        0.5,
+        *DEEPER,
+    ]
     first, second = (train(*flags, "--seed", 7) for _ in range(2))
     assert losses(summary_of(first)) == losses(summary_of(second))
     a, b = (torch.load(folder / "last.pth.tar", weights_only=True)["state_dict"] for folder in (first, second))
@@ -129,7 +146,7 @@ def test_same_seed_same_run(train, summary_of):
         ["--cutmix", 1.0],
         ["--mixup", 0.8, "--cutmix", 1.0, "--smoothing", 0],
         ["--smoothing", 0],
-        ["--drop-path", 0.5, "--drop", 0.5],
+        ["--drop-path", 0.5, "--drop", 0.5, *DEEPER],
         ["--grad-checkpointing"],
         ["--clip-grad", 1.0],
         ["--sched-on-updates"],
@@ -155,8 +172,86 @@ def test_flags_run(train, summary_of, flags):
     assert "state_dict_ema" not in checkpoint
 
 
+@pytest.fixture
+def built(train, monkeypatch):
+    """What a run is built of for some flags, without the run."""
+
+    def build(*flags):
+        parts = []
+        monkeypatch.setattr("flashkat.training.run.run_epochs", lambda *args: parts.extend(args))
+        train(*flags)
+        names = ["state", "train_loader", "val_loader", "loss", "mixup", "precision", "folder", "progress", "args"]
+        return dict(zip(names, parts, strict=True))
+
+    return build
+
+
+def test_flags_reach_the_model(built):
+    model = built("--drop", 0.25, "--drop-path", 0.5, "--num-classes", 4, *DEEPER)["state"].model
+    assert model.head_drop.p == 0.25
+    # The first block drops nothing.
+    assert model.blocks[1].drop_path1.drop_prob == 0.5
+    assert model.num_classes == 4
+    assert not model.grad_checkpointing
+    assert built("--grad-checkpointing")["state"].model.grad_checkpointing
+
+
+def test_flags_reach_the_optimiser(built):
+    flags = ["--opt", "sgd", "--momentum", 0.7, "--weight-decay", 0.03, "--lr", 0.2, "--warmup-epochs", 0]
+    optimizer = built(*flags)["state"].optimizer
+    assert {group["momentum"] for group in optimizer.param_groups} == {0.7}
+    # Biases and such are spared.
+    assert {group["weight_decay"] for group in optimizer.param_groups} == {0.03, 0.0}
+    assert {group["lr"] for group in optimizer.param_groups} == {0.2}
+    assert isinstance(built("--opt", "adamw")["state"].optimizer, torch.optim.AdamW)
+
+
+@pytest.mark.parametrize("smoothing", [0, 0.1, 0.4])
+def test_smoothing(built, smoothing):
+    parts = built("--smoothing", smoothing)
+    assert parts["mixup"] is None
+    scores, target = torch.randn(6, 2), torch.randint(0, 2, (6,))
+    expected = torch.nn.functional.cross_entropy(scores, target, label_smoothing=smoothing)
+    torch.testing.assert_close(parts["loss"](scores, target), expected)
+
+
+@pytest.mark.parametrize("flags", [["--mixup", 0.8], ["--cutmix", 0.6], ["--mixup", 0.8, "--cutmix", 0.6]])
+def test_mixing(built, flags):
+    parts = built(*flags, "--smoothing", 0.2)
+    given = dict(zip(flags[::2], flags[1::2], strict=True))
+    mixup = parts["mixup"]
+    assert (mixup.mixup_alpha, mixup.cutmix_alpha) == (given.get("--mixup", 0), given.get("--cutmix", 0))
+    _, target = mixup(torch.randn(4, 3, 8, 8), torch.tensor([0, 0, 0, 0]))
+    # All of one class, so that only the smoothing is left.
+    torch.testing.assert_close(target, torch.tensor([[0.9, 0.1]]).expand(4, 2))
+    scores = torch.randn(4, 2)
+    expected = torch.nn.functional.cross_entropy(scores, target)
+    torch.testing.assert_close(parts["loss"](scores, target), expected)
+
+
+def test_averages_as_asked_for(built):
+    state = built("--model-ema", "--model-ema-decay", 0.75, "--model-ema-warmup")["state"]
+    assert state.ema.decay == 0.75
+    assert state.ema.use_warmup
+    assert built("--model-ema")["state"].ema.decay == 0.9998
+    assert built()["state"].ema is None
+
+
+def test_precision_as_asked_for(built):
+    for flags, dtype, scaled in (
+        ([], None, False),
+        (["--amp"], torch.bfloat16, False),
+        (["--amp", "--amp-dtype", "float16"], torch.float16, True),
+    ):
+        parts = built(*flags)
+        with parts["precision"]:
+            product = torch.ones(2, 2) @ torch.ones(2, 2)
+        assert product.dtype == (dtype or torch.float32)
+        assert parts["state"].scaler.is_enabled() == scaled
+
+
 def test_checkpointed_gradients_are_the_same_gradients(train, summary_of):
-    flags = ["--epochs", 2, "--warmup-epochs", 0, "--opt", "adamw", "--lr", 1e-3, "--drop-path", 0.3]
+    flags = ["--epochs", 2, "--warmup-epochs", 0, "--opt", "adamw", "--lr", 1e-3, "--drop-path", 0.3, *DEEPER]
     plain, checkpointed = (summary_of(train(*flags, *more)) for more in ([], ["--grad-checkpointing"]))
     assert np.allclose(losses(plain), losses(checkpointed), rtol=1e-4)
 

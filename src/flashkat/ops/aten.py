@@ -14,7 +14,7 @@ from torch import Tensor
 from .layout import Output, as_three_dimensional
 from .reference import compute_dtype
 
-_CHUNK_ELEMENTS = 2**17
+_CHUNK_ELEMENTS = 2**16
 _PLAIN = {torch.float32: 2.0**36, torch.float64: 2.0**300}
 _SMALL_GRADIENT = {torch.float32: 2.0**-60, torch.float64: 2.0**-600}
 _ZERO_EXPONENT = -(2**20)
@@ -25,12 +25,12 @@ def forward(x: Tensor, numerator: Tensor, denominator: Tensor, dim: int, dtype: 
     """F(x) as ``dtype``; see :func:`flashkat.rational` for the arguments, which are taken as valid."""
     output = Output(x, dim, dtype)
     if x.numel():
-        coefficients = _Coefficients(numerator, denominator, compute_dtype(x.dtype))
         x3 = as_three_dimensional(x, dim)
+        coefficients = _Coefficients(numerator, denominator, x3)
         for window in _windows(x3):
-            chunk = coefficients.grouped(x3[window])
+            chunk = x3[window]
             result = _forward_plain if coefficients.stay_plain(chunk) else _forward_scaled
-            coefficients.grouped(output.view[window]).copy_(result(chunk, coefficients))
+            output.view[window].copy_(result(chunk, coefficients))
     return output.finish()
 
 
@@ -39,46 +39,47 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients with respect to x, numerator and denominator, each in the dtype of what it belongs to."""
     output = Output(x, dim, x.dtype)
-    coefficients = _Coefficients(numerator, denominator, compute_dtype(x.dtype))
-    sums = torch.zeros(coefficients.groups, coefficients.count, dtype=torch.float64, device=_wide_device(x.device))
-    if x.numel():
-        x3, grad3 = as_three_dimensional(x, dim), as_three_dimensional(grad, dim)
-        for window in _windows(x3):
-            chunk, g = coefficients.grouped(x3[window]), coefficients.grouped(grad3[window]).to(coefficients.dtype)
-            plain = coefficients.stay_plain(chunk) and _gradient_stays_plain(g)
-            grad_x, share = (_backward_plain if plain else _backward_scaled)(g, chunk, coefficients)
-            coefficients.grouped(output.view[window]).copy_(grad_x)
-            sums += share.to(sums)
+    if x.numel() == 0:
+        return output.finish(), torch.zeros_like(numerator), torch.zeros_like(denominator)
+    x3, grad3 = as_three_dimensional(x, dim), as_three_dimensional(grad, dim)
+    coefficients = _Coefficients(numerator, denominator, x3)
+    channels, (m, n) = x3.shape[1], (numerator.shape[1], denominator.shape[1])
+    sums = torch.zeros(channels, m + n, dtype=torch.float64, device=_wide_device(x.device))
+    for window in _windows(x3):
+        chunk, g = x3[window], grad3[window].to(coefficients.dtype)
+        plain = coefficients.stay_plain(chunk) and _gradient_stays_plain(g)
+        grad_x, share = (_backward_plain if plain else _backward_scaled)(g, chunk, coefficients)
+        output.view[window].copy_(grad_x)
+        sums += share.to(sums)
     overflow = sums.abs() >= 2.0 ** (_SUM_EXPONENT - 1)
     sums = torch.where(overflow, sums * torch.inf, sums).to(x.device, coefficients.dtype)
-    m = numerator.shape[1]
     signs = torch.where(denominator < 0, -1.0, 1.0)
     return (
         output.finish(),
-        _share_groups(sums[:, :m], numerator),
-        (signs * _share_groups(sums[:, m:], denominator)).to(denominator.dtype),
+        _sum_over_channels(sums[:, :m], numerator),
+        (signs * _sum_over_channels(sums[:, m:], denominator)).to(denominator.dtype),
     )
 
 
-def _share_groups(sums: Tensor, coefficients: Tensor) -> Tensor:
-    sums = sums if len(coefficients) == len(sums) else sums.sum(0, keepdim=True)
-    return sums.to(coefficients.dtype).contiguous()
+def _sum_over_channels(sums: Tensor, coefficients: Tensor) -> Tensor:
+    """(C, count) sums per channel to sums per row of the coefficients."""
+    return sums.unflatten(0, (len(coefficients), -1)).sum(1).to(coefficients.dtype).contiguous()
 
 
 class _Coefficients:
-    """The coefficients in the dtype of the arithmetic, as columns that broadcast over (outer, groups, width, inner)."""
+    """The coefficients in the dtype of the arithmetic, a value per channel, that broadcast over (outer, C, inner)."""
 
-    def __init__(self, numerator: Tensor, denominator: Tensor, dtype: torch.dtype) -> None:
-        self.dtype = dtype
-        self.groups = max(len(numerator), len(denominator))
-        self.count = numerator.shape[1] + denominator.shape[1]
-        self.a = [column.reshape(-1, 1, 1) for column in numerator.to(dtype).unbind(1)]
-        self.b = [column.reshape(-1, 1, 1) for column in denominator.to(dtype).abs().unbind(1)]
+    def __init__(self, numerator: Tensor, denominator: Tensor, x3: Tensor) -> None:
+        self.dtype = compute_dtype(x3.dtype)
+        self.a = self._per_channel(numerator, x3.shape[1])
+        self.b = self._per_channel(denominator.abs(), x3.shape[1])
         self.degree = max(len(self.a) - 1, len(self.b))
         self.largest = max(float(c.abs().max()) for c in [*self.a, *self.b])
 
-    def grouped(self, x3: Tensor) -> Tensor:
-        return x3.unflatten(1, (self.groups, -1))
+    def _per_channel(self, coefficients: Tensor, channels: int) -> list[Tensor]:
+        # A value per channel, not per group, so that the loops inside PyTorch's operators are long.
+        table = coefficients.to(self.dtype).repeat_interleave(channels // len(coefficients), 0)
+        return list(table.T.contiguous().unsqueeze(2).unbind(0))
 
     def stay_plain(self, x: Tensor) -> bool:
         low, high = (float(end) for end in torch.aminmax(x))
@@ -114,9 +115,10 @@ def _windows(x3: Tensor) -> Iterator[tuple[slice, slice, slice]]:
 
 
 def _gradient_stays_plain(g: Tensor) -> bool:
-    size = g.abs()
-    wild = (size > _PLAIN[g.dtype]) | ((size < _SMALL_GRADIENT[g.dtype]) & (size > 0)) | size.isnan()
-    return not bool(wild.any())
+    """Whether products with the largest gradient neither overflow nor underflow; smaller ones add nothing to a sum."""
+    low, high = (float(end) for end in torch.aminmax(g))
+    size = max(-low, high)
+    return size == 0 or _SMALL_GRADIENT[g.dtype] <= size <= _PLAIN[g.dtype]
 
 
 # Plain arithmetic
@@ -139,7 +141,7 @@ def _horner_with_derivative(coefficients: list[Tensor], x: Tensor) -> tuple[Tens
 
 
 def _with_one(b: list[Tensor], like: Tensor) -> list[Tensor]:
-    return [torch.ones(1, 1, 1, dtype=like.dtype, device=like.device), *b]
+    return [torch.ones(1, 1, dtype=like.dtype, device=like.device), *b]
 
 
 def _forward_plain(x: Tensor, c: _Coefficients) -> Tensor:
@@ -148,27 +150,28 @@ def _forward_plain(x: Tensor, c: _Coefficients) -> Tensor:
 
 
 def _backward_plain(g: Tensor, x: Tensor, c: _Coefficients) -> tuple[Tensor, Tensor]:
-    """grad_x, and (groups, m + n) sums for da and db, the latter without the factor s(b)."""
+    """grad_x, and (C, m + n) sums for da and db, the latter without the factor s(b)."""
     x = x.to(c.dtype)
     size = x.abs()
     p, dp = _horner_with_derivative(c.a, x)
     q, dq = _horner_with_derivative(_with_one(c.b, x), size)
-    y = p.div_(q)
-    weight = g / q
+    reciprocal = q.reciprocal_()
+    y = p.mul_(reciprocal)
     dq.mul_(y)
-    grad_x = dp.sub_(torch.where(x < 0, -dq, dq)).mul_(weight)
+    grad_x = dp.sub_(torch.where(x < 0, -dq, dq)).mul_(reciprocal).mul_(g)
     sums = []
+    weight = reciprocal.mul_(g)
     term = weight.clone()
     for i in range(len(c.a)):
-        sums.append(_sum_over_group(term.mul_(x) if i else term))
+        sums.append(_sum_per_channel(term.mul_(x) if i else term))
     term = weight.mul_(y).neg_()
     for _ in c.b:
-        sums.append(_sum_over_group(term.mul_(size)))
+        sums.append(_sum_per_channel(term.mul_(size)))
     return grad_x, torch.stack(sums, dim=1)
 
 
-def _sum_over_group(term: Tensor) -> Tensor:
-    return term.sum(dim=(0, 2, 3))
+def _sum_per_channel(term: Tensor) -> Tensor:
+    return term.sum(dim=(0, 2))
 
 
 # Mantissas and exponents
@@ -241,7 +244,7 @@ def _backward_scaled(g: Tensor, x: Tensor, c: _Coefficients) -> tuple[Tensor, Te
     grad_x = _scale(fg * slope, eg + top)
 
     def share(term: Tensor, exponent: Tensor) -> Tensor:
-        return _sum_over_group(term * _power_of_two(exponent.clamp(-1022, _SUM_EXPONENT)))
+        return _sum_per_channel(term * _power_of_two(exponent.clamp(-1022, _SUM_EXPONENT)))
 
     sums = [share(fg / q * f**i, eg + i * e - eq) for i in range(len(c.a))]
     weight = -(fg / q) * (p / q)
