@@ -1,5 +1,6 @@
 """The README's map and commands are true."""
 
+import json
 import re
 from pathlib import Path
 
@@ -9,9 +10,9 @@ README = (ROOT / "README.md").read_text()
 
 def _mapped_paths():
     """Paths of the README's file map, from its indentation."""
-    block = next(block for block in re.findall(r"```\n(.*?)```", README, re.DOTALL) if "src/flashkat/" in block)
+    block = next(block for block in README.split("```")[1::2] if block.startswith("\nsrc/flashkat/"))
     folders: list[tuple[int, str]] = []
-    for line in block.splitlines():
+    for line in block.strip().splitlines():
         indent, name = len(line) - len(line.lstrip()), line.split()[0]
         while folders and folders[-1][0] >= indent:
             folders.pop()
@@ -47,3 +48,8 @@ def test_python_examples_run():
     assert len(examples) == 2
     for example in examples:
         exec(example, {})
+
+
+def test_accuracy_of_the_demo_is_the_committed_one():
+    result = json.loads((ROOT / "docs/demo/result.json").read_text())
+    assert f"{result['top1']:.2f}% of the 360" in README

@@ -199,7 +199,7 @@ def test_a_panel_per_rational(count):
 def figure_order(count):
     """Axes are kept by rows; where there are two, a pair of layers is a column."""
     names = [str(index) for index in range(count)]
-    return names[::2] + names[1::2] if count > 2 and count % 2 == 0 else names
+    return names[::2] + names[1::2] if count > 4 and count % 2 == 0 else names
 
 
 def test_any_module():

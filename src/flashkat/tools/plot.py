@@ -114,9 +114,9 @@ def draw_rationals(model: nn.Module, ranges: dict[str, tuple[float, float]] | No
 
     rationals = {name: module for name, module in model.named_modules() if isinstance(module, GroupRational)}
     # A transformer's layers come in pairs per block, which then share a column.
-    rows = 2 if len(rationals) > 2 and len(rationals) % 2 == 0 else 1
+    rows = 2 if len(rationals) > 4 and len(rationals) % 2 == 0 else 1
     columns = math.ceil(len(rationals) / rows)
-    figure = Figure(figsize=(2.6 * columns + 0.5, 2.4 * rows + 0.8), layout="constrained")
+    figure = Figure(figsize=(max(5, 2.6 * columns + 0.5), 2.4 * rows + 0.9), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).T.flatten()
     colours = matplotlib.colormaps["viridis"]
     for panel, (name, module) in zip(panels, rationals.items(), strict=True):
@@ -130,7 +130,8 @@ def draw_rationals(model: nn.Module, ranges: dict[str, tuple[float, float]] | No
         panel.tick_params(labelsize=7)
         panel.legend(fontsize=7, frameon=False)
         panel.grid(alpha=0.3)
-    figure.suptitle(f"{title} (a line per group, dashed: start)" if title else "a line per group, dashed: start")
+    explanation = "a line per group, dashed: start"
+    figure.suptitle(f"{title}\n{explanation}" if title else explanation, fontsize=10)
     return figure
 
 
