@@ -243,7 +243,7 @@ def test_precision_as_asked_for(built):
         (["--amp"], torch.bfloat16, False),
         (["--amp", "--amp-dtype", "float16"], torch.float16, True),
     ):
-        parts = built(*flags)
+        parts = built(*flags, "--device", "cpu")
         with parts["precision"]:
             product = torch.ones(2, 2) @ torch.ones(2, 2)
         assert product.dtype == (dtype or torch.float32)

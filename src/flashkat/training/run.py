@@ -94,8 +94,11 @@ def _build_state(
         optimizer = create_optimizer_v2(
             model, opt=args.opt, lr=args.lr, weight_decay=args.weight_decay, momentum=args.momentum
         )
-    with explain(f"no schedule {args.sched!r}: try cosine, step, poly or none"):
+    unknown_schedule = f"no schedule {args.sched!r}: try cosine, step, poly or none"
+    with explain(unknown_schedule):
         scheduler, _ = create_scheduler_v2(optimizer, **scheduler_kwargs(args), updates_per_epoch=batches)
+    if scheduler is None and args.sched != "none":  # how older timm answers a name it does not know
+        raise InputError(unknown_schedule)
     return TrainingState(
         model=model,
         optimizer=optimizer,
