@@ -224,3 +224,7 @@ def test_groups_do_not_collide():
     """A flag added twice to one command makes argparse raise."""
     for command in GROUPS:
         assert isinstance(parse(command, "data"), argparse.Namespace)
+
+
+def test_abbreviations_are_refused(capsys):
+    assert "unknown argument --epoch, did you mean --epochs" in typing_error("train", "--epoch", "2", capsys=capsys)

@@ -88,10 +88,15 @@ def test_path_may_be_text(tmp_path):
     assert checkpoints.read(str(tmp_path / "a.pth"))["epoch"] == 3
 
 
-@pytest.mark.parametrize("name", ["missing.pth", "missing.safetensors", ""])
+@pytest.mark.parametrize("name", ["missing.pth", "missing.safetensors"])
 def test_missing(tmp_path, name):
     with pytest.raises(InputError, match="no checkpoint at"):
         checkpoints.read(tmp_path / name)
+
+
+def test_folder(tmp_path):
+    with pytest.raises(InputError, match=r"is a folder: name a checkpoint in it, such as .*last\.pth\.tar"):
+        checkpoints.read(tmp_path)
 
 
 def test_arguments_in_a_namespace_become_a_dictionary(tmp_path):

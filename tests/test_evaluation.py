@@ -382,3 +382,13 @@ def test_evaluate_under_autocast():
     assert model.modes == ((False, False, True),) * 2
     assert metrics.top1 == 100
     assert not torch.is_autocast_enabled("cpu")
+
+
+def test_another_image_size_resamples_the_position_embedding(validate, images, trained):
+    result, _ = validate(images, "--checkpoint", trained / "last.pth.tar", "--img-size", 16)
+    assert result["img_size"] == 16
+
+
+def test_weights_alone_need_a_model(refused, images, trained, tmp_path):
+    torch.save(torch.load(trained / "last.pth.tar", weights_only=True)["state_dict"], tmp_path / "weights.pth")
+    assert "give --model" in refused(images, "--checkpoint", tmp_path / "weights.pth")

@@ -192,7 +192,7 @@ def test_rational_copies_and_pickles(duplicate):
     [
         ({"groups": 7}, "16 channels do not divide into 7 groups"),
         ({"groups": 32}, "16 channels do not divide into 32 groups"),
-        ({"groups": 0}, "0 groups"),
+        ({"groups": 0}, "at least 1, not 0"),
         ({"m": 0}, "m=0"),
         ({"n": -1}, "n=-1"),
         ({"m": 1}, r"m >= 2.*not 1"),

@@ -1,4 +1,4 @@
-"""FlashKAT: Kolmogorov-Arnold Transformers at the price of Vision Transformers.
+"""FlashKAT: Kolmogorov-Arnold Transformers, from the learnable activation to the trained model.
 
 Importing the package registers the models with timm and the operator with PyTorch; everything heavier (Triton
 kernels, training, plotting) is imported when it is first used.

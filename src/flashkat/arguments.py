@@ -22,7 +22,10 @@ DEFAULT_MODEL = "kat_tiny_patch16_224"
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are one line."""
+    """An ArgumentParser whose errors are one line, and that takes no abbreviations."""
+
+    def __init__(self, **kwargs) -> None:
+        super().__init__(**{"allow_abbrev": False, **kwargs})
 
     def error(self, message: str) -> NoReturn:
         print(f"{self.prog}: error: {message}; {self.prog} --help lists the flags", file=sys.stderr)
@@ -78,7 +81,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
         "--experiment",
         default="",
         metavar="NAME",
-        help="name of the run's folder (default: date, model and image size)",
+        help="name of the run's folder, numbered if it exists (default: date, model and size)",
     )
     group.add_argument(
         "--log-interval", type=_positive, default=50, metavar="N", help="batches between lines of the log (default: 50)"

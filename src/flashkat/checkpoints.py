@@ -38,6 +38,8 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
         InputError: the file is missing, truncated, no checkpoint, or would need to run code to load.
     """
     path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: name a checkpoint in it, such as {path / 'last.pth.tar'}")
     if not path.is_file():
         raise InputError(f"no checkpoint at {path}")
     if path.suffix == ".safetensors":

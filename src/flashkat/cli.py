@@ -36,7 +36,7 @@ def _fail(program: str, message: str, status: int) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="flashkat", description="Kolmogorov-Arnold Transformers at the price of Vision Transformers.")
+    parser = Parser(prog="flashkat", description="Train, evaluate and inspect Kolmogorov-Arnold Transformers.")
     parser.add_argument("--version", action="version", version=_version())
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
 

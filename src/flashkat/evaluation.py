@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from timm.data import resolve_data_config
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from timm.utils import AverageMeter, accuracy
 from torch import nn
 
@@ -89,18 +90,23 @@ def model_from_checkpoint(args: Namespace) -> tuple[nn.Module, dict[str, Any]]:
     What the arguments leave open (model, its arguments, image size, classes) is taken from the checkpoint.
     """
     checkpoint = checkpoints.read(args.checkpoint) if args.checkpoint else {}
+    state = checkpoints.weights(checkpoint, args.use_ema) if args.checkpoint else {}
     trained, arch = checkpoint.get("args"), checkpoint.get("arch")
-    args.model = args.model or (arch if isinstance(arch, str) else DEFAULT_MODEL)
+    if not args.model and args.checkpoint and not isinstance(arch, str):
+        raise InputError(f"{args.checkpoint} does not say what model it is of: give --model, and --model-kwargs if any")
+    args.model = args.model or arch or DEFAULT_MODEL
     if args.model == arch and isinstance(trained, dict):
         args.model_kwargs = {**trained.get("model_kwargs", {}), **args.model_kwargs}
         for name in ("img_size", "num_classes", "crop_pct", "interpolation", "mean", "std"):
             if getattr(args, name, None) is None:
                 setattr(args, name, trained.get(name))
-    state = checkpoints.weights(checkpoint, args.use_ema) if args.checkpoint else {}
     if args.num_classes is None and "head.bias" in state:
         args.num_classes = len(state["head.bias"])
     model = create_model(args.model, img_size=args.img_size, num_classes=args.num_classes, **args.model_kwargs)
     if args.checkpoint:
+        if isinstance(model, VisionTransformer):
+            # Fits position embeddings to the image size asked for.
+            state = checkpoint_filter_fn(state, model)
         checkpoints.load_weights(model, state, args.checkpoint)
     return model, checkpoint
 

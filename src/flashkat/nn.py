@@ -26,7 +26,8 @@ class GroupRational(nn.Module):
         share_denominator: one denominator for all groups.
         m: number of numerator coefficients, at least 1.
         n: number of denominator coefficients, at least 0.
-        start: named starting function (see :data:`flashkat.coefficients.FUNCTIONS`).
+        start: named starting function, exact for "identity" and a fit on [-3, 3] for the others: relu, leaky_relu, elu,
+            gelu, swish (silu), mish, softplus, tanh, sigmoid, geglu, swishglu.
         dim: the channel dimension of the input; 1 for NCHW.
         device: where the coefficients live.
         dtype: dtype of the coefficients. The input may have any floating-point dtype.
@@ -54,7 +55,9 @@ class GroupRational(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if groups < 1 or channels % groups != 0:
+        if groups < 1:
+            raise ValueError(f"groups must be at least 1, not {groups}")
+        if channels % groups != 0:
             raise ValueError(f"{channels} channels do not divide into {groups} groups")
         if m < 1 or n < 0:
             raise ValueError(f"a rational needs m >= 1 and n >= 0 coefficients, not m={m} and n={n}")

@@ -52,18 +52,18 @@ def backward(
         output.view[window].copy_(grad_x)
         sums += share.to(sums)
     overflow = sums.abs() >= 2.0 ** (_SUM_EXPONENT - 1)
-    sums = torch.where(overflow, sums * torch.inf, sums).to(x.device, coefficients.dtype)
-    signs = torch.where(denominator < 0, -1.0, 1.0)
+    sums = torch.where(overflow, sums * torch.inf, sums)
+    signs = torch.where(denominator < 0, -1.0, 1.0).to(denominator.dtype)
     return (
         output.finish(),
         _sum_over_channels(sums[:, :m], numerator),
-        (signs * _sum_over_channels(sums[:, m:], denominator)).to(denominator.dtype),
+        signs * _sum_over_channels(sums[:, m:], denominator),
     )
 
 
 def _sum_over_channels(sums: Tensor, coefficients: Tensor) -> Tensor:
     """(C, count) sums per channel to sums per row of the coefficients."""
-    return sums.unflatten(0, (len(coefficients), -1)).sum(1).to(coefficients.dtype).contiguous()
+    return sums.unflatten(0, (len(coefficients), -1)).sum(1).to(coefficients).contiguous()
 
 
 class _Coefficients:
@@ -91,12 +91,6 @@ class _Coefficients:
         for _ in range(self.degree):
             bound *= reach
         return bound <= _PLAIN[self.dtype]
-
-    def widened(self, device: torch.device) -> "_Coefficients":
-        wide = object.__new__(_Coefficients)
-        wide.a = [c.to(device, torch.float64) for c in self.a]
-        wide.b = [c.to(device, torch.float64) for c in self.b]
-        return wide
 
 
 def _wide_device(device: torch.device) -> torch.device:
@@ -182,6 +176,10 @@ def _power_of_two(exponent: Tensor) -> Tensor:
     return ((exponent.long() + 1023) << 52).view(torch.float64)
 
 
+def _widen(*tensors: Tensor) -> list[Tensor]:
+    return [tensor.to(_wide_device(tensor.device), torch.float64) for tensor in tensors]
+
+
 def _split(value: Tensor) -> tuple[Tensor, Tensor]:
     """value = mantissa * 2^exponent with 0.5 <= |mantissa| < 1; zero has its own exponent; inf and NaN become NaN."""
     mantissa, exponent = torch.frexp(value)
@@ -217,23 +215,22 @@ def _scaled_polynomial(
 
 
 def _forward_scaled(x: Tensor, c: _Coefficients) -> Tensor:
-    x = x.to(_wide_device(x.device), torch.float64)
-    c = c.widened(x.device)
+    x, *a = _widen(x, *c.a)
+    one_b = _with_one(_widen(*c.b), x)
     f, e = _split(x)
-    p, ep = _scaled_polynomial(c.a, f, e)
-    q, eq = _scaled_polynomial(_with_one(c.b, x), f.abs(), e)
+    p, ep = _scaled_polynomial(a, f, e)
+    q, eq = _scaled_polynomial(one_b, f.abs(), e)
     return _scale(p / q, ep - eq)
 
 
 def _backward_scaled(g: Tensor, x: Tensor, c: _Coefficients) -> tuple[Tensor, Tensor]:
     """As ``_backward_plain``; terms of the sums saturate, so that opposite ones cancel instead of making a NaN."""
-    device = _wide_device(x.device)
-    g, x, c = g.to(device, torch.float64), x.to(device, torch.float64), c.widened(device)
+    g, x, *a = _widen(g, x, *c.a)
+    one_b = _with_one(_widen(*c.b), x)
     (f, e), (fg, eg) = _split(x), _split(g)
-    one_b = _with_one(c.b, x)
-    p, ep = _scaled_polynomial(c.a, f, e)
+    p, ep = _scaled_polynomial(a, f, e)
     q, eq = _scaled_polynomial(one_b, f.abs(), e)
-    dp, edp = _scaled_polynomial(c.a, f, e, derivative=True)
+    dp, edp = _scaled_polynomial(a, f, e, derivative=True)
     dq, edq = _scaled_polynomial(one_b, f.abs(), e, derivative=True)
     left = dp / q
     right = torch.where(x < 0, -1.0, 1.0) * (dq / q) * (p / q)

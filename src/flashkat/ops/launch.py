@@ -79,17 +79,17 @@ def backward(
     sums = partial.sum(0)
     if x.dtype == torch.float64:  # the only dtype that a saturated sum still fits
         sums = torch.where(sums.abs() >= 2.0 ** (kernels.SUM_EXPONENT - 1), sums * torch.inf, sums)
-    signs = torch.where(denominator < 0, -1.0, 1.0)
+    signs = torch.where(denominator < 0, -1.0, 1.0).to(denominator.dtype)
     return (
         output.finish(),
-        _sum_over_channels(sums[:m], len(numerator), numerator.dtype),
-        (signs * _sum_over_channels(sums[m:], len(denominator), denominator.dtype)).to(denominator.dtype),
+        _sum_over_channels(sums[:m], numerator),
+        signs * _sum_over_channels(sums[m:], denominator),
     )
 
 
-def _sum_over_channels(sums: Tensor, groups: int, dtype: torch.dtype) -> Tensor:
-    """(count, C) sums per channel to (groups, count)."""
-    return sums.unflatten(1, (groups, -1)).sum(-1).T.to(dtype).contiguous()
+def _sum_over_channels(sums: Tensor, coefficients: Tensor) -> Tensor:
+    """(count, C) sums per channel to sums per row of the coefficients."""
+    return sums.unflatten(1, (len(coefficients), -1)).sum(-1).T.to(coefficients.dtype).contiguous()
 
 
 def _constants(x: Tensor, numerator: Tensor, denominator: Tensor) -> dict:

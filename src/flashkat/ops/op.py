@@ -19,7 +19,8 @@ def rational(x: Tensor, numerator: Tensor, denominator: Tensor, *, dim: int = -1
     P(x) = a_0 + a_1 x + ... + a_{m-1} x^{m-1} and Q(x) = 1 + |b_1| |x| + ... + |b_n| |x|^n, with coefficients per
     contiguous group of channels (Yang & Wang, ICLR 2025, section 4). Differentiable in all three tensors, twice and
     more in eager mode; the derivative of |v| at 0 is taken as +1. The result and the gradients are the same bits
-    every time, finite where the exact value fits the dtype, and +-inf, never NaN, where it does not.
+    every time. For finite inputs they are finite where the exact value fits the dtype, and +-inf, never NaN, where it
+    does not.
 
     Args:
         x: float64, float32, bfloat16 or float16 tensor of one or more dimensions, with any strides, on any device.
