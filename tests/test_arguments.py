@@ -145,6 +145,12 @@ def test_help(command, capsys):
         (["data", "--img-size", "big"], ["--img-size", "'big'"]),
         (["data", "--scale", "0.5"], ["--scale", "2"]),
         (["data", "--amp-dtype", "float8"], ["--amp-dtype", "float8"]),
+        (["data", "--mean", "0", "nan"], ["--mean", "finite, not nan"]),
+        (["data", "--std", "inf"], ["--std", "more than 0, not inf"]),
+        (["data", "--lr", "inf"], ["--lr", "more than 0, not inf"]),
+        (["data", "--remode", "zz"], ["--remode", "'zz'", "const"]),
+        (["data", "--interpolation", "random"], ["--interpolation", "'random'", "bicubic"]),
+        (["data", "--train-interpolation", "sharp"], ["--train-interpolation", "'sharp'", "random"]),
         ([], ["DIR"]),
     ],
 )

@@ -402,6 +402,11 @@ def test_checkpoint_without_weights(refuse_to_read, content, tmp_path):
         (["--std", "1", "1", "1", "1"], ["--std takes 1 or 3 numbers, not 4"]),
         (["--amp-dtype", "int8"], ["--amp-dtype", "bfloat16"]),
         (["--drop", "3"], ["--drop", "at most 1"]),
+        (["--scale", "0.9", "0.1"], ["--scale", "smaller number first, not 0.9 0.1"]),
+        (["--ratio", "2", "1"], ["--ratio", "smaller number first"]),
+        (["--experiment", ".."], ["--experiment", "'..'"]),
+        (["--experiment", "../other"], ["--experiment", "'../other'"]),
+        (["--experiment", "/elsewhere"], ["--experiment", "'/elsewhere'"]),
         (["more"], ["unknown argument more"]),
     ],
 )
@@ -468,6 +473,10 @@ def test_unknown_picture_format(refuse, checkpoint, name):
     message = refuse("plot", checkpoint, "-o", name)
     assert name in message
     assert ".svg" in message
+
+
+def test_a_missing_checkpoint_goes_before_its_missing_folder(refuse, tmp_path):
+    assert "no checkpoint at" in refuse("plot", tmp_path / "nowhere" / "last.pth.tar")
 
 
 def test_picture_in_a_folder_that_is_not_there(refuse, checkpoint, tmp_path):
@@ -565,6 +574,8 @@ def test_real_process_interrupted_with_workers(images, tmp_path):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # A shell has its background jobs, such as these tests may be, ignore it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         assert any(line.startswith("Epoch 2/") for line in process.stdout)
@@ -575,7 +586,8 @@ def test_real_process_interrupted_with_workers(images, tmp_path):
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 130
-    assert err == "flashkat train: error: interrupted\n"
+    # In a hundredth of cases Python adds that a loader process lost its connection.
+    assert err.startswith("flashkat train: error: interrupted\n")
     # What there was by then can be used.
     folder = tmp_path / "output" / "train" / "long"
     rows = (folder / "summary.csv").read_text().splitlines()

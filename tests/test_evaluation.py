@@ -323,10 +323,33 @@ def test_mixed_precision(validate, images, trained, dtype):
     assert result["top1"] == pytest.approx(expected["top1"], abs=12)
 
 
-@pytest.mark.parametrize("checkpoint", [{"args": "text"}, {"args": ["text"]}, {"arch": 3}])
+@pytest.mark.parametrize(
+    "checkpoint",
+    [
+        {"args": "text"},
+        {"args": ["text"]},
+        {"arch": 3},
+        {"args": {"model_kwargs": None}},
+    ],
+)
 def test_checkpoint_with_odd_entries(refused, images, checkpoint, tmp_path):
     torch.save({"arch": MODEL, "state_dict": {"a": torch.ones(1)}, **checkpoint}, tmp_path / "odd.pth")
     refused(images, "--checkpoint", tmp_path / "odd.pth")
+
+
+@pytest.mark.parametrize("odd", [{"classes": 3}, {"epoch": "last"}, {"args": None}, {"args": {"model_kwargs": [1]}}])
+def test_odd_entries_beside_good_weights(validate, images, trained, odd, tmp_path):
+    checkpoint = torch.load(trained / "last.pth.tar", weights_only=True)
+    # What else these entries could have said.
+    flags = [*MODEL_KWARGS, "--img-size", 8, "--crop-pct", 1, "--interpolation", "bilinear", "--mean", *MEAN]
+    expected, _ = validate(images, "--checkpoint", trained / "last.pth.tar", *flags, "--std", *STD)
+    torch.save({**checkpoint, **odd}, tmp_path / "odd.pth")
+    result, _ = validate(images, "--checkpoint", tmp_path / "odd.pth", *flags, "--std", *STD)
+    assert result == expected
+
+
+def test_ema_of_no_checkpoint(refused, images):
+    assert "--use-ema needs a --checkpoint" in refused(images, "--use-ema")
 
 
 # --- the function -----------------------------------------------------------------------------------------------------

@@ -20,6 +20,8 @@ __all__ = ["Parser", "add_plot_arguments", "add_training_arguments", "add_valida
 
 DEFAULT_MODEL = "kat_tiny_patch16_224"
 
+_INTERPOLATIONS = ("bilinear", "bicubic", "nearest", "box", "hamming", "lanczos")
+
 
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are one line, and that takes no abbreviations."""
@@ -143,9 +145,9 @@ def _number(kind: type, low: float, high: float = math.inf, above: bool = False)
 
     def convert(text: str) -> float:
         value = kind(text)
-        if not low <= value <= high or (above and value == low):
+        if not (low <= value <= high and math.isfinite(value)) or (above and value == low):
             least = f"more than {low:g}" if above else f"at least {low:g}"
-            wanted = f"{least} and at most {high:g}" if high < math.inf else least
+            wanted = f"{least} and at most {high:g}" if high < math.inf else least if low > -math.inf else "finite"
             raise argparse.ArgumentTypeError(f"must be {wanted}, not {text}")
         return value
 
@@ -158,6 +160,7 @@ _positive = _number(int, 1)
 _count = _number(int, 0)
 _seed = _number(int, 0, 2**32 - 1)
 _amount = _number(float, 0)
+_finite = _number(float, -math.inf)
 _size = _number(float, 0, above=True)
 _fraction = _number(float, 0, 1)
 _share = _number(float, 0, 1, above=True)
@@ -178,8 +181,13 @@ def _add_data_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--img-size", type=_positive, metavar="N", help="image side in pixels (default: the model's)")
     group.add_argument("--crop-pct", type=_share, metavar="F", help="share of the side that evaluation crops to")
-    group.add_argument("--interpolation", metavar="NAME", help="resizing for evaluation: bilinear, bicubic, ...")
-    group.add_argument("--mean", type=float, nargs="+", metavar="F", help="mean to subtract, per channel")
+    group.add_argument(
+        "--interpolation",
+        choices=_INTERPOLATIONS,
+        metavar="NAME",
+        help=f"resizing for evaluation: {', '.join(_INTERPOLATIONS)} (default: the model's)",
+    )
+    group.add_argument("--mean", type=_finite, nargs="+", metavar="F", help="mean to subtract, per channel")
     group.add_argument("--std", type=_size, nargs="+", metavar="F", help="standard deviation to divide by, per channel")
 
 
@@ -254,8 +262,19 @@ def _add_augmentation_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--color-jitter", type=_amount, default=0.4, metavar="F", help="colour jitter (default: 0.4)")
     group.add_argument("--aa", metavar="POLICY", help="AutoAugment policy, such as rand-m9-mstd0.5 (default: none)")
     group.add_argument("--reprob", type=_fraction, default=0.0, metavar="P", help="random erasing (default: 0)")
-    group.add_argument("--remode", default="pixel", metavar="MODE", help="what erased areas hold (default: pixel)")
-    group.add_argument("--train-interpolation", default="random", metavar="NAME", help="resizing (default: random)")
+    group.add_argument(
+        "--remode",
+        default="pixel",
+        choices=["pixel", "rand", "const"],
+        help="erased areas hold noise, a random colour or black (default: pixel)",
+    )
+    group.add_argument(
+        "--train-interpolation",
+        default="random",
+        choices=["random", *_INTERPOLATIONS],
+        metavar="NAME",
+        help=f"resizing: {', '.join(_INTERPOLATIONS)}, or random for bilinear and bicubic by turns (default: random)",
+    )
 
 
 def _add_ema_arguments(parser: argparse.ArgumentParser) -> None:

@@ -23,6 +23,9 @@ __all__ = ["load_weights", "read", "weights", "write"]
 # timm's own checkpoints carry their arguments as a Namespace: a bag of names with no behaviour.
 _SAFE_GLOBALS: list[Any] = [argparse.Namespace]
 
+# What other programs write under these names may be anything.
+_ENTRIES: dict[Any, type] = {"arch": str, "args": dict, "classes": list, "epoch": int}
+
 
 def write(path: Path, checkpoint: dict[str, Any]) -> None:
     """Write a checkpoint so that at every moment ``path`` is a whole file, the old one or the new one."""
@@ -56,9 +59,20 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise InputError(f"{path} is not a checkpoint, or truncated or damaged: copy or download it again") from error
     if not isinstance(checkpoint, dict):
         raise InputError(f"{path} holds no state_dict")
+    return _without_misfits(checkpoint)
+
+
+def _without_misfits(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint whose entries beside the weights are what their names promise; others are left out."""
     if isinstance(checkpoint.get("args"), argparse.Namespace):
         checkpoint["args"] = vars(checkpoint["args"])
-    return checkpoint
+    kept: dict[str, Any] = {
+        name: value for name, value in checkpoint.items() if isinstance(value, _ENTRIES.get(name, object))
+    }
+    args: dict[str, Any] = kept.get("args", {})
+    if not isinstance(args.get("model_kwargs", {}), dict):
+        del args["model_kwargs"]
+    return kept
 
 
 def _needs_code(path: Path, error: Exception) -> bool:

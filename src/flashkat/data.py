@@ -92,6 +92,10 @@ def training_loader(dataset: ImageFolder, config: dict[str, Any], args: Any, dev
             f"{dataset.reader.root} has {len(dataset)} images, fewer than a batch of {args.batch_size}: "
             "give a smaller --batch-size"
         )
+    for name in ("scale", "ratio"):
+        low, high = getattr(args, name)
+        if low > high:
+            raise InputError(f"--{name} takes the smaller number first, not {low:g} {high:g}")
     with explain("cannot load images like this"):
         return create_loader(
             dataset,

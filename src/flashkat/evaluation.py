@@ -89,13 +89,15 @@ def model_from_checkpoint(args: Namespace) -> tuple[nn.Module, dict[str, Any]]:
 
     What the arguments leave open (model, its arguments, image size, classes) is taken from the checkpoint.
     """
+    if args.use_ema and not args.checkpoint:
+        raise InputError("--use-ema needs a --checkpoint to take the averaged weights from")
     checkpoint = checkpoints.read(args.checkpoint) if args.checkpoint else {}
     state = checkpoints.weights(checkpoint, args.use_ema) if args.checkpoint else {}
     trained, arch = checkpoint.get("args"), checkpoint.get("arch")
-    if not args.model and args.checkpoint and not isinstance(arch, str):
+    if not args.model and args.checkpoint and not arch:
         raise InputError(f"{args.checkpoint} does not say what model it is of: give --model, and --model-kwargs if any")
     args.model = args.model or arch or DEFAULT_MODEL
-    if args.model == arch and isinstance(trained, dict):
+    if args.model == arch and trained:
         args.model_kwargs = {**trained.get("model_kwargs", {}), **args.model_kwargs}
         for name in ("img_size", "num_classes", "crop_pct", "interpolation", "mean", "std"):
             if getattr(args, name, None) is None:

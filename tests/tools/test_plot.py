@@ -84,7 +84,9 @@ def test_a_picture_beside_the_checkpoint(checkpoint, capsys):
     assert {path.name for path in checkpoint.parent.iterdir()} == {"last.pth.tar", "rationals.png"}
 
 
-@pytest.mark.parametrize(("name", "start"), [("a.png", b"\x89PNG"), ("a.svg", b"<?xml"), ("a.pdf", b"%PDF")])
+@pytest.mark.parametrize(
+    ("name", "start"), [("a.png", b"\x89PNG"), ("b.PNG", b"\x89PNG"), ("a.svg", b"<?xml"), ("a.pdf", b"%PDF")]
+)
 def test_formats(checkpoint, tmp_path, name, start):
     assert plot(checkpoint, "-o", tmp_path / name) == 0
     content = (tmp_path / name).read_bytes()

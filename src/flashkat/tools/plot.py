@@ -39,7 +39,9 @@ def plot(args: Namespace) -> Path:
     """
     require("matplotlib", extra="training")
     output = Path(args.output or Path(args.checkpoint).with_name("rationals.png"))
-    if output.suffix not in _FORMATS:
+    if not Path(args.checkpoint).exists():
+        raise InputError(f"no checkpoint at {args.checkpoint}")
+    if output.suffix.lower() not in _FORMATS:
         raise InputError(f"cannot draw to {output}: give a name that ends in {', '.join(_FORMATS)}")
     if output.is_dir():
         raise InputError(f"cannot draw to {output}: it is a folder")
@@ -55,9 +57,8 @@ def plot(args: Namespace) -> Path:
         loader = evaluation_loader(open_split(args.data, args.split), config, args.batch_size, args.workers, device)
         batches = (images for index, (images, _) in enumerate(loader) if index < _BATCHES_FOR_RANGE)
         ranges = input_ranges(model.to(device), batches)
-    title = f"{args.model}: learned rationals" + (
-        f" after epoch {checkpoint['epoch'] + 1}" if "epoch" in checkpoint else ""
-    )
+    epoch = checkpoint.get("epoch")
+    title = f"{args.model}: learned rationals" + (f" after epoch {epoch + 1}" if isinstance(epoch, int) else "")
     draw_rationals(model.cpu(), ranges, title).savefig(output, dpi=120)
     return output
 

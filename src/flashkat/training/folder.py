@@ -25,6 +25,8 @@ class RunFolder:
         Raises:
             InputError: the folder cannot be written.
         """
+        if Path(args.experiment).is_absolute() or ".." in Path(args.experiment).parts:
+            raise InputError(f"--experiment takes the name of a folder in {args.output}, not {args.experiment!r}")
         name = args.experiment or f"{datetime.now():%Y%m%d-%H%M%S}-{args.model}-{image_size}"
         parent = Path(args.output)
         self._made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
