@@ -1,105 +1,298 @@
-"""The Triton path: choosing tiles, launching the kernels of ``kernels.py`` and finishing their sums."""
+"""The Triton path: how the kernels see a tensor, how large their tiles and grids are, and launching them.
 
+All launch settings are here. They follow from sizes and strides by rule, with no autotuning, and depend on the device
+only through its number of multiprocessors.
+"""
+
+import functools
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.runtime import driver
 
 from . import kernels
-from .layout import Output, as_three_dimensional
+from .layout import as_three_dimensional, outer_channels_inner
 from .reference import compute_dtype
 
 _TRITON_DTYPE = {torch.float32: tl.float32, torch.float64: tl.float64}
 
-# Programs of the backward pass: enough to fill any current GPU several times over, few enough that the partial sums
-# (programs x (m + n) x C float64) stay far smaller than x. A constant, so that the order of the sums, and with it
-# every bit of the result, does not depend on the GPU.
-_BACKWARD_PROGRAMS = 512
+# A program is one warp, so that none waits for another, and its tile has a vector for each of its threads.
+_LANES = 32
+_VECTOR_BYTES = 16
+# A contiguous run of a tile's channels, in vectors: a cache line.
+_LINE = 8
+
+# Tiles that are taken together.
+_UNROLL = 2
+# Tiles that are on their way from memory while one is computed, and one more.
+_STAGES = 3
+# Partial sums that a program of the last stage adds up at a time.
+_SUM_BLOCK = 8192
+# Programs per multiprocessor: as many as fit with their registers. Each takes many tiles, so that its coefficients and
+# its sums stay in registers.
+_FORWARD_PROGRAMS = 16
+_BACKWARD_PROGRAMS = 16
+
+Strides = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
-class Tile:
-    """Positions x channels that one program holds at a time."""
+class View:
+    """How the kernels see tensors of (outer, channels, inner): as (batches, positions, channels, V).
 
+    ``strides`` are, for each tensor, those of batch, vector, position and channel, in units of V elements where vectors
+    are ``contiguous``. Otherwise ``size`` elements are dealt out to the V elements of ``positions`` vectors.
+    """
+
+    batches: int
     positions: int
     channels: int
+    size: int
+    width: int
+    vector: int
+    contiguous: bool
+    batched: bool
+    channels_are_fast: bool
+    strides: tuple[tuple[int, int, int, int], ...]
 
     @classmethod
-    def choose(cls, channels: int, inner: int, elements: int) -> "Tile":
-        """Long in the direction that is contiguous: channels when they are last, positions otherwise."""
-        widest = 128 if inner == 1 else 8
-        across = min(triton.next_power_of_2(channels), widest)
-        return cls(elements // across, across)
+    def choose(cls, sizes: Strides, width: int, strides: tuple[Strides, ...], vector: int) -> "View":
+        """Vectors along channels or along the inner dimension where that is aligned, else far apart.
+
+        Args:
+            sizes: outer, channels, inner.
+            width: channels of a group.
+            strides: of outer, channels and inner in elements, for each tensor.
+            vector: V, how many elements a thread takes at a time.
+        """
+        outer, channels, inner = sizes
+
+        if inner > 1 and all(s[0] == inner * s[2] for s in strides):
+            # Channels last in memory, whatever their place in the shape.
+            return cls.choose((outer * inner, channels, 1), width, tuple((s[2], s[1], 0) for s in strides), vector)
+
+        def multiples(*positions: int) -> bool:
+            return all(stride[p] % vector == 0 for stride in strides for p in positions)
+
+        if inner == 1 and width % vector == 0 and all(s[1] == 1 for s in strides) and multiples(0):
+            views = tuple((0, 1, s[0] // vector, 1) for s in strides)
+            return cls(1, outer, channels // vector, outer, width // vector, vector, True, False, True, views)
+        if inner % vector == 0 and all(s[2] == 1 for s in strides) and multiples(0, 1):
+            views = tuple((s[0] // vector, 1, 1, s[1] // vector) for s in strides)
+            return cls(outer, inner // vector, channels, inner, width, vector, True, True, False, views)
+        # The longer of the other two dimensions gives the vectors, the shorter one the batches.
+        size, batches, along, across = (inner, outer, 2, 0) if inner >= vector else (outer, inner, 0, 2)
+        positions = triton.cdiv(size, vector)
+        views = tuple((s[across], positions * s[along], s[along], s[1]) for s in strides)
+        fast = all(s[1] == 1 for s in strides)
+        return cls(batches, positions, channels, size, width, vector, False, inner > 1, fast, views)
+
+    def tile(self) -> tuple[int, int]:
+        """(positions, channels) of a tile: along what is contiguous in memory first."""
+        if self.channels_are_fast:
+            channels = min(triton.next_power_of_2(self.channels), _LINE if self.contiguous else _LANES)
+            return _LANES // channels, channels
+        positions = min(triton.next_power_of_2(self.positions), _LANES)
+        return positions, _LANES // positions
+
+    def numbers(self) -> tuple[int, ...]:
+        """The view as the kernels' arguments."""
+        sizes = (self.batches, self.positions, self.channels, self.size, self.width)
+        return sizes + tuple(stride for strides in self.strides for stride in strides)
+
+
+class Launch:
+    """A kernel with everything but its pointers, so that launching it again costs the host little."""
+
+    def __init__(
+        self,
+        kernel: Any,
+        grid: tuple[int, int],
+        numbers: tuple[int, ...],
+        constants: dict[str, Any],
+        warps: int = 1,
+        options: dict[str, Any] | None = None,
+    ) -> None:
+        self._kernel, self._grid = kernel, (*grid, 1)
+        self._numbers, self._constants = numbers, constants
+        self._options = {"num_warps": warps, "enable_fp_fusion": True, **(options or {})}
+        # All that follows the pointers, as a compiled kernel takes it.
+        self._rest = (*numbers, *constants.values())
+        self._compiled: Any = None
+
+    def __call__(self, *tensors: Tensor) -> None:
+        pointers, bits = [], 0
+        for tensor in tensors:
+            pointer = tensor.data_ptr()
+            pointers.append(pointer)
+            bits |= pointer
+        compiled = self._compiled
+        if compiled is None or bits % _VECTOR_BYTES:
+            # Triton compiles for the alignment that it finds.
+            compiled = self._kernel[self._grid](*tensors, *self._numbers, **self._constants, **self._options)
+            if bits % _VECTOR_BYTES == 0:
+                self._compiled = compiled
+            return
+        stream = driver.active.get_current_stream(tensors[0].get_device())
+        compiled.run(
+            *self._grid, stream, compiled.function, compiled.packed_metadata, None, None, None, *pointers, *self._rest
+        )
 
 
 def forward(x: Tensor, numerator: Tensor, denominator: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
     """F(x) as ``dtype``; see :func:`flashkat.rational` for the arguments, which are taken as valid."""
-    output = Output(x, dim, dtype)
+    out = torch.empty_like(x, dtype=dtype)
     if x.numel() == 0:
-        return output.finish()
-    x3 = as_three_dimensional(x, dim)
-    outer, channels, inner = x3.shape
-    tile = Tile.choose(channels, inner, elements=1024)
-    grid = (triton.cdiv(outer * inner, tile.positions) * triton.cdiv(channels, tile.channels),)
-    with torch.cuda.device_of(x):
-        kernels.rational_forward_kernel[grid](
-            x3, numerator.contiguous(), denominator.contiguous(), output.view,
-            outer * inner, inner, channels, channels // max(len(numerator), len(denominator)),
-            *x3.stride(), *output.view.stride(),
-            **_constants(x, numerator, denominator),
-            BLOCK_POSITIONS=tile.positions, BLOCK_CHANNELS=tile.channels,
-        )  # fmt: skip
-    return output.finish()
+        return out
+    layouts = ((x.dtype, x.stride()), (dtype, out.stride()))
+    launch = _forward_launch(x.device, x.shape, dim, layouts, numerator.shape, denominator.shape)
+    if launch is None:
+        return out.copy_(forward(as_three_dimensional(x, dim), numerator, denominator, 1, dtype).view(x.shape))
+    with _on(x.device):
+        launch(x, numerator.contiguous(), denominator.contiguous(), out)
+    return out
 
 
 def backward(
     grad: Tensor, x: Tensor, numerator: Tensor, denominator: Tensor, dim: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients with respect to x, numerator and denominator, each in the dtype of what it belongs to."""
-    output = Output(x, dim, x.dtype)
+    grad_x = torch.empty_like(x)
     if x.numel() == 0:
-        return output.finish(), torch.zeros_like(numerator), torch.zeros_like(denominator)
-    x3, grad3 = as_three_dimensional(x, dim), as_three_dimensional(grad, dim)
-    outer, channels, inner = x3.shape
-    m, n = numerator.shape[1], denominator.shape[1]
-    tile = Tile.choose(channels, inner, elements=2048)
-    channel_blocks = triton.cdiv(channels, tile.channels)
-    programs = min(triton.cdiv(outer * inner, tile.positions), triton.cdiv(_BACKWARD_PROGRAMS, channel_blocks))
-    partial = torch.empty(programs, m + n, channels, dtype=torch.float64, device=x.device)
-    with torch.cuda.device_of(x):
-        kernels.rational_backward_kernel[(programs, channel_blocks)](
-            grad3, x3, numerator.contiguous(), denominator.contiguous(), output.view, partial,
-            outer * inner, inner, channels, channels // max(len(numerator), len(denominator)),
-            *grad3.stride(), *x3.stride(), *output.view.stride(),
-            **_constants(x, numerator, denominator),
-            BLOCK_POSITIONS=tile.positions, BLOCK_CHANNELS=tile.channels, BLOCK_K=triton.next_power_of_2(m + n),
-        )  # fmt: skip
-    sums = partial.sum(0)
-    if x.dtype == torch.float64:  # the only dtype that a saturated sum still fits
-        sums = torch.where(sums.abs() >= 2.0 ** (kernels.SUM_EXPONENT - 1), sums * torch.inf, sums)
-    signs = torch.where(denominator < 0, -1.0, 1.0).to(denominator.dtype)
-    return (
-        output.finish(),
-        _sum_over_channels(sums[:m], numerator),
-        signs * _sum_over_channels(sums[m:], denominator),
+        return grad_x, torch.zeros_like(numerator), torch.zeros_like(denominator)
+    layouts = ((x.dtype, x.stride()), (grad.dtype, grad.stride()), (x.dtype, grad_x.stride()))
+    launches = _backward_launches(x.device, x.shape, dim, layouts, numerator.shape, denominator.shape)
+    if launches is None:
+        grad3, x3 = as_three_dimensional(grad, dim), as_three_dimensional(x, dim)
+        grad_x3, grad_numerator, grad_denominator = backward(grad3, x3, numerator, denominator, 1)
+        return grad_x.copy_(grad_x3.view(x.shape)), grad_numerator, grad_denominator
+    main, add_up, partial_shape = launches
+    numerator, denominator = numerator.contiguous(), denominator.contiguous()
+    partial = torch.empty(partial_shape, dtype=torch.float64, device=x.device)
+    grad_numerator, grad_denominator = torch.empty_like(numerator), torch.empty_like(denominator)
+    with _on(x.device):
+        main(x, grad, grad_x, numerator, denominator, partial)
+        add_up(partial, denominator, grad_numerator, grad_denominator)
+    return grad_x, grad_numerator, grad_denominator
+
+
+def _on(device: torch.device) -> AbstractContextManager:
+    """Make ``device`` the current one, which costs something, where it is not."""
+    if device.type != "cuda" or torch.cuda.current_device() == device.index:
+        return _NOTHING
+    return torch.cuda.device(device)
+
+
+_NOTHING = nullcontext()
+
+# dtype and strides of a tensor.
+Layout = tuple[torch.dtype, tuple[int, ...]]
+
+
+@functools.lru_cache(maxsize=1024)
+def _forward_launch(
+    device: torch.device, shape: torch.Size, dim: int, layouts: tuple[Layout, ...], numerator: torch.Size,
+    denominator: torch.Size,
+) -> Launch | None:  # fmt: skip
+    view = _view(shape, dim, layouts, max(numerator[0], denominator[0]))
+    if view is None:
+        return None
+    grid = _grid(view, _FORWARD_PROGRAMS, device)
+    return Launch(
+        kernels.forward_kernel,
+        grid,
+        view.numbers(),
+        _constants(view, layouts[0][0], numerator, denominator),
+        warps=_LANES // 32,
     )
 
 
-def _sum_over_channels(sums: Tensor, coefficients: Tensor) -> Tensor:
-    """(count, C) sums per channel to sums per row of the coefficients."""
-    return sums.unflatten(1, (len(coefficients), -1)).sum(-1).T.to(coefficients.dtype).contiguous()
+@functools.lru_cache(maxsize=1024)
+def _backward_launches(
+    device: torch.device, shape: torch.Size, dim: int, layouts: tuple[Layout, ...], numerator: torch.Size,
+    denominator: torch.Size,
+) -> tuple[Launch, Launch, tuple[int, int, int]] | None:  # fmt: skip
+    """The kernel, the one that adds up its partial sums, and the latter's shape."""
+    view = _view(shape, dim, layouts, max(numerator[0], denominator[0]))
+    if view is None:
+        return None
+    blocks, programs = grid = _grid(view, _BACKWARD_PROGRAMS, device)
+    (rows_a, m), (rows_b, n) = numerator, denominator
+    # Blocks of channels that lie within a group are summed in the kernel.
+    one_group = view.width % view.tile()[1] == 0
+    sums = blocks if one_group else view.channels
+    constants = _constants(view, layouts[0][0], numerator, denominator)
+    early = _starts_early(device)
+    main = Launch(
+        kernels.backward_kernel,
+        grid,
+        view.numbers(),
+        {**constants, "ONE_GROUP": one_group, "EARLY": early},
+        warps=_LANES // 32,
+    )
+    block = min(triton.next_power_of_2(sums * programs // min(rows_a, rows_b)), _SUM_BLOCK)
+    add_up = Launch(
+        kernels.sum_partials_kernel,
+        (rows_a * m + rows_b * n, 1),
+        (sums * programs, rows_a, rows_b),
+        {"M": m, "N": n, "BLOCK": block, "EARLY": early},
+        warps=max(1, block // 512),
+        options={"launch_pdl": True} if early else {},
+    )
+    return main, add_up, (m + n, sums, programs)
 
 
-def _constants(x: Tensor, numerator: Tensor, denominator: Tensor) -> dict:
-    m, n = numerator.shape[1], denominator.shape[1]
+def _view(shape: torch.Size, dim: int, layouts: tuple[Layout, ...], groups: int) -> View | None:
+    """How the kernels see tensors of these strides; None where one of them cannot be seen as three dimensions."""
+    sizes = outer_channels_inner(shape, dim)
+    strides = []
+    for _, stride in layouts:
+        try:
+            strides.append(torch.empty_strided(shape, stride, device="meta").view(sizes).stride())
+        except RuntimeError:
+            return None
+    vector = _VECTOR_BYTES // max(dtype.itemsize for dtype, _ in layouts)
+    return View.choose(sizes, sizes[1] // groups, tuple(strides), vector)
+
+
+def _grid(view: View, per_processor: int, device: torch.device) -> tuple[int, int]:
+    """Blocks of channels, and programs for each, which all have the same number of tiles, or one less."""
+    positions, channels = view.tile()
+    blocks = triton.cdiv(view.channels, channels)
+    tiles = view.batches * triton.cdiv(view.positions, positions * _UNROLL)
+    most = max(1, per_processor * _processors(device) // blocks)
+    return blocks, triton.cdiv(tiles, triton.cdiv(tiles, most))
+
+
+@functools.cache
+def _processors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+
+
+@functools.cache
+def _starts_early(device: torch.device) -> bool:
+    """Whether a kernel can be on the device before the one that it waits for has ended."""
+    return device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+def _constants(view: View, dtype: torch.dtype, numerator: torch.Size, denominator: torch.Size) -> dict[str, Any]:
+    positions, channels = view.tile()
     return {
-        "M": m,
-        "N": n,
-        "DEGREE": max(m - 1, n),
-        "NUMERATOR_SHARED": len(numerator) == 1,
-        "DENOMINATOR_SHARED": len(denominator) == 1,
-        "COMPUTE": _TRITON_DTYPE[compute_dtype(x.dtype)],
-        "enable_fp_fusion": True,
+        "M": numerator[1],
+        "N": denominator[1],
+        "NUMERATOR_SHARED": numerator[0] == 1,
+        "DENOMINATOR_SHARED": denominator[0] == 1,
+        "COMPUTE": _TRITON_DTYPE[compute_dtype(dtype)],
+        "V": view.vector,
+        "CONTIGUOUS": view.contiguous,
+        "BATCHED": view.batched,
+        "BLOCK_POSITIONS": positions,
+        "BLOCK_CHANNELS": channels,
+        "UNROLL": _UNROLL,
+        "STAGES": _STAGES,
     }

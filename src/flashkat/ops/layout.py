@@ -6,15 +6,15 @@ import torch
 from torch import Tensor
 
 
-def outer_channels_inner(x: Tensor, dim: int) -> tuple[int, int, int]:
-    """The sizes before, at, and after dimension ``dim`` of ``x``."""
-    dim = dim % x.ndim
-    return math.prod(x.shape[:dim]), x.shape[dim], math.prod(x.shape[dim + 1 :])
+def outer_channels_inner(shape: torch.Size, dim: int) -> tuple[int, int, int]:
+    """The sizes before, at, and after dimension ``dim``."""
+    dim = dim % len(shape)
+    return math.prod(shape[:dim]), shape[dim], math.prod(shape[dim + 1 :])
 
 
 def as_three_dimensional(x: Tensor, dim: int) -> Tensor:
     """``x`` as (outer, channels, inner): a view where the strides allow one, a contiguous copy where they do not."""
-    return x.reshape(outer_channels_inner(x, dim))
+    return x.reshape(outer_channels_inner(x.shape, dim))
 
 
 class Output:

@@ -4,6 +4,8 @@
 :func:`rational` is the public door that checks its arguments and reads autocast.
 """
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -37,8 +39,49 @@ def rational(x: Tensor, numerator: Tensor, denominator: Tensor, *, dim: int = -1
         TypeError: a tensor is integer, boolean or complex.
         ValueError: shapes, groups, dimension or devices that do not fit together.
     """
-    _check(x, numerator, denominator, dim)
-    return torch.ops.flashkat.rational(x, numerator, denominator, dim, _autocast_dtype(x))
+    tensors = (x, numerator, denominator)
+    if _is_plain_call(*tensors):
+        _check_once(*((t.shape, t.dtype, t.device) for t in tensors), dim)
+        return _Eager.apply(*tensors, dim, _autocast_dtype(x))
+    _check(*((t.shape, t.dtype, t.device) for t in tensors), dim)
+    return torch.ops.flashkat.rational(*tensors, dim, _autocast_dtype(x))
+
+
+_PLAIN_TYPES = (Tensor, torch.nn.Parameter)
+
+
+def _is_plain_call(x: Tensor, numerator: Tensor, denominator: Tensor) -> bool:
+    """Whether nobody looks on: no compiler, tracer, tensor subclass, dispatch mode or function transform."""
+    return (
+        not torch.compiler.is_compiling()
+        and not x.is_meta
+        and type(x) in _PLAIN_TYPES
+        and type(numerator) in _PLAIN_TYPES
+        and type(denominator) in _PLAIN_TYPES
+        and torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and not torch.jit.is_tracing()
+    )
+
+
+class _Eager(torch.autograd.Function):
+    """The registered operator without its registration, through which a call takes the host several times as long."""
+
+    @staticmethod
+    def forward(ctx, x, numerator, denominator, dim, dtype):
+        ctx.save_for_backward(x, numerator, denominator)
+        ctx.dim = dim
+        return choose_path(x.device).implementation.forward(x, numerator, denominator, dim, dtype or x.dtype)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, numerator, denominator = ctx.saved_tensors
+        if torch.is_grad_enabled() or not _is_plain_call(grad, x, numerator):
+            # Someone may want second derivatives.
+            grads = torch.ops.flashkat.rational_backward(grad, x, numerator, denominator, ctx.dim)
+        else:
+            grads = choose_path(x.device).implementation.backward(grad, x, numerator, denominator, ctx.dim)
+        return *grads, None, None
 
 
 def _autocast_dtype(x: Tensor) -> torch.dtype | None:
@@ -49,30 +92,39 @@ def _autocast_dtype(x: Tensor) -> torch.dtype | None:
     return None
 
 
-def _check(x: Tensor, numerator: Tensor, denominator: Tensor, dim: int) -> None:
-    for name, tensor in (("x", x), ("numerator", numerator), ("denominator", denominator)):
-        if not tensor.is_floating_point():
-            raise TypeError(f"{name} must be a floating-point tensor, not {tensor.dtype}: convert it with .float()")
-        if tensor.device != x.device:
-            raise ValueError(f"x is on {x.device} but {name} is on {tensor.device}: move both to one device")
-    if x.ndim == 0:
+Metadata = tuple[torch.Size, torch.dtype, torch.device]
+
+
+def _check(x: Metadata, numerator: Metadata, denominator: Metadata, dim: int) -> None:
+    shape, _, device = x
+    for name, (_, dtype, where) in (("x", x), ("numerator", numerator), ("denominator", denominator)):
+        if not dtype.is_floating_point:
+            raise TypeError(f"{name} must be a floating-point tensor, not {dtype}: convert it with .float()")
+        if where != device:
+            raise ValueError(f"x is on {device} but {name} is on {where}: move both to one device")
+    if len(shape) == 0:
         raise ValueError("x must have at least one dimension, the channels")
-    if not -x.ndim <= dim < x.ndim:
-        raise ValueError(f"dim {dim} is out of range for x of shape {tuple(x.shape)}")
-    if numerator.ndim != 2 or denominator.ndim != 2 or numerator.shape[1] == 0:
+    if not -len(shape) <= dim < len(shape):
+        raise ValueError(f"dim {dim} is out of range for x of shape {tuple(shape)}")
+    shapes = tuple(numerator[0]), tuple(denominator[0])
+    if len(shapes[0]) != 2 or len(shapes[1]) != 2 or shapes[0][1] == 0:
         raise ValueError(
             "numerator must have shape (groups, m) with m >= 1 and denominator (groups, n), "
-            f"not {tuple(numerator.shape)} and {tuple(denominator.shape)}"
+            f"not {shapes[0]} and {shapes[1]}"
         )
-    rows = numerator.shape[0], denominator.shape[0]
+    rows = shapes[0][0], shapes[1][0]
     groups = max(rows)
     if not all(count in (1, groups) for count in rows):
         raise ValueError(
             "numerator and denominator must have as many rows as there are groups, or one: "
-            f"not {tuple(numerator.shape)} and {tuple(denominator.shape)}"
+            f"not {shapes[0]} and {shapes[1]}"
         )
-    if x.shape[dim] % groups != 0:
-        raise ValueError(f"{x.shape[dim]} channels (dim {dim} of x) do not divide into {groups} groups")
+    if shape[dim] % groups != 0:
+        raise ValueError(f"{shape[dim]} channels (dim {dim} of x) do not divide into {groups} groups")
+
+
+# What has passed once need not be looked at again.
+_check_once = functools.lru_cache(maxsize=1024)(_check)
 
 
 _library = torch.library.Library("flashkat", "DEF")

@@ -1,0 +1,271 @@
+"""The formulas of the Triton kernels for one tile, in two ways: plain, and scaled for numbers that are far from 1.
+
+    F = P / Q,   P = sum_i a_i x^i,   Q = 1 + sum_j |b_j| |x|^j,   s(v) = -1 for v < 0, else +1
+    dx   = g (P' / Q - s(x) T P / Q^2),   T = sum_j j |b_j| |x|^(j-1)
+    da_i = sum  g x^i / Q
+    db_j = sum -g P / Q^2 |x|^j s(b_j)
+
+A tile has shape (V, P, C): the V elements of a thread's vector, positions, channels. Coefficients are tuples of M and N
+tensors of shape (1, 1, C), those of the denominator absolute values. Arithmetic has the dtype of the tile, float32 or
+float64. The sums for da and db are taken over V in that dtype; the caller adds them up in float64. s(b_j) is left to the
+last stage of the sum.
+
+Plain is Horner's scheme. It is right while :func:`stays_plain` holds: then nothing on the way overflows, and no
+reciprocal underflows, unless the result does. Scaled keeps numbers as a mantissa and an integer exponent, so that
+nothing overflows before the result itself does: finite in, finite (or correctly infinite) out.
+"""
+
+import triton
+import triton.language as tl
+
+# (M + N + 1) max(1, |a|, |b|) max(1, |x|)^degree bounds both polynomials; below this power of two, so do float32
+# (float64) numbers, with room for the factors of the derivatives and for the reciprocal.
+_PLAIN_F32 = tl.constexpr(2.0**60)
+_PLAIN_F64 = tl.constexpr(2.0**480)
+# The exponent that stands for zero: any power or product of it stays far below every true exponent, within int32.
+_ZERO_EXPONENT = tl.constexpr(-(2**20))
+# Terms of a float64 sum saturate here, so that opposite ones cancel instead of making a NaN.
+SUM_EXPONENT = tl.constexpr(960)
+
+
+@triton.jit
+def load_coefficients(pointer, row, mask, COUNT: tl.constexpr, ABSOLUTE: tl.constexpr, COMPUTE: tl.constexpr):
+    """A tuple of COUNT tensors (1, 1, C): the coefficients, or their absolute values, of each channel's ``row``."""
+    coefficients = ()
+    for i in tl.static_range(COUNT):
+        value = tl.load(pointer + row * COUNT + i, mask=mask, other=0.0).to(COMPUTE)
+        if ABSOLUTE:
+            value = tl.abs(value)
+        coefficients = coefficients + (value[None, None, :],)
+    return coefficients
+
+
+@triton.jit
+def largest_coefficient(a, b, M: tl.constexpr, N: tl.constexpr):
+    """(M + N + 1) max(1, |a|, |b|), a scalar."""
+    largest = tl.maximum(tl.abs(a[0]), 1.0)
+    for i in tl.static_range(1, M):
+        largest = tl.maximum(largest, tl.abs(a[i]))
+    for j in tl.static_range(N):
+        largest = tl.maximum(largest, b[j])
+    return tl.max(largest) * (M + N + 1)
+
+
+@triton.jit
+def stays_plain(reach, largest, M: tl.constexpr, N: tl.constexpr):
+    """Whether plain arithmetic is right for all |x| <= reach; a NaN does not matter, either way propagates it."""
+    reach = tl.maximum(reach, 1.0)
+    bound = largest
+    for _ in tl.static_range(M - 1 if M > N else N):
+        bound = bound * reach
+    if bound.dtype == tl.float64:
+        return bound <= _PLAIN_F64
+    else:
+        return bound <= _PLAIN_F32
+
+
+# Plain
+
+
+@triton.jit
+def reciprocal(q):
+    """1 / q for q >= 1 that is not near the largest number, within a unit in the last place."""
+    if q.dtype == tl.float32 and tl.target_info.is_cuda():
+        return tl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [q], q.dtype, is_pure=True, pack=1)
+    else:
+        return 1.0 / q
+
+
+@triton.jit
+def _numerator(x, a, M: tl.constexpr):
+    """P and P'."""
+    zero = tl.zeros_like(x)
+    value = a[M - 1] + zero
+    derivative = zero
+    for i in tl.static_range(1, M):
+        derivative = value if i == 1 else derivative * x + value
+        value = value * x + a[M - 1 - i]
+    return value, derivative
+
+
+@triton.jit
+def _denominator(u, b, N: tl.constexpr):
+    """Q and T, for u = |x|."""
+    zero = tl.zeros_like(u)
+    value = zero + 1.0
+    derivative = zero
+    if N > 0:
+        value = b[N - 1] + zero
+        derivative = value
+        for j in tl.static_range(1, N):
+            value = value * u + b[N - 1 - j]
+            derivative = derivative * u + value
+        value = value * u + 1.0
+    return value, derivative
+
+
+@triton.jit
+def plain_value(x, a, b, M: tl.constexpr, N: tl.constexpr):
+    """F(x) of a tile."""
+    p, _ = _numerator(x, a, M)
+    q, _ = _denominator(tl.abs(x), b, N)
+    return p / q
+
+
+@triton.jit
+def plain_gradients(g, x, a, b, M: tl.constexpr, N: tl.constexpr):
+    """dx of a tile, and its terms of the sums for da and db, a tuple of M + N tensors (P, C)."""
+    u = tl.abs(x)
+    p, dp = _numerator(x, a, M)
+    q, dq = _denominator(u, b, N)
+    r = reciprocal(q)
+    y = p * r
+    h = g * r
+    dx = h * (dp - tl.where(x < 0, -dq, dq) * y)
+    # h x^i for every i, and of h y |x|^j those with odd j from the one before: |x|^j = x^j for even j.
+    for_a = (tl.sum(h, axis=0),)
+    for_b = ()
+    for i in tl.static_range(1, M if M > N + 1 else N + 1):
+        if i <= N and i % 2 == 1:
+            for_b = for_b + (-tl.sum(h * y * u, axis=0),)
+        h = h * x
+        if i < M:
+            for_a = for_a + (tl.sum(h, axis=0),)
+        if i <= N and i % 2 == 0:
+            for_b = for_b + (-tl.sum(h * y, axis=0),)
+    return dx, for_a + for_b
+
+
+@triton.jit
+def add_terms(sums, terms, COUNT: tl.constexpr):
+    """``terms`` added to ``sums``, in the dtype of the latter."""
+    total = ()
+    for k in tl.static_range(COUNT):
+        total = total + (sums[k] + terms[k].to(sums[k].dtype),)
+    return total
+
+
+# Scaled
+
+
+@triton.jit
+def _power_of_two(exponent, like):
+    """2^exponent in the dtype of ``like``, for exponents of normal numbers."""
+    if like.dtype == tl.float64:
+        return ((exponent.to(tl.int64) + 1023) << 52).to(tl.float64, bitcast=True)
+    else:
+        return ((exponent + 127) << 23).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _split(value):
+    """value = mantissa * 2^exponent with 1 <= |mantissa| < 2; zero has its own exponent; NaN and inf become NaN."""
+    if value.dtype == tl.float64:
+        tiny = tl.abs(value) < 2.0**-1022
+        bits = tl.where(tiny, value * 2.0**64, value).to(tl.int64, bitcast=True)
+        field = ((bits >> 52) & 0x7FF).to(tl.int32)
+        mantissa = ((bits & ((1 << 52) - 1)) | (1023 << 52)).to(tl.float64, bitcast=True)
+        exponent = field - 1023
+        special = field == 0x7FF
+    else:
+        tiny = tl.abs(value) < 2.0**-126
+        bits = tl.where(tiny, value * 2.0**64, value).to(tl.int32, bitcast=True)
+        field = (bits >> 23) & 0xFF
+        mantissa = ((bits & ((1 << 23) - 1)) | (127 << 23)).to(tl.float32, bitcast=True)
+        exponent = field - 127
+        special = field == 0xFF
+    exponent = tl.where(tiny, exponent - 64, exponent)
+    mantissa = tl.where(value < 0, -mantissa, mantissa)
+    mantissa = tl.where(special, float("nan"), tl.where(value == 0, 0.0, mantissa))
+    return mantissa.to(value.dtype), tl.where(value == 0, _ZERO_EXPONENT, exponent)
+
+
+@triton.jit
+def _scale(value, exponent):
+    """value * 2^exponent in two exact halves, so that only the result itself can round, overflow or underflow."""
+    if value.dtype == tl.float64:
+        exponent = tl.minimum(tl.maximum(exponent, -2040), 2040)
+    else:
+        exponent = tl.minimum(tl.maximum(exponent, -250), 250)
+    half = exponent >> 1
+    return value * _power_of_two(half, value) * _power_of_two(exponent - half, value)
+
+
+@triton.jit
+def _shift_down(value, exponent):
+    """value * 2^exponent for exponent <= 0; what falls below the smallest normal factor does not matter to a sum."""
+    if value.dtype == tl.float64:
+        return value * _power_of_two(tl.maximum(exponent, -1022), value)
+    else:
+        return value * _power_of_two(tl.maximum(exponent, -126), value)
+
+
+@triton.jit
+def _to_sum(value, exponent):
+    """value * 2^exponent, saturated, summed over V in float64."""
+    value = value.to(tl.float64)
+    return tl.sum(value * _power_of_two(tl.minimum(tl.maximum(exponent, -1022), SUM_EXPONENT), value), axis=0)
+
+
+@triton.jit
+def _scaled_polynomial(x, e, coefficients, COUNT: tl.constexpr, FIRST: tl.constexpr):
+    """sum_i c_i (x 2^e)^i and its derivative, each as a value and an exponent: sums relative to the largest term.
+
+    With FIRST = 1 the coefficients are c_1, c_2, ... and c_0 is 1.
+    """
+    zero = tl.zeros_like(x)
+    top = e * 0 + (0 if FIRST == 1 else _ZERO_EXPONENT)
+    top_derivative = e * 0 + 64 * _ZERO_EXPONENT
+    for i in tl.static_range(COUNT):
+        _, exponent = _split(coefficients[i])
+        top = tl.maximum(top, exponent + (i + FIRST) * e)
+        if i + FIRST > 0:
+            top_derivative = tl.maximum(top_derivative, exponent + (i + FIRST - 1) * e)
+    power = zero + 1.0
+    value = _shift_down(power, -top) if FIRST == 1 else zero
+    derivative = zero
+    for i in tl.static_range(COUNT):
+        mantissa, exponent = _split(coefficients[i])
+        if i + FIRST > 0:
+            slope = mantissa * ((i + FIRST) * power)
+            derivative += _shift_down(slope, exponent + (i + FIRST - 1) * e - top_derivative)
+            power = power * x
+        value += _shift_down(mantissa * power, exponent + (i + FIRST) * e - top)
+    return value, top, derivative, top_derivative
+
+
+@triton.jit
+def scaled_value(x, a, b, M: tl.constexpr, N: tl.constexpr):
+    """As ``plain_value``."""
+    f, e = _split(x)
+    p, ep, _, _ = _scaled_polynomial(f, e, a, M, 0)
+    q, eq, _, _ = _scaled_polynomial(tl.abs(f), e, b, N, 1)
+    return _scale(p / q, ep - eq)
+
+
+@triton.jit
+def scaled_gradients(g, x, a, b, M: tl.constexpr, N: tl.constexpr):
+    """As ``plain_gradients``, with float64 terms."""
+    f, e = _split(x)
+    fg, eg = _split(g)
+    u = tl.abs(f)
+    p, ep, dp, edp = _scaled_polynomial(f, e, a, M, 0)
+    q, eq, dq, edq = _scaled_polynomial(u, e, b, N, 1)
+    left = dp / q
+    right = (dq / q) * (p / q)
+    right = tl.where(x < 0, -right, right)
+    e_left = tl.where(left == 0, 128 * _ZERO_EXPONENT, edp - eq)
+    e_right = tl.where(right == 0, 128 * _ZERO_EXPONENT, edq + ep - 2 * eq)
+    top = tl.maximum(e_left, e_right)
+    slope = _shift_down(left, e_left - top) - _shift_down(right, e_right - top)
+    dx = _scale(fg * slope, eg + top)
+    terms = ()
+    term = fg / q
+    for i in tl.static_range(M):
+        terms = terms + (_to_sum(term, eg + i * e - eq),)
+        term = term * f
+    term = (fg / q) * (p / q)
+    for j in tl.static_range(N):
+        term = term * u
+        terms = terms + (-_to_sum(term, eg + ep - 2 * eq + (j + 1) * e),)
+    return dx, terms
