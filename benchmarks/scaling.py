@@ -106,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "groups": _GROUPS,
         "dtype": "bf16",
         "timing": "median over rounds of medians of up to 40 calls (8 ms), L2 flushed, contenders in turn; min, max",
-        "right": f"last {_COMPARED_ROWS} rows within {_VALUE_TOLERANCE} of the exact ones, sums within {_SUM_TOLERANCE}",
+        "right": f"last {_COMPARED_ROWS} rows within {_VALUE_TOLERANCE} of exact ones, sums within {_SUM_TOLERANCE}",
     }
     finish(args.output, "scaling", settings, rows, targets(rows))
 
