@@ -23,6 +23,18 @@ Call = Callable[[], object]
 Measure = Callable[[Call], float]
 Row = dict[str, Any]
 
+LABELS = {
+    "ours": "ours",
+    "gelu": "GELU",
+    "copy": "copy",
+    "flashkat paper": "FlashKAT paper's kernel",
+    "kat": "KAT's kernel",
+    "formula, compiled": "formula, compiled",
+    "formula, eager": "formula, eager",
+    "floor": "floor: float32 terms, summed exactly",
+}
+"""What tables and figures call a contender, in the order in which they show them."""
+
 _PACKAGES = ("flashkat", "torch", "triton", "timm")
 
 
@@ -230,6 +242,11 @@ def _format(value: Any) -> str:
     if isinstance(value, list) and value and isinstance(value[0], dict):
         return "[\n" + ",\n".join(f"  {json.dumps(row)}" for row in value) + "\n ]"
     return json.dumps(value)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A result that ``write`` wrote."""
+    return json.loads(path.read_text())
 
 
 def show(title: str, rows: Sequence[Row]) -> None:

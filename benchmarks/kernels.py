@@ -46,6 +46,7 @@ class Plan:
     widths: tuple[int, ...] = (192, 384, 768, 1536, 3072)
     dtypes: tuple[str, ...] = ("bf16", "fp16", "fp32")
     baseline_dtypes: tuple[str, ...] = ("bf16", "fp32")
+    baseline_widths: tuple[int, ...] = (192, 768, 3072)
     autocast_widths: tuple[int, ...] = (1536, 3072)
     variant_width: int = 1536
     odd_width: int = 1560  # 8 groups of 195
@@ -118,7 +119,8 @@ def _cases(plan: Plan, device: str) -> Iterator[tuple[str, Callable[[str], list[
     for dtype in plan.dtypes:
         for width in plan.widths:
             problem = Problem((*plan.tokens, width), dtype, dtype)
-            rivals = [_gelu, _copy, *(_BASELINES if dtype in plan.baseline_dtypes else ())]
+            with_baselines = dtype in plan.baseline_dtypes and width in plan.baseline_widths
+            rivals = [_gelu, _copy, *(_BASELINES if with_baselines else ())]
             yield "default", _contenders([problem, replace(problem, numerator_rows=8)], rivals, device)
     for width in plan.autocast_widths:
         yield "autocast", _contenders([Problem((*plan.tokens, width), "fp32", "bf16")], [_copy], device)

@@ -12,6 +12,7 @@ TINY = kernels.Plan(
     widths=(16,),
     dtypes=("bf16", "fp16"),
     baseline_dtypes=("bf16",),
+    baseline_widths=(16,),
     autocast_widths=(32,),
     variant_width=32,
     odd_width=24,
