@@ -26,6 +26,7 @@ Gradients = tuple[Tensor, Tensor, Tensor]
 _KAT_BLOCK = 256  # elements; with 8 warps one thread has one element
 _KAT_WARPS = 8
 _FLASHKAT_ROWS = 16
+_FLASHKAT_ELEMENTS_PER_THREAD = 16
 
 
 @triton.jit
@@ -221,14 +222,28 @@ def _kat_grid(x: Tensor) -> tuple[int]:
     return (triton.cdiv(x.numel(), _KAT_BLOCK),)
 
 
-def _kat_constants(a: Tensor, b: Tensor) -> dict[str, int]:
-    return {"M": a.shape[1], "N": b.shape[1], "BLOCK": _KAT_BLOCK, "num_warps": _KAT_WARPS}
+def _kat_constants(a: Tensor, b: Tensor) -> dict[str, Any]:
+    return {
+        "M": a.shape[1],
+        "N": b.shape[1],
+        "BLOCK": _KAT_BLOCK,
+        "num_warps": _KAT_WARPS,
+        "enable_fp_fusion": True,
+    }
 
 
 def _flashkat_grid(rows: int, b: Tensor) -> tuple[int, int]:
     return triton.cdiv(rows, _FLASHKAT_ROWS), len(b)
 
 
-def _flashkat_constants(a: Tensor, b: Tensor, width: int) -> dict[str, int]:
+def _flashkat_constants(a: Tensor, b: Tensor, width: int) -> dict[str, Any]:
     columns = triton.next_power_of_2(width)
-    return {"M": a.shape[1], "N": b.shape[1], "ROWS": _FLASHKAT_ROWS, "COLUMNS": columns}
+    warps = _FLASHKAT_ROWS * columns // (32 * _FLASHKAT_ELEMENTS_PER_THREAD)
+    return {
+        "M": a.shape[1],
+        "N": b.shape[1],
+        "ROWS": _FLASHKAT_ROWS,
+        "COLUMNS": columns,
+        "num_warps": min(max(warps, 1), 16),
+        "enable_fp_fusion": True,
+    }
