@@ -11,7 +11,7 @@ DEMO_TRAINING := --model kat_tiny_patch16_224 --img-size 16 \
 	--epochs 60 --batch-size 64 --opt adamw --lr 3e-3 --weight-decay 0.3 --warmup-epochs 5 \
 	--scale 0.8 1 --ratio 0.9 1.1 --hflip 0 --color-jitter 0 --crop-pct 1 --workers 2
 
-.PHONY: demo test test-gpu test-wheel lint figures clean
+.PHONY: demo test test-gpu test-wheel lint figures benchmarks benchmark-figures clean
 
 # One thread computes: tensors this small gain nothing from a second one, and wait long for it on a busy machine.
 demo: $(READY)
@@ -49,6 +49,15 @@ figures: demo
 	mkdir -p docs/demo
 	cp $(DEMO)/run/rationals.png $(DEMO)/run/curves.png $(DEMO)/run/summary.csv $(DEMO)/run/args.yaml docs/demo
 	sed 1d $(DEMO)/result.txt > docs/demo/result.json
+
+# On a machine with a CUDA GPU: every benchmark of the kernels, into benchmarks/results.
+benchmarks: $(READY)
+	for name in kernels rounding host_time scaling; do $(BIN)/python -m benchmarks.$$name || exit 1; done
+
+# The README's benchmark pictures and tables, from the committed results. No GPU needed.
+benchmark-figures: $(READY)
+	$(BIN)/python -m benchmarks.figures
+	$(BIN)/python -m benchmarks.tables
 
 clean:
 	rm -rf .venv build dist $(DEMO)

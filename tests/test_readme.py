@@ -26,7 +26,10 @@ def test_every_module_is_on_the_map_and_every_path_exists():
     mapped = set(_mapped_paths())
     assert not [path for path in mapped if not (ROOT / path).exists()]
     modules = {
-        str(path.relative_to(ROOT)) for path in (ROOT / "src").rglob("*.py") if path.name not in ("__init__.py",)
+        str(path.relative_to(ROOT))
+        for folder in ("src", "benchmarks")
+        for path in (ROOT / folder).rglob("*.py")
+        if path.name != "__init__.py"
     }
     assert modules == {path for path in mapped if path.endswith(".py")}
 

@@ -1,0 +1,127 @@
+"""Draw ``docs/benchmarks/*.svg`` from the committed results."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from .common import LABELS, RESULTS, ROOT, Row, read
+
+__all__ = ["FIGURES", "draw"]
+
+OUTPUT = ROOT / "docs" / "benchmarks"
+
+Document = dict[str, Any]
+
+# The same file for the same result, so that a picture changes only with its numbers.
+_STYLE: dict[Any, Any] = {"svg.hashsalt": "flashkat", "axes.grid": True, "grid.alpha": 0.3, "axes.spines.top": False}
+_STYLE |= {"axes.spines.right": False, "font.size": 9}
+_COLOURS = {name: f"C{index}" for index, name in enumerate(LABELS)}
+
+
+def _kernels(document: Document) -> Figure:
+    """Time by width, for both passes in bf16, above the limit that copy bandwidth sets."""
+    figure, panels = _panels(2)
+    for axes, direction in zip(panels, ("forward", "backward"), strict=True):
+        wanted = {"case": "default", "direction": direction, "dtype": "bf16", "numerator_rows": 1}
+        rows = [row for row in document["rows"] if wanted.items() <= row.items()]
+        for name, found in _by_contender(rows):
+            _line(axes, name, [row["shape"][-1] for row in found], [row["median_us"] for row in found])
+        ours = [row for row in rows if row["contender"] == "ours"]
+        widths = [row["shape"][-1] for row in ours]
+        limits = [row["bytes"] / row["copy_gb_per_s"] / 1e3 for row in ours]
+        axes.plot(widths, limits, "k:", label="bytes / copy bandwidth")
+        axes.set(xscale="log", yscale="log", xlabel="D", ylabel="microseconds", title=f"{direction}, bf16")
+        axes.set_xticks(widths, [str(width) for width in widths])
+        axes.minorticks_off()
+    panels[1].legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
+def _scaling(document: Document) -> Figure:
+    """Bandwidth by number of elements, for both passes."""
+    figure, panels = _panels(2)
+    for axes, direction in zip(panels, ("forward", "backward"), strict=True):
+        rows = [row for row in document["rows"] if row["direction"] == direction]
+        for name, found in _by_contender(rows):
+            _line(axes, name, [row["elements"] for row in found], [row["gb_per_s"] / 1e3 for row in found])
+        axes.set(xlabel="elements", ylabel="TB/s", title=f"{direction}, bf16", ylim=(0, None))
+        axes.set_xscale("log", base=2)
+        axes.legend()
+    return figure
+
+
+def _rounding(document: Document) -> Figure:
+    """Errors by batch size; contenders that were run at one size are points."""
+    figure, panels = _panels(2)
+    for axes, gradient in zip(panels, ("da", "db"), strict=True):
+        for name, found in _by_contender(document["rows"]):
+            _line(axes, name, [row["batch"] for row in found], [row[f"{gradient}_error"] for row in found])
+        axes.set(yscale="log", xlabel="batch", ylabel="mean absolute error", title=f"gradient {gradient}, float32")
+        axes.set_xscale("log", base=2)
+    panels[1].legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
+def _host_time(document: Document) -> Figure:
+    """Bars of host time per pair of calls."""
+    figure, panels = _panels(2)
+    dtypes = sorted({row["dtype"] for row in document["rows"]})
+    for axes, dtype in zip(panels, dtypes, strict=False):
+        wanted = {"what": "forward and backward", "dtype": dtype}
+        rows = [row for row in document["rows"] if wanted.items() <= row.items()]
+        for name, found in reversed(list(_by_contender(rows))):
+            axes.barh(LABELS[name], found[0]["median_us"], color=_COLOURS[name])
+        axes.set(xlabel="microseconds on the host, forward and backward", title=dtype)
+    return figure
+
+
+FIGURES: dict[str, Callable[[Document], Figure]] = {
+    "kernels": _kernels,
+    "rounding": _rounding,
+    "host_time": _host_time,
+    "scaling": _scaling,
+}
+"""The drawing for a result, by the name of its benchmark."""
+
+
+def _panels(count: int) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(4.5 * count, 3.2), layout="constrained")
+    return figure, list(figure.subplots(1, count))
+
+
+def _by_contender(rows: list[Row]) -> Iterable[tuple[str, list[Row]]]:
+    for name in LABELS:
+        found = [row for row in rows if row["contender"] == name]
+        if found:
+            yield name, found
+
+
+def _line(axes: Axes, name: str, x: list[float], y: list[float]) -> None:
+    width = 2.5 if name == "ours" else 1.2
+    axes.plot(x, y, marker="o", markersize=3, linewidth=width, color=_COLOURS[name], label=LABELS[name])
+
+
+def draw(results: Path, output: Path) -> list[Path]:
+    """Draw every result that there is, and return the pictures' paths."""
+    paths = []
+    for name, figure in FIGURES.items():
+        if (results / f"{name}.json").exists():
+            output.mkdir(parents=True, exist_ok=True)
+            paths.append(output / f"{name}.svg")
+            with matplotlib.rc_context(_STYLE):
+                figure(read(results / f"{name}.json")).savefig(paths[-1], metadata={"Date": None})
+    return paths
+
+
+def main() -> None:
+    """Draw, and say what was drawn."""
+    for path in draw(RESULTS, OUTPUT):
+        print(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,164 @@
+"""Write the benchmarks' part of README.md, between its two markers, from the committed results."""
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from .common import LABELS, RESULTS, ROOT, Row, read
+
+__all__ = ["SECTIONS", "render", "replace"]
+
+BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
+
+_KERNEL_WIDTHS = (192, 768, 3072)
+_KERNEL_DTYPES = ("bf16", "fp32")
+
+Document = dict[str, Any]
+
+
+def _kernels(document: Document) -> str:
+    rows = [row for row in document["rows"] if row["case"] == "default" and row["numerator_rows"] == 1]
+    names = [name for name in LABELS if any(row["contender"] == name for row in rows)]
+    table = []
+    for direction in ("forward", "backward"):
+        for dtype in _KERNEL_DTYPES:
+            for width in _KERNEL_WIDTHS:
+                found = {
+                    row["contender"]: row
+                    for row in rows
+                    if (row["direction"], row["dtype"], row["shape"][-1]) == (direction, dtype, width)
+                }
+                if "ours" in found:
+                    times = [_microseconds(found[name]["median_us"]) if name in found else "" for name in names]
+                    ours = found["ours"]
+                    ratio = f"{ours['median_us'] / found['gelu']['median_us']:.2f}"
+                    table.append([direction, dtype, str(width), *times, ratio, f"{ours['of_copy']:.0%}"])
+    header = ["pass", "dtype", "D", *(LABELS[name] for name in names), "ours / GELU", "of copy bandwidth"]
+    return "\n\n".join(
+        [
+            "**Kernels.** Microseconds on the device, everything that a call launches; x (128, 197, D), 8 groups, one "
+            "numerator. The formula is the definition in PyTorch under autograd.",
+            _markdown(header, table),
+        ]
+    )
+
+
+def _rounding(document: Document) -> str:
+    batch = min(row["batch"] for row in document["rows"])
+    rows = {row["contender"]: row for row in document["rows"] if row["batch"] == batch}
+    table = [
+        [LABELS[name], f"{row['da_error']:.1e}", f"{row['db_error']:.1e}", "yes" if row["same_bits"] else "no"]
+        for name, row in _in_order(rows)
+    ]
+    return "\n\n".join(
+        [
+            f"**Rounding.** Mean absolute error of the coefficients' gradients against float64, median over "
+            f"{document['settings']['seeds']} draws; x ({batch}, 197, 768) in float32, all drawn from N(0, 1).",
+            _markdown(["", "da", "db", "same bits every run"], table),
+        ]
+    )
+
+
+def _host_time(document: Document) -> str:
+    times: dict[str, Row] = {}
+    columns = []
+    for row in document["rows"]:
+        column = f"{row['what']}, {row['dtype']}"
+        columns += [column] if column not in columns else []
+        times.setdefault(row["contender"], {})[column] = _microseconds(row["median_us"])
+    table = [[LABELS[name], *(row[column] for column in columns)] for name, row in _in_order(times)]
+    return "\n\n".join(
+        [
+            "**Host time.** Microseconds that a call takes on the host, on a tiny tensor.",
+            _markdown(["", *columns], table),
+        ]
+    )
+
+
+def _scaling(document: Document) -> str:
+    ours = [row for row in document["rows"] if row["contender"] == "ours"]
+    largest = max(row["elements"] for row in ours)
+    parts = [f"{row['gb_per_s'] / 1e3:.2f} TB/s {row['direction']}" for row in ours if row["elements"] == largest]
+    wrong = sorted({row["elements"] for row in ours if not row["right"]})
+    verdict = f"wrong at {', '.join(map(_power, wrong))} elements" if wrong else "the results are right at every size"
+    return f"**Scaling.** At {_power(largest)} elements: {', '.join(parts)}; {verdict}."
+
+
+SECTIONS: dict[str, Callable[[Document], str]] = {
+    "kernels": _kernels,
+    "rounding": _rounding,
+    "host_time": _host_time,
+    "scaling": _scaling,
+}
+"""The text for a result, by the name of its benchmark, in the README's order."""
+
+
+def render(results: Path) -> str:
+    """The text between the markers: a section for every result that there is, with where it was measured."""
+    parts = []
+    for name, section in SECTIONS.items():
+        path = results / f"{name}.json"
+        if path.exists():
+            document = read(path)
+            picture = ROOT / "docs" / "benchmarks" / f"{name}.svg"
+            text = [section(document), _verdict(document), _provenance(document["environment"])]
+            text += [f"![{name} benchmark](docs/benchmarks/{name}.svg)"] if picture.exists() else []
+            parts.append("\n\n".join(part for part in text if part))
+    return "\n\n".join(parts) or "No results yet."
+
+
+def _verdict(document: Document) -> str:
+    """How many targets were met, and those that were not."""
+    targets = document["targets"]
+    if not targets:
+        return ""
+    missed = [target for target in targets if not target["met"]]
+    verdict = f"{len(targets) - len(missed)} of {len(targets)} targets met"
+    if not missed:
+        return f"{verdict}."
+    lines = [f"- {target['name']}: {target['value']}, wanted {target['bound']} {target['limit']}" for target in missed]
+    return "\n".join([f"<details><summary>{verdict}; those missed:</summary>", "", *lines, "", "</details>"])
+
+
+def _provenance(environment: Row) -> str:
+    machine = environment.get("gpu") or f"{environment['cpu']}, {environment['cpu_threads']} threads"
+    versions = ", ".join(f"{name} {environment[name]}" for name in ("torch", "triton") if environment[name])
+    commit = f", commit {environment['commit'][:7]}" if environment["commit"] else ""
+    changed = " with uncommitted changes" if environment["uncommitted_changes"] else ""
+    return f"*{machine}, {versions}, {environment['date']}{commit}{changed}.*"
+
+
+def replace(readme: str, text: str) -> str:
+    """The README with the part between the markers replaced."""
+    before, begin, rest = readme.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise SystemExit(f"README.md has to have the lines {BEGIN} and {END}")
+    return f"{before}{begin}\n{text}\n{end}{after}"
+
+
+def _in_order(rows: dict[str, Row]) -> Iterable[tuple[str, Row]]:
+    return ((name, rows[name]) for name in LABELS if name in rows)
+
+
+def _microseconds(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.1f}"
+
+
+def _power(elements: int) -> str:
+    return f"2^{elements.bit_length() - 1}"
+
+
+def _markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def main() -> None:
+    """Rewrite README.md."""
+    readme = ROOT / "README.md"
+    readme.write_text(replace(readme.read_text(), render(RESULTS)))
+
+
+if __name__ == "__main__":
+    main()

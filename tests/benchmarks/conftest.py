@@ -1,0 +1,66 @@
+"""Results as the benchmarks write them, with made-up numbers."""
+
+import pytest
+
+from benchmarks import common
+
+ENVIRONMENT = {
+    "commit": "0123456789", "uncommitted_changes": False, "date": "2026-01-02", "torch": "2.11", "triton": "3.6",
+    "cpu": "a CPU", "cpu_threads": 2, "gpu": "a GPU",
+}  # fmt: skip
+
+
+def _kernel_rows():
+    for direction in ("forward", "backward"):
+        for width in (192, 768, 3072):
+            for index, name in enumerate(("ours", "gelu", "kat")):
+                yield {
+                    "case": "default", "direction": direction, "contender": name, "shape": [128, 197, width],
+                    "dtype": "bf16", "numerator_rows": 1, "median_us": (index + 1) * width / 10, "bytes": width * 1000,
+                    "copy_gb_per_s": 3000.0, "of_copy": 0.876,
+                }  # fmt: skip
+
+
+DOCUMENTS = {
+    "kernels": (
+        {}, list(_kernel_rows()), [common.target("forward", 1.04, 1.05), common.target("backward", 1.234, 1.08)]
+    ),
+    "rounding": (
+        {"seeds": 15},
+        [
+            {"batch": batch, "contender": name, "da_error": error, "db_error": 2 * error, "same_bits": name == "ours"}
+            for name, error in (("ours", 6e-5), ("kat", 1.3e-2))
+            for batch in ((128, 256) if name == "ours" else (128,))
+        ],
+        [common.requirement("the same bits", True)],
+    ),
+    "host_time": (
+        {},
+        [
+            {"dtype": dtype, "what": what, "contender": name, "median_us": time}
+            for dtype in ("fp32", "bf16")
+            for what in ("forward and backward", "forward alone")
+            for name, time in (("ours", 45.67), ("gelu", 24.0))
+        ],
+        [],
+    ),
+    "scaling": (
+        {},
+        [
+            {"elements": 2**power, "direction": direction, "contender": name, "gb_per_s": 2900.0, "right": True}
+            for power in (16, 30)
+            for direction in ("forward", "backward")
+            for name in ("ours", "gelu")
+        ],
+        [],
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture
+def results(tmp_path):
+    """A folder of results."""
+    for name, (settings, rows, targets) in DOCUMENTS.items():
+        document = {"environment": ENVIRONMENT, "settings": settings, "rows": rows, "targets": targets}
+        common.write(tmp_path / f"{name}.json", {"benchmark": name, **document})
+    return tmp_path

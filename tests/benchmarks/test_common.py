@@ -1,0 +1,83 @@
+"""What the benchmarks share: fair turns, honest verdicts, a description of the machine, and JSON that reads back."""
+
+import json
+
+import pytest
+
+from benchmarks import common
+
+
+def test_contenders_take_turns():
+    calls: list[str] = []
+    times = iter([5.0, 50.0, 3.0, 30.0, 4.0, 70.0])
+
+    def measure(call):
+        call()
+        return next(times)
+
+    found = common.alternate({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, measure, 3)
+    assert calls == ["a", "b"] * 4  # the first turn is not measured
+    assert found["a"] == {"median_us": 4.0, "min_us": 3.0, "max_us": 5.0}
+    assert found["b"] == {"median_us": 50.0, "min_us": 30.0, "max_us": 70.0}
+
+
+def test_host_timer_counts_only_the_measured_calls(monkeypatch):
+    clock = iter([0.0, 9.0] + [time for start in range(10) for time in (start, start + 2e-6)])
+    monkeypatch.setattr(common.time, "perf_counter", lambda: next(clock))
+    assert common.HostTimer(10)(lambda: None) == pytest.approx(2.0, rel=1e-3)
+
+
+@pytest.mark.gpu
+def test_gpu_timer_times_the_device():
+    import torch
+
+    cycles = 1_000_000
+    timer = common.GpuTimer()
+    short, long = timer(lambda: torch.cuda._sleep(cycles)), timer(lambda: torch.cuda._sleep(2 * cycles))
+    assert short > 100
+    assert long == pytest.approx(2 * short, rel=0.1)
+
+
+def test_targets():
+    assert common.target("t", 1.05, 1.05)["met"]
+    assert not common.target("t", 1.0501, 1.05)["met"]
+    assert common.target("t", 0.92, 0.92, at_least=True)["met"]
+    assert not common.target("t", 0.9, 0.92, at_least=True)["met"]
+    assert not common.requirement("t", False)["met"]
+
+
+def test_environment_names_the_commit_or_admits_that_it_does_not_know(monkeypatch, tmp_path):
+    monkeypatch.setattr(common, "ROOT", tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    monkeypatch.delenv("FLASHKAT_COMMIT", raising=False)
+    found = common.environment()
+    assert (found["commit"], found["uncommitted_changes"]) == (None, None)
+    monkeypatch.setenv("FLASHKAT_COMMIT", "abc")
+    assert common.environment()["commit"] == "abc"
+    assert found["torch"]
+    assert found["python"]
+
+
+def test_results_read_back(tmp_path, capsys):
+    rows = [{"contender": "ours", "median_us": 1.5, "shape": (1, 2)}]
+    path = tmp_path / "new" / "kernels.json"
+    common.finish(path, "kernels", {"rounds": 5}, rows, [common.target("t", 2.0, 1.0)])
+    document = common.read(path)
+    assert document == json.loads(path.read_text())
+    assert document["rows"] == [{"contender": "ours", "median_us": 1.5, "shape": [1, 2]}]
+    assert not document["targets"][0]["met"]
+    assert "0 of 1 targets met" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["kernels", "rounding", "host_time", "scaling"])
+def test_without_a_gpu_one_line_says_so(name, monkeypatch, tmp_path):
+    pytest.importorskip("triton")
+    import importlib
+
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    module = importlib.import_module(f"benchmarks.{name}")
+    with pytest.raises(SystemExit, match="needs a CUDA GPU"):
+        module.main(["--output", str(tmp_path / "x.json")])
+    assert not list(tmp_path.iterdir())
