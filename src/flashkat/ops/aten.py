@@ -5,19 +5,23 @@ stay inside the float range, mantissas and exponents in float64 (``aten_scaled.p
 between the passes.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
 from . import aten_plain, aten_scaled
-from .layout import Output, as_three_dimensional
+from .aten_plain import Coefficients, Scratch
+from .layout import Output, as_three_dimensional, channels_last_as_rows
+
+Window = tuple[slice, slice, slice]
 
 # A call into PyTorch and its threads costs as much as tens of thousands of elements of a pass, so chunks are as large
 # as caches and memory allow.
-_CHUNK_ELEMENTS_PER_THREAD = 2**17
+_CHUNK_ELEMENTS_PER_THREAD = 2**18
 _CHUNK_ELEMENTS_ON_GPUS = 2**22
-_SMALLEST_CHUNK_ELEMENTS = 2**16
+_SMALLEST_CHUNK_ELEMENTS = 2**17
 _SCALED_CHUNK_ELEMENTS = 2**14
 # The most memory for scratch, relative to an x in the dtype of the arithmetic.
 _SCRATCH = 0.45
@@ -28,18 +32,20 @@ def forward(x: Tensor, numerator: Tensor, denominator: Tensor, dim: int, dtype: 
     output = Output(x, dim, dtype)
     if x.numel() == 0:
         return output.finish()
-    x3 = as_three_dimensional(x, dim)
-    coefficients = aten_plain.Coefficients(numerator, denominator, x3)
-    scratch = aten_plain.Scratch(x3, coefficients.dtype)
+    result, x3 = channels_last_as_rows(output.view, as_three_dimensional(x, dim))
+    coefficients = Coefficients(numerator, denominator, x3)
+    scratch = Scratch(coefficients.dtype, x.device)
 
-    def plain(x: Tensor, result: Tensor) -> bool:
-        return aten_plain.forward(x, result, coefficients, scratch)
+    def plain(window: Window) -> bool:
+        f = coefficients.polynomials(window[1])
+        return aten_plain.forward(x3[window], result[window], coefficients, f, scratch)
 
-    def scaled(x: Tensor, result: Tensor) -> None:
-        result.copy_(aten_scaled.forward(x, coefficients.p, coefficients.q))
+    def scaled(window: Window) -> None:
+        f = coefficients.polynomials(window[1])
+        result[window].copy_(aten_scaled.forward(x3[window], f.p, f.q))
 
-    elements = _chunk_elements(x3, scratch.FORWARD + (0 if scratch.is_array(x3) else scratch.CONVERSION))
-    _chunk_by_chunk((x3, output.view), elements, plain, scaled)
+    arrays = scratch.FORWARD + (0 if scratch.is_array(x3) else scratch.CONVERSION)
+    _window_by_window(_whole(x3), _chunk_elements(x3, arrays), plain, scaled)
     return output.finish()
 
 
@@ -50,25 +56,29 @@ def backward(
     output = Output(x, dim, x.dtype)
     if x.numel() == 0:
         return output.finish(), torch.zeros_like(numerator), torch.zeros_like(denominator)
-    x3, grad3 = as_three_dimensional(x, dim), as_three_dimensional(grad, dim)
-    coefficients = aten_plain.Coefficients(numerator, denominator, x3)
-    scratch = aten_plain.Scratch(x3, coefficients.dtype)
-    channels, (m, n) = x3.shape[1], (numerator.shape[1], denominator.shape[1])
-    sums = torch.zeros(m + n, channels, dtype=torch.float64, device=aten_scaled.wide_device(x.device))
+    result, x3, grad3 = channels_last_as_rows(
+        output.view, as_three_dimensional(x, dim), as_three_dimensional(grad, dim)
+    )
+    coefficients = Coefficients(numerator, denominator, x3)
+    scratch = Scratch(coefficients.dtype, x.device)
+    m, n = numerator.shape[1], denominator.shape[1]
+    sums = torch.zeros(m + n, x3.shape[1], dtype=torch.float64, device=aten_scaled.wide_device(x.device))
 
-    def plain(g: Tensor, x: Tensor, grad_x: Tensor) -> bool:
-        share = aten_plain.backward(g, x, grad_x, coefficients, scratch)
+    def plain(window: Window) -> bool:
+        f = coefficients.polynomials(window[1])
+        share = aten_plain.backward(grad3[window], x3[window], result[window], coefficients, f, scratch)
         if share is not None:
-            sums.add_(share.to(sums).sum(1))
+            sums[:, window[1]] += share
         return share is not None
 
-    def scaled(g: Tensor, x: Tensor, grad_x: Tensor) -> None:
-        slope, share = aten_scaled.backward(g, x, coefficients.p, coefficients.q)
-        grad_x.copy_(slope)
-        sums.add_(share)
+    def scaled(window: Window) -> None:
+        f = coefficients.polynomials(window[1])
+        grad_x, share = aten_scaled.backward(grad3[window], x3[window], f.p, f.q)
+        result[window].copy_(grad_x)
+        sums[:, window[1]] += share
 
-    elements = _chunk_elements(x3, scratch.BACKWARD + (0 if scratch.is_array(x3) else scratch.CONVERSION))
-    _chunk_by_chunk((grad3, x3, output.view), elements, plain, scaled)
+    arrays = scratch.BACKWARD + (0 if scratch.is_array(x3) else scratch.CONVERSION)
+    _window_by_window(_whole(x3), _chunk_elements(x3, arrays), plain, scaled)
     overflow = sums.abs() >= 2.0 ** (aten_scaled.SUM_EXPONENT - 1)
     sums = torch.where(overflow, sums * torch.inf, sums)
     signs = torch.where(denominator < 0, -1.0, 1.0).to(denominator.dtype)
@@ -91,37 +101,42 @@ def _chunk_elements(x3: Tensor, arrays: int) -> int:
     return max(_SMALLEST_CHUNK_ELEMENTS, min(most, int(_SCRATCH * x3.numel() / arrays)))
 
 
-def _chunk_by_chunk(
-    tensors: Sequence[Tensor], elements: int, plain: Callable[..., bool], scaled: Callable[..., None]
+def _whole(x3: Tensor) -> Window:
+    outer, channels, inner = (slice(0, size) for size in x3.shape)
+    return outer, channels, inner
+
+
+def _window_by_window(
+    region: Window, elements: int, plain: Callable[[Window], bool], scaled: Callable[[Window], None]
 ) -> None:
-    """Call ``plain`` with chunks of the tensors; where it returns False, with small ones, and ``scaled`` in its place.
-
-    One outlier so costs no more than a small chunk its speed.
-    """
-    for window in _windows(tensors[0].shape, elements):
-        chunk = [tensor[window] for tensor in tensors]
-        if plain(*chunk):
+    """Call ``plain`` with each window of the region, and ``scaled`` with small ones where it returns False."""
+    for window in _windows(region, elements):
+        if plain(window):
             continue
+        # An outlier slows no more than a small window.
         if elements > _SCALED_CHUNK_ELEMENTS:
-            _chunk_by_chunk(chunk, _SCALED_CHUNK_ELEMENTS, plain, scaled)
+            _window_by_window(window, _SCALED_CHUNK_ELEMENTS, plain, scaled)
         else:
-            scaled(*chunk)
+            scaled(window)
 
 
-def _windows(shape: Sequence[int], elements: int) -> Iterator[tuple[slice, slice, slice]]:
-    """Slices of (outer, channels, inner) with all channels, about equal, of at most ``elements`` or one position."""
-    outer, channels, inner = shape
-    inner_step = _even_step(inner, elements // channels, 1)
-    outer_step = _even_step(outer, elements // (channels * inner_step), torch.get_num_threads())
-    for o in range(0, outer, outer_step):
-        for i in range(0, inner, inner_step):
-            yield slice(o, o + outer_step), slice(None), slice(i, i + inner_step)
+def _windows(region: Window, elements: int) -> Iterator[Window]:
+    """Cut a region into windows of about equal size and at most ``elements``, each without gaps in memory."""
+    outer, channels, inner = region
+    inner_step = _even_step(inner, elements)
+    channel_step = _even_step(channels, elements // inner_step)
+    outer_step = _even_step(outer, elements // (channel_step * inner_step), aten_plain.BLOCK)
+    yield from itertools.product(_cut(outer, outer_step), _cut(channels, channel_step), _cut(inner, inner_step))
 
 
-def _even_step(size: int, most: int, multiple: int) -> int:
-    """A step of at most ``most`` that divides ``size`` about evenly, where possible a multiple of ``multiple``."""
-    most = max(1, most)
+def _even_step(span: slice, most: int, multiple: int = 1) -> int:
+    """A step of at most ``most`` that cuts the span about evenly, where it can a multiple of ``multiple``."""
+    size = span.stop - span.start
     if most > multiple:
         most -= most % multiple
-    step = -(-size // -(-size // most))
-    return min(most, -(-step // multiple) * multiple)
+    step = -(-size // -(-size // max(1, most)))
+    return min(max(1, most), -(-step // multiple) * multiple)
+
+
+def _cut(span: slice, step: int) -> list[slice]:
+    return [slice(start, min(start + step, span.stop)) for start in range(span.start, span.stop, step)]

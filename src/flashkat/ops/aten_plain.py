@@ -5,40 +5,63 @@ it touches cost. So all is written into scratch that every chunk uses again, in 
 own memory is scratch until it is filled.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
+from .aten_scaled import wide
 from .reference import compute_dtype
 
 _POWERS = {torch.float32: 2.0**36, torch.float64: 2.0**300}
 # A chunk's sum of products of a gradient, a value and a power has to fit.
 _GRADIENTS = {torch.float32: (2.0**-60, 2.0**30), torch.float64: (2.0**-600, 2.0**300)}
 
+BLOCK = 8
+"""Rows that are summed before the sums go on in float64; a chunk is best of a multiple of them."""
+
+
+class Polynomials(NamedTuple):
+    """Coefficients of P, Q and their derivatives in rising order, a (channels, 1) tensor each."""
+
+    p: list[Tensor]
+    q: list[Tensor]
+    dp: list[Tensor]
+    dq: list[Tensor]
+
 
 class Coefficients:
-    """The coefficients in the dtype of the arithmetic, a (channels, 1) tensor for each of a polynomial's.
+    """The coefficients in the dtype of the arithmetic, with their derivatives.
 
-    ``p`` and ``q`` are those of P (a_0 ... a_{m-1}) and Q (1, |b_1| ... |b_n|), ``dp`` and ``dq`` of their derivatives.
+    Args:
+        numerator: (1 or G, m) coefficients of P.
+        denominator: (1 or G, n) coefficients of Q after its leading 1, of any sign.
+        x3: (outer, channels, inner), for its channels, dtype and device.
     """
 
     def __init__(self, numerator: Tensor, denominator: Tensor, x3: Tensor) -> None:
         self.dtype = compute_dtype(x3.dtype)
-        groups = max(len(numerator), len(denominator))
-        p = numerator.to(self.dtype).expand(groups, -1)
+        groups, (m, n) = max(len(numerator), len(denominator)), (numerator.shape[1], denominator.shape[1])
+        a = numerator.to(self.dtype).expand(groups, -1)
         b = denominator.to(self.dtype).abs().expand(groups, -1)
-        table = torch.cat([p, torch.ones_like(p[:, :1]), b], 1)
-        self._largest = float(table.abs().amax())
-        m, n = p.shape[1], b.shape[1]
-        self._degree = max(m - 1, n)
+        values = torch.cat([a, torch.ones_like(a[:, :1]), b], 1)
         orders = torch.tensor([*range(m), *range(n + 1)], dtype=self.dtype, device=x3.device)
         # A value per channel, not per group, so that the loops inside PyTorch's operators are long.
-        width = x3.shape[1] // groups
-        columns = torch.cat([table, table * orders], 1).T.reshape(-1, groups, 1).expand(-1, -1, width)
-        self.p, self.q, dp, dq = (
-            list(part.unbind(0)) for part in columns.reshape(-1, groups * width, 1).split([m, n + 1, m, n + 1])
-        )
-        # The derivative of a constant is the 0 that the others drop.
-        self.dp, self.dq = dp[1:] or dp, dq[1:] or dq
+        columns = torch.cat([values, values * orders], 1).T.unsqueeze(2).expand(-1, -1, x3.shape[1] // groups)
+        self._table = columns.reshape(-1, x3.shape[1], 1)
+        self._lengths = [m, n + 1, m, n + 1]
+        self._degree = max(m - 1, n)
+        self._largest = float(values.abs().amax())
+        self._of_channels: dict[tuple[int, int], Polynomials] = {}
+
+    def polynomials(self, channels: slice) -> Polynomials:
+        """The coefficients for some of the channels."""
+        key = channels.start, channels.stop
+        if key not in self._of_channels:
+            p, q, dp, dq = (list(part.unbind(0)) for part in self._table[:, channels].split(self._lengths))
+            # The derivative of a constant is the 0 that the others drop.
+            self._of_channels[key] = Polynomials(p, q, dp[1:] or dp, dq[1:] or dq)
+        return self._of_channels[key]
 
     def stay_plain(self, size: Tensor) -> bool:
         """Whether powers of |x| = ``size`` stay far inside the float range; False where there is a NaN."""
@@ -51,94 +74,80 @@ class Coefficients:
 
 
 class Scratch:
-    """Arrays without content, each made when its name is first asked for and used again for every chunk.
+    """Contiguous arrays without content, each made when first asked for and used again for every chunk."""
 
-    Args:
-        x3: what the chunks are taken from; the arrays have its device and its order of dimensions in memory.
-        dtype: of the arithmetic.
-    """
+    # As many as forward and backward name, and more where x and the result cannot take the place of some. The sums of
+    # blocks of rows, in both precisions, take the memory of up to three.
+    FORWARD, BACKWARD, CONVERSION = 2, 3 + 3, 3
 
-    # Named below: as many in forward and backward, and more where x and the result cannot take their place.
-    FORWARD, BACKWARD, CONVERSION = 2, 3, 3
-
-    def __init__(self, x3: Tensor, dtype: torch.dtype) -> None:
-        self._channels_last = x3.stride(1) < x3.stride(2)
-        self._empty = torch.empty(0, dtype=dtype, device=x3.device)
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        self._empty = torch.empty(0, dtype=dtype, device=device)
         self._arrays: dict[str, Tensor] = {}
 
     def array(self, name: str, chunk: Tensor) -> Tensor:
         """The array ``name`` in the shape of ``chunk``."""
         size = chunk.numel()
-        flat = self._arrays.get(name, self._empty)
-        if flat.numel() < size:
-            flat = self._arrays[name] = self._empty.new_empty(size)
-        outer, channels, inner = chunk.shape
-        if self._channels_last:
-            return flat[:size].view(outer, inner, channels).transpose(1, 2)
-        return flat[:size].view(chunk.shape)
-
-    def is_array(self, chunk: Tensor) -> bool:
-        """Whether ``chunk`` is as good as an array: of the same dtype, in the same order, without gaps."""
-        dense = (chunk.transpose(1, 2) if self._channels_last else chunk).is_contiguous()
-        return dense and chunk.dtype == self._empty.dtype
+        array = self._arrays.get(name, self._empty)
+        if array.numel() < size:
+            array = self._arrays[name] = self._empty.new_empty(size)
+        return array[:size].view(chunk.shape)
 
     def array_or(self, chunk: Tensor, name: str) -> Tensor:
         """``chunk`` itself where it is as good as an array, else the array ``name``."""
         return chunk if self.is_array(chunk) else self.array(name, chunk)
 
+    def is_array(self, chunk: Tensor) -> bool:
+        """Whether ``chunk`` is as good as an array."""
+        return chunk.dtype == self._empty.dtype and chunk.is_contiguous()
 
-def forward(x: Tensor, output: Tensor, c: Coefficients, scratch: Scratch) -> bool:
+
+def forward(x: Tensor, output: Tensor, c: Coefficients, f: Polynomials, scratch: Scratch) -> bool:
     """Write F(x) to ``output``, or return False where plain arithmetic will not do."""
     x = scratch.array_or(x, "x").copy_(x)
     size = torch.abs(x, out=scratch.array("size", x))
     if not c.stay_plain(size):
         return False
-    q = _horner(c.q, size, scratch.array("q", x))
-    output.copy_(_horner(c.p, x, scratch.array_or(output, "y")).div_(q))
+    q = _horner(f.q, size, scratch.array("q", x))
+    output.copy_(_horner(f.p, x, scratch.array_or(output, "y")).div_(q))
     return True
 
 
-def backward(g: Tensor, x: Tensor, grad_x: Tensor, c: Coefficients, scratch: Scratch) -> Tensor | None:
+def backward(g: Tensor, x: Tensor, grad_x: Tensor, c: Coefficients, f: Polynomials, scratch: Scratch) -> Tensor | None:
     """Write the gradient of x to ``grad_x``, and return sums for da and db without the factor s(b).
 
-    The sums are (m + n, parts, channels), parts to be added. None where plain arithmetic will not do.
+    The sums are (m + n, channels) in float64. None where plain arithmetic will not do.
     """
     x = scratch.array_or(x, "x").copy_(x)
     size = torch.abs(x, out=scratch.array("size", x))
     if not (c.stay_plain(size) and _gradient_stays_plain(g, c.dtype)):
         return None
-    q = _horner(c.q, size, scratch.array("q", x))
-    y = _horner(c.p, x, scratch.array("y", x)).div_(q)
+    q = _horner(f.q, size, scratch.array("q", x))
+    y = _horner(f.p, x, scratch.array("y", x)).div_(q)
 
-    slope = _horner(c.dq, size, scratch.array_or(grad_x, "slope")).mul_(y)
+    slope = _horner(f.dq, size, scratch.array_or(grad_x, "slope")).mul_(y)
     _negate_unless_negative(slope, x, size)
-    slope.add_(_horner(c.dp, x, size)).div_(q)
+    slope.add_(_horner(f.dp, x, size)).div_(q)
     grad_x.copy_(slope.mul_(g))
 
     weight = torch.div(g, q, out=q)
     y.mul_(weight)
     torch.abs(x, out=size)
-    parts = _parts(x.shape[0])
-    m = len(c.p)
-    sums = x.new_empty(m + len(c.q) - 1, parts, x.shape[1])
-    weight_parts, y_parts = (term.unflatten(0, (parts, -1)) for term in (weight, y))
-    torch.sum(weight_parts, (1, 3), out=sums[0])
-    for i in range(1, m):
-        weight.mul_(x)
-        torch.sum(weight_parts, (1, 3), out=sums[i])
-    for j in range(m, len(sums)):
-        y.mul_(size)
-        torch.sum(y_parts, (1, 3), out=sums[j])
-    sums[m:].neg_()
-    return sums
+    return torch.cat([_sums_of_powers(weight, x, len(f.p)), -_sums_of_powers(y.mul_(size), size, len(f.q) - 1)])
 
 
-def _parts(outer: int) -> int:
-    """How many sums to make of ``outer`` rows."""
-    # PyTorch gives each thread some rows to multiply, but some columns to sum, which moves the rows from one core's
-    # cache to the other's and back, unless there is a sum for every thread to make.
-    threads = torch.get_num_threads()
-    return threads if outer % threads == 0 else 1
+def _sums_of_powers(term: Tensor, x: Tensor, count: int) -> Tensor:
+    """(count, channels) sums in float64 of term * x^i over all positions. ``term`` is overwritten."""
+    # PyTorch's float32 sums are accurate over few rows, not over all. A thread that sums blocks of rows has them in its
+    # cache from multiplying them, which one that sums columns has not.
+    outer, channels, inner = term.shape
+    rows = 1 if inner >= BLOCK else BLOCK if outer % BLOCK == 0 else outer
+    blocks = term.new_empty(count, outer // rows, channels)
+    term_blocks = term.unflatten(0, (-1, rows))
+    for i, block in enumerate(blocks):
+        if i:
+            term.mul_(x)
+        torch.sum(term_blocks, (1, 3), out=block)
+    return wide(blocks).sum(1)
 
 
 def _gradient_stays_plain(g: Tensor, dtype: torch.dtype) -> bool:

@@ -18,7 +18,7 @@ def wide_device(device: torch.device) -> torch.device:
 def forward(x: Tensor, a: list[Tensor], one_b: list[Tensor]) -> Tensor:
     """F(x) for a chunk (outer, channels, inner), with (channels, 1) coefficients of P and Q."""
     a, one_b = _widen(a), _widen(one_b)
-    f, e = _split(_wide(x))
+    f, e = _split(wide(x))
     p, ep = _scaled_polynomial(a, f, e)
     q, eq = _scaled_polynomial(one_b, f.abs(), e)
     return _scale(p / q, ep - eq)
@@ -30,8 +30,8 @@ def backward(g: Tensor, x: Tensor, a: list[Tensor], one_b: list[Tensor]) -> tupl
     Terms of the sums saturate, so that opposite ones cancel instead of making a NaN.
     """
     a, one_b = _widen(a), _widen(one_b)
-    x = _wide(x)
-    (f, e), (fg, eg) = _split(x), _split(_wide(g))
+    x = wide(x)
+    (f, e), (fg, eg) = _split(x), _split(wide(g))
     p, ep = _scaled_polynomial(a, f, e)
     q, eq = _scaled_polynomial(one_b, f.abs(), e)
     dp, edp = _scaled_polynomial(a, f, e, derivative=True)
@@ -58,12 +58,13 @@ def _power_of_two(exponent: Tensor) -> Tensor:
     return ((exponent.long() + 1023) << 52).view(torch.float64)
 
 
-def _wide(tensor: Tensor) -> Tensor:
+def wide(tensor: Tensor) -> Tensor:
+    """``tensor`` in float64, on a device that has it."""
     return tensor.to(wide_device(tensor.device), torch.float64)
 
 
 def _widen(tensors: list[Tensor]) -> list[Tensor]:
-    return [_wide(tensor) for tensor in tensors]
+    return [wide(tensor) for tensor in tensors]
 
 
 def _split(value: Tensor) -> tuple[Tensor, Tensor]:
