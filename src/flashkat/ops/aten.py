@@ -21,7 +21,7 @@ Window = tuple[slice, slice, slice]
 # as caches and memory allow.
 _CHUNK_ELEMENTS_PER_THREAD = 2**18
 _CHUNK_ELEMENTS_ON_GPUS = 2**22
-_SMALLEST_CHUNK_ELEMENTS = 2**17
+_SMALLEST_CHUNK_ELEMENTS = 2**16
 _SCALED_CHUNK_ELEMENTS = 2**14
 # The most memory for scratch, relative to an x in the dtype of the arithmetic.
 _SCRATCH = 0.45
