@@ -94,7 +94,7 @@ def _sum_over_channels(sums: Tensor, coefficients: Tensor) -> Tensor:
     return sums.unflatten(1, (len(coefficients), -1)).sum(2).T.to(coefficients).contiguous()
 
 
-def _chunk_elements(x3: Tensor, arrays: int) -> int:
+def _chunk_elements(x3: Tensor, arrays: float) -> int:
     """How many elements a chunk holds that takes ``arrays`` of scratch."""
     on_cpu = x3.device.type == "cpu"
     most = _CHUNK_ELEMENTS_PER_THREAD * torch.get_num_threads() if on_cpu else _CHUNK_ELEMENTS_ON_GPUS

@@ -77,8 +77,8 @@ class Scratch:
     """Contiguous arrays without content, each made when first asked for and used again for every chunk."""
 
     # As many as forward and backward name, and more where x and the result cannot take the place of some. The sums of
-    # blocks of rows, in both precisions, take the memory of up to three.
-    FORWARD, BACKWARD, CONVERSION = 2, 3 + 3, 3
+    # blocks of rows, in both precisions, take the memory of less than half an array.
+    FORWARD, BACKWARD, CONVERSION = 2.0, 3.5, 3.0
 
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
         self._empty = torch.empty(0, dtype=dtype, device=device)
@@ -132,22 +132,26 @@ def backward(g: Tensor, x: Tensor, grad_x: Tensor, c: Coefficients, f: Polynomia
     weight = torch.div(g, q, out=q)
     y.mul_(weight)
     torch.abs(x, out=size)
-    return torch.cat([_sums_of_powers(weight, x, len(f.p)), -_sums_of_powers(y.mul_(size), size, len(f.q) - 1)])
+    for_a = _sums_of_powers(weight, x, len(f.p))
+    for_b = _sums_of_powers(y.mul_(size), size, len(f.q) - 1)
+    return torch.stack([*for_a, *(-total for total in for_b)])
 
 
-def _sums_of_powers(term: Tensor, x: Tensor, count: int) -> Tensor:
-    """(count, channels) sums in float64 of term * x^i over all positions. ``term`` is overwritten."""
+def _sums_of_powers(term: Tensor, x: Tensor, count: int) -> list[Tensor]:
+    """Sums over all positions of term * x^i, i < count, each (channels,) in float64. ``term`` is overwritten."""
     # PyTorch's float32 sums are accurate over few rows, not over all. A thread that sums blocks of rows has them in its
     # cache from multiplying them, which one that sums columns has not.
     outer, channels, inner = term.shape
     rows = 1 if inner >= BLOCK else BLOCK if outer % BLOCK == 0 else outer
-    blocks = term.new_empty(count, outer // rows, channels)
+    blocks = term.new_empty(outer // rows, channels)
     term_blocks = term.unflatten(0, (-1, rows))
-    for i, block in enumerate(blocks):
+    sums = []
+    for i in range(count):
         if i:
             term.mul_(x)
-        torch.sum(term_blocks, (1, 3), out=block)
-    return wide(blocks).sum(1)
+        torch.sum(term_blocks, (1, 3), out=blocks)
+        sums.append(wide(blocks).sum(0))
+    return sums
 
 
 def _gradient_stays_plain(g: Tensor, dtype: torch.dtype) -> bool:
