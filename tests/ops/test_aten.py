@@ -113,6 +113,13 @@ def test_several_threads_may_call_at_once():
             torch.testing.assert_close(left, right)
 
 
+def test_inputs_are_left_untouched():
+    """Not even counted as changed, which autograd would refuse."""
+    inputs = _inputs((40, 12))
+    _run(*inputs)
+    assert [tensor._version for tensor in inputs[:4]] == [0] * 4
+
+
 def test_inference_mode():
     _, x, a, b, dim = _inputs((40, 12))
     expected = aten.forward(x, a, b, dim, x.dtype)

@@ -92,6 +92,10 @@ class Scratch:
             array = self._arrays[name] = self._empty.new_empty(size)
         return array[:size].view(chunk.shape)
 
+    def filled(self, name: str, chunk: Tensor) -> Tensor:
+        """``chunk`` itself where it is as good as an array, else a copy of it in the array ``name``."""
+        return chunk if self.is_array(chunk) else self.array(name, chunk).copy_(chunk)
+
     def array_or(self, chunk: Tensor, name: str) -> Tensor:
         """``chunk`` itself where it is as good as an array, else the array ``name``."""
         return chunk if self.is_array(chunk) else self.array(name, chunk)
@@ -103,7 +107,7 @@ class Scratch:
 
 def forward(x: Tensor, output: Tensor, c: Coefficients, f: Polynomials, scratch: Scratch) -> bool:
     """Write F(x) to ``output``, or return False where plain arithmetic will not do."""
-    x = scratch.array_or(x, "x").copy_(x)
+    x = scratch.filled("x", x)
     size = torch.abs(x, out=scratch.array("size", x))
     if not c.stay_plain(size):
         return False
@@ -117,7 +121,7 @@ def backward(g: Tensor, x: Tensor, grad_x: Tensor, c: Coefficients, f: Polynomia
 
     The sums are (m + n, channels) in float64. None where plain arithmetic will not do.
     """
-    x = scratch.array_or(x, "x").copy_(x)
+    x = scratch.filled("x", x)
     size = torch.abs(x, out=scratch.array("size", x))
     if not (c.stay_plain(size) and _gradient_stays_plain(g, c.dtype)):
         return None
