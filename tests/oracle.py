@@ -61,10 +61,13 @@ def exact(g: Tensor, x: Tensor, numerator: Tensor, denominator: Tensor, dim: int
 
 
 def assert_close(found: Tensor, truth: Truth, factor: float, what: str) -> None:
-    """|found - truth| <= one step of found's dtype + factor * 2^-24 (or 2^-53) * the terms that were added."""
+    """|found - truth| <= one step of found's dtype + factor * 2^-24 (or 2^-53) * the terms that were added.
+
+    And, for terms that underflow, factor times the smallest number of found's dtype.
+    """
     unit = torch.finfo(found.dtype).eps
     arithmetic = 2.0**-53 if found.dtype == torch.float64 else EPS32
-    tiny = torch.finfo(found.dtype).smallest_normal * unit
+    tiny = factor * torch.finfo(found.dtype).smallest_normal * unit
     value, terms = truth.value.to(found.device), truth.terms.to(found.device)
     allowed = unit * value.abs() + factor * arithmetic * terms + tiny
     excess = (found.double() - value).abs() - allowed

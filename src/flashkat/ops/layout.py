@@ -17,6 +17,14 @@ def as_three_dimensional(x: Tensor, dim: int) -> Tensor:
     return x.reshape(outer_channels_inner(x.shape, dim))
 
 
+def channels_last_as_rows(result: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+    """(outer, C, inner) tensors as (outer * inner, C, 1) where ``result`` lies in memory like that, else unchanged."""
+    tensors = result, *inputs
+    if result.transpose(1, 2).is_contiguous():
+        return tuple(tensor.transpose(1, 2).reshape(-1, tensor.shape[1], 1) for tensor in tensors)
+    return tensors
+
+
 class Output:
     """A fresh result shaped like ``x`` with its memory format, to be written through ``view`` as (outer, C, inner).
 
