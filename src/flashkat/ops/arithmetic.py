@@ -115,8 +115,8 @@ def plain_value(x, a, b, M: tl.constexpr, N: tl.constexpr):
 
 
 @triton.jit
-def plain_gradients(g, x, a, b, M: tl.constexpr, N: tl.constexpr):
-    """dx of a tile, and its terms of the sums for da and db, a tuple of M + N tensors (P, C)."""
+def plain_gradients(g, x, a, b, M: tl.constexpr, N: tl.constexpr, WIDE: tl.constexpr):
+    """dx of a tile, and its terms of the sums for da and db, a tuple of M + N tensors (P, C), float64 if WIDE."""
     u = tl.abs(x)
     p, dp = _numerator(x, a, M)
     q, dq = _denominator(u, b, N)
@@ -124,18 +124,21 @@ def plain_gradients(g, x, a, b, M: tl.constexpr, N: tl.constexpr):
     y = p * r
     h = g * r
     dx = h * (dp - tl.where(x < 0, -dq, dq) * y)
-    # h x^i for every i, and of h y |x|^j those with odd j from the one before: |x|^j = x^j for even j.
-    for_a = (tl.sum(h, axis=0),)
-    for_b = ()
-    for i in tl.static_range(1, M if M > N + 1 else N + 1):
-        if i <= N and i % 2 == 1:
-            for_b = for_b + (-tl.sum(h * y * u, axis=0),)
-        h = h * x
-        if i < M:
-            for_a = for_a + (tl.sum(h, axis=0),)
-        if i <= N and i % 2 == 0:
-            for_b = for_b + (-tl.sum(h * y, axis=0),)
-    return dx, for_a + for_b
+    z = h * y
+    if WIDE:
+        h, z, x, u = h.to(tl.float64), z.to(tl.float64), x.to(tl.float64), u.to(tl.float64)
+    # By squares: fewer products and fewer roundings than by x, and the odd powers join the sum in one instruction.
+    square = x * x
+    terms = ()
+    for i in tl.static_range(M):
+        if i > 0 and i % 2 == 0:
+            h = h * square
+        terms = terms + (tl.sum(h * x if i % 2 else h, axis=0),)
+    for j in tl.static_range(1, N + 1):
+        if j > 2 and j % 2 == 1:
+            z = z * square
+        terms = terms + (-tl.sum(z * (u if j % 2 else square), axis=0),)
+    return dx, terms
 
 
 @triton.jit

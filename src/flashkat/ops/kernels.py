@@ -2,8 +2,10 @@
 
 A tensor is seen with four dimensions, (batches, positions, channels, V): a thread works on vectors of V elements that
 share their coefficients. Where memory allows, a vector is contiguous and takes one 16-byte access; otherwise
-(CONTIGUOUS false) its elements are far apart and it is neighbouring threads that are contiguous. What counts as a
-channel here may be a chunk of V channels of the same group. ``launch.py`` chooses the view.
+(CONTIGUOUS false) its elements are far apart and it is neighbouring threads that are contiguous, each with one channel
+or, with PAIRS, with two. What counts as a channel here may be a chunk of V channels of the same group. Strides are in
+units of V elements where vectors are contiguous, and of two with PAIRS but for that of the channels, which is 1.
+``launch.py`` chooses the view.
 
 A program keeps to one block of channels, so that it loads its coefficients once, and takes every k-th run of UNROLL
 tiles (V, BLOCK_POSITIONS, BLOCK_CHANNELS) of it. It computes all of them the plain way (``arithmetic.py`` has the
@@ -35,13 +37,13 @@ _SATURATED = tl.constexpr(2.0 ** (SUM_EXPONENT.value - 1))
 
 
 @triton.jit
-def _find(tile, positions, BATCHED: tl.constexpr, LENGTH: tl.constexpr):
+def _find(run, positions, BATCHED: tl.constexpr, LENGTH: tl.constexpr):
     """The batch and the first position of a run of LENGTH positions, int64 and int32."""
     if BATCHED:
         runs = tl.cdiv(positions, LENGTH)
-        return tl.cast(tile // runs, tl.int64), (tile % runs) * LENGTH
+        return tl.cast(run // runs, tl.int64), (run % runs) * LENGTH
     else:
-        return tl.cast(0, tl.int64), tile * LENGTH
+        return tl.cast(0, tl.int64), run * LENGTH
 
 
 @triton.jit
@@ -55,23 +57,32 @@ def _inside(start, vector, position, channel_mask, positions, size, CONTIGUOUS: 
 
 
 @triton.jit
-def _pattern(strides, vector, position, channel, V: tl.constexpr, CONTIGUOUS: tl.constexpr):
-    """Offsets (V, P, C) within a tile. Strides are in vectors where vectors are contiguous, else in elements."""
+def _pattern(strides, vector, position, channel, V: tl.constexpr, CONTIGUOUS: tl.constexpr, PAIRS: tl.constexpr):
+    """Offsets (V, P, C) within a tile."""
     _, by_vector, by_position, by_channel = strides
-    plane = (position.to(tl.int64) * by_position)[:, None] + (channel.to(tl.int64) * by_channel)[None, :]
+    by_channel = channel.to(tl.int64) * by_channel
+    by_position = position.to(tl.int64) * by_position
+    # That the compiler sees the multiples makes one access of what is contiguous.
     if CONTIGUOUS:
-        # That the compiler sees the multiples of V makes one 16-byte access of a vector.
-        return plane[None, :, :] * V + vector[:, None, None]
+        return (by_position[:, None] + by_channel[None, :])[None, :, :] * V + vector[:, None, None]
     else:
-        return plane[None, :, :] + (vector.to(tl.int64) * by_vector)[:, None, None]
+        rows = by_position[None, :, None] + (vector.to(tl.int64) * by_vector)[:, None, None]
+        return rows * (2 if PAIRS else 1) + by_channel[None, None, :]
 
 
 @triton.jit
-def _begin(pointer, strides, batch, start, V: tl.constexpr, CONTIGUOUS: tl.constexpr):
+def _begin(pointer, strides, batch, start, V: tl.constexpr, CONTIGUOUS: tl.constexpr, PAIRS: tl.constexpr):
     """The pointer at which a tile begins."""
     by_batch, _, by_position, _ = strides
     offset = batch * by_batch + tl.cast(start, tl.int64) * by_position
-    return pointer + (offset * V if CONTIGUOUS else offset)
+    return pointer + offset * (V if CONTIGUOUS else 2 if PAIRS else 1)
+
+
+@triton.jit
+def _channels_of_block(channels, BLOCK_CHANNELS: tl.constexpr, PAIRS: tl.constexpr):
+    """The channels that a program keeps to, and which of them there are."""
+    c = tl.program_id(0) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
+    return c, c < (channels // 2 * 2 if PAIRS else channels)
 
 
 # A new batch size compiles nothing. And where vectors are not contiguous, the compiler must not see that channels are
@@ -87,53 +98,54 @@ def forward_kernel(
     batches, positions, channels, size, width,
     x_batch, x_vector, x_position, x_channel, out_batch, out_vector, out_position, out_channel,
     M: tl.constexpr, N: tl.constexpr, NUMERATOR_SHARED: tl.constexpr, DENOMINATOR_SHARED: tl.constexpr,
-    COMPUTE: tl.constexpr, V: tl.constexpr, CONTIGUOUS: tl.constexpr, BATCHED: tl.constexpr,
+    COMPUTE: tl.constexpr, V: tl.constexpr, CONTIGUOUS: tl.constexpr, PAIRS: tl.constexpr, BATCHED: tl.constexpr,
     BLOCK_POSITIONS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, UNROLL: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """out = F(x). Numerator (1 or G, M) and denominator (1 or G, N) are contiguous; ``width`` channels are a group."""
-    c = tl.program_id(0) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
-    channel_mask = c < channels
+    c, channel_mask = _channels_of_block(channels, BLOCK_CHANNELS, PAIRS)
     group = c // width
     a = load_coefficients(numerator_ptr, group * 0 if NUMERATOR_SHARED else group, channel_mask, M, False, COMPUTE)
     b = load_coefficients(denominator_ptr, group * 0 if DENOMINATOR_SHARED else group, channel_mask, N, True, COMPUTE)
     x_strides = (x_batch, x_vector, x_position, x_channel)
     out_strides = (out_batch, out_vector, out_position, out_channel)
     first, step = tl.program_id(1), tl.num_programs(1)
-    tiles = batches * tl.cdiv(positions, BLOCK_POSITIONS * UNROLL)
+    runs = batches * tl.cdiv(positions, BLOCK_POSITIONS * UNROLL)
 
     v = tl.arange(0, V)
     p = tl.arange(0, BLOCK_POSITIONS)
-    x_pattern = _pattern(x_strides, v, p, c, V, CONTIGUOUS)
-    out_pattern = _pattern(out_strides, v, p, c, V, CONTIGUOUS)
+    x_pattern = _pattern(x_strides, v, p, c, V, CONTIGUOUS, PAIRS)
+    out_pattern = _pattern(out_strides, v, p, c, V, CONTIGUOUS, PAIRS)
     reach = tl.zeros((BLOCK_POSITIONS, BLOCK_CHANNELS), COMPUTE)
-    for tile in tl.range(first, tiles, step, num_stages=STAGES):
-        batch, start = _find(tile, positions, BATCHED, BLOCK_POSITIONS * UNROLL)
+    for run in tl.range(first, runs, step, num_stages=STAGES):
+        batch, start = _find(run, positions, BATCHED, BLOCK_POSITIONS * UNROLL)
         for _ in tl.static_range(UNROLL):
             inside = _inside(start, v, p, channel_mask, positions, size, CONTIGUOUS)
-            x = tl.load(_begin(x_ptr, x_strides, batch, start, V, CONTIGUOUS) + x_pattern, mask=inside, other=0.0)
+            x = tl.load(
+                _begin(x_ptr, x_strides, batch, start, V, CONTIGUOUS, PAIRS) + x_pattern, mask=inside, other=0.0
+            )
             x = x.to(COMPUTE)
             out = plain_value(x, a, b, M, N)
             reach = tl.maximum(reach, tl.max(tl.abs(x), axis=0))
-            pointers = _begin(out_ptr, out_strides, batch, start, V, CONTIGUOUS) + out_pattern
+            pointers = _begin(out_ptr, out_strides, batch, start, V, CONTIGUOUS, PAIRS) + out_pattern
             tl.store(pointers, out.to(out_ptr.dtype.element_ty), mask=inside)
             start += BLOCK_POSITIONS
 
     largest = largest_coefficient(a, b, M, N)
     if not stays_plain(tl.max(reach), largest, M, N):
-        for tile in tl.range(first, tiles, step):
-            batch, start = _find(tile, positions, BATCHED, BLOCK_POSITIONS * UNROLL)
+        for run in tl.range(first, runs, step):
+            batch, start = _find(run, positions, BATCHED, BLOCK_POSITIONS * UNROLL)
             for i in tl.range(UNROLL * V):
                 one, here = i % V + tl.arange(0, 1), start + i // V * BLOCK_POSITIONS
                 inside_slice = _inside(here, one, p, channel_mask, positions, size, CONTIGUOUS)
-                pointers = _begin(x_ptr, x_strides, batch, here, V, CONTIGUOUS)
-                pointers = pointers + _pattern(x_strides, one, p, c, V, CONTIGUOUS)
+                pointers = _begin(x_ptr, x_strides, batch, here, V, CONTIGUOUS, PAIRS)
+                pointers = pointers + _pattern(x_strides, one, p, c, V, CONTIGUOUS, PAIRS)
                 x = tl.load(pointers, mask=inside_slice, other=0.0).to(COMPUTE)
                 if stays_plain(tl.max(tl.abs(x)), largest, M, N):
                     out = plain_value(x, a, b, M, N)
                 else:
                     out = scaled_value(x, a, b, M, N)
-                pointers = _begin(out_ptr, out_strides, batch, here, V, CONTIGUOUS)
-                pointers = pointers + _pattern(out_strides, one, p, c, V, CONTIGUOUS)
+                pointers = _begin(out_ptr, out_strides, batch, here, V, CONTIGUOUS, PAIRS)
+                pointers = pointers + _pattern(out_strides, one, p, c, V, CONTIGUOUS, PAIRS)
                 tl.store(pointers, out.to(out_ptr.dtype.element_ty), mask=inside_slice)
 
 
@@ -145,18 +157,17 @@ def backward_kernel(
     grad_batch, grad_vector, grad_position, grad_channel,
     grad_x_batch, grad_x_vector, grad_x_position, grad_x_channel,
     M: tl.constexpr, N: tl.constexpr, NUMERATOR_SHARED: tl.constexpr, DENOMINATOR_SHARED: tl.constexpr,
-    COMPUTE: tl.constexpr, V: tl.constexpr, CONTIGUOUS: tl.constexpr, BATCHED: tl.constexpr,
+    COMPUTE: tl.constexpr, V: tl.constexpr, CONTIGUOUS: tl.constexpr, PAIRS: tl.constexpr, BATCHED: tl.constexpr,
     BLOCK_POSITIONS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, UNROLL: tl.constexpr, STAGES: tl.constexpr,
-    ONE_GROUP: tl.constexpr, EARLY: tl.constexpr,
+    NUMERATOR_FOLD: tl.constexpr, DENOMINATOR_FOLD: tl.constexpr, WIDE: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """grad_x = g F'(x), and each program's share of the sums for da and db.
 
-    ``partial`` is (M + N, channels, programs of a block of channels), contiguous float64, with blocks for channels
-    where a block has ONE_GROUP: rows 0 ... M-1 are sums for da, the others for db without the factor s(b). EARLY lets
-    the kernel that adds them up come onto the device before this one ends.
+    ``partial`` is contiguous float64: (M, channels / NUMERATOR_FOLD, programs of a block of channels) for da, and the
+    like for db without the factor s(b). A sum takes in FOLD channels that share their coefficients. EARLY lets the
+    kernel that adds the sums up come onto the device before this one ends.
     """
-    c = tl.program_id(0) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
-    channel_mask = c < channels
+    c, channel_mask = _channels_of_block(channels, BLOCK_CHANNELS, PAIRS)
     group = c // width
     a = load_coefficients(numerator_ptr, group * 0 if NUMERATOR_SHARED else group, channel_mask, M, False, COMPUTE)
     b = load_coefficients(denominator_ptr, group * 0 if DENOMINATOR_SHARED else group, channel_mask, N, True, COMPUTE)
@@ -164,31 +175,35 @@ def backward_kernel(
     x_strides = (x_batch, x_vector, x_position, x_channel)
     grad_x_strides = (grad_x_batch, grad_x_vector, grad_x_position, grad_x_channel)
     first, step = tl.program_id(1), tl.num_programs(1)
-    tiles = batches * tl.cdiv(positions, BLOCK_POSITIONS * UNROLL)
+    runs = batches * tl.cdiv(positions, BLOCK_POSITIONS * UNROLL)
 
     if EARLY:
         tl.extra.cuda.gdc_launch_dependents()
     v = tl.arange(0, V)
     p = tl.arange(0, BLOCK_POSITIONS)
-    grad_pattern = _pattern(grad_strides, v, p, c, V, CONTIGUOUS)
-    x_pattern = _pattern(x_strides, v, p, c, V, CONTIGUOUS)
-    grad_x_pattern = _pattern(grad_x_strides, v, p, c, V, CONTIGUOUS)
+    grad_pattern = _pattern(grad_strides, v, p, c, V, CONTIGUOUS, PAIRS)
+    x_pattern = _pattern(x_strides, v, p, c, V, CONTIGUOUS, PAIRS)
+    grad_x_pattern = _pattern(grad_x_strides, v, p, c, V, CONTIGUOUS, PAIRS)
     reach = tl.zeros((BLOCK_POSITIONS, BLOCK_CHANNELS), COMPUTE)
     zero = tl.zeros((BLOCK_POSITIONS, BLOCK_CHANNELS), tl.float64)
     sums = (zero,) * (M + N)
-    for tile in tl.range(first, tiles, step, num_stages=STAGES):
-        batch, start = _find(tile, positions, BATCHED, BLOCK_POSITIONS * UNROLL)
+    for run in tl.range(first, runs, step, num_stages=STAGES):
+        batch, start = _find(run, positions, BATCHED, BLOCK_POSITIONS * UNROLL)
         for i in tl.static_range(UNROLL):
             inside = _inside(start, v, p, channel_mask, positions, size, CONTIGUOUS)
-            x = tl.load(_begin(x_ptr, x_strides, batch, start, V, CONTIGUOUS) + x_pattern, mask=inside, other=0.0)
+            x = tl.load(
+                _begin(x_ptr, x_strides, batch, start, V, CONTIGUOUS, PAIRS) + x_pattern, mask=inside, other=0.0
+            )
             g = tl.load(
-                _begin(grad_ptr, grad_strides, batch, start, V, CONTIGUOUS) + grad_pattern, mask=inside, other=0.0
+                _begin(grad_ptr, grad_strides, batch, start, V, CONTIGUOUS, PAIRS) + grad_pattern,
+                mask=inside,
+                other=0.0,
             )
             x, g = x.to(COMPUTE), g.to(COMPUTE)
-            grad_x, more = plain_gradients(g, x, a, b, M, N)
+            grad_x, more = plain_gradients(g, x, a, b, M, N, WIDE)
             terms = more if i == 0 else add_terms(terms, more, M + N)  # noqa: F821
             reach = tl.maximum(reach, tl.max(tl.abs(x), axis=0))
-            pointers = _begin(grad_x_ptr, grad_x_strides, batch, start, V, CONTIGUOUS) + grad_x_pattern
+            pointers = _begin(grad_x_ptr, grad_x_strides, batch, start, V, CONTIGUOUS, PAIRS) + grad_x_pattern
             tl.store(pointers, grad_x.to(grad_x_ptr.dtype.element_ty), mask=inside)
             start += BLOCK_POSITIONS
         sums = add_terms(sums, terms, M + N)
@@ -200,54 +215,63 @@ def backward_kernel(
     largest = largest_coefficient(a, b, M, N)
     if (not stays_plain(tl.max(reach), largest, M, N)) | (tl.sum(tl.sum(overflow, axis=1), axis=0) != 0):
         sums = (zero,) * (M + N)
-        for tile in tl.range(first, tiles, step):
-            batch, start = _find(tile, positions, BATCHED, BLOCK_POSITIONS * UNROLL)
+        for run in tl.range(first, runs, step):
+            batch, start = _find(run, positions, BATCHED, BLOCK_POSITIONS * UNROLL)
             for i in tl.range(UNROLL * V):
                 one, here = i % V + tl.arange(0, 1), start + i // V * BLOCK_POSITIONS
                 inside_slice = _inside(here, one, p, channel_mask, positions, size, CONTIGUOUS)
-                pointers = _begin(x_ptr, x_strides, batch, here, V, CONTIGUOUS)
-                pointers = pointers + _pattern(x_strides, one, p, c, V, CONTIGUOUS)
+                pointers = _begin(x_ptr, x_strides, batch, here, V, CONTIGUOUS, PAIRS)
+                pointers = pointers + _pattern(x_strides, one, p, c, V, CONTIGUOUS, PAIRS)
                 x = tl.load(pointers, mask=inside_slice, other=0.0).to(COMPUTE)
-                pointers = _begin(grad_ptr, grad_strides, batch, here, V, CONTIGUOUS)
-                pointers = pointers + _pattern(grad_strides, one, p, c, V, CONTIGUOUS)
+                pointers = _begin(grad_ptr, grad_strides, batch, here, V, CONTIGUOUS, PAIRS)
+                pointers = pointers + _pattern(grad_strides, one, p, c, V, CONTIGUOUS, PAIRS)
                 g = tl.load(pointers, mask=inside_slice, other=0.0).to(COMPUTE)
                 grad_x, terms = scaled_gradients(g, x, a, b, M, N)
                 sums = add_terms(sums, terms, M + N)
-                pointers = _begin(grad_x_ptr, grad_x_strides, batch, here, V, CONTIGUOUS)
-                pointers = pointers + _pattern(grad_x_strides, one, p, c, V, CONTIGUOUS)
+                pointers = _begin(grad_x_ptr, grad_x_strides, batch, here, V, CONTIGUOUS, PAIRS)
+                pointers = pointers + _pattern(grad_x_strides, one, p, c, V, CONTIGUOUS, PAIRS)
                 tl.store(pointers, grad_x.to(grad_x_ptr.dtype.element_ty), mask=inside_slice)
 
-    for k in tl.static_range(M + N):
-        share = tl.sum(sums[k], axis=0)
-        if ONE_GROUP:
-            block = tl.cast(k * tl.num_programs(0) + tl.program_id(0), tl.int64)
-            tl.store(partial_ptr + block * step + first, tl.sum(share, axis=0))
-        else:
-            tl.store(partial_ptr + (k * channels + c) * step + first, share, mask=channel_mask)
+    for k in tl.static_range(M):
+        _store_sums(partial_ptr, sums[k], k, channels, BLOCK_CHANNELS, NUMERATOR_FOLD)
+    partial_ptr += M * tl.cdiv(channels, NUMERATOR_FOLD).to(tl.int64) * step
+    for j in tl.static_range(N):
+        _store_sums(partial_ptr, sums[M + j], j, channels, BLOCK_CHANNELS, DENOMINATOR_FOLD)
 
 
-@triton.jit(do_not_specialize=["channels_and_programs", "numerator_rows", "denominator_rows"])
+@triton.jit
+def _store_sums(partial_ptr, sums, k, channels, BLOCK_CHANNELS: tl.constexpr, FOLD: tl.constexpr):
+    """Fold (P, C) sums for coefficient ``k`` and store them where they belong in (coefficients, folds, programs)."""
+    folds: tl.constexpr = BLOCK_CHANNELS // FOLD
+    fold = tl.program_id(0) * folds + tl.arange(0, folds)
+    row = (k * tl.cdiv(channels, FOLD) + fold).to(tl.int64)
+    share = tl.sum(tl.reshape(tl.sum(sums, axis=0), (folds, FOLD)), axis=1)
+    tl.store(partial_ptr + row * tl.num_programs(1) + tl.program_id(1), share, mask=fold * FOLD < channels)
+
+
+@triton.jit(do_not_specialize=["numerator_sums", "denominator_sums", "numerator_rows", "denominator_rows"])
 def sum_partials_kernel(
     partial_ptr, denominator_ptr, grad_numerator_ptr, grad_denominator_ptr,
-    channels_and_programs, numerator_rows, denominator_rows,
+    numerator_sums, denominator_sums, numerator_rows, denominator_rows,
     M: tl.constexpr, N: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """da and db from the partial sums (M + N, channels * programs): a program per coefficient, which adds up a run.
+    """da and db from the partial sums, M of ``numerator_sums`` numbers and N of ``denominator_sums``.
 
-    EARLY if it may be on the device before the sums are there.
+    A program per coefficient adds up a run. EARLY if it may be on the device before the sums are there.
     """
-    if EARLY:
-        tl.extra.cuda.gdc_wait()
     index = tl.program_id(0)
     for_b = index - numerator_rows * M
     if for_b < 0:
-        row, k, rows = index // M, index % M, numerator_rows
+        length = numerator_sums // numerator_rows
+        start = (index % M).to(tl.int64) * numerator_sums + (index // M).to(tl.int64) * length
     else:
-        row, k, rows = for_b // max(N, 1), M + for_b % max(N, 1), denominator_rows
-    length = channels_and_programs // rows
-    start = k.to(tl.int64) * channels_and_programs + row.to(tl.int64) * length
+        length = denominator_sums // denominator_rows
+        start = M * tl.cast(numerator_sums, tl.int64) + (for_b % max(N, 1)).to(tl.int64) * denominator_sums
+        start += (for_b // max(N, 1)).to(tl.int64) * length
     total = tl.zeros((BLOCK,), tl.float64)
-    for begin in tl.range(0, length, BLOCK):
+    if EARLY:
+        tl.extra.cuda.gdc_wait()
+    for begin in tl.range(0, length, BLOCK, num_stages=1):
         offset = begin + tl.arange(0, BLOCK)
         total += tl.load(partial_ptr + start + offset, mask=offset < length, other=0.0)
     total = tl.sum(total, axis=0)

@@ -5,6 +5,7 @@ only through its number of multiprocessors.
 """
 
 import functools
+import math
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -24,19 +25,25 @@ _TRITON_DTYPE = {torch.float32: tl.float32, torch.float64: tl.float64}
 # A program is one warp, so that none waits for another, and its tile has a vector for each of its threads.
 _LANES = 32
 _VECTOR_BYTES = 16
-# A contiguous run of a tile's channels, in vectors: a cache line.
-_LINE = 8
+# Contiguous runs of a tile: the longer the better for memory, but no more than this part of the work may be idle.
+_RUNS = (32, 16, 8)
+_IDLE = 1 / 40
 
-# Tiles that are taken together.
-_UNROLL = 2
+# Elements of a thread that are taken together, in as many tiles as that needs, but in no more than this.
+_ELEMENTS = 16
+_MOST_TILES = 4
 # Tiles that are on their way from memory while one is computed, and one more.
 _STAGES = 3
-# Partial sums that a program of the last stage adds up at a time.
-_SUM_BLOCK = 8192
-# Programs per multiprocessor: as many as fit with their registers. Each takes many tiles, so that its coefficients and
-# its sums stay in registers.
+# Partial sums that a program of the last stage adds up at a time, and its warps. Its code comes from memory, as other
+# data has long taken its place in the caches: a thread has few elements, so that there is little code. And a program of
+# few warps finds room beside those of the backward kernel.
+_SUM_BLOCK = 1024
+_SUM_WARPS = 8
+# Programs per multiprocessor, the same number for each of its four schedulers. All fit at once with their registers,
+# and each takes many tiles, so that its coefficients and its sums stay there. Fewer of them read memory in longer runs.
 _FORWARD_PROGRAMS = 16
-_BACKWARD_PROGRAMS = 16
+_BACKWARD_PROGRAMS = 12
+_BACKWARD_PROGRAMS_WITH_PAIRS = 8
 
 Strides = tuple[int, int, int]
 
@@ -46,7 +53,8 @@ class View:
     """How the kernels see tensors of (outer, channels, inner): as (batches, positions, channels, V).
 
     ``strides`` are, for each tensor, those of batch, vector, position and channel, in units of V elements where vectors
-    are ``contiguous``. Otherwise ``size`` elements are dealt out to the V elements of ``positions`` vectors.
+    are ``contiguous``. Otherwise ``size`` elements are dealt out to the V elements of ``positions`` vectors, and with
+    ``pairs`` a thread takes two neighbouring channels: units are of two elements, but for that of channels, which is 1.
     """
 
     batches: int
@@ -56,6 +64,7 @@ class View:
     width: int
     vector: int
     contiguous: bool
+    pairs: bool
     batched: bool
     channels_are_fast: bool
     strides: tuple[tuple[int, int, int, int], ...]
@@ -81,24 +90,38 @@ class View:
 
         if inner == 1 and width % vector == 0 and all(s[1] == 1 for s in strides) and multiples(0):
             views = tuple((0, 1, s[0] // vector, 1) for s in strides)
-            return cls(1, outer, channels // vector, outer, width // vector, vector, True, False, True, views)
+            return cls(1, outer, channels // vector, outer, width // vector, vector, True, False, False, True, views)
         if inner % vector == 0 and all(s[2] == 1 for s in strides) and multiples(0, 1):
             views = tuple((s[0] // vector, 1, 1, s[1] // vector) for s in strides)
-            return cls(outer, inner // vector, channels, inner, width, vector, True, True, False, views)
+            return cls(outer, inner // vector, channels, inner, width, vector, True, False, True, False, views)
         # The longer of the other two dimensions gives the vectors, the shorter one the batches.
         size, batches, along, across = (inner, outer, 2, 0) if inner >= vector else (outer, inner, 0, 2)
         positions = triton.cdiv(size, vector)
-        views = tuple((s[across], positions * s[along], s[along], s[1]) for s in strides)
         fast = all(s[1] == 1 for s in strides)
-        return cls(batches, positions, channels, size, width, vector, False, inner > 1, fast, views)
+        pairs = fast and channels % 2 == 0 and all(s[across] % 2 == 0 and s[along] % 2 == 0 for s in strides)
+        unit = 2 if pairs else 1
+        views = tuple((s[across] // unit, positions * s[along] // unit, s[along] // unit, s[1]) for s in strides)
+        return cls(batches, positions, channels, size, width, vector, False, pairs, inner > 1, fast, views)
 
     def tile(self) -> tuple[int, int]:
         """(positions, channels) of a tile: along what is contiguous in memory first."""
+        if self.pairs:
+            return 1, 2 * _LANES
         if self.channels_are_fast:
-            channels = min(triton.next_power_of_2(self.channels), _LINE if self.contiguous else _LANES)
-            return _LANES // channels, channels
-        positions = min(triton.next_power_of_2(self.positions), _LANES)
-        return positions, _LANES // positions
+            run = min(_RUNS, key=lambda run: max(-self.channels % run / self.channels, _IDLE))
+            return _LANES // run, run
+        run = min(triton.next_power_of_2(self.positions), _LANES)
+        return run, _LANES // run
+
+    def unroll(self) -> int:
+        """How many tiles are taken together: as many as make no run longer than its batch needs, by too much."""
+        most = min(max(_ELEMENTS // (2 * self.vector if self.pairs else self.vector), 1), _MOST_TILES)
+        if not self.batched:
+            return most
+        positions = self.tile()[0]
+        return min(
+            range(most, 0, -1), key=lambda tiles: max(-self.positions % (tiles * positions) / self.positions, _IDLE)
+        )
 
     def numbers(self) -> tuple[int, ...]:
         """The view as the kernels' arguments."""
@@ -173,9 +196,9 @@ def backward(
         grad3, x3 = as_three_dimensional(grad, dim), as_three_dimensional(x, dim)
         grad_x3, grad_numerator, grad_denominator = backward(grad3, x3, numerator, denominator, 1)
         return grad_x.copy_(grad_x3.view(x.shape)), grad_numerator, grad_denominator
-    main, add_up, partial_shape = launches
+    main, add_up, partials = launches
     numerator, denominator = numerator.contiguous(), denominator.contiguous()
-    partial = torch.empty(partial_shape, dtype=torch.float64, device=x.device)
+    partial = torch.empty(partials, dtype=torch.float64, device=x.device)
     grad_numerator, grad_denominator = torch.empty_like(numerator), torch.empty_like(denominator)
     with _on(x.device):
         main(x, grad, grad_x, numerator, denominator, partial)
@@ -217,34 +240,39 @@ def _forward_launch(
 @functools.lru_cache(maxsize=1024)
 def _backward_launches(
     device: torch.device, shape: torch.Size, dim: int, layouts: tuple[Layout, ...], coefficients: Coefficients
-) -> tuple[Launch, Launch, tuple[int, int, int]] | None:  # fmt: skip
-    """The kernel, the one that adds up its partial sums, and the latter's shape."""
+) -> tuple[Launch, Launch, int] | None:  # fmt: skip
+    """The kernel, the one that adds up its partial sums, and how many of these there are."""
     view = _view(shape, dim, layouts, max(coefficients[0][0], coefficients[1][0]))
     if view is None:
         return None
-    blocks, programs = grid = _grid(view, _BACKWARD_PROGRAMS, device)
+    _, programs = grid = _grid(view, _BACKWARD_PROGRAMS_WITH_PAIRS if view.pairs else _BACKWARD_PROGRAMS, device)
     (rows_a, m), (rows_b, n) = coefficients[:2]
-    # Blocks of channels that lie within a group are summed in the kernel.
-    one_group = view.width % view.tile()[1] == 0
-    sums = blocks if one_group else view.channels
+    channels = view.tile()[1]
+    folds = [channels if rows == 1 else math.gcd(view.width, channels) for rows in (rows_a, rows_b)]
+    sums_a, sums_b = (triton.cdiv(view.channels, fold) * programs for fold in folds)
     constants = _constants(view, layouts[0][0], coefficients)
     early = _starts_early(device)
     main = Launch(
         kernels.backward_kernel,
         grid,
         view.numbers(),
-        {**constants, "ONE_GROUP": one_group, "EARLY": early},
+        {
+            **constants,
+            "NUMERATOR_FOLD": folds[0],
+            "DENOMINATOR_FOLD": folds[1],
+            "WIDE": layouts[0][0].itemsize > 2,
+            "EARLY": early,
+        },
     )
-    block = min(triton.next_power_of_2(sums * programs // min(rows_a, rows_b)), _SUM_BLOCK)
     add_up = Launch(
         kernels.sum_partials_kernel,
         (rows_a * m + rows_b * n, 1),
-        (sums * programs, rows_a, rows_b),
-        {"M": m, "N": n, "BLOCK": block, "EARLY": early},
-        warps=max(1, block // 512),
+        (sums_a, sums_b, rows_a, rows_b),
+        {"M": m, "N": n, "BLOCK": _SUM_BLOCK, "EARLY": early},
+        warps=_SUM_WARPS,
         options={"launch_pdl": True} if early else {},
     )
-    return main, add_up, (m + n, sums, programs)
+    return main, add_up, m * sums_a + n * sums_b
 
 
 def _view(shape: torch.Size, dim: int, layouts: tuple[Layout, ...], groups: int) -> View | None:
@@ -261,12 +289,12 @@ def _view(shape: torch.Size, dim: int, layouts: tuple[Layout, ...], groups: int)
 
 
 def _grid(view: View, per_processor: int, device: torch.device) -> tuple[int, int]:
-    """Blocks of channels, and programs for each, which all have the same number of tiles, or one less."""
+    """Blocks of channels, and programs for each, which all have the same number of runs of tiles, or one less."""
     positions, channels = view.tile()
     blocks = triton.cdiv(view.channels, channels)
-    tiles = view.batches * triton.cdiv(view.positions, positions * _UNROLL)
+    runs = view.batches * triton.cdiv(view.positions, positions * view.unroll())
     most = max(1, per_processor * _processors(device) // blocks)
-    return blocks, triton.cdiv(tiles, triton.cdiv(tiles, most))
+    return blocks, triton.cdiv(runs, triton.cdiv(runs, most))
 
 
 @functools.cache
@@ -291,9 +319,10 @@ def _constants(view: View, dtype: torch.dtype, coefficients: Coefficients) -> di
         "COMPUTE": _TRITON_DTYPE[compute_dtype(dtype)],
         "V": view.vector,
         "CONTIGUOUS": view.contiguous,
+        "PAIRS": view.pairs,
         "BATCHED": view.batched,
         "BLOCK_POSITIONS": positions,
         "BLOCK_CHANNELS": channels,
-        "UNROLL": _UNROLL,
+        "UNROLL": view.unroll(),
         "STAGES": _STAGES,
     }
