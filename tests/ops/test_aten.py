@@ -50,7 +50,7 @@ def threads():
 @pytest.mark.parametrize("elements", [1, 2, 7, 64, 100, 2**20])
 def test_windows_cover_every_element_once_and_keep_the_limit(shape, elements):
     count = torch.zeros(shape)
-    for window in aten._windows(aten._whole(count), elements):
+    for window in aten.windows(aten._whole(count), elements):
         count[window] += 1
         assert 1 <= count[window].numel() <= elements
         assert count[window].is_contiguous()
