@@ -38,12 +38,19 @@ struct call {
 
 /* A piece of a block, which the first cache holds: ROWS rows of at most LANES neighbours in memory. The sums of ROWS
    terms are taken in the dtype of the arithmetic and go on in double. No more than MOST coefficients of a kind. */
-enum { ROWS = 8, LANES = 64, MOST = 16 };
+enum { ROWS = 8, LANES = 128, MOST = 16 };
 
 struct place {
     int64_t outer, channel, inner; /* of a row's first element */
     int64_t count;                 /* of its elements */
 };
+
+static const int64_t bytes[] = {[FLOAT64] = 8, [FLOAT32] = 4, [BFLOAT16] = 2, [FLOAT16] = 2};
+
+static inline void *address(const struct array *array, const struct place *place) {
+    int64_t offset = place->outer * array->outer + place->channel * array->channel + place->inner * array->inner;
+    return array->data + offset * bytes[array->dtype];
+}
 
 #if defined(__AVX512F__)
 enum { VECTOR_BYTES = 64 };

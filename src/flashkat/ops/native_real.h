@@ -28,23 +28,16 @@ INLINE INTEGERS NAME(larger)(INTEGERS a, INTEGERS b) {
 /* Rows that are worked on together, each where it lies in memory or, where it needs converting, in ``room``. */
 struct NAME(rows) {
     REAL *row[ROWS];
-    REAL room[ROWS * LANES];
+    _Alignas(VECTOR_BYTES) REAL room[ROWS * LANES];
 };
 
 struct NAME(work) {
     struct NAME(rows) x, grad, out;
+    const char *x_ahead[ROWS], *grad_ahead[ROWS], *out_ahead[ROWS]; /* the rows after these, to be in cache by then */
+    int64_t x_bytes, grad_bytes, out_bytes;                         /* of an element */
     INTEGERS reach, size; /* largest |x| and |g| so far, as bits */
 };
 
-static int NAME(in_place)(const struct array *array, int64_t stride, int64_t count) {
-    return array->dtype == (sizeof(REAL) == 8 ? FLOAT64 : FLOAT32) && stride == 1 && count % WIDTH == 0;
-}
-
-static void *NAME(address)(const struct array *array, const struct place *place) {
-    static const int bytes[] = {[FLOAT64] = 8, [FLOAT32] = 4, [BFLOAT16] = 2, [FLOAT16] = 2};
-    int64_t offset = place->outer * array->outer + place->channel * array->channel + place->inner * array->inner;
-    return array->data + offset * bytes[array->dtype];
-}
 
 /* A loop of its own for neighbours, which the compiler makes vectors of. */
 #define EACH(statement)                                                        \
@@ -73,34 +66,40 @@ static void NAME(write)(void *to, const REAL *restrict from, int64_t dtype, int6
 }
 #undef EACH
 
-/* Rows of an array, with zeros up to the next vector: they add nothing to a sum. */
+/* Where a row can be worked on as it lies in memory, else NULL. Rows are often a multiple of 4096 bytes apart, so the
+   first cache can not keep lines of all of them until a second vector needs the other part. */
+static REAL *NAME(in_place)(const struct array *array, int64_t stride, const struct place *place, int64_t lanes) {
+    void *start = address(array, place);
+    int fits = array->dtype == (sizeof(REAL) == 8 ? FLOAT64 : FLOAT32) && stride == 1 && place->count == lanes;
+    return fits && (uintptr_t)start % VECTOR_BYTES == 0 ? start : NULL;
+}
+
+/* Rows of an array, with zeros up to the last lane: they add nothing to a sum. */
 static void NAME(fetch)(struct NAME(rows) *rows, const struct array *array, int64_t stride, const struct place *place,
-                        int count) {
+                        int count, int64_t lanes) {
     for (int r = 0; r < count; r++) {
-        void *from = NAME(address)(array, &place[r]);
-        if (NAME(in_place)(array, stride, place[r].count)) {
-            rows->row[r] = from;
-            continue;
-        }
+        rows->row[r] = NAME(in_place)(array, stride, &place[r], lanes);
+        if (rows->row[r]) continue;
         rows->row[r] = rows->room + r * LANES;
-        NAME(read)(rows->row[r], from, array->dtype, stride, place[r].count);
-        for (int64_t k = place[r].count; k % WIDTH; k++) rows->row[r][k] = 0;
+        NAME(read)(rows->row[r], address(array, &place[r]), array->dtype, stride, place[r].count);
+        for (int64_t k = place[r].count; k < lanes; k++) rows->row[r][k] = 0;
     }
 }
 
 /* Rows to write to, and, once they are written, their way into the array. */
 static void NAME(reserve)(struct NAME(rows) *rows, const struct array *array, int64_t stride,
-                          const struct place *place, int count) {
-    for (int r = 0; r < count; r++)
-        rows->row[r] = NAME(in_place)(array, stride, place[r].count) ? NAME(address)(array, &place[r])
-                                                                     : rows->room + r * LANES;
+                          const struct place *place, int count, int64_t lanes) {
+    for (int r = 0; r < count; r++) {
+        rows->row[r] = NAME(in_place)(array, stride, &place[r], lanes);
+        if (!rows->row[r]) rows->row[r] = rows->room + r * LANES;
+    }
 }
 
 static void NAME(deliver)(const struct NAME(rows) *rows, const struct array *array, int64_t stride,
                           const struct place *place, int count) {
     for (int r = 0; r < count; r++)
-        if (!NAME(in_place)(array, stride, place[r].count))
-            NAME(write)(NAME(address)(array, &place[r]), rows->row[r], array->dtype, stride, place[r].count);
+        if (rows->row[r] == rows->room + r * LANES)
+            NAME(write)(address(array, &place[r]), rows->row[r], array->dtype, stride, place[r].count);
 }
 
 /* F of vector ``v`` of each row. */
@@ -109,6 +108,8 @@ INLINE void NAME(values)(struct NAME(work) *w, int rows, int64_t v, const REAL *
     for (int r = 0; r < rows; r++) {
         VECTOR x = NAME(load)(w->x.row[r] + v), u = (VECTOR)((INTEGERS)x & ~SIGN);
         reach = NAME(larger)(reach, (INTEGERS)u);
+        __builtin_prefetch(w->x_ahead[r] + v * w->x_bytes, 0);
+        __builtin_prefetch(w->out_ahead[r] + v * w->out_bytes, 1);
         VECTOR p = NAME(load)(table + (m - 1) * stride);
         for (int i = m - 2; i >= 0; i--) p = p * x + NAME(load)(table + i * stride);
         VECTOR q = (VECTOR){0} + 1;
@@ -122,9 +123,9 @@ INLINE void NAME(values)(struct NAME(work) *w, int rows, int64_t v, const REAL *
     w->reach = reach;
 }
 
-/* The gradient of x for vector ``v`` of each row, and its terms added to ``sums``, LANES for each coefficient. */
+/* The gradient of x for vector ``v`` of each row, and the sums of its terms, LANES for each coefficient. */
 INLINE void NAME(gradients)(struct NAME(work) *w, int rows, int64_t v, const REAL *table, int64_t stride, int m, int n,
-                            double *sums) {
+                            REAL *sums) {
     INTEGERS reach = w->reach, size = w->size;
     VECTOR s[2 * MOST];
     for (int k = 0; k < m + n; k++) s[k] = (VECTOR){0};
@@ -133,6 +134,9 @@ INLINE void NAME(gradients)(struct NAME(work) *w, int rows, int64_t v, const REA
         VECTOR g = NAME(load)(w->grad.row[r] + v);
         reach = NAME(larger)(reach, (INTEGERS)u);
         size = NAME(larger)(size, (INTEGERS)g & ~SIGN);
+        __builtin_prefetch(w->x_ahead[r] + v * w->x_bytes, 0);
+        __builtin_prefetch(w->grad_ahead[r] + v * w->grad_bytes, 0);
+        __builtin_prefetch(w->out_ahead[r] + v * w->out_bytes, 1);
 
         VECTOR p = NAME(load)(table + (m - 1) * stride), dp = {0};
         for (int i = m - 2; i >= 0; i--) {
@@ -164,31 +168,39 @@ INLINE void NAME(gradients)(struct NAME(work) *w, int rows, int64_t v, const REA
         }
     }
     w->reach = reach, w->size = size;
-    for (int k = 0; k < m + n; k++)
-        for (int lane = 0; lane < WIDTH; lane++) sums[k * LANES + v + lane] += s[k][lane];
+    for (int k = 0; k < m + n; k++) NAME(store)(sums + k * LANES + v, s[k]);
 }
 
 static void NAME(compute)(const struct call *call, struct NAME(work) *w, const struct place *place, int rows,
-                          const REAL *table, int64_t stride, double *sums) {
+                          const struct place *next, int64_t lanes, const REAL *table, int64_t stride, double *sums) {
     int64_t step = call->lanes_are_channels ? call->x.channel : call->x.inner;
     int64_t grad_step = call->lanes_are_channels ? call->grad.channel : call->grad.inner;
     int64_t out_step = call->lanes_are_channels ? call->out.channel : call->out.inner;
     int m = (int)call->m, n = (int)call->n;
-    NAME(fetch)(&w->x, &call->x, step, place, rows);
-    NAME(reserve)(&w->out, &call->out, out_step, place, rows);
-    if (call->grad.data) NAME(fetch)(&w->grad, &call->grad, grad_step, place, rows);
-    for (int64_t v = 0; v < place->count; v += WIDTH) {
+    _Alignas(VECTOR_BYTES) REAL share[2 * MOST * LANES];
+    NAME(fetch)(&w->x, &call->x, step, place, rows, lanes);
+    NAME(reserve)(&w->out, &call->out, out_step, place, rows, lanes);
+    for (int r = 0; r < rows; r++) {
+        w->x_ahead[r] = address(&call->x, &next[r]);
+        w->out_ahead[r] = address(&call->out, &next[r]);
+        if (call->grad.data) w->grad_ahead[r] = address(&call->grad, &next[r]);
+    }
+    if (call->grad.data) NAME(fetch)(&w->grad, &call->grad, grad_step, place, rows, lanes);
+    for (int64_t v = 0; v < lanes; v += WIDTH) {
         /* The degrees of the published models as numbers that the compiler knows: all stays in registers. */
         if (!call->grad.data && m == 6 && n == 4)
             NAME(values)(w, rows, v, table + v, stride, 6, 4);
         else if (!call->grad.data)
             NAME(values)(w, rows, v, table + v, stride, m, n);
         else if (m == 6 && n == 4)
-            NAME(gradients)(w, rows, v, table + v, stride, 6, 4, sums);
+            NAME(gradients)(w, rows, v, table + v, stride, 6, 4, share);
         else
-            NAME(gradients)(w, rows, v, table + v, stride, m, n, sums);
+            NAME(gradients)(w, rows, v, table + v, stride, m, n, share);
     }
     NAME(deliver)(&w->out, &call->out, out_step, place, rows);
+    if (call->grad.data)
+        for (int k = 0; k < m + n; k++)
+            for (int64_t lane = 0; lane < lanes; lane++) sums[k * LANES + lane] += share[k * LANES + lane];
 }
 
 static REAL NAME(coefficient)(const struct call *call, int64_t k, int64_t group) {
@@ -227,54 +239,70 @@ static int NAME(stays_plain)(const struct call *call, const struct NAME(work) *w
 
 /* The sums of some lanes, added to those of their group. */
 static void NAME(add_lanes)(const struct call *call, const double *sums, int64_t from, int64_t to, double *total) {
-    double share[2 * MOST] = {0};
-    for (int64_t lane = from; lane < to; lane++)
-        for (int64_t k = 0; k < call->m + call->n; k++) share[k] += sums[k * LANES + lane];
-    for (int64_t k = 0; k < call->m + call->n; k++) total[k * call->groups] += share[k];
+    for (int64_t k = 0; k < call->m + call->n; k++, sums += LANES) {
+        double share[8] = {0};
+        int64_t lane = from;
+        for (; lane + 8 <= to; lane += 8)
+            for (int j = 0; j < 8; j++) share[j] += sums[lane + j];
+        for (; lane < to; lane++) share[0] += sums[lane];
+        for (int j = 0; j < 8; j++) total[k * call->groups] += share[j];
+    }
 }
+
+static int64_t NAME(padded)(int64_t count) { return (count + WIDTH - 1) / WIDTH * WIDTH; }
 
 static void NAME(work)(struct call *call, int64_t index) {
     const struct block *b = &call->block[index];
     int64_t count = call->m + call->n, width = call->channels / call->groups;
     double *total = call->sums + index * count * call->groups;
     struct NAME(work) w;
-    struct place place[ROWS];
-    double sums[2 * MOST * LANES];
-    REAL same[2 * MOST * WIDTH];
+    struct place places[2][ROWS] = {{{0}}}, *place = places[0], *next = places[1];
+    _Alignas(VECTOR_BYTES) double sums[2 * MOST * LANES];
+    _Alignas(VECTOR_BYTES) REAL same[2 * MOST * LANES];
     w.reach = w.size = (INTEGERS){0};
+    w.x_bytes = bytes[call->x.dtype], w.out_bytes = bytes[call->out.dtype], w.grad_bytes = bytes[call->grad.dtype];
     if (call->grad.data) memset(total, 0, sizeof(double) * count * call->groups);
 
-    int64_t step = call->lanes_are_channels ? LANES : 1;
-    for (int64_t c = b->channel[0]; c < b->channel[1]; c += step) {
-        int64_t lanes = call->lanes_are_channels ? (b->channel[1] - c < LANES ? b->channel[1] - c : LANES) : WIDTH;
+    /* Neighbours in equal parts of at most LANES. */
+    int64_t first = call->lanes_are_channels ? b->channel[0] : b->inner[0];
+    int64_t span = (call->lanes_are_channels ? b->channel[1] : b->inner[1]) - first;
+    int64_t parts = (span + LANES - 1) / LANES, part = NAME(padded)((span + parts - 1) / parts);
+    int64_t channel_step = call->lanes_are_channels ? part : 1, inner_step = call->lanes_are_channels ? 1 : part;
+
+    for (int64_t c = b->channel[0]; c < b->channel[1]; c += channel_step) {
+        int64_t channels = b->channel[1] - c < channel_step ? b->channel[1] - c : channel_step;
+        int64_t lanes = call->lanes_are_channels ? NAME(padded)(channels) : part;
         const REAL *table = (const REAL *)call->table + c;
         int64_t stride = call->channels + LANES;
         if (!call->lanes_are_channels) {
-            for (int64_t k = 0; k < count; k++)
-                for (int lane = 0; lane < WIDTH; lane++) same[k * WIDTH + lane] = NAME(coefficient)(call, k, c / width);
-            table = same, stride = WIDTH;
-        }
-        int64_t padded = (lanes + WIDTH - 1) / WIDTH * WIDTH;
-        if (call->grad.data)
-            for (int64_t k = 0; k < count; k++) memset(sums + k * LANES, 0, sizeof(double) * padded);
-
-        int rows = 0;
-        for (int64_t o = b->outer[0]; o < b->outer[1]; o++)
-            for (int64_t i = b->inner[0]; i < b->inner[1]; i += call->lanes_are_channels ? 1 : WIDTH) {
-                int64_t left = call->lanes_are_channels || b->inner[1] - i > lanes ? lanes : b->inner[1] - i;
-                place[rows++] = (struct place){o, c, i, left};
-                if (rows == ROWS) {
-                    NAME(compute)(call, &w, place, rows, table, stride, sums);
-                    rows = 0;
-                }
+            for (int64_t k = 0; k < count; k++) {
+                REAL value = NAME(coefficient)(call, k, c / width);
+                for (int64_t lane = 0; lane < lanes; lane++) same[k * LANES + lane] = value;
             }
-        if (rows) NAME(compute)(call, &w, place, rows, table, stride, sums);
+            table = same, stride = LANES;
+        }
+        if (call->grad.data)
+            for (int64_t k = 0; k < count; k++) memset(sums + k * LANES, 0, sizeof(double) * lanes);
+
+        int rows = 0, ready = 0;
+        for (int64_t o = b->outer[0]; o < b->outer[1]; o++)
+            for (int64_t i = b->inner[0]; i < b->inner[1]; i += inner_step) {
+                int64_t left = b->inner[1] - i < inner_step ? b->inner[1] - i : inner_step;
+                next[rows++] = (struct place){o, c, i, call->lanes_are_channels ? channels : left};
+                if (rows < ROWS) continue;
+                if (ready) NAME(compute)(call, &w, place, ROWS, next, lanes, table, stride, sums);
+                struct place *swap = place;
+                place = next, next = swap, ready = 1, rows = 0;
+            }
+        if (ready) NAME(compute)(call, &w, place, ROWS, rows ? next : place, lanes, table, stride, sums);
+        if (rows) NAME(compute)(call, &w, next, rows, next, lanes, table, stride, sums);
 
         if (call->grad.data)
             for (int64_t lane = 0; lane < lanes;) {
-                int64_t group = (c + (call->lanes_are_channels ? lane : 0)) / width;
-                int64_t end = call->lanes_are_channels ? (group + 1) * width - c : lanes;
-                NAME(add_lanes)(call, sums, lane, end < lanes ? end : lanes, total + group);
+                /* The lanes of a group; those after the last channel, whose sums are zero, go with the last. */
+                int64_t group = (c + (lane < channels ? lane : channels - 1)) / width;
+                int64_t end = (group + 1) * width - c < channels ? (group + 1) * width - c : lanes;
+                NAME(add_lanes)(call, sums, lane, end, total + group);
                 lane = end;
             }
     }
