@@ -118,7 +118,7 @@ static inline uint16_t to_float16(float value) {
 #include "native_real.h"
 
 /* Once per call, before the threads work on it. */
-void flashkat_prepare(struct call *call) {
+__attribute__((visibility("default"))) void flashkat_prepare(struct call *call) {
     atomic_init(&call->next, 0);
     if (call->x.dtype == FLOAT64)
         prepare_double(call);
@@ -127,7 +127,7 @@ void flashkat_prepare(struct call *call) {
 }
 
 /* Take blocks until there are none. */
-void flashkat_work(struct call *call) {
+__attribute__((visibility("default"))) void flashkat_work(struct call *call) {
     for (;;) {
         long long index = atomic_fetch_add(&call->next, 1);
         if (index >= call->blocks) return;
