@@ -154,7 +154,8 @@ def _run(
     _work(call, min(torch.get_num_threads(), len(windows), x3.numel() // _ELEMENTS_PER_THREAD))
     if not outside.any():
         return [], sums.sum(0)
-    sums[outside.bool()] = 0
+    if grad3 is not None:
+        sums[outside.bool()] = 0
     return list(itertools.compress(windows, outside.tolist())), sums.sum(0)
 
 
