@@ -1,4 +1,4 @@
-"""The compiled CPU path, ``src/flashkat/ops/native.c``: a library without Python in it, so one for every Python version.
+"""Builds the compiled CPU path, ``src/flashkat/ops/native.c``: a library that needs no particular version of Python.
 
 All else about the package is in pyproject.toml. Where there is no C compiler the package is built without it.
 """

@@ -130,7 +130,9 @@ def test_every_16_bit_number_is_read_and_written_as_pytorch_does(dtype):
     half, none = torch.tensor([[0.0, 0.5]]), torch.zeros(1, 0)
     assert torch.equal(native.forward(finite, half, none, -1, torch.float32), finite.float() / 2)
     # Halfway between two of them, next to that, and beyond the largest.
-    near = torch.cat([finite.float() * scale for scale in (1, 1 + 2**-9, 1 + 2**-12, 1 + 2**-8 + 2**-20, 1.002, 1.5)], 1)
+    near = torch.cat(
+        [finite.float() * scale for scale in (1, 1 + 2**-9, 1 + 2**-12, 1 + 2**-8 + 2**-20, 1.002, 1.5)], 1
+    )
     near = near.clamp(-3e38, 3e38)
     one = torch.tensor([[0.0, 1.0]])
     found = native.forward(near, one, none, -1, dtype)
@@ -139,7 +141,7 @@ def test_every_16_bit_number_is_read_and_written_as_pytorch_does(dtype):
 
 
 def test_lazily_negated_input():
-    g, x, a, b, dim = _inputs((64, 16))
+    _, x, a, b, dim = _inputs((64, 16))
     lazy = torch._neg_view(x)
     assert torch.equal(native.forward(lazy, a, b, dim, x.dtype), native.forward(-x, a, b, dim, x.dtype))
 

@@ -51,9 +51,7 @@ def backward(
     return output.finish(), *coefficient_gradients(sums, numerator, denominator)
 
 
-def fill_values(
-    regions: Iterable[Window], result: Tensor, x3: Tensor, numerator: Tensor, denominator: Tensor
-) -> None:
+def fill_values(regions: Iterable[Window], result: Tensor, x3: Tensor, numerator: Tensor, denominator: Tensor) -> None:
     """Write F(x) into some regions of ``result``; all are (outer, channels, inner)."""
     coefficients = Coefficients(numerator, denominator, x3)
     scratch = Scratch(coefficients.dtype, x3.device)

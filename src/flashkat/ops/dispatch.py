@@ -27,10 +27,10 @@ class Path:
 def choose_path(device: torch.device) -> Path:
     """The path for tensors on ``device``; says so once, aloud, when a GPU has to do without its kernels."""
     if device.type == "cpu":
-        library, reason = native.load()
+        library, where = native.load()
         if library is None:
-            return Path("aten", f"PyTorch's own operators, several times slower than compiled code: {reason}", aten)
-        return Path("native", f"compiled code for CPUs, {reason}", native)
+            return Path("aten", f"PyTorch's own operators, several times slower than compiled code: {where}", aten)
+        return Path("native", f"compiled code for CPUs, {where}", native)
     if device.type != "cuda":
         return Path("aten", f"the Triton kernels are for GPUs; {device.type} runs PyTorch's own operators", aten)
     reason = _why_not_triton(device)

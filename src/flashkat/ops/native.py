@@ -5,6 +5,7 @@ block, on as many threads as PyTorch has, and says which blocks have numbers too
 are done again by ``aten.py``.
 """
 
+import contextlib
 import ctypes
 import functools
 import itertools
@@ -177,10 +178,9 @@ def _work(call: _Call, threads: int) -> None:
     library.flashkat_prepare(call)
     helpers: list[Future[None]] = []
     if threads > 1:
-        try:
-            helpers = [_pool(threads - 1).submit(library.flashkat_work, call) for _ in range(threads - 1)]
-        except RuntimeError:  # Python is about to exit
-            pass
+        with contextlib.suppress(RuntimeError):  # which says that Python is about to exit
+            for _ in range(threads - 1):
+                helpers.append(_pool(threads - 1).submit(library.flashkat_work, call))
     library.flashkat_work(call)
     for helper in helpers:
         if not helper.cancel():

@@ -153,6 +153,9 @@ INLINE void NAME(gradients)(struct NAME(work) *w, int rows, int64_t v, const REA
             q = q * u + 1;
         }
         VECTOR reciprocal = 1 / q, y = p * reciprocal, h = g * reciprocal;
+        /* What the rounding of the reciprocal took from both; else they would err alike, and their product twice. */
+        y += (p - y * q) * reciprocal;
+        h += (g - h * q) * reciprocal;
         VECTOR st = (VECTOR)((INTEGERS)t ^ ((x < 0) & SIGN));
         /* Not h times the slope: h may underflow where the product does not. */
         NAME(store)(w->out.row[r] + v, g * (reciprocal * (dp - st * y)));
