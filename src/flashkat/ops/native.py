@@ -9,8 +9,7 @@ import contextlib
 import ctypes
 import functools
 import itertools
-import os
-from concurrent.futures import Future, ThreadPoolExecutor
+import re
 from pathlib import Path
 
 import torch
@@ -26,7 +25,7 @@ _LANES, _MOST = 128, 16  # as in native.c
 _BLOCK_ELEMENTS = 2**15
 _ELEMENTS_PER_SUM = 16
 _MOST_BLOCKS = 512
-# Handing work to another thread costs some 20 microseconds.
+# Handing work to another thread costs some microseconds.
 _ELEMENTS_PER_THREAD = 2**15
 
 
@@ -150,8 +149,6 @@ def _run(
         outside=outside.data_ptr(),
         table=table.data_ptr(),
     )
-    # Its memory has to live as long as a thread may work on it.
-    call.memory = (result, x3, grad3, numerator, denominator, bounds, sums, outside, table)
     _work(call, min(torch.get_num_threads(), len(windows), x3.numel() // _ELEMENTS_PER_THREAD))
     if not outside.any():
         return [], sums.sum(0)
@@ -176,22 +173,31 @@ def _work(call: _Call, threads: int) -> None:
     library, _ = load()
     assert library is not None
     library.flashkat_prepare(call)
-    helpers: list[Future[None]] = []
-    if threads > 1:
-        with contextlib.suppress(RuntimeError):  # which says that Python is about to exit
-            for _ in range(threads - 1):
-                helpers.append(_pool(threads - 1).submit(library.flashkat_work, call))
-    library.flashkat_work(call)
-    for helper in helpers:
-        if not helper.cancel():
-            helper.result()
+    parallel = _parallel()
+    if threads > 1 and parallel is not None:
+        parallel(ctypes.cast(library.flashkat_work, ctypes.c_void_p), ctypes.byref(call), threads, 0)
+    else:
+        library.flashkat_work(call)
 
 
 @functools.cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, "flashkat")
+def _parallel() -> "ctypes._NamedFuncPointer | None":
+    """``GOMP_parallel`` of the OpenMP runtime that PyTorch's own operators run on, or None where there is no such.
+
+    Threads of another pool would wait for a core: OpenMP's spin for a while after each of PyTorch's operators.
+    """
+    for path in _loaded_libraries():
+        if re.match(r"lib(gomp|iomp|omp)\d?[-.]", path.name):
+            with contextlib.suppress(OSError, AttributeError):
+                function = ctypes.CDLL(str(path)).GOMP_parallel
+                function.argtypes = [ctypes.c_void_p, ctypes.POINTER(_Call), ctypes.c_uint, ctypes.c_uint]
+                function.restype = None
+                return function
+    return None
 
 
-if hasattr(os, "register_at_fork"):
-    # A child has the pool's bookkeeping but not its threads.
-    os.register_at_fork(after_in_child=_pool.cache_clear)
+def _loaded_libraries() -> list[Path]:
+    maps = Path("/proc/self/maps")
+    if maps.exists():
+        return sorted({Path(line.split(maxsplit=5)[5]) for line in maps.read_text().splitlines() if ".so" in line})
+    return sorted((Path(torch.__file__).parent / "lib").glob("lib*omp*.dylib"))
