@@ -5,6 +5,7 @@ import shutil
 import pytest
 import torch
 from oracle import assert_close, exact
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import flashkat
 from flashkat.ops import rational_reference
@@ -48,6 +49,30 @@ def test_third_derivative_equals_the_definitions(device):
         return value
 
     torch.testing.assert_close(third(flashkat.rational), third(rational_reference))
+
+
+class Watcher(TorchDispatchMode):
+    """Sees the operators that run."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+def test_those_who_watch_see_the_operator_and_get_the_same(device):
+    x, a, b = inputs = _inputs(device, torch.float32)
+    alone = flashkat.rational(x, a, b)
+    alone = alone, *torch.autograd.grad(alone, inputs, torch.ones_like(alone))
+    with Watcher() as watcher:
+        watched = flashkat.rational(x, a, b)
+        watched = watched, *torch.autograd.grad(watched, inputs, torch.ones_like(watched))
+    assert {"flashkat::rational", "flashkat::rational_backward"} <= set(watcher.names)
+    for one, other in zip(alone, watched, strict=True):
+        assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -259,6 +284,26 @@ def test_more_than_two_to_the_31_elements(shape):
         flashkat.rational(x, a, torch.zeros_like(b), dim=1), a, torch.ones_like(value).detach(), retain_graph=False
     )[0][0, 0]
     assert count == x.numel()
+
+
+@pytest.mark.gpu
+def test_launches_that_are_used_again_fit_what_they_get():
+    """Alignment and dtypes change between calls of one shape, in every order."""
+    generator = torch.Generator("cuda").manual_seed(0)
+    memory = torch.randn(2, 64 * 48 + 1, device="cuda", generator=generator)
+    coefficients = torch.randn(8, 6, device="cuda", generator=generator), torch.randn(8, 4, device="cuda")
+    for _ in range(2):
+        for start in (0, 1):
+            for dtype in (torch.float32, torch.bfloat16, torch.float64):
+                for coefficient_dtype in (torch.float32, torch.bfloat16, torch.float64):
+                    x, g = memory.to(dtype)[:, start : start + 64 * 48].reshape(2, 64, 48)
+                    a, b = (tensor.to(coefficient_dtype) for tensor in coefficients)
+                    x, a, b = (tensor.requires_grad_() for tensor in (x, a, b))
+                    y = flashkat.rational(x, a, b)
+                    found = y, *torch.autograd.grad(y, (x, a, b), g)
+                    truths = exact(g, x.detach(), a.detach(), b.detach(), -1).values()
+                    for tensor, truth in zip(found, truths, strict=True):
+                        assert_close(tensor.detach(), truth, 24, f"{start} {dtype} {coefficient_dtype}")
 
 
 @pytest.mark.gpu

@@ -7,19 +7,21 @@
 
 A tile has shape (V, P, C): the V elements of a thread's vector, positions, channels. Coefficients are tuples of M and N
 tensors of shape (1, 1, C), those of the denominator absolute values. Arithmetic has the dtype of the tile, float32 or
-float64. The sums for da and db are taken over V in that dtype; the caller adds them up in float64. s(b_j) is left to the
-last stage of the sum.
+float64. The sums for da and db are taken over V in that dtype; the caller adds them up in float64, and applies s(b_j).
 
-Plain is Horner's scheme. It is right while :func:`stays_plain` holds: then nothing on the way overflows, and no
-reciprocal underflows, unless the result does. Scaled keeps numbers as a mantissa and an integer exponent, so that
-nothing overflows before the result itself does: finite in, finite (or correctly infinite) out.
+Plain is Horner's scheme, and for the gradients h = g / Q, from which all else is a product: dx = h (P' - s(x) T P/Q),
+terms h x^i and h P/Q |x|^j. It is right while :func:`stays_plain` holds: then no intermediate value overflows unless a
+result or a sum does. (Where |g| < 2^-126 Q, h loses bits as any number below the normal range does.)
+
+Scaled keeps numbers as a mantissa and an integer exponent, so that nothing overflows before the result itself does:
+finite in, finite (or correctly infinite) out.
 """
 
 import triton
 import triton.language as tl
 
-# (M + N + 1) max(1, |a|, |b|) max(1, |x|)^degree bounds both polynomials; below this power of two, so do float32
-# (float64) numbers, with room for the factors of the derivatives and for the reciprocal.
+# (M + N + 1) max(1, |a|, |b|) max(1, |x|)^degree bounds P and Q. Below these powers of two, the product of P and T, at
+# most N times the square of the bound, is a float32 (float64) number.
 _PLAIN_F32 = tl.constexpr(2.0**60)
 _PLAIN_F64 = tl.constexpr(2.0**480)
 # The exponent that stands for zero: any power or product of it stays far below every true exponent, within int32.

@@ -1,14 +1,14 @@
 """Triton kernels of the group-wise rational function: forward, backward, and the last stage of the backward's sums.
 
-Every tensor is seen with four dimensions, (batches, positions, channels, V): a thread works on vectors of V elements that
-share a channel's coefficients. Where memory allows, a vector is contiguous and takes one 16-byte access; otherwise
-(CONTIGUOUS false) its elements are far apart and neighbouring threads are contiguous. ``launch.py`` chooses the view.
-There, "channels" may be chunks of V channels of the same group.
+A tensor is seen with four dimensions, (batches, positions, channels, V): a thread works on vectors of V elements that
+share their coefficients. Where memory allows, a vector is contiguous and takes one 16-byte access; otherwise
+(CONTIGUOUS false) its elements are far apart and it is neighbouring threads that are contiguous. What counts as a
+channel here may be a chunk of V channels of the same group. ``launch.py`` chooses the view.
 
-A program keeps to one block of channels, so that it loads its coefficients once, and takes every k-th tile of (V,
-BLOCK_POSITIONS, BLOCK_CHANNELS) of it. It computes all tiles the plain way (``arithmetic.py`` has the formulas) and
-tracks the largest |x|; in the seldom case that plain was not right for it, it takes all its tiles once more, in thin
-slices, each the way that it needs.
+A program keeps to one block of channels, so that it loads its coefficients once, and takes every k-th run of UNROLL
+tiles (V, BLOCK_POSITIONS, BLOCK_CHANNELS) of it. It computes all of them the plain way (``arithmetic.py`` has the
+formulas) and notes the largest |x|; in the seldom case that plain was not right, it does its tiles once more, in slices
+of one element per thread, so that the careful way, seldom taken, costs the plain one no registers.
 
 Dtypes: x, out, grad and grad_x are float64, float32, bfloat16 or float16, each its own; arithmetic is float32, or
 float64 for float64 inputs. Only x is saved between the passes. The sums for da and db are taken over V in the
@@ -50,7 +50,7 @@ def _inside(start, vector, position, channel_mask, positions, size, CONTIGUOUS: 
     mask = (position < positions - start)[None, :, None] & channel_mask[None, None, :]
     if not CONTIGUOUS:
         # Vectors deal ``size`` elements out to V runs of ``positions``; the last runs may be short.
-        mask = mask & (vector[:, None] * positions + position[None, :] < size - start)[:, :, None]
+        mask = mask & (vector.to(tl.int64)[:, None] * positions + position[None, :] < size - start)[:, :, None]
     return mask
 
 
@@ -151,8 +151,9 @@ def backward_kernel(
 ):  # fmt: skip
     """grad_x = g F'(x), and each program's share of the sums for da and db.
 
-    ``partial`` is (M + N, channels, programs of a block of channels), contiguous float64, with blocks for channels where
-    they have ONE_GROUP each: rows 0 ... M-1 are sums for da, the others for db without the factor s(b).
+    ``partial`` is (M + N, channels, programs of a block of channels), contiguous float64, with blocks for channels
+    where a block has ONE_GROUP: rows 0 ... M-1 are sums for da, the others for db without the factor s(b). EARLY lets
+    the kernel that adds them up come onto the device before this one ends.
     """
     c = tl.program_id(0) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
     channel_mask = c < channels
@@ -184,8 +185,8 @@ def backward_kernel(
                 _begin(grad_ptr, grad_strides, batch, start, V, CONTIGUOUS) + grad_pattern, mask=inside, other=0.0
             )
             x, g = x.to(COMPUTE), g.to(COMPUTE)
-            grad_x, some = plain_gradients(g, x, a, b, M, N)
-            terms = some if i == 0 else add_terms(terms, some, M + N)
+            grad_x, more = plain_gradients(g, x, a, b, M, N)
+            terms = more if i == 0 else add_terms(terms, more, M + N)  # noqa: F821
             reach = tl.maximum(reach, tl.max(tl.abs(x), axis=0))
             pointers = _begin(grad_x_ptr, grad_x_strides, batch, start, V, CONTIGUOUS) + grad_x_pattern
             tl.store(pointers, grad_x.to(grad_x_ptr.dtype.element_ty), mask=inside)
@@ -231,7 +232,10 @@ def sum_partials_kernel(
     channels_and_programs, numerator_rows, denominator_rows,
     M: tl.constexpr, N: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """da and db from the partial sums (M + N, channels * programs): a program per coefficient, which adds up a run."""
+    """da and db from the partial sums (M + N, channels * programs): a program per coefficient, which adds up a run.
+
+    EARLY if it may be on the device before the sums are there.
+    """
     if EARLY:
         tl.extra.cuda.gdc_wait()
     index = tl.program_id(0)

@@ -72,7 +72,7 @@ class View:
         """
         outer, channels, inner = sizes
 
-        if inner > 1 and all(s[0] == inner * s[2] for s in strides):
+        if inner > 1 and all(s[1] == 1 and s[0] == inner * s[2] for s in strides):
             # Channels last in memory, whatever their place in the shape.
             return cls.choose((outer * inner, channels, 1), width, tuple((s[2], s[1], 0) for s in strides), vector)
 
@@ -150,7 +150,8 @@ def forward(x: Tensor, numerator: Tensor, denominator: Tensor, dim: int, dtype: 
     if x.numel() == 0:
         return out
     layouts = ((x.dtype, x.stride()), (dtype, out.stride()))
-    launch = _forward_launch(x.device, x.shape, dim, layouts, numerator.shape, denominator.shape)
+    coefficients = (numerator.shape, denominator.shape, numerator.dtype, denominator.dtype)
+    launch = _forward_launch(x.device, x.shape, dim, layouts, coefficients)
     if launch is None:
         return out.copy_(forward(as_three_dimensional(x, dim), numerator, denominator, 1, dtype).view(x.shape))
     with _on(x.device):
@@ -166,7 +167,8 @@ def backward(
     if x.numel() == 0:
         return grad_x, torch.zeros_like(numerator), torch.zeros_like(denominator)
     layouts = ((x.dtype, x.stride()), (grad.dtype, grad.stride()), (x.dtype, grad_x.stride()))
-    launches = _backward_launches(x.device, x.shape, dim, layouts, numerator.shape, denominator.shape)
+    coefficients = (numerator.shape, denominator.shape, numerator.dtype, denominator.dtype)
+    launches = _backward_launches(x.device, x.shape, dim, layouts, coefficients)
     if launches is None:
         grad3, x3 = as_three_dimensional(grad, dim), as_three_dimensional(x, dim)
         grad_x3, grad_numerator, grad_denominator = backward(grad3, x3, numerator, denominator, 1)
@@ -190,16 +192,17 @@ def _on(device: torch.device) -> AbstractContextManager:
 
 _NOTHING = nullcontext()
 
-# dtype and strides of a tensor.
+# What a launch was made for; Triton compiles for the dtypes. Of a tensor, dtype and strides; of numerator and
+# denominator, their shapes and then their dtypes.
 Layout = tuple[torch.dtype, tuple[int, ...]]
+Coefficients = tuple[torch.Size, torch.Size, torch.dtype, torch.dtype]
 
 
 @functools.lru_cache(maxsize=1024)
 def _forward_launch(
-    device: torch.device, shape: torch.Size, dim: int, layouts: tuple[Layout, ...], numerator: torch.Size,
-    denominator: torch.Size,
+    device: torch.device, shape: torch.Size, dim: int, layouts: tuple[Layout, ...], coefficients: Coefficients
 ) -> Launch | None:  # fmt: skip
-    view = _view(shape, dim, layouts, max(numerator[0], denominator[0]))
+    view = _view(shape, dim, layouts, max(coefficients[0][0], coefficients[1][0]))
     if view is None:
         return None
     grid = _grid(view, _FORWARD_PROGRAMS, device)
@@ -207,33 +210,30 @@ def _forward_launch(
         kernels.forward_kernel,
         grid,
         view.numbers(),
-        _constants(view, layouts[0][0], numerator, denominator),
-        warps=_LANES // 32,
+        _constants(view, layouts[0][0], coefficients),
     )
 
 
 @functools.lru_cache(maxsize=1024)
 def _backward_launches(
-    device: torch.device, shape: torch.Size, dim: int, layouts: tuple[Layout, ...], numerator: torch.Size,
-    denominator: torch.Size,
+    device: torch.device, shape: torch.Size, dim: int, layouts: tuple[Layout, ...], coefficients: Coefficients
 ) -> tuple[Launch, Launch, tuple[int, int, int]] | None:  # fmt: skip
     """The kernel, the one that adds up its partial sums, and the latter's shape."""
-    view = _view(shape, dim, layouts, max(numerator[0], denominator[0]))
+    view = _view(shape, dim, layouts, max(coefficients[0][0], coefficients[1][0]))
     if view is None:
         return None
     blocks, programs = grid = _grid(view, _BACKWARD_PROGRAMS, device)
-    (rows_a, m), (rows_b, n) = numerator, denominator
+    (rows_a, m), (rows_b, n) = coefficients[:2]
     # Blocks of channels that lie within a group are summed in the kernel.
     one_group = view.width % view.tile()[1] == 0
     sums = blocks if one_group else view.channels
-    constants = _constants(view, layouts[0][0], numerator, denominator)
+    constants = _constants(view, layouts[0][0], coefficients)
     early = _starts_early(device)
     main = Launch(
         kernels.backward_kernel,
         grid,
         view.numbers(),
         {**constants, "ONE_GROUP": one_group, "EARLY": early},
-        warps=_LANES // 32,
     )
     block = min(triton.next_power_of_2(sums * programs // min(rows_a, rows_b)), _SUM_BLOCK)
     add_up = Launch(
@@ -250,7 +250,7 @@ def _backward_launches(
 def _view(shape: torch.Size, dim: int, layouts: tuple[Layout, ...], groups: int) -> View | None:
     """How the kernels see tensors of these strides; None where one of them cannot be seen as three dimensions."""
     sizes = outer_channels_inner(shape, dim)
-    strides = []
+    strides: list[Any] = []
     for _, stride in layouts:
         try:
             strides.append(torch.empty_strided(shape, stride, device="meta").view(sizes).stride())
@@ -280,13 +280,14 @@ def _starts_early(device: torch.device) -> bool:
     return device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
-def _constants(view: View, dtype: torch.dtype, numerator: torch.Size, denominator: torch.Size) -> dict[str, Any]:
+def _constants(view: View, dtype: torch.dtype, coefficients: Coefficients) -> dict[str, Any]:
+    (rows_a, m), (rows_b, n) = coefficients[:2]
     positions, channels = view.tile()
     return {
-        "M": numerator[1],
-        "N": denominator[1],
-        "NUMERATOR_SHARED": numerator[0] == 1,
-        "DENOMINATOR_SHARED": denominator[0] == 1,
+        "M": m,
+        "N": n,
+        "NUMERATOR_SHARED": rows_a == 1,
+        "DENOMINATOR_SHARED": rows_b == 1,
         "COMPUTE": _TRITON_DTYPE[compute_dtype(dtype)],
         "V": view.vector,
         "CONTIGUOUS": view.contiguous,

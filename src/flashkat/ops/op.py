@@ -39,12 +39,12 @@ def rational(x: Tensor, numerator: Tensor, denominator: Tensor, *, dim: int = -1
         TypeError: a tensor is integer, boolean or complex.
         ValueError: shapes, groups, dimension or devices that do not fit together.
     """
-    tensors = (x, numerator, denominator)
-    if _is_plain_call(*tensors):
-        _check_once(*((t.shape, t.dtype, t.device) for t in tensors), dim)
-        return _Eager.apply(*tensors, dim, _autocast_dtype(x))
-    _check(*((t.shape, t.dtype, t.device) for t in tensors), dim)
-    return torch.ops.flashkat.rational(*tensors, dim, _autocast_dtype(x))
+    metadata = _metadata(x), _metadata(numerator), _metadata(denominator)
+    if _is_plain_call(x, numerator, denominator):
+        _check_once(*metadata, dim)
+        return _Eager.apply(x, numerator, denominator, dim, _autocast_dtype(x))
+    _check(*metadata, dim)
+    return torch.ops.flashkat.rational(x, numerator, denominator, dim, _autocast_dtype(x))
 
 
 _PLAIN_TYPES = (Tensor, torch.nn.Parameter)
@@ -93,6 +93,10 @@ def _autocast_dtype(x: Tensor) -> torch.dtype | None:
 
 
 Metadata = tuple[torch.Size, torch.dtype, torch.device]
+
+
+def _metadata(tensor: Tensor) -> Metadata:
+    return tensor.shape, tensor.dtype, tensor.device
 
 
 def _check(x: Metadata, numerator: Metadata, denominator: Metadata, dim: int) -> None:
