@@ -1,22 +1,26 @@
 """The path of compiled code on CPUs: one pass over memory where ``aten.py`` takes sixty.
 
 ``native.c`` is compiled when the package is built, where there is a compiler, and loaded with ctypes. It works block by
-block, on as many threads as PyTorch has, and says which blocks have numbers too far from 1 for plain arithmetic. Those
-are done again by ``aten.py``.
+block and says which blocks have numbers too far from 1 for plain arithmetic. Those are done again by ``aten.py``.
+
+It runs on the OpenMP threads that PyTorch's own operators run on, as many as ``torch.get_num_threads`` says, with the
+same limit: a child made by fork from a process that used them has to stay on one thread, as the workers of PyTorch's
+data loaders do. Where PyTorch has no OpenMP that speaks GNU's protocol there is one thread. On macOS, both are untested.
+
+A call costs the host about as much as a few of PyTorch's small operators: all that follows from shapes, strides and
+dtypes is worked out once and kept.
 """
 
-import contextlib
 import ctypes
 import functools
-import itertools
-import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from . import aten
-from .layout import Output, as_three_dimensional
+from .layout import outer_channels_inner
 from .reference import compute_dtype
 
 _DTYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
@@ -25,16 +29,19 @@ _LANES, _MOST = 128, 16  # as in native.c
 _BLOCK_ELEMENTS = 2**15
 _ELEMENTS_PER_SUM = 16
 _MOST_BLOCKS = 512
-# Handing work to another thread costs some microseconds.
-_ELEMENTS_PER_THREAD = 2**15
+# Waking other threads costs some microseconds.
+_ELEMENTS_FOR_THREADS = 2**16
 
 
 class _Array(ctypes.Structure):
     _fields_ = [("data", ctypes.c_void_p), *((name, ctypes.c_int64) for name in ("outer", "channel", "inner", "dtype"))]
 
-    @classmethod
-    def of(cls, tensor: Tensor) -> "_Array":
-        return cls(tensor.data_ptr(), *tensor.stride(), _DTYPES[tensor.dtype])
+
+class _Coefficients(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("data", "gradient")),
+        *((name, ctypes.c_int64) for name in ("rows", "count", "row", "column", "dtype")),
+    ]
 
 
 class _Call(ctypes.Structure):
@@ -42,10 +49,11 @@ class _Call(ctypes.Structure):
 
     _fields_ = [
         *((name, _Array) for name in ("x", "grad", "out")),
-        *((name, ctypes.c_void_p) for name in ("numerator", "denominator")),
-        *((name, ctypes.c_int64) for name in ("numerator_rows", "denominator_rows", "m", "n", "channels", "groups")),
-        *((name, ctypes.c_int64) for name in ("lanes_are_channels", "blocks")),
-        *((name, ctypes.c_void_p) for name in ("block", "sums", "outside", "table")),
+        *((name, _Coefficients) for name in ("numerator", "denominator")),
+        *((name, ctypes.c_int64) for name in ("channels", "groups", "lanes_are_channels", "blocks")),
+        ("block", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("table_start", "outside_start")),
+        *((name, ctypes.c_void_p) for name in ("sums", "table", "outside")),
         ("largest", ctypes.c_double),
         ("next", ctypes.c_longlong),
     ]
@@ -62,142 +70,222 @@ def load() -> tuple[ctypes.CDLL | None, str]:
                 library = ctypes.CDLL(str(path))
             except OSError as error:
                 return None, f"{path.name} does not load: {error}"
-            for function in (library.flashkat_prepare, library.flashkat_work):
-                function.argtypes, function.restype = [ctypes.POINTER(_Call)], None
+            library.flashkat_run.argtypes = [ctypes.POINTER(_Call), *[ctypes.c_void_p] * 9, ctypes.c_uint]
+            library.flashkat_run.restype = ctypes.c_int64
+            library.flashkat_finish.argtypes = [ctypes.POINTER(_Call), *[ctypes.c_void_p] * 5]
+            library.flashkat_finish.restype = None
             return library, path.name
     return None, "the package was installed without a C compiler"
 
 
+@functools.cache
+def _openmp() -> int | None:
+    """The address of ``GOMP_parallel`` in the OpenMP runtime that PyTorch runs on, or None where there is no such.
+
+    Threads of another pool would wait for a core: OpenMP's spin for a while after each of PyTorch's operators.
+    """
+    try:
+        # The linker searches what PyTorch was linked with; there may be other runtimes in the process.
+        return ctypes.cast(ctypes.CDLL(torch._C.__file__).GOMP_parallel, ctypes.c_void_p).value
+    except (OSError, AttributeError):
+        return None
+
+
 def forward(x: Tensor, numerator: Tensor, denominator: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
     """As ``aten.forward``."""
-    if not _suits(x, numerator, denominator):
+    plan = _plan(_layout(x), dtype, None, _layout(numerator), _layout(denominator), dim)
+    if plan is None or not _in_memory(x, numerator, denominator):
         return aten.forward(x, numerator, denominator, dim, dtype)
-    output = Output(x, dim, dtype)
-    result, x3 = _arranged(output.view, as_three_dimensional(x, dim))
-    outside, _ = _run(result, x3, None, numerator, denominator)
-    if outside:
-        aten.fill_values(outside, result, x3, numerator, denominator)
-    return output.finish()
+    return _run(plan, x, None, numerator, denominator, dtype)
 
 
 def backward(
     grad: Tensor, x: Tensor, numerator: Tensor, denominator: Tensor, dim: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As ``aten.backward``."""
-    if not _suits(x, numerator, denominator, grad):
+    plan = _plan(_layout(x), x.dtype, _layout(grad), _layout(numerator), _layout(denominator), dim)
+    if plan is None or not _in_memory(x, numerator, denominator, grad):
         return aten.backward(grad, x, numerator, denominator, dim)
-    output = Output(x, dim, x.dtype)
-    result, x3, grad3 = _arranged(output.view, as_three_dimensional(x, dim), as_three_dimensional(grad, dim))
-    outside, sums = _run(result, x3, grad3, numerator, denominator)
-    if outside:
-        again = aten.fill_gradients(outside, result, x3, grad3, numerator, denominator)
-        sums += again.unflatten(1, (sums.shape[1], -1)).sum(2)
-    return output.finish(), *aten.coefficient_gradients(sums, numerator, denominator)
+    gradients = numerator.new_empty(numerator.shape), denominator.new_empty(denominator.shape)
+    return _run(plan, x, grad, numerator, denominator, x.dtype, *gradients), *gradients
 
 
-def _suits(x: Tensor, numerator: Tensor, denominator: Tensor, *others: Tensor) -> bool:
-    tensors = x, numerator, denominator, *others
-    return (
-        x.numel() > 0
-        and max(numerator.shape[1], denominator.shape[1]) <= _MOST
-        # What is lazily negated or zero has other numbers in memory, or no memory.
-        and not any(tensor.is_neg() or tensor._is_zerotensor() for tensor in tensors)
+def _in_memory(*tensors: Tensor) -> bool:
+    """Whether the numbers are in memory as they are: not lazily negated, or zero without any memory."""
+    return not any(tensor.is_neg() or tensor._is_zerotensor() for tensor in tensors)
+
+
+# Shape, strides and dtype.
+_Layout = tuple[tuple[int, ...], tuple[int, ...], torch.dtype]
+
+
+def _layout(tensor: Tensor) -> _Layout:
+    return tensor.shape, tensor.stride(), tensor.dtype
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What a call does, whatever the numbers. Some tensors can be seen as three dimensions only in a copy."""
+
+    call: _Call
+    sizes: tuple[int, int, int]  # (outer, channels, inner)
+    positions_last: bool  # or rather (1, channels, outer), as inner is 1
+    copies_x: bool
+    copies_grad: bool
+    copies_result: bool
+    bounds: ctypes.Array[ctypes.c_int64]  # of each block
+    scratch_bytes: int
+    worth_threads: bool
+
+    def view(self, tensor: Tensor) -> Tensor:
+        """As three dimensions, in the order of the blocks."""
+        view = tensor.view(self.sizes)
+        return view.transpose(0, 2) if self.positions_last else view
+
+
+@functools.lru_cache(maxsize=1024)
+def _plan(
+    x: _Layout, dtype: torch.dtype, grad: _Layout | None, numerator: _Layout, denominator: _Layout, dim: int
+) -> _Plan | None:
+    """None for what the library does not do."""
+    shape, strides, x_dtype = x
+    (rows_a, m), (rows_b, n) = numerator[0], denominator[0]
+    sizes = outer_channels_inner(torch.Size(shape), dim)
+    if 0 in sizes or max(m, n) > _MOST:
+        return None
+    result_strides = torch.empty_like(torch.empty_strided(shape, strides, device="meta")).stride()
+    x_array, copies_x = _array(x, sizes)
+    out, copies_result = _array((shape, result_strides, dtype), sizes)
+    grad_array, copies_grad = (_Array(), False) if grad is None else _array(grad, sizes)
+    outer, channels, inner = sizes
+    # Neighbours in the result are along the channels or the inner dimension, where that can be.
+    positions_last = inner == 1 and out.channel != 1
+    if positions_last:
+        outer, inner = inner, outer
+        for array in (x_array, out, grad_array):
+            array.outer, array.inner = array.inner, array.outer
+    lanes_are_channels = out.channel == 1 and (channels > 1 or inner == 1)
+
+    groups = max(rows_a, rows_b)
+    elements = max(_BLOCK_ELEMENTS, _ELEMENTS_PER_SUM * (m + n) * groups, outer * channels * inner // _MOST_BLOCKS)
+    bounds = _bounds(outer, channels, inner, lanes_are_channels, elements)
+    blocks = len(bounds) // 6
+    table_start = 0 if grad is None else blocks * (m + n) * groups * torch.float64.itemsize
+    table = (m + n) * (channels + _LANES) if lanes_are_channels else 0
+    outside_start = table_start + table * compute_dtype(x_dtype).itemsize
+    call = _Call(
+        x=x_array,
+        grad=grad_array,
+        out=out,
+        numerator=_Coefficients(None, None, *numerator[0], *numerator[1], _DTYPES[numerator[2]]),
+        denominator=_Coefficients(None, None, *denominator[0], *denominator[1], _DTYPES[denominator[2]]),
+        channels=channels,
+        groups=groups,
+        lanes_are_channels=lanes_are_channels,
+        blocks=blocks,
+        block=ctypes.addressof(bounds),
+        table_start=table_start,
+        outside_start=outside_start,
+    )
+    return _Plan(
+        call,
+        sizes,
+        positions_last,
+        copies_x,
+        copies_grad,
+        copies_result,
+        bounds,
+        outside_start + blocks,
+        min(outer * channels * inner, blocks * _BLOCK_ELEMENTS) >= _ELEMENTS_FOR_THREADS,
     )
 
 
-def _arranged(result: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
-    """(outer, C, inner) tensors such that neighbours in ``result`` are along C or inner, where that can be."""
-    tensors = result, *inputs
-    if result.shape[2] == 1 and result.stride(1) != 1:
-        return tuple(tensor.transpose(0, 2) for tensor in tensors)
-    return tensors
+def _array(layout: _Layout, sizes: tuple[int, int, int]) -> tuple[_Array, bool]:
+    """A tensor as (outer, channels, inner), and whether a contiguous copy is needed for that."""
+    shape, strides, dtype = layout
+    try:
+        seen, copies = torch.empty_strided(shape, strides, device="meta").view(sizes), False
+    except RuntimeError:
+        seen, copies = torch.empty(sizes, device="meta"), True
+    return _Array(None, *seen.stride(), _DTYPES[dtype]), copies
+
+
+def _bounds(
+    outer: int, channels: int, inner: int, lanes_are_channels: bool, elements: int
+) -> "ctypes.Array[ctypes.c_int64]":
+    """The windows that are worked on as one, as ``struct block`` of native.c."""
+    o, c, i = (slice(0, size) for size in (outer, channels, inner))
+    if lanes_are_channels:
+        windows = [(o, c, i) for o, i, c in aten.windows((o, i, c), elements)]
+    else:
+        # Several positions of outer, where there are: a sum takes in more rows before it goes on in float64.
+        windows = [(o, c, i) for c, o, i in aten.windows((c, o, i), elements)]
+    numbers = [number for window in windows for s in window for number in (s.start, s.stop)]
+    return (ctypes.c_int64 * len(numbers))(*numbers)
 
 
 def _run(
-    result: Tensor, x3: Tensor, grad3: Tensor | None, numerator: Tensor, denominator: Tensor
-) -> tuple[list[aten.Window], Tensor]:
-    """Fill ``result`` with values, or with gradients of x where there is a grad.
-
-    Returns:
-        The windows where plain arithmetic will not do, and the sums (m + n, groups) of all others.
-    """
-    dtype = compute_dtype(x3.dtype)
-    numerator, denominator = (tensor.to(dtype).contiguous() for tensor in (numerator, denominator))
-    groups, count = max(len(numerator), len(denominator)), numerator.shape[1] + denominator.shape[1]
-    lanes_are_channels = result.stride(1) == 1 and (x3.shape[1] > 1 or x3.shape[2] == 1)
-    elements = max(_BLOCK_ELEMENTS, _ELEMENTS_PER_SUM * count * groups, x3.numel() // _MOST_BLOCKS)
-    windows, bounds = _blocks(x3.shape, lanes_are_channels, elements)
-    sums = torch.zeros(len(windows) if grad3 is not None else 0, count, groups, dtype=torch.float64)
-    outside = torch.empty(len(windows), dtype=torch.uint8)
-    table = torch.empty(count, x3.shape[1] + _LANES if lanes_are_channels else 0, dtype=dtype)
-    call = _Call(
-        x=_Array.of(x3),
-        grad=_Array() if grad3 is None else _Array.of(grad3),
-        out=_Array.of(result),
-        numerator=numerator.data_ptr(),
-        denominator=denominator.data_ptr(),
-        numerator_rows=len(numerator),
-        denominator_rows=len(denominator),
-        m=numerator.shape[1],
-        n=denominator.shape[1],
-        channels=x3.shape[1],
-        groups=groups,
-        lanes_are_channels=lanes_are_channels,
-        blocks=len(windows),
-        block=bounds.data_ptr(),
-        sums=sums.data_ptr(),
-        outside=outside.data_ptr(),
-        table=table.data_ptr(),
-    )
-    _work(call, min(torch.get_num_threads(), len(windows), x3.numel() // _ELEMENTS_PER_THREAD))
-    if not outside.any():
-        return [], sums.sum(0)
-    if grad3 is not None:
-        sums[outside.bool()] = 0
-    return list(itertools.compress(windows, outside.tolist())), sums.sum(0)
-
-
-@functools.lru_cache(maxsize=256)
-def _blocks(shape: torch.Size, lanes_are_channels: bool, elements: int) -> tuple[list[aten.Window], Tensor]:
-    """The windows that are worked on as one, and the same as ``struct block`` of native.c."""
-    outer, channels, inner = (slice(0, size) for size in shape)
-    if lanes_are_channels:
-        windows = [(o, c, i) for o, i, c in aten.windows((outer, inner, channels), elements)]
-    else:
-        # Several positions of outer, where there are: a sum takes in more rows before it goes on in float64.
-        windows = [(o, c, i) for c, o, i in aten.windows((channels, outer, inner), elements)]
-    return windows, torch.tensor([[(s.start, s.stop) for s in window] for window in windows])
-
-
-def _work(call: _Call, threads: int) -> None:
+    plan: _Plan,
+    x: Tensor,
+    grad: Tensor | None,
+    numerator: Tensor,
+    denominator: Tensor,
+    dtype: torch.dtype,
+    *gradients: Tensor,
+) -> Tensor:
+    """F(x); or the gradient of x where there is a grad, and ``gradients`` are filled."""
     library, _ = load()
     assert library is not None
-    library.flashkat_prepare(call)
-    parallel = _parallel()
-    if threads > 1 and parallel is not None:
-        parallel(ctypes.cast(library.flashkat_work, ctypes.c_void_p), ctypes.byref(call), threads, 0)
-    else:
-        library.flashkat_work(call)
+    result = torch.empty_like(x, dtype=dtype)
+    out = result.new_empty(x.shape) if plan.copies_result else result
+    if plan.copies_x:
+        x = x.contiguous()
+    if plan.copies_grad and grad is not None:
+        grad = grad.contiguous()
+    scratch = x.new_empty(plan.scratch_bytes, dtype=torch.uint8)
+    openmp = _openmp() if plan.worth_threads else None
+    outside = library.flashkat_run(
+        plan.call,
+        x.data_ptr(),
+        None if grad is None else grad.data_ptr(),
+        out.data_ptr(),
+        numerator.data_ptr(),
+        denominator.data_ptr(),
+        *([gradient.data_ptr() for gradient in gradients] or (None, None)),
+        scratch.data_ptr(),
+        openmp,
+        1 if openmp is None else torch.get_num_threads(),
+    )
+    if outside:
+        _do_again(plan, scratch, x, grad, out, numerator, denominator, *gradients)
+    if plan.copies_result:
+        result.copy_(out)
+    return result
 
 
-@functools.cache
-def _parallel() -> "ctypes._NamedFuncPointer | None":
-    """``GOMP_parallel`` of the OpenMP runtime that PyTorch's own operators run on, or None where there is no such.
-
-    Threads of another pool would wait for a core: OpenMP's spin for a while after each of PyTorch's operators.
-    """
-    for path in _loaded_libraries():
-        if re.match(r"lib(gomp|iomp|omp)\d?[-.]", path.name):
-            with contextlib.suppress(OSError, AttributeError):
-                function = ctypes.CDLL(str(path)).GOMP_parallel
-                function.argtypes = [ctypes.c_void_p, ctypes.POINTER(_Call), ctypes.c_uint, ctypes.c_uint]
-                function.restype = None
-                return function
-    return None
-
-
-def _loaded_libraries() -> list[Path]:
-    maps = Path("/proc/self/maps")
-    if maps.exists():
-        return sorted({Path(line.split(maxsplit=5)[5]) for line in maps.read_text().splitlines() if ".so" in line})
-    return sorted((Path(torch.__file__).parent / "lib").glob("lib*omp*.dylib"))
+def _do_again(
+    plan: _Plan,
+    scratch: Tensor,
+    x: Tensor,
+    grad: Tensor | None,
+    out: Tensor,
+    numerator: Tensor,
+    denominator: Tensor,
+    *gradients: Tensor,
+) -> None:
+    """What plain arithmetic did wrong."""
+    call = plan.call
+    outside = scratch[call.outside_start :].bool()
+    spans = torch.tensor(plan.bounds).view(-1, 3, 2)[outside]
+    regions = [tuple(slice(*span) for span in window) for window in spans.tolist()]
+    if grad is None:
+        aten.fill_values(regions, plan.view(out), plan.view(x), numerator, denominator)
+        return
+    again = aten.fill_gradients(regions, plan.view(out), plan.view(x), plan.view(grad), numerator, denominator)
+    sums = scratch[: call.table_start].view(torch.float64).view(call.blocks, -1, call.groups)
+    sums[outside] = 0
+    sums[0] += again.unflatten(1, (call.groups, -1)).sum(2)
+    library, _ = load()
+    assert library is not None
+    tensors = numerator, denominator, *gradients, sums
+    library.flashkat_finish(call, *[tensor.data_ptr() for tensor in tensors])

@@ -38,7 +38,6 @@ struct NAME(work) {
     INTEGERS reach, size; /* largest |x| and |g| so far, as bits */
 };
 
-
 /* A loop of its own for neighbours, which the compiler makes vectors of. */
 #define EACH(statement)                                                        \
     if (stride == 1)                                                           \
@@ -179,7 +178,7 @@ static void NAME(compute)(const struct call *call, struct NAME(work) *w, const s
     int64_t step = call->lanes_are_channels ? call->x.channel : call->x.inner;
     int64_t grad_step = call->lanes_are_channels ? call->grad.channel : call->grad.inner;
     int64_t out_step = call->lanes_are_channels ? call->out.channel : call->out.inner;
-    int m = (int)call->m, n = (int)call->n;
+    int m = (int)call->numerator.count, n = (int)call->denominator.count;
     _Alignas(VECTOR_BYTES) REAL share[2 * MOST * LANES];
     NAME(fetch)(&w->x, &call->x, step, place, rows, lanes);
     NAME(reserve)(&w->out, &call->out, out_step, place, rows, lanes);
@@ -206,14 +205,15 @@ static void NAME(compute)(const struct call *call, struct NAME(work) *w, const s
             for (int64_t lane = 0; lane < lanes; lane++) sums[k * LANES + lane] += share[k * LANES + lane];
 }
 
+/* Coefficient ``k`` of both kinds together; of the denominator's, the size. */
 static REAL NAME(coefficient)(const struct call *call, int64_t k, int64_t group) {
-    if (k < call->m) return ((const REAL *)call->numerator)[(call->numerator_rows > 1 ? group : 0) * call->m + k];
-    REAL b = ((const REAL *)call->denominator)[(call->denominator_rows > 1 ? group : 0) * call->n + k - call->m];
-    return b < 0 ? -b : b;
+    int64_t m = call->numerator.count;
+    REAL b = (REAL)(k < m ? coefficient(&call->numerator, group, k) : coefficient(&call->denominator, group, k - m));
+    return k >= m && b < 0 ? -b : b;
 }
 
 static void NAME(prepare)(struct call *call) {
-    int64_t count = call->m + call->n, width = call->channels / call->groups;
+    int64_t count = call->numerator.count + call->denominator.count, width = call->channels / call->groups;
     REAL *to = call->table, largest = 1;
     for (int64_t k = 0; k < count; k++) {
         for (int64_t group = 0; group < call->groups; group++) {
@@ -236,13 +236,15 @@ static int NAME(stays_plain)(const struct call *call, const struct NAME(work) *w
         if (!(x <= reach)) reach = x;
         if (!(g <= size)) size = g;
     }
-    for (int64_t k = 0; k < (call->m - 1 > call->n ? call->m - 1 : call->n); k++) bound *= reach;
+    int64_t degree = call->numerator.count - 1;
+    if (call->denominator.count > degree) degree = call->denominator.count;
+    for (int64_t k = 0; k < degree; k++) bound *= reach;
     return bound <= MOST_POWERS && (size == 0 || size >= LEAST_GRADIENT);
 }
 
 /* The sums of some lanes, added to those of their group. */
 static void NAME(add_lanes)(const struct call *call, const double *sums, int64_t from, int64_t to, double *total) {
-    for (int64_t k = 0; k < call->m + call->n; k++, sums += LANES) {
+    for (int64_t k = 0; k < call->numerator.count + call->denominator.count; k++, sums += LANES) {
         double share[8] = {0};
         int64_t lane = from;
         for (; lane + 8 <= to; lane += 8)
@@ -256,7 +258,7 @@ static int64_t NAME(padded)(int64_t count) { return (count + WIDTH - 1) / WIDTH 
 
 static void NAME(work)(struct call *call, int64_t index) {
     const struct block *b = &call->block[index];
-    int64_t count = call->m + call->n, width = call->channels / call->groups;
+    int64_t count = call->numerator.count + call->denominator.count, width = call->channels / call->groups;
     double *total = call->sums + index * count * call->groups;
     struct NAME(work) w;
     struct place places[2][ROWS] = {{{0}}}, *place = places[0], *next = places[1];
