@@ -5,7 +5,8 @@ block and says which blocks have numbers too far from 1 for plain arithmetic. Th
 
 It runs on the OpenMP threads that PyTorch's own operators run on, as many as ``torch.get_num_threads`` says, with the
 same limit: a child made by fork from a process that used them has to stay on one thread, as the workers of PyTorch's
-data loaders do. Where PyTorch has no OpenMP that speaks GNU's protocol there is one thread. On macOS, both are untested.
+data loaders do. Where PyTorch has no OpenMP that speaks GNU's protocol there is one thread. Neither was tried on
+macOS.
 
 A call costs the host about as much as a few of PyTorch's small operators: all that follows from shapes, strides and
 dtypes is worked out once and kept.
