@@ -67,6 +67,13 @@ def test_the_number_of_threads_does_not_change_a_bit(threads, shape, dim):
         assert _equal(_run(*inputs), expected)
 
 
+@pytest.mark.skipif(
+    sys.platform != "linux" or "OpenMP" not in torch.__config__.parallel_info(), reason="PyTorch without GNU's OpenMP"
+)
+def test_finds_the_threads_that_pytorch_runs_on():
+    assert native._openmp() is not None
+
+
 def test_several_threads_may_call_at_once(threads):
     threads(2)
     inputs = _inputs()
