@@ -62,7 +62,7 @@ benchmark-figures: $(READY)
 clean:
 	rm -rf .venv build dist $(DEMO)
 
-$(READY): pyproject.toml
+$(READY): pyproject.toml setup.py src/flashkat/ops/native.c src/flashkat/ops/native_real.h
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@

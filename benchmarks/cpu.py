@@ -1,7 +1,8 @@
-"""How long does the path of PyTorch's own operators take on a CPU, next to GELU?
+"""How long does the operator take on a CPU, next to GELU?
 
 Forward and backward pass through autograd, all three gradients, against ``torch.nn.functional.gelu`` with the one that
-it has, in turn in one process.
+it has, in turn in one process. And the path of PyTorch's own operators, which is taken without the compiled library,
+called without autograd.
 """
 
 import sys
@@ -12,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import flashkat
+from flashkat.ops import aten
+from flashkat.ops.dispatch import choose_path
 
 from .common import Call, HostTimer, Measure, Row, alternate, arguments, finish, target
 
@@ -39,8 +42,9 @@ def collect(measure: Measure, rounds: int) -> list[Row]:
         times = alternate(_calls(shape, dim, dtype), measure, rounds)
         row: Row = {"case": name}
         for what in ("forward", "both"):
-            gelu, ours = (times[f"{contender} {what}"]["median_us"] / 1e3 for contender in ("gelu", "ours"))
-            row |= {f"gelu {what} ms": gelu, f"ours {what} ms": ours, f"{what} ratio": round(ours / gelu, 2)}
+            gelu, ours, plain = (times[f"{name} {what}"]["median_us"] / 1e3 for name in ("gelu", "ours", "aten"))
+            row |= {f"gelu {what} ms": gelu, f"ours {what} ms": ours, f"aten {what} ms": plain}
+            row |= {f"{what} ratio": round(ours / gelu, 2), f"aten {what} ratio": round(plain / gelu, 2)}
         rows.append(row)
     return rows
 
@@ -61,7 +65,21 @@ def _calls(shape: tuple[int, ...], dim: int, dtype: torch.dtype) -> dict[str, Ca
     def ours() -> Tensor:
         return flashkat.rational(x, a, b, dim=dim)
 
-    return {"gelu forward": gelu, "ours forward": ours, "gelu both": both(gelu, x), "ours both": both(ours, x, a, b)}
+    def plain() -> Tensor:
+        return aten.forward(x, a, b, dim, dtype)
+
+    def plain_both() -> None:
+        plain()
+        aten.backward(grad, x, a, b, dim)
+
+    return {
+        "gelu forward": gelu,
+        "ours forward": ours,
+        "aten forward": torch.no_grad()(plain),
+        "gelu both": both(gelu, x),
+        "ours both": both(ours, x, a, b),
+        "aten both": torch.no_grad()(plain_both),
+    }
 
 
 def targets(rows: list[Row]) -> list[Row]:
@@ -77,6 +95,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = collect(HostTimer(repeats), rounds)
     settings = {
         "groups": _GROUPS,
+        "path": choose_path(torch.device("cpu")).reason,
         "timing": f"median over {rounds} rounds of medians of {repeats} calls, contenders in turn",
     }
     finish(args.output, "cpu", settings, rows, targets(rows))

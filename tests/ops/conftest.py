@@ -1,14 +1,25 @@
 """The paths of the operator that this machine can run, as fixtures."""
 
+import shutil
+import sys
 from dataclasses import dataclass
 from types import ModuleType
 
 import pytest
 import torch
 
-from flashkat.ops import aten
+from flashkat.ops import aten, native
 
 HAS_GPU = torch.cuda.is_available()
+
+
+@pytest.fixture(scope="session")
+def native_library():
+    """Skips where the compiled library is not there, and fails where it should be."""
+    library, reason = native.load()
+    if library is None:
+        assert sys.platform == "win32" or shutil.which("gcc") is None, f"there is a compiler, but {reason}"
+        pytest.skip(reason)
 
 
 @dataclass(frozen=True)
@@ -28,6 +39,7 @@ class PathUnderTest:
 
 def _paths():
     yield pytest.param(("aten", "cpu"), id="aten-cpu")
+    yield pytest.param(("native", "cpu"), id="native-cpu")
     yield pytest.param(("aten", "cuda"), id="aten-gpu", marks=pytest.mark.gpu)
     if not HAS_GPU:
         yield pytest.param(("triton", "cpu"), id="triton-interpreted")
@@ -39,6 +51,9 @@ def path(request):
     name, device = request.param
     if name == "aten":
         return PathUnderTest(aten, device)
+    if name == "native":
+        request.getfixturevalue("native_library")
+        return PathUnderTest(native, device)
     pytest.importorskip("triton")
     from flashkat.ops import launch
 

@@ -7,7 +7,7 @@ import torch
 from oracle import assert_close, exact
 from torch.profiler import ProfilerActivity, profile
 
-from flashkat.ops import aten
+from flashkat.ops import aten, native
 
 FACTOR = 24
 
@@ -50,7 +50,7 @@ def threads():
 @pytest.mark.parametrize("elements", [1, 2, 7, 64, 100, 2**20])
 def test_windows_cover_every_element_once_and_keep_the_limit(shape, elements):
     count = torch.zeros(shape)
-    for window in aten._windows(aten._whole(count), elements):
+    for window in aten.windows(aten._whole(count), elements):
         count[window] += 1
         assert 1 <= count[window].numel() <= elements
         assert count[window].is_contiguous()
@@ -145,6 +145,15 @@ def test_extra_memory_stays_under_half_of_x(shape, dim):
     size = x.numel() * x.element_size()
     assert 0 < _extra_memory(lambda: aten.forward(x, a, b, dim, x.dtype), size) < size / 2
     assert 0 < _extra_memory(lambda: aten.backward(g, x, a, b, dim), size) < size / 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("shape", "dim"), [((8, 197, 768), -1), ((8, 768, 196), 1)])
+def test_the_compiled_path_takes_much_less(native_library, shape, dim, dtype):
+    g, x, a, b, dim = _inputs(shape, dim=dim, dtype=dtype)
+    size = x.numel() * x.element_size()
+    assert 0 < _extra_memory(lambda: native.forward(x, a, b, dim, x.dtype), size) < size / 20
+    assert 0 < _extra_memory(lambda: native.backward(g, x, a, b, dim), size) < size / 20
 
 
 def test_sums_over_many_positions_stay_accurate():

@@ -11,6 +11,8 @@ COUNT = {torch.bfloat16: 65280, torch.float16: 63488}
 EPS32 = 2.0**-24
 # What may be lost where terms cancel, in units of 2^-24 of their sizes.
 CANCELLATION = 4
+# A term of db in float32 passes through two divisions by Q, two polynomials and up to five products.
+STEPS_OF_A_TERM = 6
 
 
 def _every_value(dtype: torch.dtype) -> Tensor:
@@ -89,4 +91,6 @@ def test_every_value(path, dtype, largest):
         _assert_within(apart[0][0], *truth["grad_x"], 1, CANCELLATION, f"grad_x, a group per element, {name}")
         for what, sums in (("da_", apart[1].T), ("db_", apart[2].T)):
             for index, tensor in enumerate(sums, start=int(what == "db_")):
-                _assert_within(tensor, *truth[f"{what}{index}"], 4, CANCELLATION, f"{what}{index}, {name}")
+                _assert_within(
+                    tensor, *truth[f"{what}{index}"], STEPS_OF_A_TERM, CANCELLATION, f"{what}{index}, {name}"
+                )

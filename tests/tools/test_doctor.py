@@ -8,7 +8,7 @@ import torch
 
 import flashkat
 from flashkat.cli import main
-from flashkat.ops import aten, dispatch
+from flashkat.ops import aten, dispatch, native
 from flashkat.ops.dispatch import choose_path
 from flashkat.tools import doctor
 
@@ -35,7 +35,8 @@ def test_report(capsys):
         assert f"{package} {importlib.metadata.version(package)}" in lines
     assert any(line.startswith("triton ") for line in lines)
     cpu = next(index for index, line in enumerate(lines) if line.startswith("cpu "))
-    assert lines[cpu + 1] == "aten: the Triton kernels are for GPUs; cpu runs PyTorch's own operators"
+    path = choose_path(torch.device("cpu"))
+    assert lines[cpu + 1] == f"{path.name}: {path.reason}"
     assert lines[cpu + 2].startswith("works: within")
     assert max(map(len, out.splitlines())) <= 120
 
@@ -98,7 +99,23 @@ def capability(monkeypatch):
     return pretend
 
 
-@pytest.mark.parametrize("device", ["cpu", "meta", "mps"])
+def test_cpu_with_the_library(monkeypatch):
+    monkeypatch.setattr(native, "load", lambda: (object(), "native.so"))
+    path, caught = choose("cpu")
+    assert (path.name, path.implementation) == ("native", native)
+    assert "native.so" in path.reason
+    assert not caught
+
+
+def test_cpu_without_the_library(monkeypatch):
+    monkeypatch.setattr(native, "load", lambda: (None, "no compiler"))
+    path, caught = choose("cpu")
+    assert (path.name, path.implementation) == ("aten", aten)
+    assert "no compiler" in path.reason
+    assert not caught
+
+
+@pytest.mark.parametrize("device", ["meta", "mps"])
 def test_other_than_cuda(device):
     path, caught = choose(device)
     assert path.name == "aten"

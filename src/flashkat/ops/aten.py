@@ -6,7 +6,7 @@ between the passes.
 """
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -33,19 +33,7 @@ def forward(x: Tensor, numerator: Tensor, denominator: Tensor, dim: int, dtype: 
     if x.numel() == 0:
         return output.finish()
     result, x3 = channels_last_as_rows(output.view, as_three_dimensional(x, dim))
-    coefficients = Coefficients(numerator, denominator, x3)
-    scratch = Scratch(coefficients.dtype, x.device)
-
-    def plain(window: Window) -> bool:
-        f = coefficients.polynomials(window[1])
-        return aten_plain.forward(x3[window], result[window], coefficients, f, scratch)
-
-    def scaled(window: Window) -> None:
-        f = coefficients.polynomials(window[1])
-        result[window].copy_(aten_scaled.forward(x3[window], f.p, f.q))
-
-    arrays = scratch.FORWARD + (0 if scratch.is_array(x3) else scratch.CONVERSION)
-    _window_by_window(_whole(x3), _chunk_elements(x3, arrays), plain, scaled)
+    fill_values([_whole(x3)], result, x3, numerator, denominator)
     return output.finish()
 
 
@@ -59,10 +47,36 @@ def backward(
     result, x3, grad3 = channels_last_as_rows(
         output.view, as_three_dimensional(x, dim), as_three_dimensional(grad, dim)
     )
+    sums = fill_gradients([_whole(x3)], result, x3, grad3, numerator, denominator)
+    return output.finish(), *coefficient_gradients(sums, numerator, denominator)
+
+
+def fill_values(regions: Iterable[Window], result: Tensor, x3: Tensor, numerator: Tensor, denominator: Tensor) -> None:
+    """Write F(x) into some regions of ``result``; all are (outer, channels, inner)."""
     coefficients = Coefficients(numerator, denominator, x3)
-    scratch = Scratch(coefficients.dtype, x.device)
-    m, n = numerator.shape[1], denominator.shape[1]
-    sums = torch.zeros(m + n, x3.shape[1], dtype=torch.float64, device=aten_scaled.wide_device(x.device))
+    scratch = Scratch(coefficients.dtype, x3.device)
+
+    def plain(window: Window) -> bool:
+        f = coefficients.polynomials(window[1])
+        return aten_plain.forward(x3[window], result[window], coefficients, f, scratch)
+
+    def scaled(window: Window) -> None:
+        f = coefficients.polynomials(window[1])
+        result[window].copy_(aten_scaled.forward(x3[window], f.p, f.q))
+
+    arrays = scratch.FORWARD + (0 if scratch.is_array(x3) else scratch.CONVERSION)
+    for region in regions:
+        _window_by_window(region, _chunk_elements(x3, arrays), plain, scaled)
+
+
+def fill_gradients(
+    regions: Iterable[Window], result: Tensor, x3: Tensor, grad3: Tensor, numerator: Tensor, denominator: Tensor
+) -> Tensor:
+    """Write the gradient of x into some regions of ``result``, and return their sums for da and db, (m + n, C)."""
+    coefficients = Coefficients(numerator, denominator, x3)
+    scratch = Scratch(coefficients.dtype, x3.device)
+    count = numerator.shape[1] + denominator.shape[1]
+    sums = torch.zeros(count, x3.shape[1], dtype=torch.float64, device=aten_scaled.wide_device(x3.device))
 
     def plain(window: Window) -> bool:
         f = coefficients.polynomials(window[1])
@@ -78,15 +92,18 @@ def backward(
         sums[:, window[1]] += share
 
     arrays = scratch.BACKWARD + (0 if scratch.is_array(x3) else scratch.CONVERSION)
-    _window_by_window(_whole(x3), _chunk_elements(x3, arrays), plain, scaled)
+    for region in regions:
+        _window_by_window(region, _chunk_elements(x3, arrays), plain, scaled)
+    return sums
+
+
+def coefficient_gradients(sums: Tensor, numerator: Tensor, denominator: Tensor) -> tuple[Tensor, Tensor]:
+    """da and db from sums (m + n, channels or groups) that lack the factor s(b)."""
+    m = numerator.shape[1]
     overflow = sums.abs() >= 2.0 ** (aten_scaled.SUM_EXPONENT - 1)
     sums = torch.where(overflow, sums * torch.inf, sums)
     signs = torch.where(denominator < 0, -1.0, 1.0).to(denominator.dtype)
-    return (
-        output.finish(),
-        _sum_over_channels(sums[:m], numerator),
-        signs * _sum_over_channels(sums[m:], denominator),
-    )
+    return _sum_over_channels(sums[:m], numerator), signs * _sum_over_channels(sums[m:], denominator)
 
 
 def _sum_over_channels(sums: Tensor, coefficients: Tensor) -> Tensor:
@@ -110,7 +127,7 @@ def _window_by_window(
     region: Window, elements: int, plain: Callable[[Window], bool], scaled: Callable[[Window], None]
 ) -> None:
     """Call ``plain`` with each window of the region, and ``scaled`` with small ones where it returns False."""
-    for window in _windows(region, elements):
+    for window in windows(region, elements):
         if plain(window):
             continue
         # An outlier slows no more than a small window.
@@ -120,7 +137,7 @@ def _window_by_window(
             scaled(window)
 
 
-def _windows(region: Window, elements: int) -> Iterator[Window]:
+def windows(region: Window, elements: int) -> Iterator[Window]:
     """Cut a region into windows of about equal size and at most ``elements``, each without gaps in memory."""
     outer, channels, inner = region
     inner_step = _even_step(inner, elements)

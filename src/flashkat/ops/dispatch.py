@@ -8,7 +8,7 @@ from types import ModuleType
 
 import torch
 
-from . import aten
+from . import aten, native
 
 # Triton 3 generates code for compute capability 8.0 and newer with all the dtypes that the kernels use.
 _MINIMUM_CAPABILITY = (8, 0)
@@ -16,7 +16,7 @@ _MINIMUM_CAPABILITY = (8, 0)
 
 @dataclass(frozen=True)
 class Path:
-    """A path of the operator, "triton" or "aten", and the reason for taking it."""
+    """A path of the operator, "triton", "native" or "aten", and the reason for taking it."""
 
     name: str
     reason: str
@@ -26,6 +26,11 @@ class Path:
 @functools.cache
 def choose_path(device: torch.device) -> Path:
     """The path for tensors on ``device``; says so once, aloud, when a GPU has to do without its kernels."""
+    if device.type == "cpu":
+        library, where = native.load()
+        if library is None:
+            return Path("aten", f"PyTorch's own operators, several times slower than compiled code: {where}", aten)
+        return Path("native", f"compiled code for CPUs, {where}", native)
     if device.type != "cuda":
         return Path("aten", f"the Triton kernels are for GPUs; {device.type} runs PyTorch's own operators", aten)
     reason = _why_not_triton(device)
