@@ -14,11 +14,12 @@ from typing import NoReturn
 import torch
 from timm.utils import ParseKwargs
 
-from .errors import InputError
+from .errors import InputError, show_once
 
 __all__ = ["Parser", "add_plot_arguments", "add_training_arguments", "add_validation_arguments", "resolve_device"]
 
 DEFAULT_MODEL = "kat_tiny_patch16_224"
+DEFAULT_OUTPUT = "output/train"
 
 _INTERPOLATIONS = ("bilinear", "bicubic", "nearest", "box", "hamming", "lanczos")
 
@@ -30,7 +31,8 @@ class Parser(argparse.ArgumentParser):
         super().__init__(**{"allow_abbrev": False, **kwargs})
 
     def error(self, message: str) -> NoReturn:
-        print(f"{self.prog}: error: {message}; {self.prog} --help lists the flags", file=sys.stderr)
+        line = f"{self.prog}: error: {message}; {self.prog} --help lists the flags"
+        show_once(lambda: print(line, file=sys.stderr))
         sys.exit(2)
 
     def parse_known_args(self, args=None, namespace=None):
@@ -74,10 +76,14 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     _add_augmentation_arguments(parser)
     _add_ema_arguments(parser)
     _add_device_arguments(parser)
+    _add_rational_arguments(parser)
+    _add_update_arguments(parser)
+    _add_distributed_arguments(parser)
+    _add_resume_arguments(parser)
     group = parser.add_argument_group("run")
     group.add_argument("--seed", type=_seed, default=42, metavar="S", help="random seed (default: 42)")
     group.add_argument(
-        "--output", default="output/train", metavar="DIR", help="where run folders go (default: output/train)"
+        "--output", default=DEFAULT_OUTPUT, metavar="DIR", help=f"where run folders go (default: {DEFAULT_OUTPUT})"
     )
     group.add_argument(
         "--experiment",
@@ -297,4 +303,74 @@ def _add_device_arguments(parser: argparse.ArgumentParser) -> None:
         default="bfloat16",
         choices=["bfloat16", "float16"],
         help="its dtype; float16 scales the loss (default: bfloat16, where timm's is float16)",
+    )
+
+
+def _add_rational_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("coefficients of the rationals")
+    group.add_argument(
+        "--rational-lr-scale",
+        type=_amount,
+        default=1.0,
+        metavar="F",
+        help="their learning rate, as a multiple of the other weights' (default: 1, as published)",
+    )
+    group.add_argument(
+        "--rational-weight-decay",
+        type=_amount,
+        metavar="F",
+        help="their weight decay (default: the other weights', as published)",
+    )
+
+
+def _add_update_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("updates")
+    group.add_argument(
+        "--grad-accum-steps", type=_positive, default=1, metavar="N", help="batches to an update (default: 1)"
+    )
+    group.add_argument(
+        "--clip-mode",
+        default="norm",
+        choices=["norm", "value", "agc"],
+        help="--clip-grad limits the norm of all gradients, each value, or each unit's norm relative to its weights' "
+        "(default: norm)",
+    )
+    group.add_argument(
+        "--torchcompile",
+        nargs="?",
+        const="inductor",
+        metavar="BACKEND",
+        help="train through torch.compile (default BACKEND: inductor)",
+    )
+
+
+def _add_distributed_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "several processes, one per GPU: torchrun --nproc-per-node N -m flashkat train ..."
+    )
+    group.add_argument(
+        "--fsdp", action="store_true", help="shard weights, gradients and optimiser over the processes (FSDP2)"
+    )
+
+
+def _add_resume_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("checkpoints")
+    group.add_argument(
+        "--resume",
+        default="",
+        metavar="FILE",
+        help="continue the run of this checkpoint, in its folder unless --output or --experiment name another",
+    )
+    group.add_argument(
+        "--no-resume-opt", action="store_true", help="resume without the state of the optimiser and loss scaler"
+    )
+    group.add_argument(
+        "--checkpoint-hist", type=_positive, default=10, metavar="N", help="best checkpoints to keep (default: 10)"
+    )
+    group.add_argument(
+        "--recovery-interval",
+        type=_count,
+        default=0,
+        metavar="N",
+        help="write a recovery checkpoint every N updates of an epoch, 0 for none (default: 0)",
     )

@@ -2,9 +2,11 @@
 
 import argparse
 import sys
+import traceback
 
 from .arguments import Parser, add_plot_arguments, add_training_arguments, add_validation_arguments
-from .errors import DivergedError, InputError
+from .distributed import is_primary
+from .errors import DivergedError, InputError, launched_processes, show_once
 
 __all__ = ["main"]
 
@@ -27,11 +29,17 @@ def main(argv: list[str] | None = None) -> int:
         # The reader of our output has gone; a second failure when Python flushes would only confuse.
         sys.stderr.close()
         return 1
+    except Exception:
+        if launched_processes() == 1:
+            raise
+        show_once(traceback.print_exc)
+        return 1
     return 0
 
 
 def _fail(program: str, message: str, status: int) -> int:
-    print(f"{program}: error: {' '.join(message.split())}", file=sys.stderr)
+    line = f"{program}: error: {' '.join(message.split())}"
+    show_once(lambda: print(line, file=sys.stderr, flush=True))
     return status
 
 
@@ -71,13 +79,17 @@ def _version() -> str:
 def _train(args: argparse.Namespace) -> None:
     from .training import train
 
-    print(f"The run is in {train(args)}")
+    folder = train(args)
+    if is_primary():
+        print(f"The run is in {folder}")
 
 
 def _validate(args: argparse.Namespace) -> None:
     from .evaluation import result_text, validate
 
-    print(result_text(validate(args, say=lambda line: print(line, file=sys.stderr, flush=True))))
+    result = validate(args, say=lambda line: print(line, file=sys.stderr, flush=True))
+    if is_primary():
+        print(result_text(result))
 
 
 def _plot(args: argparse.Namespace) -> None:

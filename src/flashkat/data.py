@@ -7,7 +7,9 @@ import torch
 from PIL import Image
 from timm.data import ImageDataset, create_dataset, create_loader
 
+from . import distributed
 from .errors import InputError, explain
+from .sampling import evaluation_order, training_order
 
 __all__ = ["check_same_classes", "evaluation_loader", "open_split", "training_loader"]
 
@@ -86,18 +88,20 @@ def check_same_classes(train: ImageFolder, val: ImageFolder) -> None:
 
 
 def training_loader(dataset: ImageFolder, config: dict[str, Any], args: Any, device: torch.device):
-    """timm's shuffled, augmented loader; the last, partial batch of an epoch is dropped."""
-    if len(dataset) < args.batch_size:
+    """timm's shuffled, augmented loader of this process's share; the last, partial batch of an epoch is dropped."""
+    processes = distributed.size()
+    if len(dataset) < args.batch_size * processes:
+        each = f" for each of {processes} processes" if processes > 1 else ""
         raise InputError(
-            f"{dataset.reader.root} has {len(dataset)} images, fewer than a batch of {args.batch_size}: "
-            "give a smaller --batch-size"
+            f"{dataset.reader.root} has {len(dataset)} images, fewer than a batch of {args.batch_size}{each}: "
+            f"give a smaller --batch-size{' or fewer processes' if each else ''}"
         )
     for name in ("scale", "ratio"):
         low, high = getattr(args, name)
         if low > high:
             raise InputError(f"--{name} takes the smaller number first, not {low:g} {high:g}")
     with explain("cannot load images like this"):
-        return create_loader(
+        loader = create_loader(
             dataset,
             input_size=config["input_size"],
             batch_size=args.batch_size,
@@ -116,15 +120,17 @@ def training_loader(dataset: ImageFolder, config: dict[str, Any], args: Any, dev
             std=config["std"],
             num_workers=args.workers,
             device=device,
+            distributed=processes > 1,
         )
+    return training_order(loader, args.seed)
 
 
 def evaluation_loader(
     dataset: ImageFolder, config: dict[str, Any], batch_size: int, workers: int, device: torch.device
 ):
-    """timm's loader over every image once, in order."""
+    """timm's loader over every image once, in order; of several processes each has a share."""
     with explain("cannot load images like this"):
-        return create_loader(
+        loader = create_loader(
             dataset,
             input_size=config["input_size"],
             batch_size=batch_size,
@@ -136,3 +142,4 @@ def evaluation_loader(
             num_workers=workers,
             device=device,
         )
+    return evaluation_order(loader)

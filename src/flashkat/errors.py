@@ -2,11 +2,17 @@
 
 import contextlib
 import importlib.util
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
+from datetime import timedelta
 
 import torch
+import torch.distributed as dist
 
-__all__ = ["DivergedError", "InputError", "explain", "require"]
+__all__ = ["DivergedError", "InputError", "explain", "launched_processes", "require", "show_once"]
+
+# Whoever cannot reach the other processes in this time reports for itself.
+_PATIENCE = timedelta(seconds=10)
 
 
 class InputError(ValueError):
@@ -40,3 +46,37 @@ def require(*modules: str, extra: str) -> None:
     missing = [module for module in modules if importlib.util.find_spec(module) is None]
     if missing:
         raise InputError(f"{' and '.join(missing)} not installed: pip install 'flashkat[{extra}]'")
+
+
+def launched_processes() -> int:
+    """How many processes torchrun says it has started for this run, 1 without torchrun."""
+    count = os.environ.get("WORLD_SIZE", "")
+    return int(count) if count.isdecimal() else 1
+
+
+def show_once(show: Callable[[], None]) -> None:
+    """Call ``show``, which reports an error, in the first process that comes here; the others wait until it is done.
+
+    One mistake makes every process fail, at once or because a neighbour has gone. torchrun ends all of them as soon as
+    one has; so who is not the first to speak does not leave before the first has spoken.
+    """
+    if launched_processes() == 1:
+        show()
+        return
+    try:
+        # torchrun keeps this store alive through the ends and restarts of the processes.
+        store = dist.TCPStore(
+            os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=_PATIENCE
+        )
+        key = f"flashkat/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
+        is_first = store.add(f"{key}/failed", 1) == 1
+    except Exception:  # no store, or no more: an interrupt has ended torchrun
+        if int(os.environ.get("RANK", 0)) == 0:
+            show()
+        return
+    if is_first:
+        show()
+        store.set(f"{key}/shown", "")
+    else:
+        with contextlib.suppress(Exception):
+            store.wait([f"{key}/shown"], _PATIENCE)

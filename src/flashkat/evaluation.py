@@ -14,11 +14,12 @@ from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_
 from timm.utils import AverageMeter, accuracy
 from torch import nn
 
-from . import checkpoints
-from .arguments import DEFAULT_MODEL, resolve_device
+from . import checkpoints, distributed
+from .arguments import DEFAULT_MODEL
 from .data import ImageFolder, evaluation_loader, open_split
 from .errors import InputError
 from .models import create_model
+from .sampling import own_images
 
 __all__ = ["Metrics", "autocast", "data_config", "evaluate", "model_from_checkpoint", "validate"]
 
@@ -44,8 +45,20 @@ class Meters:
             # In float32 the sum over ImageNet would lose whole images.
             meter.update(value if value.device.type == "mps" else value.double(), len(target))
 
+    def sums(self) -> list[float]:
+        """The sums of this process, and over how many images."""
+        return [*(float(meter.sum) for meter in (self.loss, self.top1, self.top5)), self.loss.count]
+
+    def add(self, sums: list[float]) -> None:
+        """Add the :meth:`sums` of earlier batches."""
+        for meter, value in zip((self.loss, self.top1, self.top5), sums[:3], strict=True):
+            meter.sum += value
+            meter.count += int(sums[3])
+
     def metrics(self) -> Metrics:
-        return Metrics(*(float(meter.avg) for meter in (self.loss, self.top1, self.top5)))
+        """The averages over the images of all processes, which call this together."""
+        *sums, count = distributed.total(self.sums())
+        return Metrics(*(value / max(count, 1) for value in sums))
 
 
 def autocast(args: Namespace, device: torch.device) -> AbstractContextManager:
@@ -73,13 +86,21 @@ def evaluate(
     precision: AbstractContextManager,
     on_batch: Callable[[int, Meters], None] = lambda index, meters: None,
 ) -> Metrics:
-    """Evaluate a model on all batches of a loader; ``on_batch`` sees the averages so far."""
+    """Evaluate a model on all batches of a loader; ``on_batch`` sees the averages so far.
+
+    Several processes evaluate a share each, and get the averages over all; ``on_batch`` sees those of the share.
+    """
     model.eval()
     meters = Meters()
+    own, seen = own_images(loader), 0
     for index, (images, target) in enumerate(loader):
         with precision:
             output = model(images)
-        meters.update(output, target, nn.functional.cross_entropy(output.float(), target))
+        if own is not None:
+            output, target = output[: own - seen], target[: own - seen]
+            seen += len(target)
+        if len(target):
+            meters.update(output, target, nn.functional.cross_entropy(output.float(), target))
         on_batch(index, meters)
     return meters.metrics()
 
@@ -114,8 +135,15 @@ def model_from_checkpoint(args: Namespace) -> tuple[nn.Module, dict[str, Any]]:
 
 
 def validate(args: Namespace, say: Callable[[str], None]) -> dict[str, Any]:
-    """Run ``flashkat validate``: report timm's lines through ``say`` and return timm's result."""
-    device = resolve_device(args.device)
+    """Run ``flashkat validate``: report timm's lines through ``say`` and return timm's result.
+
+    Under torchrun each process evaluates a share; all return the same result, and the first one says the lines.
+    """
+    with distributed.joined(args.device) as device:
+        return _validate(args, device, say if distributed.is_primary() else lambda line: None)
+
+
+def _validate(args: Namespace, device: torch.device, say: Callable[[str], None]) -> dict[str, Any]:
     dataset = open_split(args.data_dir, args.split)
     model, checkpoint = model_from_checkpoint(args)
     _check_classes(dataset, model, checkpoint)

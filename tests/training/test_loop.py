@@ -256,7 +256,7 @@ def test_checkpoint_has_timms_layout(start):
     checkpoint = torch.load(folder.path / "last.pth.tar", weights_only=True)
     assert checkpoint.keys() == {
         *("arch", "args", "classes", "epoch", "metric", "metric_weights", "state_dict", "optimizer", "version"),
-        "amp_scaler",
+        *("amp_scaler", "run"),
     }
     assert checkpoint["version"] == 2
     assert checkpoint["classes"] == list("abcdefg")

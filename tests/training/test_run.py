@@ -41,7 +41,8 @@ def test_what_a_run_leaves_behind(train, summary_of, capsys, curves):
     folder = train("--epochs", 3, "--opt", "adamw", "--warmup-epochs", 1, "--lr", 1e-3)
     assert folder.name == "run"
     assert {path.name for path in folder.iterdir()} == {
-        *("args.yaml", "summary.csv", "curves.png", "last.pth.tar", "model_best.pth.tar")
+        *("args.yaml", "summary.csv", "curves.png", "last.pth.tar", "model_best.pth.tar"),
+        *(f"checkpoint-{epoch}.pth.tar" for epoch in range(3)),
     }
     assert str(folder) in capsys.readouterr().out.splitlines()[-1]
 

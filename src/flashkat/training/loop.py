@@ -1,58 +1,27 @@
-"""The training loop, and the state that it moves forward."""
+"""The training loop: it moves a :class:`TrainingState` forward, over what is left of its epochs."""
 
 import math
 import time
 from argparse import Namespace
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import torch
 from timm.data import Mixup
-from timm.scheduler.scheduler import Scheduler
-from timm.utils import ModelEmaV3, dispatch_clip_grad
+from timm.utils import dispatch_clip_grad
 from torch import nn
 
+from .. import distributed
 from ..errors import DivergedError
 from ..evaluation import Meters, Metrics, evaluate
+from ..sampling import start_epoch
 from .folder import RunFolder
+from .parallel import synchronised
 from .progress import Progress
+from .state import TrainingState
 
 __all__ = ["TrainingState", "run_epochs"]
-
-
-@dataclass
-class TrainingState:
-    """Everything that training changes."""
-
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    scheduler: Scheduler | None
-    scaler: torch.amp.GradScaler
-    ema: ModelEmaV3 | None
-    classes: list[str]
-    epoch: int = 0
-    updates: int = 0
-    best: dict[str, Any] = field(default_factory=dict)
-
-    def checkpoint(self, args: Namespace) -> dict[str, Any]:
-        """timm's checkpoint layout; see :mod:`flashkat.checkpoints`."""
-        checkpoint = {
-            "arch": args.model,
-            "args": vars(args),
-            "classes": self.classes,
-            "epoch": self.epoch,
-            "metric": self.best.get("metric"),
-            "metric_weights": self.best.get("weights"),
-            "state_dict": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "version": 2,
-        }
-        if self.scaler.is_enabled():
-            checkpoint["amp_scaler"] = self.scaler.state_dict()
-        if self.ema is not None:
-            checkpoint["state_dict_ema"] = self.ema.module.state_dict()
-        return checkpoint
 
 
 def run_epochs(
@@ -62,26 +31,34 @@ def run_epochs(
     loss_function: nn.Module,
     mixup: Mixup | None,
     precision: AbstractContextManager,
-    folder: RunFolder,
+    folder: RunFolder | None,
     progress: Progress,
     args: Namespace,
 ) -> None:
-    """Train and evaluate for ``args.epochs`` epochs; after each, write the summary and the checkpoints."""
-    for epoch in range(args.epochs):
-        state.epoch = epoch
-        lr = state.optimizer.param_groups[0]["lr"]
-        trained, rate = _train_epoch(state, train_loader, loss_function, mixup, precision, progress, args)
+    """Train and evaluate up to ``args.epochs`` epochs; after each, write the summary and the checkpoints.
+
+    Of several processes, all run this together, and the one with a folder writes.
+    """
+    for epoch in range(state.epoch, args.epochs):
+        if not state.batch:
+            state.lr = _scheduled_lr(state.optimizer)
+        trained, rate = _train_epoch(state, train_loader, loss_function, mixup, precision, folder, progress, args)
         evaluated = {"state_dict": evaluate(state.model, val_loader, precision)}
         if state.ema is not None:
             evaluated["state_dict_ema"] = evaluate(state.ema.module, val_loader, precision)
         _check_finite(evaluated["state_dict"].loss, f"after epoch {epoch + 1}")
+        metric = max(metrics.top1 for metrics in evaluated.values())
         is_best = _update_best(state, evaluated)
         if state.scheduler is not None:
             state.scheduler.step(epoch + 1, evaluated["state_dict"].top1)
 
-        row = _summary_row(epoch, trained, evaluated, lr, rate)
-        folder.save(state.checkpoint(args), is_best)
-        folder.record(row)
+        row = _summary_row(epoch, trained, evaluated, state.lr, rate)
+        state.epoch, state.batch, state.meters = epoch + 1, 0, Meters()
+        state.history = [*state.history, row]
+        checkpoint = state.checkpoint(args)
+        if folder is not None:
+            folder.save(checkpoint, is_best, metric)
+            folder.record(row)
         progress.say(_epoch_line(row, args.epochs, is_best))
 
 
@@ -91,31 +68,52 @@ def _train_epoch(
     loss_function: nn.Module,
     mixup: Mixup | None,
     precision: AbstractContextManager,
+    folder: RunFolder | None,
     progress: Progress,
     args: Namespace,
 ) -> tuple[Metrics, float]:
-    """One epoch; returns its average metrics on augmented images and images/s."""
+    """What is left of an epoch; returns the whole epoch's average metrics on augmented images, and images/s."""
     state.model.train()
-    meters = Meters()
-    images_seen, start = 0, time.perf_counter()
-    for index, (images, target) in enumerate(loader):
+    batches, accumulated, updates = len(loader), args.grad_accum_steps, -(-state.batch // args.grad_accum_steps)
+    left = loader if start_epoch(loader, state.epoch, state.batch) else islice(loader, state.batch, None)
+    images_seen, rate, start = 0, 0.0, time.perf_counter()
+    state.optimizer.zero_grad()
+    for index, (images, target) in enumerate(left, start=state.batch):
         if mixup is not None:
             images, target = mixup(images, target)
-        with precision:
-            output = state.model(images)
-            loss = loss_function(output, target)
-        _update(state, loss, args.clip_grad)
+        first_of_group = index - index % accumulated
+        is_update = index + 1 == min(first_of_group + accumulated, batches)
+        with synchronised(state.trained, now=is_update):
+            with precision:
+                output = state.trained(images)
+                loss = loss_function(output, target)
+            # The average over the group's images; its batches are fewer where the epoch ends.
+            state.scaler.scale(loss / min(accumulated, batches - first_of_group)).backward()
+        if is_update:
+            _update(state, args)
+            updates += 1
         # Mixed targets count as the class they hold most of.
-        meters.update(output, target.argmax(1) if target.ndim == 2 else target, loss)
+        state.meters.update(output, target.argmax(1) if target.ndim == 2 else target, loss)
+        state.batch = index + 1
         images_seen += len(images)
 
-        is_last = index == len(loader) - 1
-        metrics = meters.metrics() if index % args.log_interval == 0 or is_last else None
-        rate = images_seen / (time.perf_counter() - start)
+        is_last = state.batch == batches
+        metrics = state.meters.metrics() if index % args.log_interval == 0 or is_last else None
+        rate = images_seen * distributed.size() / (time.perf_counter() - start)
         progress.batch(state.epoch, index, metrics, rate)
         if metrics is not None:
             _check_finite(metrics.loss, f"in epoch {state.epoch + 1}, batch {index + 1}")
-    return meters.metrics(), rate
+        if is_update and args.recovery_interval and updates % args.recovery_interval == 0:
+            checkpoint = state.checkpoint(args)
+            if folder is not None:
+                folder.save_recovery(checkpoint, state.epoch, updates - 1)
+    return state.meters.metrics(), rate
+
+
+def _scheduled_lr(optimizer: torch.optim.Optimizer) -> float:
+    """The learning rate of the schedule, whatever a group's scale of it."""
+    group = optimizer.param_groups[0]
+    return group["lr"] / (group.get("lr_scale") or 1.0)
 
 
 def _check_finite(loss: float, when: str) -> None:
@@ -125,14 +123,14 @@ def _check_finite(loss: float, when: str) -> None:
         )
 
 
-def _update(state: TrainingState, loss: torch.Tensor, clip_grad: float | None) -> None:
-    state.optimizer.zero_grad()
-    state.scaler.scale(loss).backward()
-    if clip_grad is not None:
+def _update(state: TrainingState, args: Namespace) -> None:
+    if args.clip_grad is not None:
         state.scaler.unscale_(state.optimizer)
-        dispatch_clip_grad(state.model.parameters(), clip_grad)
+        parameters = [parameter for group in state.optimizer.param_groups for parameter in group["params"]]
+        dispatch_clip_grad(parameters, args.clip_grad, args.clip_mode)
     state.scaler.step(state.optimizer)
     state.scaler.update()
+    state.optimizer.zero_grad()
     state.updates += 1
     if state.ema is not None:
         state.ema.update(state.model, step=state.updates)
