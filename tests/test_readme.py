@@ -30,7 +30,7 @@ def test_every_module_is_on_the_map_and_every_path_exists():
         for folder in ("src", "benchmarks")
         for path in (ROOT / folder).rglob("*.py")
         if path.name != "__init__.py"
-    }
+    } | {path.name for path in ROOT.glob("*.py")}
     assert modules == {path for path in mapped if path.endswith(".py")}
 
 

@@ -75,9 +75,9 @@ def _train(args: argparse.Namespace) -> None:
 
 
 def _validate(args: argparse.Namespace) -> None:
-    from .evaluation import result_text, validate
+    from .validation import result_text, run_validation
 
-    print(result_text(validate(args, say=lambda line: print(line, file=sys.stderr, flush=True))))
+    print(result_text(run_validation(args, say=lambda line: print(line, file=sys.stderr, flush=True))))
 
 
 def _plot(args: argparse.Namespace) -> None:

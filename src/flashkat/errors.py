@@ -2,11 +2,12 @@
 
 import contextlib
 import importlib.util
+import sys
 from collections.abc import Iterator
 
 import torch
 
-__all__ = ["DivergedError", "InputError", "explain", "require"]
+__all__ = ["DivergedError", "InputError", "explain", "is_installed", "require", "require_package"]
 
 
 class InputError(ValueError):
@@ -24,19 +25,30 @@ class DivergedError(RuntimeError):
 
 
 @contextlib.contextmanager
-def explain(what: str) -> Iterator[None]:
-    """Turn what timm and torch raise for arguments they cannot use into an InputError that begins with ``what``."""
+def explain(what: str, hint: str = "") -> Iterator[None]:
+    """Turn what timm and torch raise for arguments they cannot use into an InputError: ``what``, the reason, a hint."""
     try:
         yield
     except (InputError, torch.OutOfMemoryError):
         raise
     except Exception as error:
         reason = str(error).strip().split("\n")[0] or "no reason given"
-        raise InputError(f"{what}: {reason}") from error
+        raise InputError(f"{what}: {reason}{hint}") from error
+
+
+def is_installed(module: str) -> bool:
+    """Whether a module can be imported."""
+    return module in sys.modules or importlib.util.find_spec(module) is not None
+
+
+def require_package(module: str, flag: str) -> None:
+    """Raise InputError unless the module that a flag needs is installed."""
+    if not is_installed(module):
+        raise InputError(f"{flag} needs a package that is not installed: pip install {module.replace('_', '-')}")
 
 
 def require(*modules: str, extra: str) -> None:
     """Raise InputError unless the modules of an optional dependency group are installed."""
-    missing = [module for module in modules if importlib.util.find_spec(module) is None]
+    missing = [module for module in modules if not is_installed(module)]
     if missing:
         raise InputError(f"{' and '.join(missing)} not installed: pip install 'flashkat[{extra}]'")

@@ -12,6 +12,7 @@ import yaml
 
 from .. import checkpoints
 from ..errors import InputError
+from .logging import open_wandb
 
 __all__ = ["RunFolder"]
 
@@ -33,6 +34,11 @@ class RunFolder:
         self.path = self._make(parent, name)
         self._rows: list[dict[str, Any]] = []
         (self.path / "args.yaml").write_text(yaml.safe_dump(vars(args), sort_keys=False))
+        try:
+            self._log = open_wandb(args, self.path.name)
+        except BaseException:
+            self.discard_if_empty()
+            raise
 
     @staticmethod
     def _make(parent: Path, name: str) -> Path:
@@ -66,11 +72,13 @@ class RunFolder:
     def record(self, row: dict[str, Any]) -> None:
         """Add an epoch's row to ``summary.csv`` and draw the curves anew."""
         self._rows.append(row)
-        with (self.path / "summary.csv").open("a", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(row))
-            if len(self._rows) == 1:
-                writer.writeheader()
-            writer.writerow(row)
+        # Whole, as epochs without an evaluation have fewer columns than those with one.
+        longest = max(self._rows, key=len)
+        with (self.path / "summary.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(longest))
+            writer.writeheader()
+            writer.writerows(self._rows)
+        self._log(row)
         draw_curves(self._rows, self.path / "curves.png")
 
     def save(self, checkpoint: dict[str, Any], best: bool) -> None:
@@ -88,12 +96,13 @@ def draw_curves(rows: list[dict[str, Any]], path: Path) -> None:
     figure = Figure(figsize=(12, 3.5), layout="constrained")
     losses, accuracies, rates = figure.subplots(1, 3)
     for axes, title, names in (
-        (losses, "loss", [name for name in rows[0] if name.endswith("loss")]),
-        (accuracies, "accuracy in %", [name for name in rows[0] if "top" in name]),
+        (losses, "loss", [name for name in max(rows, key=len) if name.endswith("loss")]),
+        (accuracies, "accuracy in %", [name for name in max(rows, key=len) if "top" in name]),
         (rates, "learning rate", ["lr"]),
     ):
         for name in names:
-            axes.plot(epochs, [row[name] for row in rows], marker="." if len(rows) < 30 else "", label=name)
+            known = [(epoch, row[name]) for epoch, row in zip(epochs, rows, strict=True) if name in row]
+            axes.plot(*zip(*known, strict=True), marker="." if len(rows) < 30 else "", label=name)
         axes.set(xlabel="epoch", title=title)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
