@@ -4,6 +4,8 @@
 sharded WebDatasets, torchvision's. ``training_loader`` and ``evaluation_loader`` make batches of them.
 """
 
+import contextlib
+import logging
 import time
 from argparse import Namespace
 from collections.abc import Iterator
@@ -175,7 +177,7 @@ def open_dataset(args: Namespace, split: str, is_training: bool = False, num_sam
         raise InputError(f"no data folder at {args.data_dir}")
     source = f"the {split} split of {args.dataset}"
     hint = "; --dataset-download downloads it" if kind == "torch" and not args.dataset_download else ""
-    with explain(f"cannot open {source}", hint):
+    with explain(f"cannot open {source}", hint), _quiet_timm():
         dataset = create_dataset(
             args.dataset,
             root=args.data_dir,
@@ -198,6 +200,18 @@ def open_dataset(args: Namespace, split: str, is_training: bool = False, num_sam
         flag = "--train-num-samples" if is_training else "--val-num-samples (--num-samples of flashkat validate)"
         raise InputError(f"{source} does not say how many samples it has: give {flag}")
     return Stream(dataset, source)
+
+
+@contextlib.contextmanager
+def _quiet_timm() -> Iterator[None]:
+    """Without timm's warnings about optional files; what is missing without them is an error of ours."""
+    logger = logging.getLogger("timm.data.readers")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _channels(args: Namespace) -> int:
@@ -271,7 +285,7 @@ def _common(args: Namespace, config: dict[str, Any], device: torch.device) -> di
         "mean": config["mean"],
         "std": config["std"],
         "num_workers": args.workers,
-        "pin_memory": args.pin_mem,
+        "pin_memory": args.pin_mem and device.type == "cuda",
         "use_prefetcher": not args.no_prefetcher,
         "img_dtype": getattr(torch, args.model_dtype or "float32"),
         "distributed": _is_distributed(),

@@ -106,8 +106,9 @@ def _validate_with_retries(args: Namespace, say: Say) -> dict[str, Any]:
 def validate(args: Namespace, say: Say) -> dict[str, Any]:
     """Evaluate one model: report timm's lines through ``say`` and return timm's result."""
     device = resolve_device(args.device)
-    dataset = open_dataset(args, args.split, num_samples=args.num_samples)
     model, checkpoint = model_from_checkpoint(args)
+    # After the model, as its checkpoint may say how many channels images have.
+    dataset = open_dataset(args, args.split, num_samples=args.num_samples)
     valid_labels = _read_labels(args.valid_labels, model)
     _check_classes(dataset, model, checkpoint, valid_labels)
     config = data_config(model, args, use_test_size=not args.use_train_size)
