@@ -35,9 +35,9 @@ test-wheel: $(READY)
 	rm -rf dist build/wheel
 	$(BIN)/python -m build --wheel --outdir dist . > /dev/null
 	$(PYTHON) -m venv build/wheel/.venv
-	build/wheel/.venv/bin/python -m pip install --quiet dist/*.whl pytest hypothesis
+	build/wheel/.venv/bin/python -m pip install --quiet dist/*.whl pytest pytest-xdist hypothesis
 	cp -r tests pyproject.toml build/wheel
-	cd build/wheel && .venv/bin/python -m pytest tests/ops
+	cd build/wheel && .venv/bin/python -m pytest -n auto tests/ops
 
 lint: $(READY)
 	$(BIN)/ruff format --check .
