@@ -15,8 +15,17 @@ import torch
 from timm.utils import ParseKwargs
 
 from .errors import InputError
+from .names import FORMATS
 
-__all__ = ["Parser", "add_plot_arguments", "add_training_arguments", "add_validation_arguments", "resolve_device"]
+__all__ = [
+    "Parser",
+    "add_export_arguments",
+    "add_flops_arguments",
+    "add_plot_arguments",
+    "add_training_arguments",
+    "add_validation_arguments",
+    "resolve_device",
+]
 
 DEFAULT_MODEL = "kat_tiny_patch16_224"
 
@@ -96,7 +105,7 @@ def add_validation_arguments(parser: argparse.ArgumentParser) -> None:
         "data_dir", metavar="DIR", help="data set with val/CLASS/*, or the folder of the classes itself"
     )
     parser.add_argument(
-        "--checkpoint", default="", metavar="FILE", help="weights to load: .pth, .pth.tar, .safetensors"
+        "--checkpoint", default="", metavar="FILE", help="weights to load: .pth, .pth.tar, .safetensors, .npz"
     )
     parser.add_argument(
         "--log-freq", type=_positive, default=10, metavar="N", help="batches between lines (default: 10)"
@@ -114,6 +123,30 @@ def add_plot_arguments(parser: argparse.ArgumentParser) -> None:
     _add_evaluation_arguments(parser)
 
 
+def add_export_arguments(parser: argparse.ArgumentParser) -> None:
+    """All flags of ``flashkat export``."""
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a KAT's, of flashkat train or of other programs")
+    parser.add_argument(
+        "-o", "--output", required=True, metavar="FILE", help="a .pth, .pth.tar, .pt, .bin or .safetensors"
+    )
+    parser.add_argument(
+        "--format",
+        default="kat",
+        choices=list(FORMATS),
+        help="whose names: KAT's code, the FlashKAT paper's code, or timm with this package (default: kat)",
+    )
+    parser.add_argument("--use-ema", action="store_true", help="write the checkpoint's averaged weights")
+
+
+def add_flops_arguments(parser: argparse.ArgumentParser) -> None:
+    """All flags of ``flashkat flops``."""
+    parser.add_argument("model", metavar="MODEL", help="a KAT or a Vision Transformer in timm's registry")
+    parser.add_argument("--img-size", type=_positive, metavar="N", help="image side in pixels (default: the model's)")
+    parser.add_argument("--num-classes", type=_positive, metavar="N", help="number of classes (default: the model's)")
+    _add_model_kwargs(parser)
+    parser.add_argument("--json", action="store_true", help="for programs, numbers in full")
+
+
 def _add_evaluation_arguments(parser: argparse.ArgumentParser) -> None:
     _add_data_arguments(parser)
     parser.add_argument(
@@ -121,6 +154,7 @@ def _add_evaluation_arguments(parser: argparse.ArgumentParser) -> None:
     )
     _add_model_arguments(parser, model_default=None)
     parser.add_argument("--use-ema", action="store_true", help="use the checkpoint's averaged weights")
+    parser.add_argument("--partial", action="store_true", help="load what fits of a checkpoint of another model")
     _add_device_arguments(parser)
 
 
@@ -200,7 +234,11 @@ def _add_model_arguments(parser: argparse.ArgumentParser, model_default: str | N
     group.add_argument(
         "--num-classes", type=_positive, metavar="N", help="number of classes (default: as many as there are folders)"
     )
-    group.add_argument(
+    _add_model_kwargs(group)
+
+
+def _add_model_kwargs(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
         "--model-kwargs",
         nargs="*",
         default={},

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from timm.data import resolve_data_config
-from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from timm.utils import AverageMeter, accuracy
 from torch import nn
 
@@ -18,7 +17,7 @@ from . import checkpoints
 from .arguments import DEFAULT_MODEL, resolve_device
 from .data import ImageFolder, evaluation_loader, open_split
 from .errors import InputError
-from .models import create_model
+from .models import create_model, names_weights
 
 __all__ = ["Metrics", "autocast", "data_config", "evaluate", "model_from_checkpoint", "validate"]
 
@@ -84,10 +83,14 @@ def evaluate(
     return meters.metrics()
 
 
-def model_from_checkpoint(args: Namespace) -> tuple[nn.Module, dict[str, Any]]:
+def model_from_checkpoint(
+    args: Namespace, say: Callable[[str], None] = lambda line: None
+) -> tuple[nn.Module, dict[str, Any]]:
     """The model that ``args`` name, with the weights of ``args.checkpoint``, and what else that file says.
 
-    What the arguments leave open (model, its arguments, image size, classes) is taken from the checkpoint.
+    What the arguments leave open (model, its arguments, image size, classes) is taken from the checkpoint. A name that
+    says where its weights are (``hf_hub:OWNER/NAME``, ``local-dir:FOLDER``, or with a tag, NAME.TAG) comes with them
+    unless there is a checkpoint. What ``--partial`` leaves out is told through ``say``.
     """
     if args.use_ema and not args.checkpoint:
         raise InputError("--use-ema needs a --checkpoint to take the averaged weights from")
@@ -104,12 +107,18 @@ def model_from_checkpoint(args: Namespace) -> tuple[nn.Module, dict[str, Any]]:
                 setattr(args, name, trained.get(name))
     if args.num_classes is None and "head.bias" in state:
         args.num_classes = len(state["head.bias"])
-    model = create_model(args.model, img_size=args.img_size, num_classes=args.num_classes, **args.model_kwargs)
+    pretrained = not args.checkpoint and names_weights(args.model)
+    model = create_model(
+        args.model,
+        pretrained=pretrained or None,
+        img_size=args.img_size,
+        num_classes=args.num_classes,
+        **args.model_kwargs,
+    )
     if args.checkpoint:
-        if isinstance(model, VisionTransformer):
-            # Fits position embeddings to the image size asked for.
-            state = checkpoint_filter_fn(state, model)
-        checkpoints.load_weights(model, state, args.checkpoint)
+        left = checkpoints.load_weights(model, state, args.checkpoint, partial=args.partial)
+        if left:
+            say(f"{args.checkpoint} fits in part: {left}")
     return model, checkpoint
 
 
@@ -117,7 +126,7 @@ def validate(args: Namespace, say: Callable[[str], None]) -> dict[str, Any]:
     """Run ``flashkat validate``: report timm's lines through ``say`` and return timm's result."""
     device = resolve_device(args.device)
     dataset = open_split(args.data_dir, args.split)
-    model, checkpoint = model_from_checkpoint(args)
+    model, checkpoint = model_from_checkpoint(args, say)
     _check_classes(dataset, model, checkpoint)
     config = data_config(model, args)
     loader = evaluation_loader(dataset, config, args.batch_size, args.workers, device)
