@@ -133,7 +133,9 @@ def write_weights(path: Path, state: dict[str, Tensor]) -> None:
             if path.suffix == ".safetensors":
                 from safetensors.torch import save
 
-                file.write(save({name: value.contiguous() for name, value in state.items()}, {"format": "pt"}))
+                # Copies, because the format has no place for tensors that share memory.
+                copies = {name: value.clone(memory_format=torch.contiguous_format) for name, value in state.items()}
+                file.write(save(copies, {"format": "pt"}))
             else:
                 torch.save(state, file)
         partial.replace(path)

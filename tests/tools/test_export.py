@@ -88,6 +88,16 @@ def test_other_dtypes_stay(checkpoint, tmp_path):
         assert torch.equal(value, half[key])
 
 
+def test_tensors_that_share_memory(tmp_path):
+    state = trained().state_dict()
+    pair = torch.randn(2, 48)
+    state["norm.weight"], state["norm.bias"] = pair[0], pair[1]
+    state["blocks.0.norm1.weight"] = pair[0]
+    torch.save(state, tmp_path / "shared.pth")
+    export(tmp_path / "shared.pth", "-o", tmp_path / "theirs.safetensors", "--format", "timm")
+    assert all(torch.equal(value, state[key]) for key, value in read(tmp_path / "theirs.safetensors").items())
+
+
 def test_an_older_export_is_replaced(checkpoint, tmp_path):
     (tmp_path / "theirs.pth").write_bytes(b"old")
     export(checkpoint, "-o", tmp_path / "theirs.pth")
