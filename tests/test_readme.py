@@ -48,7 +48,7 @@ def test_make_targets_exist():
 
 def test_python_examples_run():
     examples = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(examples) == 2
+    assert len(examples) == 3
     for example in examples:
         exec(example, {})
 

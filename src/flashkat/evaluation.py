@@ -8,14 +8,13 @@ from typing import Any
 
 import torch
 from timm.data import resolve_data_config
-from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from timm.utils import AverageMeter, accuracy
 from torch import Tensor, nn
 
 from . import checkpoints
 from .arguments import DEFAULT_MODEL
 from .errors import InputError
-from .models import create_model
+from .models import create_model, names_weights
 
 __all__ = ["Metrics", "autocast", "data_config", "evaluate", "model_arguments", "model_from_checkpoint", "with_views"]
 
@@ -138,10 +137,14 @@ def model_arguments(args: Namespace) -> dict[str, Any]:
     }
 
 
-def model_from_checkpoint(args: Namespace) -> tuple[nn.Module, dict[str, Any]]:
+def model_from_checkpoint(
+    args: Namespace, say: Callable[[str], None] = lambda line: None
+) -> tuple[nn.Module, dict[str, Any]]:
     """The model that ``args`` name, with the weights of ``args.checkpoint``, and what else that file says.
 
-    What the arguments leave open (model, its arguments, image size, classes) is taken from the checkpoint.
+    What the arguments leave open (model, its arguments, image size, classes) is taken from the checkpoint. A name that
+    says where its weights are (``hf_hub:OWNER/NAME``, ``local-dir:FOLDER``, or with a tag, NAME.TAG) comes with them
+    unless there is a checkpoint. What ``--partial`` leaves out is told through ``say``.
     """
     if args.use_ema and not args.checkpoint:
         raise InputError("--use-ema needs a --checkpoint to take the averaged weights from")
@@ -169,10 +172,10 @@ def model_from_checkpoint(args: Namespace) -> tuple[nn.Module, dict[str, Any]]:
                 setattr(args, name, trained.get(name))
     if args.num_classes is None and "head.bias" in state:
         args.num_classes = len(state["head.bias"])
+    args.pretrained = not args.checkpoint and (args.pretrained or names_weights(args.model))
     model = create_model(args.model, **model_arguments(args))
     if args.checkpoint:
-        if isinstance(model, VisionTransformer):
-            # Fits position embeddings to the image size asked for.
-            state = checkpoint_filter_fn(state, model)
-        checkpoints.load_weights(model, state, args.checkpoint)
+        left = checkpoints.load_weights(model, state, args.checkpoint, partial=args.partial)
+        if left:
+            say(f"{args.checkpoint} fits in part: {left}")
     return model, checkpoint

@@ -23,7 +23,7 @@ from .runtime import compile_in_place, place, prepare_process
 
 __all__ = ["result_text", "run_validation", "validate"]
 
-_CHECKPOINTS = ("*.pth.tar", "*.pth", "*.safetensors")
+_CHECKPOINTS = ("*.pth.tar", "*.pth", "*.safetensors", "*.npz")
 
 # What "--model all" means.
 _ALL = "*kat_*"
@@ -106,7 +106,7 @@ def _validate_with_retries(args: Namespace, say: Say) -> dict[str, Any]:
 def validate(args: Namespace, say: Say) -> dict[str, Any]:
     """Evaluate one model: report timm's lines through ``say`` and return timm's result."""
     device = resolve_device(args.device)
-    model, checkpoint = model_from_checkpoint(args)
+    model, checkpoint = model_from_checkpoint(args, say)
     # After the model, as its checkpoint may say how many channels images have.
     dataset = open_dataset(args, args.split, num_samples=args.num_samples)
     valid_labels = _read_labels(args.valid_labels, model)

@@ -2,10 +2,12 @@
 
 import math
 
+import numpy as np
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from foreign import google_arrays
 from timm.loss import SoftTargetCrossEntropy
 from timm.optim import create_optimizer_v2
 
@@ -47,21 +49,53 @@ def test_head(args):
     assert changed.head.bias.tolist() == [-3.0] * 4
 
 
-def test_initial_checkpoint(args, tmp_path):
+FROM_FILE = pytest.mark.parametrize("flag", ["--initial-checkpoint", "--pretrained-path"])
+
+
+@FROM_FILE
+def test_start_from_a_kat(args, flag, tmp_path):
     source = build_model(args())
     torch.save({"state_dict": source.state_dict()}, tmp_path / "weights.pth")
-    model = build_model(args("--initial-checkpoint", tmp_path / "weights.pth"))
+    model = build_model(args(flag, tmp_path / "weights.pth"))
     torch.testing.assert_close(model.state_dict(), source.state_dict(), rtol=0, atol=0)
-    with pytest.raises(InputError, match="of another shape"):
-        build_model(args("--initial-checkpoint", tmp_path / "weights.pth", "--num-classes", 5))
 
 
-def test_pretrained_path_adapts_the_head(args, tmp_path):
-    source = build_model(args())
-    torch.save(source.state_dict(), tmp_path / "weights.pth")
-    model = build_model(args("--pretrained-path", tmp_path / "weights.pth", "--num-classes", 7))
-    assert model.head.weight.shape[0] == 7
-    torch.testing.assert_close(model.blocks[0].attn.qkv.weight, source.blocks[0].attn.qkv.weight, rtol=0, atol=0)
+@FROM_FILE
+@pytest.mark.parametrize("suffix", [".pth", ".npz"])
+def test_start_from_a_vit(args, flag, suffix, tmp_path):
+    path = tmp_path / f"vit{suffix}"
+    source = timm.create_model("vit_tiny_patch16_224", img_size=16, patch_size=4, embed_dim=16, depth=2, num_heads=2)
+    np.savez(path, **google_arrays(source)) if suffix == ".npz" else torch.save(source.state_dict(), path)
+    notes = []
+    model = build_model(args(flag, path), notes.append)
+    torch.testing.assert_close(model.blocks[1].mlp.fc2.weight, source.blocks[1].mlp.fc2.weight, rtol=0, atol=0)
+    assert model.pos_embed.shape == (1, 5, 16)
+    x = torch.linspace(-2, 2, 16)
+    torch.testing.assert_close(model.blocks[0].mlp.act1(x), x)
+    assert len(notes) == 2
+    assert "4 rationals keep their starting functions" in notes[0]
+    assert "1000 classes" in notes[1]
+
+
+def test_start_takes_averaged_weights_as_timm_does(args, tmp_path):
+    raw, average = build_model(args()).state_dict(), build_model(args()).state_dict()
+    torch.save({"state_dict": raw, "state_dict_ema": average}, tmp_path / "weights.pth")
+    model = build_model(args("--initial-checkpoint", tmp_path / "weights.pth"))
+    torch.testing.assert_close(model.state_dict(), average, rtol=0, atol=0)
+
+
+def test_start_in_part(args, tmp_path):
+    state = build_model(args()).state_dict()
+    del state["norm.bias"]
+    torch.save(state, tmp_path / "weights.pth")
+    with pytest.raises(InputError, match=r"1 missing \(norm.bias\)"):
+        build_model(args("--initial-checkpoint", tmp_path / "weights.pth"))
+    notes = []
+    build_model(args("--initial-checkpoint", tmp_path / "weights.pth", "--partial"), notes.append)
+    assert "fits in part: 1 missing (norm.bias)" in notes[0]
+
+
+def test_start_from_nowhere(args):
     with pytest.raises(InputError, match="no checkpoint at nowhere"):
         build_model(args("--pretrained-path", "nowhere.pth"))
 

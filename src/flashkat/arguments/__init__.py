@@ -7,14 +7,17 @@ flags of timm's that are left out, and ``table`` writes docs/flags.md from both.
 import torch
 
 from ..errors import InputError
-from .evaluation import add_plot_arguments, add_validation_arguments
+from .evaluation import add_validation_arguments
 from .groups import DEFAULT_MODEL
 from .parser import Parser
+from .tools import add_export_arguments, add_flops_arguments, add_plot_arguments
 from .training import add_training_arguments
 
 __all__ = [
     "DEFAULT_MODEL",
     "Parser",
+    "add_export_arguments",
+    "add_flops_arguments",
     "add_plot_arguments",
     "add_training_arguments",
     "add_validation_arguments",

@@ -1,11 +1,11 @@
-"""The flags of ``flashkat validate`` and ``flashkat plot``."""
+"""The flags of ``flashkat validate``, and those that it shares with other looks at a trained model."""
 
 import argparse
 
 from .groups import add_config, add_data, add_data_dir, add_device, add_model
 from .parser import count, number, positive
 
-__all__ = ["add_plot_arguments", "add_validation_arguments"]
+__all__ = ["add_evaluation", "add_validation_arguments"]
 
 _VALIDATION_BATCH = 256
 
@@ -18,9 +18,9 @@ def add_validation_arguments(parser: argparse.ArgumentParser) -> None:
         "--checkpoint",
         default="",
         metavar="FILE",
-        help="weights to load: .pth, .pth.tar, .safetensors; or a folder of them",
+        help="weights to load: .pth, .pth.tar, .safetensors, .npz; or a folder of them",
     )
-    _add_evaluation(parser)
+    add_evaluation(parser)
     group = parser.add_argument_group("evaluation")
     group.add_argument("--num-samples", type=positive, metavar="N", help="samples of data that does not say (wds/)")
     group.add_argument(
@@ -48,17 +48,8 @@ def add_validation_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--log-freq", type=positive, default=10, metavar="N", help="batches between lines (default: 10)")
 
 
-def add_plot_arguments(parser: argparse.ArgumentParser) -> None:
-    """All flags of ``flashkat plot``."""
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="of flashkat train, or weights of the model --model")
-    parser.add_argument(
-        "-o", "--output", metavar="FILE", help="a .png, .svg or .pdf (default: rationals.png beside it)"
-    )
-    parser.add_argument("--data", metavar="DIR", help="data set to take the ranges of x from (default: -3 to 3)")
-    _add_evaluation(parser)
-
-
-def _add_evaluation(parser: argparse.ArgumentParser) -> None:
+def add_evaluation(parser: argparse.ArgumentParser) -> None:
+    """The data, the model, its weights and the device, for whatever looks at a trained model."""
     add_data(parser, _VALIDATION_BATCH)
     parser.add_argument(
         "--split",

@@ -5,7 +5,16 @@ import os
 
 from .parser import ModelKwargs, count, finite, positive, share, size
 
-__all__ = ["DEFAULT_MODEL", "INTERPOLATIONS", "add_config", "add_data", "add_data_dir", "add_device", "add_model"]
+__all__ = [
+    "DEFAULT_MODEL",
+    "INTERPOLATIONS",
+    "add_config",
+    "add_data",
+    "add_data_dir",
+    "add_device",
+    "add_model",
+    "add_model_kwargs",
+]
 
 DEFAULT_MODEL = "kat_tiny_patch16_224"
 
@@ -117,7 +126,15 @@ def add_model(parser: argparse.ArgumentParser, model_default: str | None) -> arg
     group.add_argument(
         "--gp", metavar="POOL", help="global pooling before the head: token, avg, max (default: the model's)"
     )
-    group.add_argument(
+    add_model_kwargs(group)
+    group.add_argument("--partial", action="store_true", help="load what fits of weights that are of another model")
+    group.add_argument("--fast-norm", action="store_true", help="layer norms in the autocast dtype, not in float32")
+    return group
+
+
+def add_model_kwargs(parser: argparse._ActionsContainer) -> None:
+    """What else the model takes."""
+    parser.add_argument(
         "--model-kwargs",
         nargs="*",
         default={},
@@ -125,8 +142,6 @@ def add_model(parser: argparse.ArgumentParser, model_default: str | None) -> arg
         metavar="KEY=VALUE",
         help="more arguments of the model, such as m=6 n=4 num_groups=1 den_groups=8",
     )
-    group.add_argument("--fast-norm", action="store_true", help="layer norms in the autocast dtype, not in float32")
-    return group
 
 
 def add_device(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:

@@ -68,10 +68,13 @@ def _add_splits(parser: argparse.ArgumentParser) -> None:
 def _add_model(parser: argparse.ArgumentParser) -> None:
     group = add_model(parser, DEFAULT_MODEL)
     group.add_argument(
-        "--pretrained-path", metavar="FILE", help="weights to adapt as --pretrained adapts the published ones"
+        "--pretrained-path",
+        default="",
+        metavar="FILE",
+        help="weights to start from, of a KAT or a ViT; head, position and patch embeddings are adapted",
     )
     group.add_argument(
-        "--initial-checkpoint", default="", metavar="FILE", help="weights of this very model to start from"
+        "--initial-checkpoint", default="", metavar="FILE", help="the same; loaded last where both are given"
     )
     group.add_argument("--resume", default="", metavar="FILE", help="checkpoint of a run to go on from")
     group.add_argument("--no-resume-opt", action="store_true", help="resume without the optimiser's state")

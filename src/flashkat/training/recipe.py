@@ -2,7 +2,7 @@
 
 import math
 from argparse import Namespace
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,8 +26,8 @@ __all__ = ["build_loss", "build_mixup", "build_model", "build_schedule", "optimi
 _ADAPTIVE = ("ada", "lamb")
 
 
-def build_model(args: Namespace) -> Any:
-    """The model, with the weights that it starts from.
+def build_model(args: Namespace, say: Callable[[str], None] = lambda line: None) -> Any:
+    """The model, with the weights that it starts from; ``say`` tells what these leave open.
 
     Raises:
         InputError: there is no such model, or the weights are of another.
@@ -37,15 +37,10 @@ def build_model(args: Namespace) -> Any:
         "drop_rate": args.drop or None,
         "drop_path_rate": args.drop_path,
     }
-    if args.pretrained_path:
-        if not Path(args.pretrained_path).is_file():
-            raise InputError(f"no checkpoint at {args.pretrained_path}")
-        # Of unknown classes, so that the head is adapted.
-        kwargs |= {"pretrained": True, "pretrained_cfg_overlay": {"file": args.pretrained_path, "num_classes": -1}}
     model: Any = create_model(args.model, **kwargs)
-    if args.initial_checkpoint:
-        state = checkpoints.weights(checkpoints.read(args.initial_checkpoint))
-        checkpoints.load_weights(model, state, args.initial_checkpoint)
+    for path in filter(None, (args.pretrained_path, args.initial_checkpoint)):
+        for note in checkpoints.start_from(model, path, partial=args.partial):
+            say(note)
     _initialise_head(model, args)
     if args.grad_checkpointing:
         with explain(f"{args.model} has no gradient checkpointing"):

@@ -43,7 +43,8 @@ def train(args: Namespace) -> Path:
     if args.num_classes < len(train_set.classes):
         raise InputError(f"--num-classes {args.num_classes} is less than the data's {len(train_set.classes)} classes")
 
-    model = place(build_model(args), args, device)
+    notes: list[str] = []
+    model = place(build_model(args, notes.append), args, device)
     config = data_config(model, args)
     train_loader = training_loader(train_set, config, args, device)
     val_loader = evaluation_loader(val_set, config, args, device, args.validation_batch_size)
@@ -58,6 +59,8 @@ def train(args: Namespace) -> Path:
                 f"{args.model}: {parameters:,} parameters on {device}, lr {args.lr:.3g}, writing {folder.path}"
             )
             progress.say(f"{len(train_set)} training and {len(val_set)} evaluation images, {args.num_classes} classes")
+            for note in notes:
+                progress.say(note)
             run_epochs(
                 state, train_loader, val_loader, loss_function, mixup, autocast(args, device), folder, progress, args
             )
