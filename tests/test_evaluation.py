@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import timm
 import torch
+from foreign import google_arrays
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
+from flashkat import names
 from flashkat.cli import main
 from flashkat.evaluation import evaluate
 
@@ -415,3 +417,51 @@ def test_another_image_size_resamples_the_position_embedding(validate, images, t
 def test_weights_alone_need_a_model(refused, images, trained, tmp_path):
     torch.save(torch.load(trained / "last.pth.tar", weights_only=True)["state_dict"], tmp_path / "weights.pth")
     assert "give --model" in refused(images, "--checkpoint", tmp_path / "weights.pth")
+
+
+# --- checkpoints of others --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("style", ["kat", "flashkat"])
+def test_foreign_names(validate, images, trained, style, suffix, tmp_path):
+    state = torch.load(trained / "last.pth.tar", weights_only=True)["state_dict"]
+    theirs = names.export(state, style, "ours")
+    assert theirs.keys() != state.keys()
+    path = tmp_path / f"weights{suffix}"
+    save_file(theirs, path) if suffix == ".safetensors" else torch.save(theirs, path)
+    expected, _ = validate(images, "--checkpoint", trained / "last.pth.tar")
+    assert validate(images, "--checkpoint", path, *config_flags())[0] == expected
+
+
+def test_googles_vit(validate, refused, images, tmp_path):
+    torch.manual_seed(0)
+    vit = timm.create_model("vit_tiny_patch16_224", img_size=8, num_classes=3, **KWARGS)
+    np.savez(tmp_path / "vit.npz", **google_arrays(vit))
+    torch.save(vit.state_dict(), tmp_path / "vit.pth")
+    flags = ["--model", "vit_tiny_patch16_224", "--img-size", 8, *MODEL_KWARGS]
+    expected, _ = validate(images, "--checkpoint", tmp_path / "vit.pth", *flags)
+    assert validate(images, "--checkpoint", tmp_path / "vit.npz", *flags)[0] == expected
+    line = refused(images, "--checkpoint", tmp_path / "vit.npz", *config_flags())
+    assert "4 missing (blocks.0.mlp.act1.denominator, blocks.0.mlp.act1.numerator, ...)" in line
+
+
+def test_partial_checkpoint(validate, images, trained, tmp_path):
+    state = torch.load(trained / "last.pth.tar", weights_only=True)["state_dict"]
+    torch.save({**state, "extra": torch.ones(1)}, tmp_path / "more.pth")
+    expected, _ = validate(images, "--checkpoint", trained / "last.pth.tar")
+    result, lines = validate(images, "--checkpoint", tmp_path / "more.pth", "--partial", *config_flags())
+    assert result == expected
+    assert f"{tmp_path / 'more.pth'} fits in part: 1 unexpected (extra)" in lines
+
+
+def test_model_in_a_folder(validate, images, trained, tmp_path):
+    state = torch.load(trained / "last.pth.tar", weights_only=True)["state_dict"]
+    torch.save(names.export(state, "kat", "ours"), tmp_path / "pytorch_model.bin")
+    pretrained = {"num_classes": 3, "input_size": [3, 8, 8], "fixed_input_size": True, "crop_pct": 1.0}
+    pretrained |= {"interpolation": "bilinear", "mean": MEAN, "std": STD, "classifier": "head"}
+    config = {"architecture": MODEL, "num_classes": 3, "model_args": KWARGS, "pretrained_cfg": pretrained}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    expected, _ = validate(images, "--checkpoint", trained / "last.pth.tar")
+    result, _ = validate(images, "--model", f"local-dir:{tmp_path}")
+    assert {**result, "model": MODEL} == expected

@@ -9,6 +9,7 @@ from timm.data.loader import PrefetchLoader
 from torch.utils.data import DataLoader, Dataset
 
 from flashkat import distributed
+from flashkat.errors import InputError
 from flashkat.evaluation import evaluate
 from flashkat.randomness import isolated, random_state, set_random_state
 from flashkat.sampling import evaluation_order, own_images, start_epoch, training_order
@@ -114,7 +115,7 @@ def test_erasing_has_numbers_of_its_own():
     assert torch.equal(left[0], second[2])
 
 
-@pytest.mark.parametrize(("count", "size"), [(10, 2), (9, 2), (10, 4), (2, 3), (7, 1)])
+@pytest.mark.parametrize(("count", "size"), [(10, 2), (9, 2), (10, 4), (3, 3), (7, 1)])
 def test_every_evaluation_image_counts_once(as_process, count, size):
     seen, batches = [], set()
     for rank in range(size):
@@ -127,6 +128,12 @@ def test_every_evaluation_image_counts_once(as_process, count, size):
     assert sorted(seen) == list(range(count))
     # All in step.
     assert len(batches) == 1
+
+
+def test_more_processes_than_evaluation_images(as_process):
+    as_process(0, 3)
+    with pytest.raises(InputError, match="2 images to evaluate on are fewer than the 3 processes: give fewer"):
+        evaluation_order(DataLoader(Numbers(2), 2))
 
 
 class Right(Dataset):

@@ -15,7 +15,7 @@ from timm.utils.distributed import init_distributed_device_so, world_info_from_e
 from .arguments import resolve_device
 from .errors import InputError, explain, launched_processes
 
-__all__ = ["gather", "is_primary", "joined", "rank", "size", "total"]
+__all__ = ["gather", "is_primary", "joined", "one_by_one", "rank", "size", "total"]
 
 
 def rank() -> int:
@@ -61,6 +61,18 @@ def joined(device: str | None) -> Iterator[torch.device]:
     yield torch.device(found["device"])
     # Not after an error: the others may be waiting in a collective, and torchrun ends them.
     dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def one_by_one(needed: bool) -> Iterator[None]:
+    """Where it is needed, let the first process of each node through before the others: it makes what these find."""
+    waits = needed and size() > 1
+    is_first = world_info_from_env()[0] == 0
+    if waits and not is_first:
+        dist.barrier()
+    yield
+    if waits and is_first:
+        dist.barrier()
 
 
 def total(values: list[float]) -> list[float]:

@@ -3,13 +3,23 @@
 import contextlib
 import importlib.util
 import os
+import sys
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
-__all__ = ["DivergedError", "InputError", "explain", "launched_processes", "require", "show_once"]
+__all__ = [
+    "DivergedError",
+    "InputError",
+    "explain",
+    "is_installed",
+    "launched_processes",
+    "require",
+    "require_package",
+    "show_once",
+]
 
 # Whoever cannot reach the other processes in this time reports for itself.
 _PATIENCE = timedelta(seconds=10)
@@ -30,20 +40,31 @@ class DivergedError(RuntimeError):
 
 
 @contextlib.contextmanager
-def explain(what: str) -> Iterator[None]:
-    """Turn what timm and torch raise for arguments they cannot use into an InputError that begins with ``what``."""
+def explain(what: str, hint: str = "") -> Iterator[None]:
+    """Turn what timm and torch raise for arguments they cannot use into an InputError: ``what``, the reason, a hint."""
     try:
         yield
     except (InputError, torch.OutOfMemoryError):
         raise
     except Exception as error:
         reason = str(error).strip().split("\n")[0] or "no reason given"
-        raise InputError(f"{what}: {reason}") from error
+        raise InputError(f"{what}: {reason}{hint}") from error
+
+
+def is_installed(module: str) -> bool:
+    """Whether a module can be imported."""
+    return module in sys.modules or importlib.util.find_spec(module) is not None
+
+
+def require_package(module: str, flag: str) -> None:
+    """Raise InputError unless the module that a flag needs is installed."""
+    if not is_installed(module):
+        raise InputError(f"{flag} needs a package that is not installed: pip install {module.replace('_', '-')}")
 
 
 def require(*modules: str, extra: str) -> None:
     """Raise InputError unless the modules of an optional dependency group are installed."""
-    missing = [module for module in modules if importlib.util.find_spec(module) is None]
+    missing = [module for module in modules if not is_installed(module)]
     if missing:
         raise InputError(f"{' and '.join(missing)} not installed: pip install 'flashkat[{extra}]'")
 

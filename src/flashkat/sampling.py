@@ -14,6 +14,7 @@ from timm.data.loader import PrefetchLoader
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, Sampler, SequentialSampler
 
 from . import distributed
+from .errors import InputError
 from .randomness import isolated, seed_of
 
 __all__ = ["evaluation_order", "own_images", "start_epoch", "training_order"]
@@ -116,8 +117,10 @@ def start_epoch(loader: Any, epoch: int, batch: int) -> bool:
     if isinstance(order, EpochSampler):
         order.start(epoch, batch)
         return True
-    if hasattr(order, "set_epoch"):
-        order.set_epoch(epoch)
+    # Of loaders that are timm's as they are, what draws the order is told: a sampler, or a data set that is streamed.
+    for part in (order, getattr(loader, "dataset", None)):
+        if hasattr(part, "set_epoch"):
+            part.set_epoch(epoch)
     return batch == 0
 
 
@@ -132,6 +135,11 @@ def evaluation_order(loader: Any) -> Any:
         return loader
     sampler: Sampler = SequentialSampler(plain.dataset)
     if distributed.size() > 1:
+        if len(plain.dataset) < distributed.size():
+            raise InputError(
+                f"{len(plain.dataset)} images to evaluate on are fewer than the {distributed.size()} processes: "
+                "give fewer processes"
+            )
         sampler = OrderedDistributedSampler(plain.dataset, distributed.size(), distributed.rank())
     rebuilt = _rebuilt(plain, plain.dataset, sampler)
     if not isinstance(loader, PrefetchLoader):

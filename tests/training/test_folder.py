@@ -74,14 +74,14 @@ def test_curves_of_what_is_no_number(make):
 
 def test_checkpoints(make):
     folder = make()
-    folder.save({"epoch": 0, "weight": torch.ones(2)}, best=True)
-    folder.save({"epoch": 1, "weight": torch.zeros(2)}, best=False)
+    folder.save({"epoch": 0, "weight": torch.ones(2)}, ROW, best=True)
+    folder.save({"epoch": 1, "weight": torch.zeros(2)}, ROW, best=False)
     assert folder.best_checkpoint == folder.path / "model_best.pth.tar"
     best, last = (
         torch.load(path, weights_only=True) for path in (folder.best_checkpoint, folder.path / "last.pth.tar")
     )
     assert (best["epoch"], last["epoch"]) == (0, 1)
-    folder.save({"epoch": 2}, best=True)
+    folder.save({"epoch": 2}, ROW, best=True)
     assert torch.load(folder.best_checkpoint, weights_only=True) == {"epoch": 2}
     assert not list(folder.path.glob("*.partial"))
 

@@ -39,7 +39,9 @@ def test_as_published_they_are_like_other_weights(model, training_args):
 def test_set_apart(model, training_args):
     flags = ["--rational-lr-scale", 0.25, "--rational-weight-decay", 0.5, "--weight-decay", 0.05, "--lr", 0.1]
     args = training_args("--opt", "adamw", *flags)
-    published = settings(create_optimizer(model, training_args("--weight-decay", 0.05, "--lr", 0.1)).param_groups, model)
+    published = settings(
+        create_optimizer(model, training_args("--weight-decay", 0.05, "--lr", 0.1)).param_groups, model
+    )
     apart = settings(create_optimizer(model, args).param_groups, model)
     coefficients = [name for name in apart if is_coefficient(name)]
     assert len(coefficients) == 2 * 2 * 2
@@ -90,7 +92,7 @@ def test_what_a_model_spares_stays_spared(training_args):
 
 
 def test_the_scale_counts_without_a_schedule(train):
-    flags = ["--epochs", 1, "--opt", "sgd", "--momentum", 0, "--lr", 0.5, "--rational-lr-scale", 0, "--sched", "none"]
+    flags = ["--epochs", 1, "--opt", "momentum", "--lr", 0.5, "--rational-lr-scale", 0, "--sched", "none"]
     folder = train(*flags, "--rational-weight-decay", 0)
     state = torch.load(folder / "last.pth.tar", weights_only=True)["state_dict"]
     fresh = timm.create_model("kat_tiny_patch16_224", **{**KWARGS, "depth": 1, "num_classes": 2}).state_dict()

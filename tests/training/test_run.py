@@ -12,7 +12,7 @@ from PIL import Image
 
 from flashkat.cli import main
 
-COLUMNS = ["epoch", "train_loss", "eval_loss", "eval_top1", "eval_top5", "lr", "images_per_second"]
+COLUMNS = ["epoch", "train_loss", "eval_loss", "eval_top1", "eval_top5", "lr", "images_per_second", "data_wait"]
 
 # Of the tiny model's single block nothing is dropped.
 DEEPER = ["--model-kwargs", "patch_size=4", "embed_dim=16", "depth=2", "num_heads=2"]

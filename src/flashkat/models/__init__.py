@@ -1,6 +1,6 @@
 """Kolmogorov-Arnold Transformers in timm's model registry."""
 
-from .factory import create_model
+from .factory import create_model, names_weights
 from .kat import KolmogorovArnoldTransformer
 
-__all__ = ["KolmogorovArnoldTransformer", "create_model"]
+__all__ = ["KolmogorovArnoldTransformer", "create_model", "names_weights"]

@@ -8,12 +8,20 @@ from torch import nn
 
 from ..errors import InputError, explain
 
-__all__ = ["create_model"]
+__all__ = ["create_model", "names_weights"]
+
+# What timm takes before a model's name; the rest is a repository on the Hugging Face Hub, or a folder.
+_SOURCES = ("hf_hub:", "hf-hub:", "local-dir:")
+
+
+def names_weights(name: str) -> bool:
+    """Whether a model's name says which weights are meant: by a tag, or by where they are."""
+    return name.startswith(_SOURCES) or "." in name
 
 
 def create_model(name: str, **kwargs: Any) -> nn.Module:
     """``timm.create_model``, where None means the model's own default and mistakes raise InputError."""
-    if not timm.is_model(name):
+    if not name.startswith(_SOURCES) and not timm.is_model(name):
         names = timm.list_models()
         longer = [known for known in names if name and known.startswith(name)]
         nearest = sorted(longer, key=len) or difflib.get_close_matches(name, names, n=1)

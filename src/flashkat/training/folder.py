@@ -2,7 +2,6 @@
 
 import contextlib
 import csv
-import math
 import shutil
 from argparse import Namespace
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ import yaml
 from .. import checkpoints
 from ..arguments import DEFAULT_OUTPUT
 from ..errors import InputError
+from .logging import open_wandb
 
 __all__ = ["RunFolder"]
 
@@ -42,7 +42,7 @@ class RunFolder:
         if Path(args.experiment).is_absolute() or ".." in Path(args.experiment).parts:
             raise InputError(f"--experiment takes the name of a folder in {args.output}, not {args.experiment!r}")
         parent = Path(args.output)
-        self._rows, self._history = [dict(row) for row in history], args.checkpoint_hist
+        self._rows, self._history, self._metric = [dict(row) for row in history], args.checkpoint_hist, args.eval_metric
         continued = _continued(args)
         self._is_new, self._has_results = continued is None, False
         self._made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
@@ -56,14 +56,18 @@ class RunFolder:
                 self._take_best(Path(args.resume).parent)
         except OSError as error:
             raise InputError(f"cannot write to {self.path}: {error.strerror}") from error
-        # From best to worst, equal ones in their order.
-        self._ranked = [
-            (path, _metric(row)) for row in self._rows if (path := self._numbered(int(row["epoch"]))).is_file()
-        ]
-        self._ranked.sort(key=lambda item: -item[1])
+        self._ranked: list[tuple[Path, float]] = []
+        for row in self._rows:
+            if (path := self._numbered(int(row["epoch"]))).is_file():
+                self._rank(path, row)
         self._recoveries: list[Path] = sorted(
             self.path.glob("recovery-*.pth.tar"), key=lambda path: path.stat().st_mtime
         )
+        try:
+            self._log = open_wandb(args, self.path.name)
+        except BaseException:
+            self.discard_if_empty()
+            raise
 
     @staticmethod
     def _make(parent: Path, name: str) -> Path:
@@ -108,6 +112,7 @@ class RunFolder:
         self._has_results = True
         self._rows.append(row)
         self._write_summary()
+        self._log(row)
         draw_curves(self._rows, self.path / "curves.png")
 
     def _write_summary(self) -> None:
@@ -120,26 +125,34 @@ class RunFolder:
             writer.writerows(self._rows)
         partial.replace(self.path / "summary.csv")
 
-    def save(self, checkpoint: dict[str, Any], best: bool, metric: float = 0.0) -> None:
+    def save(self, checkpoint: dict[str, Any], row: dict[str, Any], best: bool) -> None:
         """Write an epoch's checkpoint as the last one, the best one where this is it, and among the best where it is.
 
         Args:
             checkpoint: with its ``epoch``.
+            row: of the summary, for its place among the best; an epoch that was not evaluated has none.
             best: whether it is better than all before.
-            metric: what checkpoints are ranked by, higher is better.
         """
         last, numbered = self.path / "last.pth.tar", self._numbered(checkpoint["epoch"])
         checkpoints.write(last, checkpoint)
         if best:
             _link(last, self.best_checkpoint)
-        self._ranked = [item for item in self._ranked if item[0] != numbered]
-        self._ranked.append((numbered, metric))
-        self._ranked.sort(key=lambda item: -item[1])
-        if (numbered, metric) in self._ranked[: self._history]:
+        self._rank(numbered, row)
+        if any(path == numbered for path, _ in self._ranked[: self._history]):
             _link(last, numbered)
         for path, _ in self._ranked[self._history :]:
             path.unlink(missing_ok=True)
         del self._ranked[self._history :]
+
+    def _rank(self, path: Path, row: dict[str, Any]) -> None:
+        """Give an epoch's checkpoint its place among the best, from best to worst; equal ones stay in their order."""
+        sign = -1.0 if self._metric == "loss" else 1.0
+        names = (f"{prefix}_{self._metric}" for prefix in ("eval", "eval_ema"))
+        scores = [sign * row[name] for name in names if name in row]
+        self._ranked = [item for item in self._ranked if item[0] != path]
+        if scores:
+            self._ranked.append((path, max(scores)))
+            self._ranked.sort(key=lambda item: -item[1])
 
     def save_recovery(self, checkpoint: dict[str, Any], epoch: int, update: int) -> None:
         """Write a checkpoint from within an epoch; the last two are kept."""
@@ -164,10 +177,6 @@ def _continued(args: Namespace) -> Path | None:
     return None if elsewhere and args.output != DEFAULT_OUTPUT else folder
 
 
-def _metric(row: dict[str, Any]) -> float:
-    return max(float(row[name]) for name in ("eval_top1", "eval_ema_top1") if name in row)
-
-
 def _link(source: Path, target: Path) -> None:
     """Let ``target`` be the file ``source`` too, at every moment a whole one, by a copy where there are no links."""
     partial = target.with_name(target.name + ".partial")
@@ -187,14 +196,13 @@ def draw_curves(rows: list[dict[str, Any]], path: Path) -> None:
     figure = Figure(figsize=(12, 3.5), layout="constrained")
     losses, accuracies, rates = figure.subplots(1, 3)
     for axes, title, names in (
-        (losses, "loss", [name for name in rows[-1] if name.endswith("loss")]),
-        (accuracies, "accuracy in %", [name for name in rows[-1] if "top" in name]),
+        (losses, "loss", [name for name in max(rows, key=len) if name.endswith("loss")]),
+        (accuracies, "accuracy in %", [name for name in max(rows, key=len) if "top" in name]),
         (rates, "learning rate", ["lr"]),
     ):
         for name in names:
-            axes.plot(
-                epochs, [row.get(name, math.nan) for row in rows], marker="." if len(rows) < 30 else "", label=name
-            )
+            known = [(epoch, row[name]) for epoch, row in zip(epochs, rows, strict=True) if name in row]
+            axes.plot(*zip(*known, strict=True), marker="." if len(rows) < 30 else "", label=name)
         axes.set(xlabel="epoch", title=title)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)

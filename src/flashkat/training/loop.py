@@ -9,19 +9,27 @@ from typing import Any
 
 import torch
 from timm.data import Mixup
+from timm.models import model_parameters
 from timm.utils import dispatch_clip_grad
 from torch import nn
 
 from .. import distributed
 from ..errors import DivergedError
-from ..evaluation import Meters, Metrics, evaluate
+from ..evaluation import Meters, Metrics, evaluate, with_views
 from ..sampling import start_epoch
+from .extras import distribute_norms, save_images, share_waited, synchronize
 from .folder import RunFolder
 from .parallel import synchronised
 from .progress import Progress
 from .state import TrainingState
 
-__all__ = ["TrainingState", "run_epochs"]
+__all__ = ["run_epochs"]
+
+_WAIT_WORTH_A_HINT = 0.1
+_WAIT_HINT = (
+    "Training waited for data {share:.0%} of that epoch: try more --workers, smaller image files or less augmentation; "
+    "--fake-data shows how fast it would go without waiting"
+)
 
 
 def run_epochs(
@@ -35,31 +43,51 @@ def run_epochs(
     progress: Progress,
     args: Namespace,
 ) -> None:
-    """Train and evaluate up to ``args.epochs`` epochs; after each, write the summary and the checkpoints.
+    """Train and evaluate up to ``state.epochs`` epochs; after each, write the summary and the checkpoints.
 
     Of several processes, all run this together, and the one with a folder writes.
     """
-    for epoch in range(state.epoch, args.epochs):
+    hint: str | None = _WAIT_HINT
+    for epoch in range(state.epoch, state.epochs):
         if not state.batch:
             state.lr = _scheduled_lr(state.optimizer)
+        if mixup is not None and args.mixup_off_epoch:
+            mixup.mixup_enabled = epoch < args.mixup_off_epoch
+        start = time.perf_counter()
         trained, rate = _train_epoch(state, train_loader, loss_function, mixup, precision, folder, progress, args)
-        evaluated = {"state_dict": evaluate(state.model, val_loader, precision)}
-        if state.ema is not None:
-            evaluated["state_dict_ema"] = evaluate(state.ema.module, val_loader, precision)
-        _check_finite(evaluated["state_dict"].loss, f"after epoch {epoch + 1}")
-        metric = max(metrics.top1 for metrics in evaluated.values())
-        is_best = _update_best(state, evaluated)
+        wait = share_waited(train_loader, time.perf_counter() - start)
+        models, evaluated = _models_to_evaluate(state, args), {}
+        for model in models.values():
+            distribute_norms(model, args)
+        if (epoch + 1) % args.val_interval == 0 or epoch + 1 == state.epochs:
+            evaluated = {
+                name: evaluate(with_views(model, args.tta), val_loader, precision) for name, model in models.items()
+            }
+            _check_finite(evaluated["state_dict"].loss, f"after epoch {epoch + 1}")
+        is_best = bool(evaluated) and _update_best(state, evaluated, args.eval_metric)
         if state.scheduler is not None:
-            state.scheduler.step(epoch + 1, evaluated["state_dict"].top1)
+            metric = getattr(evaluated["state_dict"], args.eval_metric) if evaluated else state.best.get("metric")
+            state.scheduler.step(epoch + 1, metric)
 
-        row = _summary_row(epoch, trained, evaluated, state.lr, rate)
+        row = _summary_row(epoch, trained, evaluated, state.lr, rate, wait)
         state.epoch, state.batch, state.meters = epoch + 1, 0, Meters()
         state.history = [*state.history, row]
         checkpoint = state.checkpoint(args)
         if folder is not None:
-            folder.save(checkpoint, is_best, metric)
+            folder.save(checkpoint, row, is_best)
             folder.record(row)
-        progress.say(_epoch_line(row, args.epochs, is_best))
+        progress.say(_epoch_line(row, state.epochs, is_best))
+        if hint and wait is not None and wait > _WAIT_WORTH_A_HINT:
+            progress.say(hint.format(share=wait))
+            hint = None
+
+
+def _models_to_evaluate(state: TrainingState, args: Namespace) -> dict[str, nn.Module]:
+    """The model and, where it can be evaluated, the average of its weights, by their names in a checkpoint."""
+    models = {"state_dict": state.model}
+    if state.ema is not None and not args.model_ema_force_cpu:
+        models["state_dict_ema"] = state.ema.module
+    return models
 
 
 def _train_epoch(
@@ -92,6 +120,8 @@ def _train_epoch(
         if is_update:
             _update(state, args)
             updates += 1
+            if args.synchronize_step:
+                synchronize(images.device)
         # Mixed targets count as the class they hold most of.
         state.meters.update(output, target.argmax(1) if target.ndim == 2 else target, loss)
         state.batch = index + 1
@@ -102,6 +132,8 @@ def _train_epoch(
         rate = images_seen * distributed.size() / (time.perf_counter() - start)
         progress.batch(state.epoch, index, metrics, rate)
         if metrics is not None:
+            if args.save_images and folder is not None:
+                save_images(images, folder.path / f"train-batch-{state.epoch}-{index}.jpg")
             _check_finite(metrics.loss, f"in epoch {state.epoch + 1}, batch {index + 1}")
         if is_update and args.recovery_interval and updates % args.recovery_interval == 0:
             checkpoint = state.checkpoint(args)
@@ -112,7 +144,7 @@ def _train_epoch(
 
 def _scheduled_lr(optimizer: torch.optim.Optimizer) -> float:
     """The learning rate of the schedule, whatever a group's scale of it."""
-    group = optimizer.param_groups[0]
+    group = max(optimizer.param_groups, key=lambda group: group.get("lr_scale", 1.0))
     return group["lr"] / (group.get("lr_scale") or 1.0)
 
 
@@ -126,7 +158,8 @@ def _check_finite(loss: float, when: str) -> None:
 def _update(state: TrainingState, args: Namespace) -> None:
     if args.clip_grad is not None:
         state.scaler.unscale_(state.optimizer)
-        parameters = [parameter for group in state.optimizer.param_groups for parameter in group["params"]]
+        # timm leaves the head out of agc.
+        parameters = model_parameters(state.model, exclude_head=args.clip_mode == "agc")
         dispatch_clip_grad(parameters, args.clip_grad, args.clip_mode)
     state.scaler.step(state.optimizer)
     state.scaler.update()
@@ -138,16 +171,20 @@ def _update(state: TrainingState, args: Namespace) -> None:
         state.scheduler.step_update(state.updates)
 
 
-def _update_best(state: TrainingState, evaluated: dict[str, Metrics]) -> bool:
-    """Remember the best top-1 so far and which weights had it, the model's own or their average."""
-    weights, metrics = max(evaluated.items(), key=lambda item: item[1].top1)
-    if state.best and metrics.top1 <= state.best["metric"]:
+def _update_best(state: TrainingState, evaluated: dict[str, Metrics], name: str) -> bool:
+    """Remember the best value of a metric so far and which weights had it, the model's own or their average."""
+    sign = -1 if name == "loss" else 1
+    weights, metrics = max(evaluated.items(), key=lambda item: sign * getattr(item[1], name))
+    metric = getattr(metrics, name)
+    if state.best and sign * metric <= sign * state.best["metric"]:
         return False
-    state.best = {"metric": metrics.top1, "weights": weights}
+    state.best = {"metric": metric, "weights": weights}
     return True
 
 
-def _summary_row(epoch: int, trained: Metrics, evaluated: dict[str, Metrics], lr: float, rate: float) -> dict[str, Any]:
+def _summary_row(
+    epoch: int, trained: Metrics, evaluated: dict[str, Metrics], lr: float, rate: float, wait: float | None
+) -> dict[str, Any]:
     row: dict[str, Any] = {"epoch": epoch, "train_loss": trained.loss}
     for weights, metrics in evaluated.items():
         prefix = "eval_ema" if weights == "state_dict_ema" else "eval"
@@ -156,13 +193,17 @@ def _summary_row(epoch: int, trained: Metrics, evaluated: dict[str, Metrics], lr
             f"{prefix}_top1": round(metrics.top1, 4),
             f"{prefix}_top5": round(metrics.top5, 4),
         }
-    return row | {"lr": lr, "images_per_second": round(rate, 1)}
+    row |= {"lr": lr, "images_per_second": round(rate, 1)}
+    return row if wait is None else row | {"data_wait": round(wait, 4)}
 
 
 def _epoch_line(row: dict[str, Any], epochs: int, is_best: bool) -> str:
-    average = f"  EMA top-1 {row['eval_ema_top1']:.2f}%" if "eval_ema_top1" in row else ""
-    return (
-        f"Epoch {row['epoch'] + 1}/{epochs}  train loss {row['train_loss']:.4f}  eval loss {row['eval_loss']:.4f}  "
-        f"top-1 {row['eval_top1']:.2f}%  top-5 {row['eval_top5']:.2f}%{average}  lr {row['lr']:.2e}  "
-        f"{row['images_per_second']:.0f} images/s{'  best' if is_best else ''}"
-    )
+    line = f"Epoch {row['epoch'] + 1}/{epochs}  train loss {row['train_loss']:.4f}  "
+    if "eval_loss" in row:
+        line += f"eval loss {row['eval_loss']:.4f}  top-1 {row['eval_top1']:.2f}%  top-5 {row['eval_top5']:.2f}%  "
+    if "eval_ema_top1" in row:
+        line += f"EMA top-1 {row['eval_ema_top1']:.2f}%  "
+    line += f"lr {row['lr']:.2e}  {row['images_per_second']:.0f} images/s"
+    if "data_wait" in row:
+        line += f"  data wait {row['data_wait']:.0%}"
+    return line + ("  best" if is_best else "")

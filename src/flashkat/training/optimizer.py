@@ -32,7 +32,7 @@ def create_optimizer(model: nn.Module, args: Namespace) -> torch.optim.Optimizer
         nearest = difflib.get_close_matches(name, list_optimizers(), n=1)
         hint = f"did you mean {nearest[0]!r}?" if nearest else "timm.optim.list_optimizers() has them all"
         raise InputError(f"no optimiser {args.opt!r}: {hint}")
-    options = optimizer_kwargs(args)
+    options = {**optimizer_kwargs(args), **args.opt_kwargs}
     if args.rational_lr_scale != 1 or args.rational_weight_decay is not None:
         options["param_group_fn"] = lambda model: parameter_groups(model, args)
     with explain(f"cannot make the optimiser {args.opt}"):
@@ -46,14 +46,14 @@ def parameter_groups(model: nn.Module, args: Namespace) -> list[dict[str, Any]]:
     save for those that the model's ``no_weight_decay`` names.
     """
     spared: set[str] = getattr(model, "no_weight_decay", set)()
-    if getattr(args, "layer_decay", None) is not None:
-        optional = {
-            name: value
-            for name, flag in (("min_scale", "layer_decay_min_scale"), ("no_opt_scale", "layer_decay_no_opt_scale"))
-            if (value := getattr(args, flag, None)) is not None
-        }
+    if args.layer_decay is not None:
         groups = param_groups_layer_decay(
-            model, args.weight_decay, no_weight_decay_list=spared, layer_decay=args.layer_decay, **optional
+            model,
+            args.weight_decay,
+            no_weight_decay_list=spared,
+            layer_decay=args.layer_decay,
+            min_scale=args.layer_decay_min_scale,
+            no_opt_scale=args.layer_decay_no_opt_scale,
         )
     else:
         groups = param_groups_weight_decay(model, args.weight_decay, no_weight_decay_list=spared)

@@ -1,23 +1,24 @@
-"""What training calls in place of the plain model: the same model, replicated, sharded or compiled.
+"""What training calls in place of the plain model: the same model, replicated or sharded over the processes.
 
 The plain model stays the one that is saved, averaged and evaluated, so that no wrapper's prefix gets into a checkpoint.
 """
 
 import warnings
-from argparse import Namespace
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from timm.layers import convert_sync_batchnorm
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from .. import distributed
-from ..errors import InputError, explain
+from ..errors import InputError
 
-__all__ = ["full", "like", "shard", "synchronised", "wrap"]
+__all__ = ["full", "like", "shard", "synchronised", "with_common_norms", "wrap"]
 
 
 def shard(model: nn.Module) -> None:
@@ -33,25 +34,25 @@ def shard(model: nn.Module) -> None:
     fully_shard(model)
 
 
-def wrap(model: nn.Module, args: Namespace, device: torch.device) -> nn.Module:
-    """The module that training calls for a model on ``device``: as ``--torchcompile`` and the processes ask for.
+def with_common_norms(model: nn.Module, device: torch.device) -> nn.Module:
+    """The model with batch norms whose statistics are over all processes.
 
     Raises:
-        InputError: it cannot be compiled so.
+        InputError: it has such norms, on a CPU.
     """
-    if args.torchcompile and args.batch_size == 1 and args.grad_accum_steps > 1:
-        # With one image the gradients of a ViT's position embedding and class token share memory when compiled
-        # (seen with torch 2.15), and the second batch's are added to both.
-        raise InputError("--torchcompile with batches of one image cannot accumulate gradients: give -b 2 or more")
-    trained: Any = model
-    if distributed.size() > 1 and not isinstance(model, FSDPModule):
-        # Of coefficients that all groups share: one row, whose stride is nobody's business.
-        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
-        trained = DistributedDataParallel(model, device_ids=None if device.type == "cpu" else [device])
-    if args.torchcompile:
-        with explain(f"cannot compile for --torchcompile {args.torchcompile}"):
-            trained = torch.compile(trained, backend=args.torchcompile)
-    return trained
+    if device.type == "cpu" and any(isinstance(module, _BatchNorm) for module in model.modules()):
+        raise InputError("--sync-bn works on GPUs: leave it out; --dist-bn averages the running statistics")
+    return convert_sync_batchnorm(model)
+
+
+def wrap(model: nn.Module, device: torch.device, broadcast_buffers: bool = True) -> nn.Module:
+    """The module that training calls for a model on ``device``, so that gradients are averaged over the processes."""
+    if distributed.size() == 1 or isinstance(model, FSDPModule):
+        return model
+    # Of coefficients that all groups share: one row, whose stride is nobody's business.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+    devices = None if device.type == "cpu" else [device]
+    return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=broadcast_buffers)
 
 
 def synchronised(trained: Any, now: bool) -> AbstractContextManager:

@@ -12,6 +12,7 @@ from torch import nn
 from .. import checkpoints, distributed
 from ..errors import InputError, explain
 from ..evaluation import Meters
+from ..names import compare, describe, rename_rationals
 from ..randomness import random_state, set_random_state
 from .parallel import full, like
 
@@ -22,9 +23,9 @@ __all__ = ["TrainingState", "load_resumed_weights", "read_resumed"]
 class TrainingState:
     """Everything that training changes; random numbers are the process's own, and are saved with it.
 
-    ``epoch`` is the epoch being trained, or to be trained next, ``batch`` how many of its batches are done, ``lr`` the
-    learning rate that it began with, and ``meters`` what its batches have added up to. The order of images follows from
-    the seed, the epoch and the batch.
+    ``epochs`` is where it ends. ``epoch`` is the epoch being trained, or to be trained next, ``batch`` how many of its
+    batches are done, ``lr`` the learning rate that it began with, and ``meters`` what its batches have added up to. The
+    order of images follows from the seed, the epoch and the batch.
     """
 
     model: nn.Module
@@ -33,6 +34,7 @@ class TrainingState:
     scaler: torch.amp.GradScaler
     ema: ModelEmaV3 | None
     classes: list[str]
+    epochs: int
     trained: Any = None
     epoch: int = 0
     batch: int = 0
@@ -75,47 +77,60 @@ class TrainingState:
             "best": self.best,
             "history": self.history,
             "scheduler": _scheduler_state(self.scheduler),
+            "ema": _ema_state(self.ema),
             "processes": distributed.gather({"random": random_state(), "sums": self.meters.sums()}),
         }
         return checkpoint
 
-    def restore(self, checkpoint: dict[str, Any], args: Namespace, updates_per_epoch: int) -> None:
-        """Continue from a checkpoint of ours, or of timm's after a whole epoch; weights are loaded already.
+    def start(self, checkpoint: dict[str, Any], args: Namespace, updates_per_epoch: int) -> None:
+        """Begin at ``--start-epoch``, or where a checkpoint of ours, or of timm's after a whole epoch, left.
 
         Flags win over the checkpoint where they say how to go on: epochs, the learning rate and its schedule.
 
         Args:
-            checkpoint: as :func:`read_resumed` gives it.
+            checkpoint: as :func:`read_resumed` gives it, an empty one for a new run; its weights are loaded already.
             args: ``resume`` names it; ``no_resume_opt`` leaves out the optimiser's and the scaler's state.
-            updates_per_epoch: for checkpoints that do not say how many updates were made.
+            updates_per_epoch: for epochs that nobody has counted the updates of.
 
         Raises:
             InputError: the optimiser is another one, or the epochs are all done.
         """
-        run = checkpoint.get("run", {})
-        with explain(f"cannot continue from {args.resume}"):
-            self.epoch = run.get("epoch", checkpoint["epoch"] + 1)
-            self.batch = run.get("batch", 0)
-            self.updates = run.get("updates", self.epoch * updates_per_epoch)
-            self.lr = run.get("lr", self.lr)
-            self.history = run.get("history", [])
-            self.best = run.get("best", {})
-            if self.epoch >= args.epochs:
-                raise InputError(f"{args.resume} has all of its {self.epoch} epochs: give more --epochs to go on")
-            if not args.no_resume_opt:
-                self._restore_optimizer(checkpoint, args)
-            if self.scheduler is not None:
-                _set_schedule(self.scheduler, run.get("scheduler", {}), self.epoch, self.updates)
-            processes = run.get("processes", [])
-            if len(processes) == distributed.size():
-                own = processes[distributed.rank()]
-                set_random_state(own["random"])
-                self.meters.add(own["sums"])
-            elif self.batch:
-                raise InputError(
-                    f"{args.resume} is from the middle of an epoch of {len(processes)} processes, which other numbers "
-                    "of processes cannot finish: resume from last.pth.tar"
-                )
+        run: dict[str, Any] = checkpoint.get("run", {})
+        if checkpoint:
+            with explain(f"cannot continue from {args.resume}"):
+                self._restore(checkpoint, run, args, updates_per_epoch)
+        if args.start_epoch is not None:
+            self.epoch, self.batch, self.meters = args.start_epoch, 0, Meters()
+            self.updates = self.epoch * updates_per_epoch
+        if self.epoch >= self.epochs:
+            if args.start_epoch is not None:
+                raise InputError(f"--start-epoch {self.epoch} is after the last of {self.epochs} epochs")
+            raise InputError(f"{args.resume} has all of its {self.epoch} epochs: give more --epochs to go on")
+        if self.scheduler is not None and (checkpoint or self.epoch):
+            _set_schedule(self.scheduler, run.get("scheduler", {}), self.epoch, self.updates)
+
+    def _restore(
+        self, checkpoint: dict[str, Any], run: dict[str, Any], args: Namespace, updates_per_epoch: int
+    ) -> None:
+        self.epoch = run.get("epoch", checkpoint["epoch"] + 1)
+        self.batch = run.get("batch", 0)
+        self.updates = run.get("updates", self.epoch * updates_per_epoch)
+        self.lr = run.get("lr", self.lr)
+        self.history = run.get("history", [])
+        self.best = run.get("best", {})
+        if not args.no_resume_opt:
+            self._restore_optimizer(checkpoint, args)
+        _set_ema_state(self.ema, run.get("ema", {}))
+        processes = run.get("processes", [])
+        if len(processes) == distributed.size():
+            own = processes[distributed.rank()]
+            set_random_state(own["random"])
+            self.meters.add(own["sums"])
+        elif self.batch and args.start_epoch is None:
+            raise InputError(
+                f"{args.resume} is from the middle of an epoch of {len(processes)} processes, which other numbers "
+                "of processes cannot finish: resume from last.pth.tar"
+            )
 
     def _restore_optimizer(self, checkpoint: dict[str, Any], args: Namespace) -> None:
         saved = checkpoint.get("args", {}).get("opt", args.opt)
@@ -153,30 +168,46 @@ def load_resumed_weights(model: nn.Module, checkpoint: dict[str, Any], args: Nam
     """Load a resumed checkpoint's weights, or their average if there is one, into a model that is not sharded yet.
 
     Raises:
-        InputError: they are of another architecture.
+        InputError: they are of another architecture, or of this one in another size.
     """
     if not checkpoint or (use_ema and "state_dict_ema" not in checkpoint):
         return
-    arch = checkpoint.get("arch", args.model)
-    try:
-        checkpoints.load_weights(model, checkpoints.weights(checkpoint, use_ema), args.resume)
-    except InputError as error:
-        if arch == args.model:
-            raise
-        raise InputError(f"{args.resume} is of a run of {arch}, not {args.model}: give --model {arch}") from error
+    arch, own = checkpoint.get("arch", args.model), model.state_dict()
+    state = rename_rationals(checkpoints.weights(checkpoint, use_ema), own.keys())
+    # Whatever can be made to fit is another model to the optimiser.
+    differences = describe(compare(own, state))
+    if differences and arch != args.model:
+        raise InputError(f"{args.resume} is of a run of {arch}, not {args.model}: give --model {arch}")
+    if differences:
+        raise InputError(f"{args.resume} is of a run of another model than the flags ask for: {differences}")
+    model.load_state_dict(state)
 
 
-def _scheduler_state(scheduler: Scheduler | None) -> dict[str, Any]:
+def _ema_state(ema: ModelEmaV3 | None) -> dict[str, Any]:
+    """What an average has beside its weights: newer timm rounds those in bfloat16 by random numbers of its own."""
+    generator = getattr(ema, "_sr_generator", None)
+    return {} if generator is None else {"random": generator.get_state()}
+
+
+def _set_ema_state(ema: ModelEmaV3 | None, state: dict[str, Any]) -> None:
+    generator = getattr(ema, "_sr_generator", None)
+    if generator is not None and "random" in state:
+        generator.set_state(state["random"])
+
+
+def _scheduler_state(scheduler: Any) -> dict[str, Any]:
     """What a schedule remembers. Those of timm are functions of the epoch or update, but for the one on plateaus."""
     plateau = getattr(scheduler, "lr_scheduler", None)
-    return {} if plateau is None else plateau.state_dict()
+    return {} if plateau is None else {"plateau": plateau.state_dict(), "without_noise": scheduler.restore_lr}
 
 
 def _set_schedule(scheduler: Any, state: dict[str, Any], epoch: int, updates: int) -> None:
-    if hasattr(scheduler, "lr_scheduler"):
+    if not hasattr(scheduler, "lr_scheduler"):
+        scheduler.step(epoch)
+        scheduler.step_update(updates)
+    elif state:
         # Stepping would count an epoch twice; the rate itself comes with the optimiser's state.
-        if state:
-            scheduler.lr_scheduler.load_state_dict(state)
-        return
-    scheduler.step(epoch)
-    scheduler.step_update(updates)
+        scheduler.lr_scheduler.load_state_dict(state["plateau"])
+        scheduler.restore_lr = state["without_noise"]
+    else:
+        scheduler.step(epoch)
