@@ -2,12 +2,14 @@
 
 import contextlib
 import importlib.util
+import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
-__all__ = ["DivergedError", "InputError", "explain", "is_installed", "require", "require_package"]
+__all__ = ["DivergedError", "InputError", "check_writable", "explain", "is_installed", "require", "require_package"]
 
 
 class InputError(ValueError):
@@ -34,6 +36,16 @@ def explain(what: str, hint: str = "") -> Iterator[None]:
     except Exception as error:
         reason = str(error).strip().split("\n")[0] or "no reason given"
         raise InputError(f"{what}: {reason}{hint}") from error
+
+
+def check_writable(path: Path) -> None:
+    """Raise InputError unless a file can be written under this name."""
+    if path.is_dir():
+        raise InputError(f"cannot write {path}: it is a folder")
+    if not path.parent.is_dir():
+        raise InputError(f"no folder {path.parent} to write {path.name} to")
+    if not os.access(path.parent, os.W_OK):
+        raise InputError(f"cannot write to {path.parent}: permission denied")
 
 
 def is_installed(module: str) -> bool:
