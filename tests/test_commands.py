@@ -122,10 +122,14 @@ def test_recipes_say_what_they_need(recipe, command, torchrun):
     done = command("bash", recipe, PYTHON=str(torchrun[0]))
     assert done.returncode != 0
     assert "set DATA_PATH to the data set" in done.stderr
-    if "vitft" in recipe.stem:
-        done = command("bash", recipe, PYTHON=str(torchrun[0]), DATA_PATH="data")
-        assert done.returncode != 0
-        assert "set VIT_WEIGHTS" in done.stderr
+
+
+@pytest.mark.parametrize("recipe", [path for path in RECIPES if "vitft" in path.stem], ids=lambda path: path.stem)
+def test_recipes_from_a_vit_take_googles_by_default(recipe, command, torchrun):
+    python, called = torchrun
+    assert command("bash", recipe, DATA_PATH="data", PYTHON=str(python)).returncode == 0
+    name = Path(parse(called()[6:]).pretrained_path).name
+    assert name.startswith({"tiny": "Ti_16-i21k", "small": "S_16-i21k", "base": "B_16-i21k"}[recipe.stem.split("_")[2]])
 
 
 def test_train_and_validate_are_doors(command, images, tmp_path):

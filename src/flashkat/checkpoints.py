@@ -20,7 +20,7 @@ from timm.models import adapt_input_conv, clean_state_dict
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
-from .errors import InputError, explain
+from .errors import InputError, check_writable, explain
 from .names import compare, describe, from_google, rational_names, rename_rationals
 
 if TYPE_CHECKING:
@@ -148,12 +148,7 @@ def check_output(path: Path) -> None:
     """Raise InputError unless weights can be written to a file of this name."""
     if not path.name.endswith(_SUFFIXES):
         raise InputError(f"cannot write {path}: give a name that ends in {', '.join(_SUFFIXES)}")
-    if path.is_dir():
-        raise InputError(f"cannot write {path}: it is a folder")
-    if not path.parent.is_dir():
-        raise InputError(f"no folder {path.parent} to write {path.name} to")
-    if not os.access(path.parent, os.W_OK):
-        raise InputError(f"cannot write to {path.parent}: permission denied")
+    check_writable(path)
 
 
 def weights(checkpoint: dict[str, Any], use_ema: bool | None = False) -> dict[str, Tensor]:

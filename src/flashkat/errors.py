@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -13,6 +14,7 @@ import torch.distributed as dist
 __all__ = [
     "DivergedError",
     "InputError",
+    "check_writable",
     "explain",
     "is_installed",
     "launched_processes",
@@ -49,6 +51,16 @@ def explain(what: str, hint: str = "") -> Iterator[None]:
     except Exception as error:
         reason = str(error).strip().split("\n")[0] or "no reason given"
         raise InputError(f"{what}: {reason}{hint}") from error
+
+
+def check_writable(path: Path) -> None:
+    """Raise InputError unless a file can be written under this name."""
+    if path.is_dir():
+        raise InputError(f"cannot write {path}: it is a folder")
+    if not path.parent.is_dir():
+        raise InputError(f"no folder {path.parent} to write {path.name} to")
+    if not os.access(path.parent, os.W_OK):
+        raise InputError(f"cannot write to {path.parent}: permission denied")
 
 
 def is_installed(module: str) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from . import checkpoints, distributed
 from .arguments import DEFAULT_MODEL
 from .errors import InputError
-from .models import create_model, names_weights
+from .models import create_model
 from .sampling import own_images
 
 __all__ = ["Metrics", "autocast", "data_config", "evaluate", "model_arguments", "model_from_checkpoint", "with_views"]
@@ -163,9 +163,8 @@ def model_from_checkpoint(
 ) -> tuple[nn.Module, dict[str, Any]]:
     """The model that ``args`` name, with the weights of ``args.checkpoint``, and what else that file says.
 
-    What the arguments leave open (model, its arguments, image size, classes) is taken from the checkpoint. A name that
-    says where its weights are (``hf_hub:OWNER/NAME``, ``local-dir:FOLDER``, or with a tag, NAME.TAG) comes with them
-    unless there is a checkpoint. What ``--partial`` leaves out is told through ``say``.
+    What the arguments leave open (model, its arguments, image size, classes) is taken from the checkpoint. Without one
+    the model comes with its published weights, as in timm. What ``--partial`` leaves out is told through ``say``.
     """
     if args.use_ema and not args.checkpoint:
         raise InputError("--use-ema needs a --checkpoint to take the averaged weights from")
@@ -193,7 +192,7 @@ def model_from_checkpoint(
                 setattr(args, name, trained.get(name))
     if args.num_classes is None and "head.bias" in state:
         args.num_classes = len(state["head.bias"])
-    args.pretrained = not args.checkpoint and (args.pretrained or names_weights(args.model))
+    args.pretrained = not args.checkpoint
     model = create_model(args.model, **model_arguments(args))
     if args.checkpoint:
         left = checkpoints.load_weights(model, state, args.checkpoint, partial=args.partial)

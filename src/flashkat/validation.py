@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from . import distributed
 from .data import evaluation_loader, open_dataset
-from .errors import InputError, explain
+from .errors import InputError, check_writable, explain
 from .evaluation import Meters, autocast, data_config, evaluate, model_from_checkpoint, with_views
 from .runtime import compile_in_place, place, prepare_process
 
@@ -45,7 +45,7 @@ def run_validation(args: Namespace, say: Say) -> dict[str, Any] | list[dict[str,
         if jobs is not None:
             args.results_file = args.results_file or "results-all.csv"
         if args.results_file:
-            _check_writable(args.results_file)
+            check_writable(Path(args.results_file))
         results: Any = (
             _validate_with_retries(args, device, say) if jobs is None else _validate_all(args, device, jobs, say)
         )
@@ -75,11 +75,11 @@ def _jobs(args: Namespace) -> list[dict[str, str]] | None:
         names = [line.strip() for line in Path(args.model).read_text().splitlines()]
         names = [name for name in names if name and not name.startswith("#")]
     elif args.model == "all" or any(sign in args.model for sign in "*?["):
-        names = timm.list_models(_ALL if args.model == "all" else args.model, pretrained=args.pretrained)
+        names = timm.list_models(_ALL if args.model == "all" else args.model, pretrained=not args.checkpoint)
     else:
         return None
     if not names:
-        weights = " that have published weights" if args.pretrained else ""
+        weights = "" if args.checkpoint else " that have published weights"
         raise InputError(f"--model {args.model} names no models{weights}")
     return [{"model": name} for name in names]
 
@@ -133,6 +133,8 @@ def validate(args: Namespace, device: torch.device, say: Say) -> dict[str, Any]:
     say(f"Validating in {precision}...")
     if args.checkpoint:
         say(f"Loaded state_dict{'_ema' if args.use_ema else ''} from checkpoint '{args.checkpoint}'")
+        if checkpoint.get("metric_weights") == "state_dict_ema" and not args.use_ema:
+            say(f"Its metric, {checkpoint.get('metric')}, is of the averaged weights: --use-ema evaluates these")
     parameters = sum(parameter.numel() for parameter in model.parameters())
     say(f"Model {args.model} created, param count: {parameters}")
     say("Data processing configuration for current model + dataset:")
@@ -232,12 +234,6 @@ def write_results(path: str, results: dict[str, Any] | list[dict[str, Any]], for
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-
-
-def _check_writable(path: str) -> None:
-    parent = Path(path).parent
-    if not parent.is_dir():
-        raise InputError(f"no folder {parent} to write the results to")
 
 
 def result_text(result: dict[str, Any] | list[dict[str, Any]]) -> str:

@@ -11,7 +11,7 @@ from timm.models import _hub
 
 from flashkat import names
 from flashkat.errors import InputError
-from flashkat.models import create_model, names_weights
+from flashkat.models import create_model
 
 TAGGED = [
     f"{prefix}_{size}{suffix}_patch16_224{tag}"
@@ -184,17 +184,3 @@ def test_weights_that_cannot_be_had_are_explained_in_one_line(name, hub):
         create_model(name, pretrained=True, **({} if ":" in name else SMALL))
     assert str(caught.value).startswith(f"cannot create {name} with pretrained=True")
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("name", "says"),
-    [
-        ("kat_tiny_patch16_224", False),
-        ("kat_tiny_patch16_224.vitft", True),
-        ("hf_hub:adamdad/kat_tiny_patch16_224", True),
-        ("hf-hub:adamdad/kat_tiny_patch16_224", True),
-        ("local-dir:folder", True),
-    ],
-)
-def test_names_that_say_which_weights_are_meant(name, says):
-    assert names_weights(name) == says

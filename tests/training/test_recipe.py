@@ -111,6 +111,13 @@ def test_pretrained_is_asked_of_timm(args, monkeypatch):
     assert "pretrained" not in asked
 
 
+def test_pretrained_from_a_path_downloads_nothing(args, tmp_path):
+    source = build_model(args())
+    torch.save(source.state_dict(), tmp_path / "weights.pth")
+    model = build_model(args("--pretrained-path", tmp_path / "weights.pth", "--pretrained"))
+    torch.testing.assert_close(model.state_dict(), source.state_dict(), rtol=0, atol=0)
+
+
 # --- optimiser --------------------------------------------------------------------------------------------------------
 
 
@@ -178,7 +185,8 @@ BASE = ["--lr", 1.0, "--warmup-epochs", 0, "--epochs", 6]
     ("flags", "expected"),
     [
         (["--sched", "step", "--decay-epochs", 2, "--decay-rate", 0.5], [1, 1, 0.5, 0.5, 0.25, 0.25]),
-        (["--sched", "multistep", "--decay-milestones", 1, 4, "--dr", 0.5], [1, 0.5, 0.5, 0.5, 0.25, 0.25]),
+        # The epochs of milestones count from 1 in timm.
+        (["--sched", "multistep", "--decay-milestones", 2, 5, "--dr", 0.5], [1, 0.5, 0.5, 0.5, 0.25, 0.25]),
         (["--sched", "poly", "--decay-rate", 1], [1 - epoch / 6 for epoch in range(6)]),
         (["--sched", "poly", "--decay-rate", 1, "--cooldown-epochs", 2], [*(1 - e / 6 for e in range(6)), 0, 0]),
         (

@@ -119,7 +119,11 @@ def add_model(parser: argparse.ArgumentParser, model_default: str | None) -> arg
     group.add_argument(
         "-m", "--model", default=model_default, metavar="NAME", help=f"name in timm's registry (default: {shown})"
     )
-    group.add_argument("--pretrained", action="store_true", help="start from the model's published weights")
+    group.add_argument(
+        "--pretrained",
+        action="store_true",
+        help="published weights; validate takes them without being told, where there is no --checkpoint",
+    )
     group.add_argument(
         "--num-classes", type=positive, metavar="N", help="number of classes (default: as many as the data set lists)"
     )

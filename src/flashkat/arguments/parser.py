@@ -116,7 +116,7 @@ class Parser(argparse.ArgumentParser):
             if isinstance(action, KeyValues):
                 if not isinstance(value, dict):
                     raise argparse.ArgumentTypeError(f"takes names and values, not {value!r}")
-                action.check(value)
+                action.check(value, self)
                 return value
             if action.nargs == 0:
                 if not isinstance(value, bool):
@@ -141,10 +141,10 @@ class KeyValues(argparse.Action):
 
     flags: ClassVar[dict[str, str]] = {}
 
-    def check(self, keys: Iterable[str]) -> None:
-        """Raise ArgumentTypeError for a key that a flag sets."""
+    def check(self, keys: Iterable[str], parser: argparse.ArgumentParser) -> None:
+        """Raise ArgumentTypeError for a key that a flag of the parser sets."""
         for key in keys:
-            if key in self.flags:
+            if self.flags.get(key) in parser._option_string_actions:
                 raise argparse.ArgumentTypeError(f"cannot set {key}: use {self.flags[key]}")
 
     def __call__(self, parser, namespace, values, option_string=None):
@@ -158,7 +158,7 @@ class KeyValues(argparse.Action):
             except (ValueError, SyntaxError):
                 pairs[key] = text
         try:
-            self.check(pairs)
+            self.check(pairs, parser)
         except argparse.ArgumentTypeError as error:
             raise argparse.ArgumentError(self, str(error)) from error
         setattr(namespace, self.dest, pairs)

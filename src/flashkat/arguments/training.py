@@ -72,7 +72,6 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     group = add_model(parser, DEFAULT_MODEL)
     group.add_argument(
         "--pretrained-path",
-        default="",
         metavar="FILE",
         help="weights to start from, of a KAT or a ViT; head, position and patch embeddings are adapted",
     )
@@ -217,7 +216,7 @@ def _add_schedule(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[90, 180, 270],
         metavar="N",
-        help="epochs at which multistep decays (default: 90 180 270)",
+        help="epochs, counted from 1, at which multistep decays (default: 90 180 270)",
     )
     group.add_argument("--decay-epochs", type=size, metavar="N", help="epochs between decays of step (default: 90)")
     group.add_argument(

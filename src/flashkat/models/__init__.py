@@ -1,6 +1,6 @@
 """Kolmogorov-Arnold Transformers in timm's model registry."""
 
-from .factory import create_model, names_weights
+from .factory import create_model
 from .kat import KolmogorovArnoldTransformer
 
-__all__ = ["KolmogorovArnoldTransformer", "create_model", "names_weights"]
+__all__ = ["KolmogorovArnoldTransformer", "create_model"]

@@ -8,15 +8,10 @@ from torch import nn
 
 from ..errors import InputError, explain
 
-__all__ = ["create_model", "names_weights"]
+__all__ = ["create_model"]
 
 # What timm takes before a model's name; the rest is a repository on the Hugging Face Hub, or a folder.
 _SOURCES = ("hf_hub:", "hf-hub:", "local-dir:")
-
-
-def names_weights(name: str) -> bool:
-    """Whether a model's name says which weights are meant: by a tag, or by where they are."""
-    return name.startswith(_SOURCES) or "." in name
 
 
 def create_model(name: str, **kwargs: Any) -> nn.Module:

@@ -35,6 +35,8 @@ def build_model(args: Namespace, say: Callable[[str], None] = lambda line: None)
         "drop_rate": args.drop or None,
         "drop_path_rate": args.drop_path,
     }
+    if args.pretrained_path:  # in place of the published weights
+        kwargs["pretrained"] = None
     model: Any = create_model(args.model, **kwargs)
     for path in filter(None, (args.pretrained_path, args.initial_checkpoint)):
         for note in checkpoints.start_from(model, path, partial=args.partial):
