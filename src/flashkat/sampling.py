@@ -118,7 +118,8 @@ def start_epoch(loader: Any, epoch: int, batch: int) -> bool:
         order.start(epoch, batch)
         return True
     # Of loaders that are timm's as they are, what draws the order is told: a sampler, or a data set that is streamed.
-    for part in (order, getattr(loader, "dataset", None)):
+    parts: tuple[Any, ...] = (order, getattr(loader, "dataset", None))
+    for part in parts:
         if hasattr(part, "set_epoch"):
             part.set_epoch(epoch)
     return batch == 0

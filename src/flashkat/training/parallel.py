@@ -51,6 +51,8 @@ def wrap(model: nn.Module, device: torch.device, broadcast_buffers: bool = True)
         return model
     # Of coefficients that all groups share: one row, whose stride is nobody's business.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+    # Newer PyTorch has another name for it, which older has not.
+    warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
     devices = None if device.type == "cpu" else [device]
     return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=broadcast_buffers)
 
