@@ -98,6 +98,7 @@ def _build_state(
     resumed: dict[str, Any],
 ) -> TrainingState:
     """The state at the start of the run, or where ``resumed`` left it; the random states of this process with it."""
+    _check_parallel(args, device)
     args.lr = args.lr or scaled_lr(args, distributed.size())
     if args.sync_bn and distributed.size() > 1:
         model = with_common_norms(model, device)
@@ -107,8 +108,6 @@ def _build_state(
         ema = ModelEmaV3(model, decay=args.model_ema_decay, use_warmup=args.model_ema_warmup, device=on)
         load_resumed_weights(ema.module, resumed, args, use_ema=True)
     if args.fsdp:
-        if args.model_ema_force_cpu and device.type != "cpu":
-            raise InputError("--fsdp keeps a share of the average on each GPU: leave out --model-ema-force-cpu")
         shard(model)
         if ema is not None:
             shard(ema.module)
@@ -131,3 +130,15 @@ def _build_state(
     random_seed(args.seed, distributed.rank())
     state.start(resumed, args, updates_per_epoch)
     return state
+
+
+def _check_parallel(args: Namespace, device: torch.device) -> None:
+    """Raise InputError for ways to train that do not go together."""
+    if args.fsdp and args.model_ema_force_cpu and device.type != "cpu":
+        raise InputError("--fsdp keeps a share of the average on each GPU: leave out --model-ema-force-cpu")
+    if args.fsdp and args.clip_grad is not None and args.clip_mode == "agc":
+        raise InputError("--clip-mode agc needs whole weights, which --fsdp shards: take another mode")
+    if args.torchcompile and args.batch_size == 1:
+        # The gradients of a ViT's position embedding and class token would share memory (seen with torch 2.15), and
+        # whatever is done to the one, adding the next batch's or clipping, is done to both.
+        raise InputError("--torchcompile trains on batches of two images or more: give -b 2")
