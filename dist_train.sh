@@ -7,6 +7,5 @@ if ! [[ ${1:-} =~ ^[1-9][0-9]*$ ]]; then
 fi
 processes=$1
 shift
-# torchrun, by way of the Python that will train.
-exec "${PYTHON:-python}" -m torch.distributed.run --standalone --nproc-per-node "$processes" \
-    "$(dirname "$0")/train.py" "$@"
+export PYTHONPATH="$(cd "$(dirname "$0")" && pwd)/src${PYTHONPATH:+:$PYTHONPATH}"
+exec "${PYTHON:-python}" -m flashkat.launch "$processes" "$@"

@@ -1,13 +1,17 @@
 """Two real processes through torchrun on CPUs, against one."""
 
+import json
 import os
-import re
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
+from flashkat import launch as launcher
 from flashkat.cli import main
 
 # Nothing random but the order of images, which is the same for all numbers of processes; and an optimiser that does
@@ -19,17 +23,36 @@ FLAGS += ["--no-aug", "--model-ema", "--model-ema-decay", 0.9, "--model-ema-warm
 TIMES = ("images_per_second", "data_wait")
 
 
-def launch(*argv, timeout=300):
-    """The command in two processes, as torchrun starts it."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "flashkat"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+ROOT = Path(__file__).parents[2]
+
+
+def started(*command):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHON": sys.executable}
     return subprocess.run(
-        [*command, *map(str, argv)], env=environment, capture_output=True, text=True, timeout=timeout, check=False
+        [str(word) for word in command], env=environment, capture_output=True, text=True, timeout=300, check=False
     )
 
 
-def own_lines(stderr):
-    return [line for line in stderr.splitlines() if line.startswith("flashkat ") and "error" in line]
+def launch(*argv):
+    """The command in two processes, as torchrun starts it."""
+    return started(
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, "-m", "flashkat", *argv
+    )
+
+
+@pytest.fixture
+def refused(tiny, tmp_path):
+    """Training by dist_train.sh, which does not start; the one line that says why."""
+
+    def run(data, *flags):
+        output = ("--output", tmp_path / "output")
+        done = started("bash", ROOT / "dist_train.sh", 2, data, *tiny, *FLAGS, *output, *flags)
+        assert done.returncode == 2, done.stderr
+        assert done.stderr.count("\n") == 1
+        assert not (tmp_path / "output").exists()
+        return done.stderr.removeprefix("flashkat train: error: ")
+
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -130,36 +153,59 @@ def test_resumed_in_the_middle_of_an_epoch(trained, summary_of):
     assert first == second
 
 
-def test_validation_counts_every_image_once(alone, images, capsys):
+def test_validation_counts_every_image_once(alone, images, tmp_path, capsys):
+    results = tmp_path / "results.json"
     argv = ["validate", images, "--checkpoint", alone / "last.pth.tar", "-j", 0, "--device", "cpu", "-b", 2]
+    argv += ["--results-file", results, "--results-format", "json"]
     capsys.readouterr()
     assert main([str(argument) for argument in argv]) == 0
     expected = capsys.readouterr().out
     done = launch(*argv)
     assert done.returncode == 0, done.stderr
     assert done.stdout == expected
+    assert json.loads(results.read_text())["top1"] == json.loads(expected.removeprefix("--result\n"))["top1"]
     assert done.stderr.count("Validating in float32") == 1
 
 
-def test_too_many_processes_for_the_data(images, tiny, tmp_path):
-    done = launch("train", images, *tiny, *FLAGS, "-b", 9, "--output", tmp_path / "output")
-    assert done.returncode != 0
-    assert own_lines(done.stderr) == [
-        f"flashkat train: error: {images}/train has 16 images, fewer than a batch of 9 for each of 2 processes: "
-        "give a smaller --batch-size or fewer processes"
-    ]
-    assert re.search(r"exitcode +: 2 ", done.stderr)
-    assert not (tmp_path / "output").exists()
+def test_too_many_processes_for_the_data(images, refused):
+    assert refused(images, "-b", 9) == (
+        f"{images}/train has 16 images, fewer than a batch of 9 for each of 2 processes: "
+        "give a smaller --batch-size or fewer processes\n"
+    )
 
 
-def test_an_error_of_one_process_ends_all(write_images, tiny, tmp_path):
+def test_a_mistake_in_the_flags_is_said_once(images, refused):
+    assert refused(images, "--epohcs", 3).startswith("unknown argument --epohcs, did you mean --epochs;")
+
+
+def test_an_error_of_one_process_ends_all(write_images, refused, tmp_path):
     data = write_images(tmp_path / "data", val=3)
     # In the share of the second process.
     (data / "val" / "dark" / "1.png").write_bytes(b"no image")
-    done = launch("train", data, *tiny, *FLAGS, "-b", 2, "--output", tmp_path / "output")
-    assert done.returncode != 0
-    assert len(own_lines(done.stderr)) == 1
-    assert f"cannot decode the image {data / 'val' / 'dark' / '1.png'}" in done.stderr
+    assert refused(data, "-b", 2).startswith(f"cannot decode the image {data / 'val' / 'dark' / '1.png'}: ")
+
+
+def test_the_first_process_alone_finds_that_it_cannot_write(images, refused, tmp_path):
+    (tmp_path / "file").write_text("precious")
+    assert refused(images, "-b", 2, "--output", tmp_path / "file" / "runs").startswith("cannot write to ")
+    assert (tmp_path / "file").read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    ("codes", "status", "line"),
+    [
+        ({0: 1, 1: 2}, 2, ""),
+        ({0: -signal.SIGTERM, 1: 1}, 1, ""),
+        ({0: -signal.SIGTERM, 1: -signal.SIGKILL}, 137, "flashkat train: error: process 1 was ended by SIGKILL\n"),
+    ],
+)
+def test_exit_status(monkeypatch, capsys, codes, status, line):
+    def fail(args):
+        raise ChildFailedError("train", {rank: ProcessFailure(rank, 1, code, "") for rank, code in codes.items()})
+
+    monkeypatch.setattr(torch.distributed.run, "run", fail)
+    assert launcher.launch(2, ["data"]) == status
+    assert capsys.readouterr().err == line
 
 
 @pytest.mark.gpu

@@ -72,8 +72,16 @@ def assert_equal(folder, other, name="last"):
             "--torchcompile",
             "aot_eager",
         ],
+        [
+            *("--model-dtype", "bfloat16", *AVERAGED, "--opt", "lookahead_adamw", "--lr", 1e-2, "--layer-decay", 0.7),
+            *("--channels-last", "--no-prefetcher", "--reprob", 0.5, "--lr-noise", 0.1),
+        ],
+        [
+            *("--aug-splits", 2, "--jsd-loss", "--reprob", 0.5, "--opt", "adamw", "--lr", 1e-2),
+            *("--val-interval", 2, "--eval-metric", "loss", "--tta", 2),
+        ],
     ],
-    ids=["all that is random", "loader processes", "scaled loss", "plateau"],
+    ids=["all that is random", "loader processes", "scaled loss", "plateau", "low precision", "views"],
 )
 def test_two_epochs_and_two_are_four(train, flags):
     flags = ["--epochs", 4, "--warmup-epochs", 1, *flags]
@@ -124,6 +132,17 @@ def test_more_epochs_than_planned(train):
     # The schedule is that of the flags.
     assert [row["lr"] for row in rows_of(longer)] == [row["lr"] for row in rows_of(straight)]
     assert len(rows_of(short)) == 1
+
+
+def test_start_epoch(train):
+    """It wins over the checkpoint, whose epoch ends there."""
+    flags = ["--epochs", 3, "--opt", "adamw", "--lr", 1e-3, "--recovery-interval", 1]
+    straight = train(*flags, experiment="straight")
+    recovery = straight / "recovery-2-2.pth.tar"
+    again = train(*flags, "--resume", recovery, "--start-epoch", 1, experiment="again")
+    last = torch.load(again / "last.pth.tar", weights_only=True)["run"]
+    assert (last["epoch"], last["updates"]) == (3, 12)
+    assert [row["epoch"] for row in rows_of(again)] == ["0", "1", "1", "2"]
 
 
 def test_without_the_state_of_the_optimiser(train):

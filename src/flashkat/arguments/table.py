@@ -25,7 +25,12 @@ What differs from timm:
 - `--bce-loss` is used without label smoothing and mixing too, where timm falls back to cross-entropy.
 - `--epoch-repeats` repeats every kind of data set; `--tta` computes the views (timm expects a loader that makes them).
 - `--log-wandb` without wandb is an error; timm trains on with a warning.
-- `--fake-data`, and `--tta` of `flashkat validate`, are ours.
+- Each image's augmentation is drawn from the seed, the epoch and its place in the order, so that `--workers` and
+  `--worker-seeding` do not matter to it, but for streamed data and `--use-multi-epochs-loader`.
+- `--recovery-interval` counts updates from the beginning of an epoch; the last two recovery checkpoints are kept.
+- `--sync-bn` on CPUs is an error where the model has batch norms, as PyTorch has none of these for CPUs.
+- `--fake-data`, `--fsdp`, `--rational-lr-scale`, `--rational-weight-decay`, and `--tta` of `flashkat validate`, are
+  ours.
 """
 
 
