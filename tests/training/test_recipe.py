@@ -12,7 +12,15 @@ from timm.loss import SoftTargetCrossEntropy
 from timm.optim import create_optimizer_v2
 
 from flashkat.errors import InputError
-from flashkat.training.recipe import build_loss, build_mixup, build_model, build_schedule, optimizer_options, scaled_lr
+from flashkat.training.recipe import (
+    average_notes,
+    build_loss,
+    build_mixup,
+    build_model,
+    build_schedule,
+    optimizer_options,
+    scaled_lr,
+)
 
 TINY = ["--img-size", 8, "--model-kwargs", "patch_size=4", "embed_dim=16", "depth=2", "num_heads=2"]
 
@@ -115,6 +123,15 @@ def test_pretrained_from_a_path_downloads_nothing(args, tmp_path):
     torch.save(source.state_dict(), tmp_path / "weights.pth")
     model = build_model(args("--pretrained-path", tmp_path / "weights.pth", "--pretrained"))
     torch.testing.assert_close(model.state_dict(), source.state_dict(), rtol=0, atol=0)
+
+
+def test_an_average_that_remembers_the_start_is_noted(args):
+    slow = ["--model-ema", "--model-ema-decay", 0.999]
+    (note,) = average_notes(args(*slow), 100)
+    assert "will be 90% those at the start: try --model-ema-warmup" in note
+    assert not average_notes(args(*slow), 10_000)
+    assert not average_notes(args(*slow, "--model-ema-warmup"), 100)
+    assert not average_notes(args(), 100)
 
 
 # --- optimiser --------------------------------------------------------------------------------------------------------

@@ -18,7 +18,15 @@ from .folder import RunFolder
 from .logging import check_wandb
 from .loop import TrainingState, run_epochs
 from .progress import open_progress
-from .recipe import build_loss, build_mixup, build_model, build_schedule, optimizer_options, scaled_lr
+from .recipe import (
+    average_notes,
+    build_loss,
+    build_mixup,
+    build_model,
+    build_schedule,
+    optimizer_options,
+    scaled_lr,
+)
 
 __all__ = ["train"]
 
@@ -59,7 +67,8 @@ def train(args: Namespace) -> Path:
                 f"{args.model}: {parameters:,} parameters on {device}, lr {args.lr:.3g}, writing {folder.path}"
             )
             progress.say(f"{len(train_set)} training and {len(val_set)} evaluation images, {args.num_classes} classes")
-            for note in notes:
+            updates = state.epochs * -(-len(train_loader) // args.grad_accum_steps)
+            for note in (*notes, *average_notes(args, updates)):
                 progress.say(note)
             run_epochs(
                 state, train_loader, val_loader, loss_function, mixup, autocast(args, device), folder, progress, args
