@@ -107,6 +107,10 @@ class Stream(IterableImageDataset):
         super().__init__(None, reader=dataset.reader)
         self.source = source
 
+    def set_loader_cfg(self, num_workers: int | None = None) -> None:
+        """Tell the reader how many processes read; one at least, without which timm 1.0.29 counts no samples."""
+        super().set_loader_cfg(num_workers=max(1, num_workers or 1))
+
     @property
     def classes(self) -> list[str]:
         """Class names, where a class map or the data set lists them."""

@@ -103,6 +103,15 @@ def test_start_in_part(args, tmp_path):
     assert "fits in part: 1 missing (norm.bias)" in notes[0]
 
 
+def test_start_from_an_npz_that_lacks_a_key(args, tmp_path):
+    source = timm.create_model("vit_tiny_patch16_224", img_size=8, patch_size=4, embed_dim=16, depth=2, num_heads=2)
+    arrays = google_arrays(source)
+    del arrays["Transformer/encoderblock_1/MlpBlock_3/Dense_0/kernel"]
+    np.savez(tmp_path / "vit.npz", **arrays)
+    with pytest.raises(InputError, match=r"1 missing \(Transformer/encoderblock_1/MlpBlock_3/Dense_0/kernel\)"):
+        build_model(args("--initial-checkpoint", tmp_path / "vit.npz"))
+
+
 def test_start_from_nowhere(args):
     with pytest.raises(InputError, match="no checkpoint at nowhere"):
         build_model(args("--pretrained-path", "nowhere.pth"))
