@@ -110,7 +110,7 @@ def test_recipes(recipe, command, torchrun):
     assert (args.batch_size, args.opt, args.lr, args.weight_decay) == (128, "adamw", 1e-3, 0.05)
     assert (args.mixup, args.cutmix, args.smoothing, args.aa) == (0.8, 1.0, 0.1, "rand-m9-mstd0.5")
     assert (args.drop_path, args.epochs) == (0.4 if size == "base" else 0.1, 3)
-    assert args.model_ema_decay == 0.9999
+    assert (args.model_ema, args.model_ema_decay, args.model_ema_warmup) == (True, 0.9999, True)
     assert args.pretrained_path == ("vit.npz" if "vitft" in recipe.stem else None)
 
 

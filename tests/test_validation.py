@@ -167,6 +167,17 @@ def test_valid_labels_that_are_not(validate, tmp_path, text, words):
     assert words in validate("--checkpoint", checkpoint, "--valid-labels", tmp_path / "labels.txt", status=2)
 
 
+@pytest.mark.parametrize(
+    ("average", "expected"), [("macro", (4.0, 20.0, 6.6667)), ("micro", (20.0,) * 3), ("weighted", (4.0, 20.0, 6.6667))]
+)
+def test_averages_over_classes(validate, tmp_path, average, expected):
+    # Always class 2 of five: a precision of 1 in 5 and a recall of 1 for it, none for the others.
+    checkpoint = weights(tmp_path / "weights.pth", answer=2)
+    result, err = validate("--checkpoint", checkpoint, "--metrics-avg", average)
+    assert tuple(result[f"{average}_{name}"] for name in ("precision", "recall", "f1_score")) == expected
+    assert f"Acc@5 100.000 (0.000) | Precision({average}) {expected[0]:.3f} | Recall({average}) 20.000 | F1" in err
+
+
 # --- how it is run ----------------------------------------------------------------------------------------------------
 
 

@@ -66,9 +66,14 @@ class ImageFolder(ImageDataset):
                 image = Image.open(file).convert(self.input_img_mode)
         # Damaged files make Pillow raise almost anything, a SyntaxError for a broken PNG among them.
         except Exception as error:
-            name = self.filename(index, absolute=True) or f"number {index} of {self.source}"
-            raise InputError(f"cannot decode the image {name}: replace or remove it") from error
-        return self.transform(image), target
+            raise InputError(f"cannot decode the image {self._name(index)}: replace or remove it") from error
+        try:
+            return self.transform(image), target
+        except Exception as error:
+            raise InputError(f"cannot augment the image {self._name(index)}: {error}") from error
+
+    def _name(self, index: int) -> str:
+        return self.filename(index, absolute=True) or f"number {index} of {self.source}"
 
     @property
     def classes(self) -> list[str]:
@@ -91,10 +96,9 @@ class TorchImages(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> tuple[Any, int]:
         try:
             image, target = self.dataset[index]
-            image = image.convert(self.mode)
+            return self.transform(image.convert(self.mode)), target
         except Exception as error:
             raise InputError(f"cannot read image number {index} of {self.source}: {error}") from error
-        return self.transform(image), target
 
 
 class Stream(IterableImageDataset):
@@ -103,6 +107,10 @@ class Stream(IterableImageDataset):
     def __init__(self, dataset: IterableImageDataset, source: str) -> None:
         super().__init__(None, reader=dataset.reader)
         self.source = source
+
+    def set_loader_cfg(self, num_workers: int | None = None) -> None:
+        """Tell the reader how many processes read; one at least, without which timm 1.0.29 counts no samples."""
+        super().set_loader_cfg(num_workers=max(1, num_workers or 1))
 
     @property
     def classes(self) -> list[str]:

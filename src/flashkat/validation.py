@@ -4,20 +4,20 @@ import csv
 import json
 import time
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 from timm.data import RealLabelsImagenet
-from timm.utils import AverageMeter, check_batch_size_retry, decay_batch_step
+from timm.utils import AverageMeter, check_batch_size_retry, decay_batch_step, random_seed
 from timm.utils.misc import natural_key
 from torch import Tensor, nn
 
 from . import distributed
 from .data import evaluation_loader, open_dataset
-from .errors import InputError, check_writable, explain
+from .errors import InputError, check_writable, explain, require
 from .evaluation import Meters, autocast, data_config, evaluate, model_from_checkpoint, with_views
 from .runtime import compile_in_place, place, prepare_process
 
@@ -37,6 +37,9 @@ def run_validation(args: Namespace, say: Say) -> dict[str, Any] | list[dict[str,
     Under torchrun each process evaluates a share; all return the same, and the first one says the lines and writes.
     """
     prepare_process(args)
+    if args.metrics_avg:
+        require("sklearn", extra="training")
+    random_seed(args.seed)
     with distributed.joined(args.device) as device:
         _check_processes(args)
         is_primary = distributed.is_primary()
@@ -56,7 +59,12 @@ def run_validation(args: Namespace, say: Say) -> dict[str, Any] | list[dict[str,
 
 def _check_processes(args: Namespace) -> None:
     """Raise InputError for what one process alone can do."""
-    given = {"--num-gpu": args.num_gpu > 1, "--retry": args.retry, "--real-labels": args.real_labels}
+    given = {
+        "--num-gpu": args.num_gpu > 1,
+        "--retry": args.retry,
+        "--real-labels": args.real_labels,
+        "--metrics-avg": args.metrics_avg,
+    }
     wrong = [flag for flag, is_given in given.items() if is_given]
     if wrong and distributed.size() > 1:
         raise InputError(f"{wrong[0]} needs a process that sees all images: start without torchrun")
@@ -155,7 +163,9 @@ def validate(args: Namespace, device: torch.device, say: Say) -> dict[str, Any]:
     real_labels = _real_labels(args, dataset)
     if real_labels is not None:
         model.register_forward_hook(lambda module, images, output: real_labels.add_result(output))
-    metrics = evaluate(model, loader, autocast(args, device), report)
+    averages = _ClassAverages(args.metrics_avg, model) if args.metrics_avg else None
+    batches = averages.seeing(loader) if averages else loader
+    metrics = evaluate(model, batches, autocast(args, device), report)
     top1, top5 = metrics.top1, metrics.top5
     if real_labels is not None:
         top1, top5 = (real_labels.get_accuracy(k=k) for k in (1, 5))
@@ -165,16 +175,53 @@ def validate(args: Namespace, device: torch.device, say: Say) -> dict[str, Any]:
         "top1_err": round(100 - top1, 4),
         "top5": round(top5, 4),
         "top5_err": round(100 - top5, 4),
+        **(averages.result() if averages else {}),
         "param_count": round(parameters / 1e6, 2),
         "img_size": config["input_size"][-1],
         "crop_pct": config["crop_pct"],
         "interpolation": config["interpolation"],
     }
-    say(
+    line = (
         f" * Acc@1 {result['top1']:.3f} ({result['top1_err']:.3f}) "
         f"Acc@5 {result['top5']:.3f} ({result['top5_err']:.3f})"
     )
+    say(line + (averages.line() if averages else ""))
     return result
+
+
+class _ClassAverages:
+    """Precision, recall and F1 in percent, averaged over the classes as ``--metrics-avg`` asks."""
+
+    def __init__(self, average: str, model: nn.Module) -> None:
+        self._average = average
+        self._predicted: list[Tensor] = []
+        self._targets: list[Tensor] = []
+        model.register_forward_hook(lambda module, images, output: self._predicted.append(output.argmax(1).cpu()))
+
+    def seeing(self, loader: Any) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of a loader, whose targets are remembered."""
+        for images, target in loader:
+            self._targets.append(target.cpu())
+            yield images, target
+
+    def result(self) -> dict[str, float]:
+        """By timm's names."""
+        from sklearn.metrics import precision_recall_fscore_support
+
+        values = precision_recall_fscore_support(
+            torch.cat(self._targets), torch.cat(self._predicted), average=self._average, zero_division=0
+        )
+        names = ("precision", "recall", "f1_score")
+        return {
+            f"{self._average}_{name}": round(100 * float(value), 4)
+            for name, value in zip(names, values[:3], strict=True)
+        }
+
+    def line(self) -> str:
+        """The end of timm's last line."""
+        labels = ("Precision", "Recall", "F1-score")
+        values = self.result().values()
+        return "".join(f" | {label}({self._average}) {value:.3f}" for label, value in zip(labels, values, strict=True))
 
 
 class _Selected(nn.Module):

@@ -12,7 +12,7 @@ from timm.loss import SoftTargetCrossEntropy
 
 from flashkat.errors import InputError
 from flashkat.training.optimizer import create_optimizer
-from flashkat.training.recipe import build_loss, build_mixup, build_model, build_schedule, scaled_lr
+from flashkat.training.recipe import average_notes, build_loss, build_mixup, build_model, build_schedule, scaled_lr
 from flashkat.training.state import TrainingState
 
 TINY = ["--img-size", 8, "--model-kwargs", "patch_size=4", "embed_dim=16", "depth=2", "num_heads=2"]
@@ -96,6 +96,15 @@ def test_start_in_part(args, tmp_path):
     assert "fits in part: 1 missing (norm.bias)" in notes[0]
 
 
+def test_start_from_an_npz_that_lacks_a_key(args, tmp_path):
+    source = timm.create_model("vit_tiny_patch16_224", img_size=8, patch_size=4, embed_dim=16, depth=2, num_heads=2)
+    arrays = google_arrays(source)
+    del arrays["Transformer/encoderblock_1/MlpBlock_3/Dense_0/kernel"]
+    np.savez(tmp_path / "vit.npz", **arrays)
+    with pytest.raises(InputError, match=r"1 missing \(Transformer/encoderblock_1/MlpBlock_3/Dense_0/kernel\)"):
+        build_model(args("--initial-checkpoint", tmp_path / "vit.npz"))
+
+
 def test_start_from_nowhere(args):
     with pytest.raises(InputError, match="no checkpoint at nowhere"):
         build_model(args("--pretrained-path", "nowhere.pth"))
@@ -116,6 +125,15 @@ def test_pretrained_from_a_path_downloads_nothing(args, tmp_path):
     torch.save(source.state_dict(), tmp_path / "weights.pth")
     model = build_model(args("--pretrained-path", tmp_path / "weights.pth", "--pretrained"))
     torch.testing.assert_close(model.state_dict(), source.state_dict(), rtol=0, atol=0)
+
+
+def test_an_average_that_remembers_the_start_is_noted(args):
+    slow = ["--model-ema", "--model-ema-decay", 0.999]
+    (note,) = average_notes(args(*slow), 100)
+    assert "will be 90% those at the start: try --model-ema-warmup" in note
+    assert not average_notes(args(*slow), 10_000)
+    assert not average_notes(args(*slow, "--model-ema-warmup"), 100)
+    assert not average_notes(args(), 100)
 
 
 # --- optimiser --------------------------------------------------------------------------------------------------------

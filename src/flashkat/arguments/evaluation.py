@@ -3,7 +3,7 @@
 import argparse
 
 from .groups import add_config, add_data, add_data_dir, add_device, add_model
-from .parser import count, number, positive
+from .parser import count, number, positive, seed
 
 __all__ = ["add_evaluation", "add_validation_arguments"]
 
@@ -39,6 +39,12 @@ def add_validation_arguments(parser: argparse.ArgumentParser) -> None:
         "--real-labels", default="", metavar="FILE", help="JSON of ImageNet's reassessed labels to count by"
     )
     group.add_argument("--valid-labels", default="", metavar="FILE", help="indices of the outputs to count, one a line")
+    group.add_argument(
+        "--metrics-avg",
+        choices=["micro", "macro", "weighted"],
+        help="precision, recall and F1 too, averaged over the classes like this (needs scikit-learn)",
+    )
+    group.add_argument("--seed", type=seed, default=42, metavar="S", help="random seed (default: 42)")
     group.add_argument(
         "--num-gpu", type=positive, default=1, metavar="N", help="GPUs to spread batches over (default: 1)"
     )

@@ -24,13 +24,16 @@ What differs from timm:
   and erases afterwards. `--mixup-mode half` draws a share per image, as `elem`.
 - `--bce-loss` is used without label smoothing and mixing too, where timm falls back to cross-entropy.
 - `--epoch-repeats` repeats every kind of data set; `--tta` computes the views (timm expects a loader that makes them).
+- `--initial-checkpoint` takes averaged weights where there are any, as timm, and a ViT's or a KAT's weights for another
+  number of classes or image size, as `--pretrained-path`, which needs no `--pretrained` here. `--partial` takes what
+  fits of others.
 - `--log-wandb` without wandb is an error; timm trains on with a warning.
 - Each image's augmentation is drawn from the seed, the epoch and its place in the order, so that `--workers` and
   `--worker-seeding` do not matter to it, but for streamed data and `--use-multi-epochs-loader`.
 - `--recovery-interval` counts updates from the beginning of an epoch; the last two recovery checkpoints are kept.
 - `--sync-bn` on CPUs is an error where the model has batch norms, as PyTorch has none of these for CPUs.
-- `--fake-data`, `--fsdp`, `--rational-lr-scale`, `--rational-weight-decay`, and `--tta` of `flashkat validate`, are
-  ours.
+- `--fake-data`, `--fsdp`, `--partial`, `--rational-lr-scale`, `--rational-weight-decay`, and `--tta` of
+  `flashkat validate`, are ours.
 """
 
 
@@ -39,20 +42,26 @@ def table() -> str:
     parsers = {"train": Parser(), "validate": Parser()}
     add_training_arguments(parsers["train"])
     add_validation_arguments(parsers["validate"])
-    actions: dict[str, tuple[argparse.Action, list[str]]] = {}
+    found: dict[str, dict[str, list[str]]] = {}
     for command, parser in parsers.items():
         for action in parser._actions:
             if action.option_strings and action.dest != "help":
-                actions.setdefault(action.option_strings[-1].replace("_", "-"), (action, []))[1].append(command)
+                key = action.option_strings[-1].replace("_", "-")
+                found.setdefault(key, {}).setdefault(_row(action), []).append(command)
     lines = [_BEFORE, "## What there is", "", "| flag | command | what it does |", "| --- | --- | --- |"]
-    for action, commands in actions.values():
-        names = ", ".join(f"`{name}`" for name in action.option_strings)
-        values = f" {_metavar(action)}" if action.nargs != 0 else ""
-        where = "both" if len(commands) == 2 else commands[0]
-        lines.append(f"| {names}{values} | {where} | {action.help} |")
+    for rows in found.values():
+        for row, commands in rows.items():
+            lines.append(row.format("both" if len(commands) == 2 else commands[0]))
     lines += ["", "## What is left out", "", "| flag | why |", "| --- | --- |"]
     lines += [f"| `{name}` | {why.reason} |" for name, why in LEFT_OUT.items()]
     return "\n".join(lines) + "\n"
+
+
+def _row(action: argparse.Action) -> str:
+    """A flag's row, with a place for the commands that have it so."""
+    names = ", ".join(f"`{name}`" for name in action.option_strings)
+    values = f" {_metavar(action)}" if action.nargs != 0 else ""
+    return f"| {names}{values} | {{}} | {action.help} |"
 
 
 def _metavar(action: argparse.Action) -> str:

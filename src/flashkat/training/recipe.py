@@ -18,10 +18,13 @@ from ..errors import InputError, explain
 from ..evaluation import model_arguments
 from ..models import create_model
 
-__all__ = ["build_loss", "build_mixup", "build_model", "build_schedule", "scaled_lr"]
+__all__ = ["average_notes", "build_loss", "build_mixup", "build_model", "build_schedule", "scaled_lr"]
 
 # timm scales the learning rate with the square root of the batch for these, linearly for the others.
 _ADAPTIVE = ("ada", "lamb")
+
+# What the weights at the start may have of the average in the end.
+_WORTH_A_HINT = 0.01
 
 
 def build_model(args: Namespace, say: Callable[[str], None] = lambda line: None) -> Any:
@@ -46,6 +49,14 @@ def build_model(args: Namespace, say: Callable[[str], None] = lambda line: None)
         with explain(f"{args.model} has no gradient checkpointing"):
             model.set_grad_checkpointing()
     return model
+
+
+def average_notes(args: Namespace, updates: int) -> list[str]:
+    """A line where so many updates are too few for the average to forget the weights that training starts from."""
+    share = args.model_ema_decay**updates
+    if not args.model_ema or args.model_ema_warmup or share < _WORTH_A_HINT:
+        return []
+    return [f"The averaged weights will be {share:.0%} those at the start: try --model-ema-warmup, or a lower decay"]
 
 
 @torch.no_grad()

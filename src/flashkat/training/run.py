@@ -19,7 +19,7 @@ from .loop import run_epochs
 from .optimizer import create_optimizer
 from .parallel import shard, with_common_norms, wrap
 from .progress import open_progress
-from .recipe import build_loss, build_mixup, build_model, build_schedule, scaled_lr
+from .recipe import average_notes, build_loss, build_mixup, build_model, build_schedule, scaled_lr
 from .state import TrainingState, load_resumed_weights, read_resumed
 
 __all__ = ["train"]
@@ -77,7 +77,8 @@ def _train(args: Namespace, device: torch.device) -> Path | None:
             progress.say(f"{len(train_set)} training and {len(val_set)} evaluation images, {args.num_classes} classes")
             if resumed:
                 notes = [f"Continuing {args.resume} in epoch {state.epoch + 1}, after {state.updates} updates"]
-            for note in notes:
+            updates = state.epochs * -(-len(train_loader) // args.grad_accum_steps)
+            for note in (*notes, *average_notes(args, updates)):
                 progress.say(note)
             run_epochs(
                 state, train_loader, val_loader, loss_function, mixup, autocast(args, device), folder, progress, args
