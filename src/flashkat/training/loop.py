@@ -3,6 +3,7 @@
 import math
 import time
 from argparse import Namespace
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from itertools import islice
 from typing import Any
@@ -103,10 +104,9 @@ def _train_epoch(
     """What is left of an epoch; returns the whole epoch's average metrics on augmented images, and images/s."""
     state.model.train()
     batches, accumulated, updates = len(loader), args.grad_accum_steps, -(-state.batch // args.grad_accum_steps)
-    left = loader if start_epoch(loader, state.epoch, state.batch) else islice(loader, state.batch, None)
     images_seen, rate, start = 0, 0.0, time.perf_counter()
     state.optimizer.zero_grad()
-    for index, (images, target) in enumerate(left, start=state.batch):
+    for index, (images, target) in enumerate(_left(loader, state), start=state.batch):
         if mixup is not None:
             images, target = mixup(images, target)
         first_of_group = index - index % accumulated
@@ -140,6 +140,13 @@ def _train_epoch(
             if folder is not None:
                 folder.save_recovery(checkpoint, state.epoch, updates - 1)
     return state.meters.metrics(), rate
+
+
+def _left(loader: Any, state: TrainingState) -> Iterable[Any]:
+    """What is left of an epoch's batches."""
+    if state.batch == len(loader):
+        return ()  # of which older timm's loaders cannot make an empty pass
+    return loader if start_epoch(loader, state.epoch, state.batch) else islice(loader, state.batch, None)
 
 
 def _scheduled_lr(optimizer: torch.optim.Optimizer) -> float:
