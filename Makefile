@@ -11,7 +11,7 @@ DEMO_TRAINING := --model kat_tiny_patch16_224 --img-size 16 \
 	--epochs 60 --batch-size 64 --opt adamw --lr 3e-3 --weight-decay 0.3 --warmup-epochs 5 \
 	--scale 0.8 1 --ratio 0.9 1.1 --hflip 0 --color-jitter 0 --crop-pct 1 --workers 2
 
-.PHONY: demo test test-gpu test-wheel lint figures benchmarks benchmark-figures clean
+.PHONY: demo test test-gpu test-wheel lint flags figures benchmarks benchmark-figures clean
 
 # One thread computes: tensors this small gain nothing from a second one, and wait long for it on a busy machine.
 demo: $(READY)
@@ -43,6 +43,10 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# docs/flags.md, from the parsers.
+flags: $(READY)
+	$(BIN)/python -m flashkat.arguments.table > docs/flags.md
 
 # The README's pictures and numbers, from a fresh run of the demo.
 figures: demo

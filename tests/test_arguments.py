@@ -32,7 +32,7 @@ def long_flags(command):
         option
         for action in parser_of(command)._actions
         for option in action.option_strings
-        if option.startswith("--") and option != "--help"
+        if option.startswith("--") and option != "--help" and "_" not in option
     ]
 
 
@@ -101,7 +101,7 @@ def test_defaults_of_evaluation():
         assert args.model is None
         assert args.num_classes is None
         assert args.model_kwargs == {}
-        assert args.batch_size == 128
+        assert args.batch_size == 256
         assert not args.use_ema
     assert parse("validate", "data").log_freq == 10
 

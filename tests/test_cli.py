@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from foreign import google_arrays
 from PIL import Image
 
 from flashkat import checkpoints
@@ -379,6 +380,97 @@ def test_averaged_weights_that_are_not_there(refuse_to_read, reader, checkpoint)
 def test_checkpoint_without_weights(refuse_to_read, content, tmp_path):
     torch.save(content, tmp_path / "empty.pth")
     assert "holds no state_dict" in refuse_to_read("plot", tmp_path / "empty.pth")
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_npz_that_lacks_a_key(refuse_to_read, reader, tmp_path):
+    vit = timm.create_model("vit_tiny_patch16_224", img_size=8, num_classes=2, **KWARGS)
+    arrays = google_arrays(vit)
+    del arrays["Transformer/encoder_norm/bias"]
+    np.savez(tmp_path / "vit.npz", **arrays)
+    message = refuse_to_read(reader, tmp_path / "vit.npz", "--model", "vit_tiny_patch16_224", *TINY)
+    assert f"{tmp_path / 'vit.npz'} is not of one of Google's original ViTs: 1 missing" in message
+    assert "Transformer/encoder_norm/bias" in message
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_partial_loading_of_nothing(refuse_to_read, reader, tmp_path):
+    torch.save({"a": torch.ones(1)}, tmp_path / "other.pth")
+    assert "is of another model" in refuse_to_read(reader, tmp_path / "other.pth", "--partial", *KAT)
+
+
+# --- export -----------------------------------------------------------------------------------------------------------
+
+
+def test_export_of_a_checkpoint_of_another_architecture(refuse, vit_checkpoint):
+    assert "holds no rationals" in refuse("export", vit_checkpoint, "-o", "kat.pth")
+
+
+def test_export_to_an_unknown_format(refuse, checkpoint):
+    message = refuse("export", checkpoint, "-o", "kat.pth", "--format", "onnx")
+    assert "'onnx'" in message
+    assert "flashkat" in message
+
+
+@pytest.mark.parametrize(
+    ("output", "words"),
+    [
+        ("nowhere/kat.pth", "no folder nowhere to write kat.pth to"),
+        ("kat.onnx", "give a name that ends in .pth"),
+        ("kat", "give a name that ends in .pth"),
+        ("/dev/null/kat.pth", "no folder /dev/null"),
+        ("/proc/kat.pth", "/proc"),
+    ],
+)
+def test_export_that_cannot_be_written(refuse, checkpoint, output, words):
+    assert words in refuse("export", checkpoint, "-o", output)
+
+
+def test_export_to_a_folder_or_over_the_checkpoint(refuse, checkpoint, tmp_path):
+    (tmp_path / "kat.pth").mkdir()
+    assert "it is a folder" in refuse("export", checkpoint, "-o", tmp_path / "kat.pth")
+    before = checkpoint.read_bytes()
+    link = tmp_path / "link.pth.tar"
+    link.symlink_to(checkpoint)
+    for output in (checkpoint, link):
+        assert "is the checkpoint itself" in refuse("export", checkpoint, "-o", output)
+    assert checkpoint.read_bytes() == before
+
+
+def test_export_that_fails_halfway(refuse, checkpoint, monkeypatch, tmp_path):
+    (tmp_path / "work" / "kat.pth").write_bytes(b"what was there")
+
+    def full(state, file):
+        file.write(b"some")
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", full)
+        assert "No space left on device" in refuse("export", checkpoint, "-o", "kat.pth")
+    assert (tmp_path / "work" / "kat.pth").read_bytes() == b"what was there"
+
+
+def test_export_of_no_checkpoint(refuse, checkpoint, tmp_path):
+    assert "no checkpoint at" in refuse("export", tmp_path / "no.pth", "-o", "kat.pth")
+    assert "leave out --use-ema" in refuse("export", checkpoint, "-o", "kat.pth", "--use-ema")
+
+
+# --- flops ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["kat_tiny_patch16"], "did you mean 'kat_tiny_patch16_224'"),
+        (["test_resnet"], "test_resnet is no Vision Transformer"),
+        (["kat_tiny_patch16_224", "--model-kwargs", "den_groups=7"], "7 groups"),
+        (["kat_tiny_patch16_224", "--img-size", "0"], "--img-size"),
+        (["kat_tiny_patch16_224", "--model-kwargs", "img_size=8"], "use --img-size"),
+        (["local-dir:nowhere"], "nowhere"),
+    ],
+)
+def test_flops_of_what_cannot_be_made(refuse, argv, words):
+    assert words in refuse("flops", *argv)
 
 
 # --- flags ------------------------------------------------------------------------------------------------------------

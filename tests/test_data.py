@@ -38,6 +38,12 @@ def normalised(pixels):
     return torch.tensor(values.transpose(2, 0, 1), dtype=torch.float32)
 
 
+def loader_of(dataset, config, batch_size, workers, device=CPU, **more):
+    args = training_args()
+    vars(args).update(workers=workers, **more)
+    return evaluation_loader(dataset, config, args, device, batch_size)
+
+
 def training_args(*argv):
     parser = Parser(prog="flashkat train")
     add_training_arguments(parser)
@@ -165,7 +171,7 @@ def test_different_classes(tmp_path, train, val, words):
 def test_modes_and_sizes(tmp_path, mode, size):
     (tmp_path / "val" / "cat").mkdir(parents=True)
     Image.new(mode, size, 1).save(tmp_path / "val" / "cat" / ("0.jpg" if mode == "CMYK" else "0.png"))
-    (images, target), *rest = evaluation_loader(open_split(tmp_path, "val"), CONFIG, 4, 0, CPU)
+    (images, target), *rest = loader_of(open_split(tmp_path, "val"), CONFIG, 4, 0)
     assert not rest
     assert images.shape == (1, 3, 8, 8)
     assert images.dtype == torch.float32
@@ -192,7 +198,7 @@ def test_damaged_image_is_an_error_that_names_it(tmp_path, damage):
     broken.write_bytes({"text": b"not a picture", "empty": b"", "truncated": whole[: len(whole) // 2]}[damage])
     dataset = open_split(tmp_path, "val")
     with pytest.raises(InputError) as caught:
-        list(evaluation_loader(dataset, CONFIG, 2, 0, CPU))
+        list(loader_of(dataset, CONFIG, 2, 0))
     assert str(caught.value) == f"cannot decode the image {broken}: replace or remove it"
 
 
@@ -212,7 +218,7 @@ def test_an_image_that_vanished_is_an_error_that_names_it(tmp_path):
 def test_evaluation_sees_every_image_once_in_order(tmp_path, workers):
     pixels = write_classes(tmp_path / "val", ["cat", "dog", "emu"])
     dataset = open_split(tmp_path, "val")
-    loader = evaluation_loader(dataset, CONFIG, 4, workers, CPU)
+    loader = loader_of(dataset, CONFIG, 4, workers)
     batches = [(images.clone(), target.clone()) for images, target in loader]
     assert [len(target) for _, target in batches] == [4, 4, 1]
     assert len(loader) == 3
@@ -227,9 +233,9 @@ def test_evaluation_crops_the_centre(tmp_path):
     pixels[4:12, 4:12] = 255
     Image.fromarray(pixels).save(tmp_path / "val" / "cat" / "0.png")
     config = {**CONFIG, "crop_pct": 0.5, "mean": (0.0,) * 3, "std": (1.0,) * 3}
-    ((images, _),) = evaluation_loader(open_split(tmp_path, "val"), config, 1, 0, CPU)
+    ((images, _),) = loader_of(open_split(tmp_path, "val"), config, 1, 0)
     assert images.min() == 1
-    ((images, _),) = evaluation_loader(open_split(tmp_path, "val"), {**config, "crop_pct": 1.0}, 1, 0, CPU)
+    ((images, _),) = loader_of(open_split(tmp_path, "val"), {**config, "crop_pct": 1.0}, 1, 0)
     assert images[0, 0, 0, 0] == 0
 
 
@@ -239,7 +245,7 @@ def test_evaluation_resizes_as_told(tmp_path, name):
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8))
     image.save(tmp_path / "val" / "cat" / "0.png")
     config = {**CONFIG, "interpolation": name}
-    ((images, _),) = evaluation_loader(open_split(tmp_path, "val"), config, 1, 0, CPU)
+    ((images, _),) = loader_of(open_split(tmp_path, "val"), config, 1, 0)
     expected = image.resize((8, 8), Image.Resampling[name.upper()])
     torch.testing.assert_close(images[0], normalised(np.asarray(expected)))
 

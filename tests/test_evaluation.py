@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import timm
 import torch
+from foreign import google_arrays
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
+from flashkat import names
 from flashkat.cli import main
 from flashkat.evaluation import evaluate
 
@@ -238,7 +240,9 @@ def test_fewer_and_more_classes_are_refused(refused, images, trained, tmp_path):
     assert "2 from dark to light, not 3 from dark to middle" in refused(
         tmp_path, "--checkpoint", trained / "last.pth.tar"
     )
-    line = refused(images, "--model", MODEL, "--img-size", 8, *MODEL_KWARGS, "--num-classes", 5)
+    model = timm.create_model(MODEL, img_size=8, num_classes=5, **KWARGS)
+    torch.save(model.state_dict(), tmp_path / "weights.pth")
+    line = refused(images, "--checkpoint", tmp_path / "weights.pth", *config_flags())
     assert line.endswith("has 3 classes, the model has 5 outputs")
 
 
@@ -301,17 +305,17 @@ def test_flags_go_before_the_checkpoint(validate, images, trained):
     assert f"\tstd: {STD}" in lines
 
 
-def test_model_without_a_checkpoint(validate, images):
-    result, lines = validate(images, *config_flags(), "--num-classes", 3)
-    assert 0 <= result["top1"] <= 100
+def test_without_a_checkpoint_the_published_weights_are_taken(validate, images, monkeypatch):
+    create, asked = timm.create_model, {}
+
+    def offline(name, **kwargs):
+        asked.update(kwargs)
+        return create(name, **{**kwargs, "pretrained": False})
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    _, lines = validate(images, *config_flags(), "--num-classes", 3)
+    assert asked["pretrained"] is True
     assert not any(line.startswith("Loaded") for line in lines)
-
-
-def test_other_models_of_timm(validate, images):
-    result, _ = validate(
-        images, "--model", "vit_tiny_patch16_224", *MODEL_KWARGS, *config_flags(False), "--num-classes", 3
-    )
-    assert result["model"] == "vit_tiny_patch16_224"
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -415,3 +419,51 @@ def test_another_image_size_resamples_the_position_embedding(validate, images, t
 def test_weights_alone_need_a_model(refused, images, trained, tmp_path):
     torch.save(torch.load(trained / "last.pth.tar", weights_only=True)["state_dict"], tmp_path / "weights.pth")
     assert "give --model" in refused(images, "--checkpoint", tmp_path / "weights.pth")
+
+
+# --- checkpoints of others --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("style", ["kat", "flashkat"])
+def test_foreign_names(validate, images, trained, style, suffix, tmp_path):
+    state = torch.load(trained / "last.pth.tar", weights_only=True)["state_dict"]
+    theirs = names.export(state, style, "ours")
+    assert theirs.keys() != state.keys()
+    path = tmp_path / f"weights{suffix}"
+    save_file(theirs, path) if suffix == ".safetensors" else torch.save(theirs, path)
+    expected, _ = validate(images, "--checkpoint", trained / "last.pth.tar")
+    assert validate(images, "--checkpoint", path, *config_flags())[0] == expected
+
+
+def test_googles_vit(validate, refused, images, tmp_path):
+    torch.manual_seed(0)
+    vit = timm.create_model("vit_tiny_patch16_224", img_size=8, num_classes=3, **KWARGS)
+    np.savez(tmp_path / "vit.npz", **google_arrays(vit))
+    torch.save(vit.state_dict(), tmp_path / "vit.pth")
+    flags = ["--model", "vit_tiny_patch16_224", "--img-size", 8, *MODEL_KWARGS]
+    expected, _ = validate(images, "--checkpoint", tmp_path / "vit.pth", *flags)
+    assert validate(images, "--checkpoint", tmp_path / "vit.npz", *flags)[0] == expected
+    line = refused(images, "--checkpoint", tmp_path / "vit.npz", *config_flags())
+    assert "4 missing (blocks.0.mlp.act1.denominator, blocks.0.mlp.act1.numerator, ...)" in line
+
+
+def test_partial_checkpoint(validate, images, trained, tmp_path):
+    state = torch.load(trained / "last.pth.tar", weights_only=True)["state_dict"]
+    torch.save({**state, "extra": torch.ones(1)}, tmp_path / "more.pth")
+    expected, _ = validate(images, "--checkpoint", trained / "last.pth.tar")
+    result, lines = validate(images, "--checkpoint", tmp_path / "more.pth", "--partial", *config_flags())
+    assert result == expected
+    assert f"{tmp_path / 'more.pth'} fits in part: 1 unexpected (extra)" in lines
+
+
+def test_model_in_a_folder(validate, images, trained, tmp_path):
+    state = torch.load(trained / "last.pth.tar", weights_only=True)["state_dict"]
+    torch.save(names.export(state, "kat", "ours"), tmp_path / "pytorch_model.bin")
+    pretrained = {"num_classes": 3, "input_size": [3, 8, 8], "fixed_input_size": True, "crop_pct": 1.0}
+    pretrained |= {"interpolation": "bilinear", "mean": MEAN, "std": STD, "classifier": "head"}
+    config = {"architecture": MODEL, "num_classes": 3, "model_args": KWARGS, "pretrained_cfg": pretrained}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    expected, _ = validate(images, "--checkpoint", trained / "last.pth.tar")
+    result, _ = validate(images, "--model", f"local-dir:{tmp_path}")
+    assert {**result, "model": MODEL} == expected

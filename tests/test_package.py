@@ -12,7 +12,7 @@ import timm
 import flashkat
 from flashkat.cli import main
 
-COMMANDS = ["train", "validate", "plot", "data", "doctor"]
+COMMANDS = ["train", "validate", "plot", "export", "flops", "data", "doctor"]
 LIST_MODULES = "import sys, json; print(json.dumps(sorted(sys.modules)))"
 
 

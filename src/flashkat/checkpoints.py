@@ -3,6 +3,9 @@
 A checkpoint of a run has timm's layout: a dictionary with ``arch``, ``args``, ``epoch``, ``metric``, ``state_dict``,
 ``optimizer``, and where there are any ``amp_scaler`` and ``state_dict_ema``; ``classes`` names the outputs in order.
 Everything in it is a tensor, a number, a string, or a list or dictionary of them.
+
+Read are also bare state_dicts, those under ``model`` and ``model_ema`` as DeiT's code writes them, ``.safetensors``,
+and Google's ``.npz``. What the weights in them are called is the matter of :mod:`flashkat.names`.
 """
 
 import argparse
@@ -10,21 +13,28 @@ import os
 import pickle
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from timm.models import clean_state_dict
+from timm.models import adapt_input_conv, clean_state_dict
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
-from .errors import InputError
+from .errors import InputError, check_writable, explain
+from .names import compare, describe, from_google, rational_names, rename_rationals
 
-__all__ = ["load_weights", "read", "weights", "write"]
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = ["check_output", "fit", "load_weights", "read", "start_from", "weights", "write", "write_weights"]
 
 # timm's own checkpoints carry their arguments as a Namespace: a bag of names with no behaviour.
 _SAFE_GLOBALS: list[Any] = [argparse.Namespace]
 
 # What other programs write under these names may be anything.
 _ENTRIES: dict[Any, type] = {"arch": str, "args": dict, "classes": list, "epoch": int}
+
+_SUFFIXES = (".pth", ".pth.tar", ".pt", ".bin", ".safetensors")
 
 
 def write(path: Path, checkpoint: dict[str, Any]) -> None:
@@ -35,10 +45,11 @@ def write(path: Path, checkpoint: dict[str, Any]) -> None:
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read a ``.safetensors`` or PyTorch file to the CPU without running code.
+    """Read a PyTorch, ``.safetensors`` or ``.npz`` file to the CPU without running code.
 
     Raises:
-        InputError: the file is missing, truncated, no checkpoint, or would need to run code to load.
+        InputError: the file is missing, truncated, no checkpoint, or would need to run code to load; an ``.npz`` is
+            not of one of Google's original ViTs.
     """
     path = Path(path)
     if path.is_dir():
@@ -47,6 +58,8 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise InputError(f"no checkpoint at {path}")
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
+    if path.suffix == ".npz":
+        return {"state_dict": from_google(_read_npz(path), str(path))}
     try:
         with torch.serialization.safe_globals(_SAFE_GLOBALS), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickle protocols, beside the error that follows
@@ -95,11 +108,61 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} is truncated or damaged: copy or download it again") from error
 
 
-def weights(checkpoint: dict[str, Any], use_ema: bool = False) -> dict[str, Tensor]:
-    """The state_dict of a checkpoint, or the one of its exponential moving average."""
-    if use_ema and "state_dict_ema" not in checkpoint:
+def _read_npz(path: Path) -> "dict[str, np.ndarray]":
+    import numpy as np
+
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except Exception as error:  # damaged files make numpy and zipfile raise almost anything
+        if "Object arrays" in str(error):
+            raise InputError(f"{path} would need to run code to load, so it was not") from error
+        raise InputError(f"{path} is no .npz, or truncated or damaged: copy or download it again") from error
+
+
+def write_weights(path: Path, state: dict[str, Tensor]) -> None:
+    """Write a bare state_dict, as ``.safetensors`` or for ``torch.load`` by the suffix of ``path``.
+
+    Raises:
+        InputError: the suffix is none of a checkpoint's, or nothing can be written there; nothing is left then.
+    """
+    check_output(path)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with partial.open("wb") as file:
+            if path.suffix == ".safetensors":
+                from safetensors.torch import save
+
+                # Copies, because the format has no place for tensors that share memory.
+                copies = {name: value.clone(memory_format=torch.contiguous_format) for name, value in state.items()}
+                file.write(save(copies, {"format": "pt"}))
+            else:
+                torch.save(state, file)
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def check_output(path: Path) -> None:
+    """Raise InputError unless weights can be written to a file of this name."""
+    if not path.name.endswith(_SUFFIXES):
+        raise InputError(f"cannot write {path}: give a name that ends in {', '.join(_SUFFIXES)}")
+    check_writable(path)
+
+
+def weights(checkpoint: dict[str, Any], use_ema: bool | None = False) -> dict[str, Tensor]:
+    """The state_dict of a checkpoint, or the one of its exponential moving average; None takes that where there is one.
+
+    Raises:
+        InputError: there is none.
+    """
+    average = checkpoint.get("state_dict_ema", checkpoint.get("model_ema"))
+    if use_ema and average is None:
         raise InputError("the checkpoint holds no EMA weights: leave out --use-ema")
-    state = checkpoint.get("state_dict_ema") if use_ema else checkpoint.get("state_dict", checkpoint.get("model"))
+    if use_ema is None:
+        use_ema = average is not None
+    state = average if use_ema else checkpoint.get("state_dict", checkpoint.get("model"))
     state = checkpoint if state is None else state
     if (
         not isinstance(state, dict)
@@ -110,27 +173,94 @@ def weights(checkpoint: dict[str, Any], use_ema: bool = False) -> dict[str, Tens
     return clean_state_dict(state)
 
 
-def load_weights(model: nn.Module, state: dict[str, Tensor], name: str) -> None:
-    """Load a state_dict strictly.
+def fit(model: nn.Module, state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    """Weights in the names of a model, a Vision Transformer's also at its sizes of image and patches, by timm.
 
     Raises:
-        InputError: the weights are of another model; says what is missing, unexpected or of another shape.
+        InputError: position or patch embeddings that timm cannot resample.
+    """
+    state = rename_rationals(state, model.state_dict().keys())
+    if not isinstance(model, VisionTransformer):
+        return state
+    with explain(f"cannot fit {name} to {type(model).__name__}"):
+        return checkpoint_filter_fn(state, model)
+
+
+def load_weights(model: nn.Module, state: dict[str, Tensor], name: str, *, partial: bool = False) -> str:
+    """Load a state_dict, in any of the formats of :mod:`flashkat.names`.
+
+    Args:
+        model: what to load into.
+        state: as from :func:`weights`.
+        name: what to call the weights in errors.
+        partial: load what fits and leave the model's other weights as they are.
+
+    Returns:
+        What did not fit, in a line; empty if all did.
+
+    Raises:
+        InputError: the weights are of another model; says what is missing, unexpected or of another shape. Where
+            ``partial``: nothing fits at all.
     """
     own = model.state_dict()
-    problems = {
-        "missing": sorted(own.keys() - state.keys()),
-        "unexpected": sorted(state.keys() - own.keys()),
-        "of another shape": [
-            f"{key} {tuple(state[key].shape)} for {tuple(own[key].shape)}"
-            for key in own.keys() & state.keys()
-            if own[key].shape != state[key].shape
-        ],
-    }
-    found = "; ".join(f"{len(keys)} {kind} ({_some(keys)})" for kind, keys in problems.items() if keys)
-    if found:
+    state = fit(model, state, name)
+    found = describe(compare(own, state))
+    if not found:
+        model.load_state_dict(state)
+        return ""
+    fitting = {key: value for key, value in state.items() if key in own and value.shape == own[key].shape}
+    if not partial or not fitting:
         raise InputError(f"{name} is of another model than {type(model).__name__} as asked for: {found}")
-    model.load_state_dict(state)
+    model.load_state_dict({**own, **fitting})
+    return found
 
 
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:2]) + (", ..." if len(names) > 2 else "")
+def start_from(
+    model: nn.Module, path: str | os.PathLike[str], *, use_ema: bool | None = None, partial: bool = False
+) -> list[str]:
+    """Load weights to fine-tune from: a KAT's, or those of a Vision Transformer of the same size.
+
+    What a new task or a ViT cannot give stays as the model was initialised: the rationals at their starting functions
+    where the weights hold none at all, and the classifier where the number of classes is another. The position
+    embedding is resampled to the model's image size, and the patch embedding to its number of channels, both by timm.
+
+    Args:
+        model: what to load into.
+        path: any file that :func:`read` takes.
+        use_ema: the averaged weights; None, as in timm, where there are any.
+        partial: load what fits, whatever else is missing or beside it.
+
+    Returns:
+        A line for each thing that was not taken from the file.
+
+    Raises:
+        InputError: the file cannot be read, or is of another model but for what is said above.
+    """
+    state = fit(model, weights(read(path), use_ema), str(path))
+    own, notes = model.state_dict(), []
+    rationals = rational_names(own)
+    if rationals and not rational_names(state):
+        state |= {key: own[key] for key in rationals}
+        notes.append(f"{len(rationals) // 2} rationals keep their starting functions: {path} is of a ViT without any")
+
+    configuration = getattr(model, "pretrained_cfg", None) or {}
+    head = [f"{configuration.get('classifier') or 'head'}.{kind}" for kind in ("weight", "bias")]
+    if any((key in own) != (key in state) or (key in own and own[key].shape != state[key].shape) for key in head):
+        notes.append(f"the classifier is new: {_classes(state, head)} classes in {path}, {_classes(own, head)} here")
+        state = {key: value for key, value in state.items() if key not in head}
+        state |= {key: own[key] for key in head if key in own}
+
+    first = f"{configuration.get('first_conv') or 'patch_embed.proj'}.weight"
+    if first in own and first in state and own[first].ndim == state[first].ndim == 4:
+        channels = own[first].shape[1]
+        if state[first].shape[1] != channels:
+            notes.append(f"the patch embedding is adapted: {state[first].shape[1]} channels in {path}, {channels} here")
+            with explain(f"cannot adapt {path} to {channels} channels"):
+                state[first] = adapt_input_conv(channels, state[first])
+
+    left = load_weights(model, state, str(path), partial=partial)
+    return notes + ([f"{path} fits in part: {left}"] if left else [])
+
+
+def _classes(state: dict[str, Tensor], head: list[str]) -> int:
+    return next((len(state[key]) for key in head if key in state), 0)

@@ -2,9 +2,18 @@
 
 import argparse
 import sys
+import traceback
 
-from .arguments import Parser, add_plot_arguments, add_training_arguments, add_validation_arguments
-from .errors import DivergedError, InputError
+from .arguments import (
+    Parser,
+    add_export_arguments,
+    add_flops_arguments,
+    add_plot_arguments,
+    add_training_arguments,
+    add_validation_arguments,
+)
+from .distributed import is_primary
+from .errors import DivergedError, InputError, launched_processes, show_once
 
 __all__ = ["main"]
 
@@ -27,11 +36,17 @@ def main(argv: list[str] | None = None) -> int:
         # The reader of our output has gone; a second failure when Python flushes would only confuse.
         sys.stderr.close()
         return 1
+    except Exception:
+        if launched_processes() == 1:
+            raise
+        show_once(traceback.print_exc)
+        return 1
     return 0
 
 
 def _fail(program: str, message: str, status: int) -> int:
-    print(f"{program}: error: {' '.join(message.split())}", file=sys.stderr)
+    line = f"{program}: error: {' '.join(message.split())}"
+    show_once(lambda: print(line, file=sys.stderr, flush=True))
     return status
 
 
@@ -52,6 +67,14 @@ def _parser() -> argparse.ArgumentParser:
     add_plot_arguments(plot)
     plot.set_defaults(run=_plot)
 
+    export = commands.add_parser("export", help="write a KAT's weights as other programs load them")
+    add_export_arguments(export)
+    export.set_defaults(run=_export)
+
+    flops = commands.add_parser("flops", help="count operations and parameters of a model, part by part")
+    add_flops_arguments(flops)
+    flops.set_defaults(run=_flops)
+
     data = commands.add_parser("data", help="write a built-in data set as image files")
     data.add_argument("name", choices=["digits"], help="digits: 1,797 handwritten digits, 8 x 8 pixels")
     data.add_argument("folder", metavar="DIR", help="folder to make")
@@ -71,19 +94,35 @@ def _version() -> str:
 def _train(args: argparse.Namespace) -> None:
     from .training import train
 
-    print(f"The run is in {train(args)}")
+    folder = train(args)
+    if is_primary():
+        print(f"The run is in {folder}")
 
 
 def _validate(args: argparse.Namespace) -> None:
-    from .evaluation import result_text, validate
+    from .validation import result_text, run_validation
 
-    print(result_text(validate(args, say=lambda line: print(line, file=sys.stderr, flush=True))))
+    result = run_validation(args, say=lambda line: print(line, file=sys.stderr, flush=True))
+    if is_primary():
+        print(result_text(result))
 
 
 def _plot(args: argparse.Namespace) -> None:
     from .tools.plot import plot
 
     print(f"The rationals are drawn in {plot(args)}")
+
+
+def _export(args: argparse.Namespace) -> None:
+    from .tools.export import export
+
+    print(f"Wrote {export(args)} tensors to {args.output}, with the names of {args.format}")
+
+
+def _flops(args: argparse.Namespace) -> None:
+    from .tools.flops import flops
+
+    print(flops(args))
 
 
 def _data(args: argparse.Namespace) -> None:

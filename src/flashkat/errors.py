@@ -2,11 +2,29 @@
 
 import contextlib
 import importlib.util
-from collections.abc import Iterator
+import os
+import sys
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
-__all__ = ["DivergedError", "InputError", "explain", "require"]
+__all__ = [
+    "DivergedError",
+    "InputError",
+    "check_writable",
+    "explain",
+    "is_installed",
+    "launched_processes",
+    "require",
+    "require_package",
+    "show_once",
+]
+
+# Whoever cannot reach the other processes in this time reports for itself.
+_PATIENCE = timedelta(seconds=10)
 
 
 class InputError(ValueError):
@@ -24,19 +42,74 @@ class DivergedError(RuntimeError):
 
 
 @contextlib.contextmanager
-def explain(what: str) -> Iterator[None]:
-    """Turn what timm and torch raise for arguments they cannot use into an InputError that begins with ``what``."""
+def explain(what: str, hint: str = "") -> Iterator[None]:
+    """Turn what timm and torch raise for arguments they cannot use into an InputError: ``what``, the reason, a hint."""
     try:
         yield
     except (InputError, torch.OutOfMemoryError):
         raise
     except Exception as error:
         reason = str(error).strip().split("\n")[0] or "no reason given"
-        raise InputError(f"{what}: {reason}") from error
+        raise InputError(f"{what}: {reason}{hint}") from error
+
+
+def check_writable(path: Path) -> None:
+    """Raise InputError unless a file can be written under this name."""
+    if path.is_dir():
+        raise InputError(f"cannot write {path}: it is a folder")
+    if not path.parent.is_dir():
+        raise InputError(f"no folder {path.parent} to write {path.name} to")
+    if not os.access(path.parent, os.W_OK):
+        raise InputError(f"cannot write to {path.parent}: permission denied")
+
+
+def is_installed(module: str) -> bool:
+    """Whether a module can be imported."""
+    return module in sys.modules or importlib.util.find_spec(module) is not None
+
+
+def require_package(module: str, flag: str) -> None:
+    """Raise InputError unless the module that a flag needs is installed."""
+    if not is_installed(module):
+        raise InputError(f"{flag} needs a package that is not installed: pip install {module.replace('_', '-')}")
 
 
 def require(*modules: str, extra: str) -> None:
     """Raise InputError unless the modules of an optional dependency group are installed."""
-    missing = [module for module in modules if importlib.util.find_spec(module) is None]
+    missing = [module for module in modules if not is_installed(module)]
     if missing:
         raise InputError(f"{' and '.join(missing)} not installed: pip install 'flashkat[{extra}]'")
+
+
+def launched_processes() -> int:
+    """How many processes torchrun says it has started for this run, 1 without torchrun."""
+    count = os.environ.get("WORLD_SIZE", "")
+    return int(count) if count.isdecimal() else 1
+
+
+def show_once(show: Callable[[], None]) -> None:
+    """Call ``show``, which reports an error, in the first process that comes here; the others wait until it is done.
+
+    One mistake makes every process fail, at once or because a neighbour has gone. torchrun ends all of them as soon as
+    one has; so who is not the first to speak does not leave before the first has spoken.
+    """
+    if launched_processes() == 1:
+        show()
+        return
+    try:
+        # torchrun keeps this store alive through the ends and restarts of the processes.
+        store = dist.TCPStore(
+            os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=_PATIENCE
+        )
+        key = f"flashkat/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
+        is_first = store.add(f"{key}/failed", 1) == 1
+    except Exception:  # no store, or no more: an interrupt has ended torchrun
+        if int(os.environ.get("RANK", 0)) == 0:
+            show()
+        return
+    if is_first:
+        show()
+        store.set(f"{key}/shown", "")
+    else:
+        with contextlib.suppress(Exception):
+            store.wait([f"{key}/shown"], _PATIENCE)

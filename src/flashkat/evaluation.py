@@ -1,26 +1,23 @@
-"""Evaluation: loss and accuracy of a model on a data set, and the ``flashkat validate`` command."""
+"""Evaluation: loss and accuracy of a model on a data set."""
 
-import json
-import time
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from timm.data import resolve_data_config
-from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from timm.utils import AverageMeter, accuracy
-from torch import nn
+from torch import Tensor, nn
 
-from . import checkpoints
-from .arguments import DEFAULT_MODEL, resolve_device
-from .data import ImageFolder, evaluation_loader, open_split
+from . import checkpoints, distributed
+from .arguments import DEFAULT_MODEL
 from .errors import InputError
 from .models import create_model
+from .sampling import own_images
 
-__all__ = ["Metrics", "autocast", "data_config", "evaluate", "model_from_checkpoint", "validate"]
+__all__ = ["Metrics", "autocast", "data_config", "evaluate", "model_arguments", "model_from_checkpoint", "with_views"]
 
 
 @dataclass(frozen=True)
@@ -44,8 +41,20 @@ class Meters:
             # In float32 the sum over ImageNet would lose whole images.
             meter.update(value if value.device.type == "mps" else value.double(), len(target))
 
+    def sums(self) -> list[float]:
+        """The sums of this process, and over how many images."""
+        return [*(float(meter.sum) for meter in (self.loss, self.top1, self.top5)), self.loss.count]
+
+    def add(self, sums: list[float]) -> None:
+        """Add the :meth:`sums` of earlier batches."""
+        for meter, value in zip((self.loss, self.top1, self.top5), sums[:3], strict=True):
+            meter.sum += value
+            meter.count += int(sums[3])
+
     def metrics(self) -> Metrics:
-        return Metrics(*(float(meter.avg) for meter in (self.loss, self.top1, self.top5)))
+        """The averages over the images of all processes, which call this together."""
+        *sums, count = distributed.total(self.sums())
+        return Metrics(*(value / max(count, 1) for value in sums))
 
 
 def autocast(args: Namespace, device: torch.device) -> AbstractContextManager:
@@ -53,17 +62,61 @@ def autocast(args: Namespace, device: torch.device) -> AbstractContextManager:
     return torch.autocast(device.type, getattr(torch, args.amp_dtype)) if args.amp else nullcontext()
 
 
-def data_config(model: nn.Module, args: Namespace) -> dict[str, Any]:
+def data_config(model: nn.Module, args: Namespace, use_test_size: bool = False) -> dict[str, Any]:
     """timm's resolved input size, crop, interpolation, mean and standard deviation.
+
+    ``use_test_size`` takes the model's size and crop for tests, where it has such.
 
     Raises:
         InputError: values that do not fit the model's channels.
     """
+    channels = args.input_size[0] if args.input_size else args.in_chans or 3
     for name in ("mean", "std"):
         given = getattr(args, name)
-        if given is not None and len(given) not in (1, 3):
-            raise InputError(f"--{name} takes 1 or 3 numbers, not {len(given)}")
-    return resolve_data_config(vars(args), model=model)
+        if given is not None and len(given) not in (1, channels):
+            wanted = "1 number" if channels == 1 else f"1 or {channels} numbers"
+            raise InputError(f"--{name} takes {wanted}, not {len(given)}")
+    config = resolve_data_config(vars(args), model=model, use_test_size=use_test_size)
+    if config["input_size"][0] != channels and not (args.input_size or args.in_chans):
+        raise InputError(f"{args.model} takes images of {config['input_size'][0]} channels: give --in-chans")
+    for name in ("mean", "std"):
+        if len(config[name]) != channels:  # the model's own are for other images
+            config[name] = (sum(config[name]) / len(config[name]),) * channels
+    return config
+
+
+class _Views(nn.Module):
+    """A model's mean output for views of each image: itself, its mirror image, then both moved towards the corners."""
+
+    def __init__(self, model: nn.Module, views: int) -> None:
+        super().__init__()
+        self.model, self.views = model, views
+
+    def forward(self, images: Tensor) -> Tensor:
+        return sum(self.model(view) for view in self._of(images)) / self.views
+
+    def _of(self, images: Tensor) -> Iterator[Tensor]:
+        # Every fourteenth of the side, as far as a crop of 87.5% may be from the centre.
+        step = max(1, images.shape[-1] // 14)
+        moves = [(0, 0), (-step, -step), (-step, step), (step, -step), (step, step)]
+        for index in range(self.views):
+            moved = _moved(images, *moves[index // 2])
+            yield moved.flip(-1) if index % 2 else moved
+
+
+def _moved(images: Tensor, down: int, right: int) -> Tensor:
+    """Images moved by some pixels; what comes in at the edges repeats them."""
+    if not down and not right:
+        return images
+    height, width = images.shape[-2:]
+    rows = (torch.arange(height, device=images.device) - down).clamp(0, height - 1)
+    columns = (torch.arange(width, device=images.device) - right).clamp(0, width - 1)
+    return images.index_select(-2, rows).index_select(-1, columns)
+
+
+def with_views(model: nn.Module, views: int) -> nn.Module:
+    """The model itself, or as ``--tta`` asks, its mean over views of each image."""
+    return _Views(model, views) if views > 1 else model
 
 
 @torch.inference_mode()
@@ -73,21 +126,45 @@ def evaluate(
     precision: AbstractContextManager,
     on_batch: Callable[[int, Meters], None] = lambda index, meters: None,
 ) -> Metrics:
-    """Evaluate a model on all batches of a loader; ``on_batch`` sees the averages so far."""
+    """Evaluate a model on all batches of a loader; ``on_batch`` sees the averages so far.
+
+    Several processes evaluate a share each, and get the averages over all; ``on_batch`` sees those of the share.
+    """
     model.eval()
     meters = Meters()
+    own, seen = own_images(loader), 0
     for index, (images, target) in enumerate(loader):
         with precision:
             output = model(images)
-        meters.update(output, target, nn.functional.cross_entropy(output.float(), target))
+        if own is not None:
+            output, target = output[: own - seen], target[: own - seen]
+            seen += len(target)
+        if len(target):
+            meters.update(output, target, nn.functional.cross_entropy(output.float(), target))
         on_batch(index, meters)
     return meters.metrics()
 
 
-def model_from_checkpoint(args: Namespace) -> tuple[nn.Module, dict[str, Any]]:
+def model_arguments(args: Namespace) -> dict[str, Any]:
+    """What the flags of every command say about a model, for :func:`flashkat.models.create_model`."""
+    size = args.input_size[1:] if args.input_size else None
+    return {
+        "img_size": (size[0] if size[0] == size[1] else tuple(size)) if size else args.img_size,
+        "in_chans": args.input_size[0] if args.input_size else args.in_chans,
+        "num_classes": args.num_classes,
+        "global_pool": args.gp,
+        "pretrained": args.pretrained or None,
+        **args.model_kwargs,
+    }
+
+
+def model_from_checkpoint(
+    args: Namespace, say: Callable[[str], None] = lambda line: None
+) -> tuple[nn.Module, dict[str, Any]]:
     """The model that ``args`` name, with the weights of ``args.checkpoint``, and what else that file says.
 
-    What the arguments leave open (model, its arguments, image size, classes) is taken from the checkpoint.
+    What the arguments leave open (model, its arguments, image size, classes) is taken from the checkpoint. Without one
+    the model comes with its published weights, as in timm. What ``--partial`` leaves out is told through ``say``.
     """
     if args.use_ema and not args.checkpoint:
         raise InputError("--use-ema needs a --checkpoint to take the averaged weights from")
@@ -99,107 +176,26 @@ def model_from_checkpoint(args: Namespace) -> tuple[nn.Module, dict[str, Any]]:
     args.model = args.model or arch or DEFAULT_MODEL
     if args.model == arch and trained:
         args.model_kwargs = {**trained.get("model_kwargs", {}), **args.model_kwargs}
-        for name in ("img_size", "num_classes", "crop_pct", "interpolation", "mean", "std"):
-            if getattr(args, name, None) is None:
+        sized = args.img_size is not None or args.input_size is not None
+        for name in (
+            "img_size",
+            "input_size",
+            "in_chans",
+            "num_classes",
+            "gp",
+            "crop_pct",
+            "interpolation",
+            "mean",
+            "std",
+        ):
+            if getattr(args, name, None) is None and not (sized and name in ("img_size", "input_size")):
                 setattr(args, name, trained.get(name))
     if args.num_classes is None and "head.bias" in state:
         args.num_classes = len(state["head.bias"])
-    model = create_model(args.model, img_size=args.img_size, num_classes=args.num_classes, **args.model_kwargs)
+    args.pretrained = not args.checkpoint
+    model = create_model(args.model, **model_arguments(args))
     if args.checkpoint:
-        if isinstance(model, VisionTransformer):
-            # Fits position embeddings to the image size asked for.
-            state = checkpoint_filter_fn(state, model)
-        checkpoints.load_weights(model, state, args.checkpoint)
+        left = checkpoints.load_weights(model, state, args.checkpoint, partial=args.partial)
+        if left:
+            say(f"{args.checkpoint} fits in part: {left}")
     return model, checkpoint
-
-
-def validate(args: Namespace, say: Callable[[str], None]) -> dict[str, Any]:
-    """Run ``flashkat validate``: report timm's lines through ``say`` and return timm's result."""
-    device = resolve_device(args.device)
-    dataset = open_split(args.data_dir, args.split)
-    model, checkpoint = model_from_checkpoint(args)
-    _check_classes(dataset, model, checkpoint)
-    config = data_config(model, args)
-    loader = evaluation_loader(dataset, config, args.batch_size, args.workers, device)
-
-    say(f"Validating in {f'mixed precision ({args.amp_dtype})' if args.amp else 'float32'}...")
-    if args.checkpoint:
-        say(f"Loaded state_dict{'_ema' if args.use_ema else ''} from checkpoint '{args.checkpoint}'")
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    say(f"Model {args.model} created, param count: {parameters}")
-    say("Data processing configuration for current model + dataset:")
-    for name, value in config.items():
-        say(f"\t{name}: {value}")
-
-    clock = _Clock()
-
-    def report(index: int, meters: Meters) -> None:
-        clock.tick()
-        if index % args.log_freq == 0 or index == len(loader) - 1:
-            say(_test_line(index, len(loader), clock, meters))
-
-    metrics = evaluate(model.to(device), loader, autocast(args, device), report)
-    result = {
-        "model": args.model,
-        "top1": round(metrics.top1, 4),
-        "top1_err": round(100 - metrics.top1, 4),
-        "top5": round(metrics.top5, 4),
-        "top5_err": round(100 - metrics.top5, 4),
-        "param_count": round(parameters / 1e6, 2),
-        "img_size": config["input_size"][-1],
-        "crop_pct": config["crop_pct"],
-        "interpolation": config["interpolation"],
-    }
-    say(
-        f" * Acc@1 {result['top1']:.3f} ({result['top1_err']:.3f}) "
-        f"Acc@5 {result['top5']:.3f} ({result['top5_err']:.3f})"
-    )
-    return result
-
-
-def result_text(result: dict[str, Any]) -> str:
-    """A result as timm's scripts print it, for programs to find."""
-    return f"--result\n{json.dumps(result, indent=4)}"
-
-
-def _check_classes(dataset: ImageFolder, model: nn.Module, checkpoint: dict[str, Any]) -> None:
-    trained = checkpoint.get("classes")
-    if trained == dataset.classes:
-        return
-    if trained:
-        raise InputError(
-            f"{dataset.reader.root} has other classes than the checkpoint was trained on: "
-            f"{len(dataset.classes)} from {dataset.classes[0]} to {dataset.classes[-1]}, "
-            f"not {len(trained)} from {trained[0]} to {trained[-1]}"
-        )
-    if len(dataset.classes) != model.num_classes:
-        raise InputError(
-            f"{dataset.reader.root} has {len(dataset.classes)} classes, the model has {model.num_classes} outputs"
-        )
-
-
-class _Clock:
-    """Seconds of the last batch, and their average."""
-
-    def __init__(self) -> None:
-        self.meter = AverageMeter()
-        self._last = time.perf_counter()
-
-    def tick(self) -> None:
-        now = time.perf_counter()
-        self.meter.update(now - self._last)
-        self._last = now
-
-
-def _test_line(index: int, batches: int, clock: _Clock, meters: Meters) -> str:
-    seconds = clock.meter
-
-    def pair(meter: AverageMeter, width: int, digits: int) -> str:
-        return f"{float(meter.val):>7.{digits}f} ({float(meter.avg):>{width}.{digits}f})"
-
-    return (
-        f"Test: [{index:>4d}/{batches}]  "
-        f"Time: {seconds.val:.3f}s ({seconds.avg:.3f}s, {meters.loss.count / seconds.sum:>7.2f}/s)  "
-        f"Loss: {pair(meters.loss, 6, 4)}  "
-        f"Acc@1: {pair(meters.top1, 7, 3)}  Acc@5: {pair(meters.top5, 7, 3)}"
-    )

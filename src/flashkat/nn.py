@@ -1,12 +1,14 @@
 """Modules on top of the operator: a learnable activation, and the GR-KAN that takes the place of an MLP."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from timm.layers import to_2tuple
 from torch import Tensor, nn
 
 from .coefficients import starting_coefficients
+from .names import renamings
 from .ops import rational
 
 __all__ = ["GRKAN", "GroupRational"]
@@ -35,6 +37,9 @@ class GroupRational(nn.Module):
     Shapes:
         Input and output: the same, any number of dimensions, with ``channels`` along ``dim``.
         ``numerator``: (1 or groups, m); ``denominator``: (1 or groups, n).
+
+    ``load_state_dict`` also takes the coefficients under the names of KAT's and FlashKAT's code (see
+    :mod:`flashkat.names`).
 
     Raises:
         ValueError: numbers that do not fit together, or an unknown start.
@@ -81,6 +86,12 @@ class GroupRational(nn.Module):
         if x.ndim and -x.ndim <= self.dim < x.ndim and x.shape[self.dim] != self.channels:
             raise ValueError(f"expected {self.channels} channels in dim {self.dim}, got x of shape {tuple(x.shape)}")
         return rational(x, self.numerator, self.denominator, dim=self.dim)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # What load_state_dict hands over is its own copy.
+        for old, new in renamings(state_dict, [prefix + name for name in self._parameters]).items():
+            state_dict[new] = state_dict.pop(old)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def extra_repr(self) -> str:
         tables = f"numerator={tuple(self.numerator.shape)}, denominator={tuple(self.denominator.shape)}"

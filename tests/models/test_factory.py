@@ -101,7 +101,6 @@ def test_groups_that_do_not_divide_the_channels_are_named_with_them():
         ({"num_heads": 5}, ("num_heads=5", "divisible")),
         ({"class_token": False}, ("class_token=False",)),  # not every timm says why
         ({"global_pool": "most"}, ("global_pool=most",)),
-        ({"pretrained": True}, ("No pretrained weights",)),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
@@ -109,6 +108,10 @@ def test_a_mistake_in_the_arguments_is_explained_in_one_line(arguments, parts):
     text = message("kat_tiny_patch16_224", **arguments)
     for part in parts:
         assert part in text
+
+
+def test_weights_that_nobody_published_are_explained():
+    assert "No pretrained weights" in message("kat_tiny_gelu_patch16_224", pretrained=True)
 
 
 @pytest.mark.parametrize(

@@ -97,12 +97,6 @@ def test_data_config_is_that_of_imagenet_at_224():
     assert config["crop_pct"] == 0.875
 
 
-def test_no_pretrained_weights_are_promised():
-    assert not set(NAMES) & set(timm.list_pretrained())
-    with pytest.raises(RuntimeError, match="No pretrained weights"):
-        small(pretrained=True)
-
-
 # Arguments
 
 

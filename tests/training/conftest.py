@@ -39,6 +39,11 @@ def images(tmp_path_factory):
     return write_images(tmp_path_factory.mktemp("images"))
 
 
+@pytest.fixture(scope="session", name="write_images")
+def _write_images():
+    return write_images
+
+
 @pytest.fixture
 def write_image_folders():
     return write_images

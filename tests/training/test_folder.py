@@ -74,16 +74,36 @@ def test_curves_of_what_is_no_number(make):
 
 def test_checkpoints(make):
     folder = make()
-    folder.save({"epoch": 0, "weight": torch.ones(2)}, best=True)
-    folder.save({"epoch": 1, "weight": torch.zeros(2)}, best=False)
+    folder.save({"epoch": 0, "weight": torch.ones(2)}, ROW, best=True)
+    folder.save({"epoch": 1, "weight": torch.zeros(2)}, ROW, best=False)
     assert folder.best_checkpoint == folder.path / "model_best.pth.tar"
     best, last = (
         torch.load(path, weights_only=True) for path in (folder.best_checkpoint, folder.path / "last.pth.tar")
     )
     assert (best["epoch"], last["epoch"]) == (0, 1)
-    folder.save({"epoch": 2}, best=True)
+    folder.save({"epoch": 2}, ROW, best=True)
     assert torch.load(folder.best_checkpoint, weights_only=True) == {"epoch": 2}
     assert not list(folder.path.glob("*.partial"))
+
+
+def rows(name, values):
+    return [{"epoch": epoch, **({} if value is None else {name: value})} for epoch, value in enumerate(values)]
+
+
+@pytest.mark.parametrize(
+    ("metric", "name", "values", "kept"),
+    [
+        ("top1", "eval_top1", [10.0, 30.0, 20.0, 30.0], {1, 3}),
+        ("loss", "eval_ema_loss", [0.5, 0.25, 1.0, 0.125], {1, 3}),
+        ("top1", "eval_top1", [10.0, None, 5.0, None], {0, 2}),
+    ],
+)
+def test_the_best_are_kept(make, metric, name, values, kept):
+    folder = make("--checkpoint-hist", 2, "--eval-metric", metric)
+    for row in rows(name, values):
+        folder.save({"epoch": row["epoch"]}, row, best=False)
+    assert {path.name for path in folder.path.glob("checkpoint-*")} == {f"checkpoint-{epoch}.pth.tar" for epoch in kept}
+    assert torch.load(folder.path / "last.pth.tar", weights_only=True) == {"epoch": 3}
 
 
 def test_an_empty_run_is_discarded(make, tmp_path):

@@ -15,6 +15,7 @@ from flashkat.errors import DivergedError
 from flashkat.evaluation import Metrics
 from flashkat.training import loop
 from flashkat.training.folder import RunFolder
+from flashkat.training.state import TrainingState
 
 
 class Recorder:
@@ -67,13 +68,14 @@ def start(training_args, tmp_path):
         model = model or nn.Linear(5, 7)
         train = batches() if train is None else train
         optimizer = torch.optim.SGD(model.parameters(), lr=lr)
-        state = loop.TrainingState(
+        state = TrainingState(
             model=model,
             optimizer=optimizer,
             scheduler=sched and create_scheduler_v2(optimizer, updates_per_epoch=len(train), **sched)[0],
             scaler=torch.amp.GradScaler("cpu", enabled=scaler, init_scale=2.0**8),
             ema=None if ema is None else ModelEmaV3(model, decay=ema),
             classes=list("abcdefg"),
+            epochs=args.epochs,
         )
         recorder = recorder or Recorder()
         prepare(state)
@@ -256,7 +258,7 @@ def test_checkpoint_has_timms_layout(start):
     checkpoint = torch.load(folder.path / "last.pth.tar", weights_only=True)
     assert checkpoint.keys() == {
         *("arch", "args", "classes", "epoch", "metric", "metric_weights", "state_dict", "optimizer", "version"),
-        "amp_scaler",
+        *("amp_scaler", "run"),
     }
     assert checkpoint["version"] == 2
     assert checkpoint["classes"] == list("abcdefg")

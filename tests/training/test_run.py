@@ -12,7 +12,7 @@ from PIL import Image
 
 from flashkat.cli import main
 
-COLUMNS = ["epoch", "train_loss", "eval_loss", "eval_top1", "eval_top5", "lr", "images_per_second"]
+COLUMNS = ["epoch", "train_loss", "eval_loss", "eval_top1", "eval_top5", "lr", "images_per_second", "data_wait"]
 
 # Of the tiny model's single block nothing is dropped.
 DEEPER = ["--model-kwargs", "patch_size=4", "embed_dim=16", "depth=2", "num_heads=2"]
@@ -41,7 +41,8 @@ def test_what_a_run_leaves_behind(train, summary_of, capsys, curves):
     folder = train("--epochs", 3, "--opt", "adamw", "--warmup-epochs", 1, "--lr", 1e-3)
     assert folder.name == "run"
     assert {path.name for path in folder.iterdir()} == {
-        *("args.yaml", "summary.csv", "curves.png", "last.pth.tar", "model_best.pth.tar")
+        *("args.yaml", "summary.csv", "curves.png", "last.pth.tar", "model_best.pth.tar"),
+        *(f"checkpoint-{epoch}.pth.tar" for epoch in range(3)),
     }
     assert str(folder) in capsys.readouterr().out.splitlines()[-1]
 

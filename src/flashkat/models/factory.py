@@ -10,10 +10,13 @@ from ..errors import InputError, explain
 
 __all__ = ["create_model"]
 
+# What timm takes before a model's name; the rest is a repository on the Hugging Face Hub, or a folder.
+_SOURCES = ("hf_hub:", "hf-hub:", "local-dir:")
+
 
 def create_model(name: str, **kwargs: Any) -> nn.Module:
     """``timm.create_model``, where None means the model's own default and mistakes raise InputError."""
-    if not timm.is_model(name):
+    if not name.startswith(_SOURCES) and not timm.is_model(name):
         names = timm.list_models()
         longer = [known for known in names if name and known.startswith(name)]
         nearest = sorted(longer, key=len) or difflib.get_close_matches(name, names, n=1)

@@ -5,13 +5,17 @@ registers the models with timm; the ``flash_kat_`` names are those of the FlashK
 https://arxiv.org/abs/2505.13813) and mean the same models.
 """
 
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import build_model_with_cfg, register_model
+from timm.models import build_model_with_cfg, clean_state_dict, generate_default_cfgs, register_model
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+from torch import Tensor
 
+from ..errors import InputError
+from ..names import compare, describe, rational_names, rename_rationals
 from ..nn import GRKAN
 from .initialisation import kan_mimetic_, variance_preserving_
 
@@ -73,7 +77,85 @@ _SIZES = {
 }
 _STARTS = {"": "swish", "_swish": "swish", "_gelu": "gelu"}
 
-default_cfgs: dict[str, dict[str, Any]] = {}
+# The published weights, by size and timm's tag; "" is trained from scratch, "vitft" from a ViT. The files' names end in
+# their SHA-256.
+_HUB_REPOSITORY = "adamdad/kat_pretained"
+_HUB_FILES = {
+    "tiny": {
+        "": "kat_tiny_patch16_224_1f3ad3b2e69821f3d412f2924cf159a0e266f142d739cb68f68f796f5a0fe289.pth",
+        "vitft": "kat_tiny_patch16_224-finetune_64f124d003803e4a7e1aba1ba23500ace359b544e8a5f0110993f25052e402fb.pth",
+    },
+    "small": {
+        "": "kat_small_patch16_224_32487885cf13d2c14e461c9016fac8ad43f7c769171f132530941e930aeb5fe2.pth",
+        "vitft": "kat_small_patch_224-finetune_3ae087a4c28e2993468eb377d5151350c52c80b2a70cc48ceec63d1328ba58e0.pth",
+    },
+    "base": {
+        "": "kat_base_patch16_224_abff874d925d756d15cde97303f772a3460ddbd44b9c53fb9ce5cf15be230fb6.pth",
+        "vitft": "kat_base_patch16_224-finetune_440bf1ead9dd8ecab642078cfb60ae542f1fa33ca65517260501e02c011e38f2.pth",
+    },
+}
+
+
+def _configuration(**weights: str) -> dict[str, Any]:
+    return {
+        "num_classes": 1000,
+        "input_size": (3, 224, 224),
+        "pool_size": None,
+        "crop_pct": 0.875,
+        "interpolation": "bicubic",
+        "fixed_input_size": True,
+        "mean": IMAGENET_DEFAULT_MEAN,
+        "std": IMAGENET_DEFAULT_STD,
+        "first_conv": "patch_embed.proj",
+        "classifier": "head",
+        **weights,
+    }
+
+
+def _configurations(name: str, size: str, start: str) -> dict[str, dict[str, Any]]:
+    """By name and tag. The weights were trained from swish, so a model that starts as GELU promises none."""
+    if start != "swish":
+        return {name: _configuration()}
+    return {
+        f"{name}.{tag}" if tag else name: _configuration(hf_hub_id=_HUB_REPOSITORY, hf_hub_filename=file)
+        for tag, file in _HUB_FILES[size].items()
+    }
+
+
+_VARIANTS = {
+    f"{prefix}_{size}{suffix}_patch16_224": (size, start)
+    for prefix in ("kat", "flash_kat")
+    for size in _SIZES
+    for suffix, start in _STARTS.items()
+}
+
+default_cfgs = generate_default_cfgs(
+    {key: value for name, variant in _VARIANTS.items() for key, value in _configurations(name, *variant).items()}
+)
+
+
+def checkpoint_filter(state: dict[str, Any], model: VisionTransformer) -> dict[str, Tensor]:
+    """Published weights as ``model`` has them, for timm, which then sees to channels and classifier and loads them.
+
+    Takes the formats of :mod:`flashkat.names`; a ViT's weights leave the rationals at their starting functions.
+
+    Raises:
+        InputError: weights of another model; timm itself would let these pass where the number of classes differs.
+    """
+    for key in ("model", "state_dict"):
+        state = state.get(key, state)
+    own = model.state_dict()
+    state = checkpoint_filter_fn(rename_rationals(clean_state_dict(state), own), model)
+    if not rational_names(state):
+        state |= {key: own[key] for key in rational_names(own)}
+
+    def without_head(names: Iterable[str]) -> dict[str, None]:
+        return dict.fromkeys(name for name in names if not name.startswith("head."))
+
+    found = describe(compare(without_head(own), without_head(state)))
+    if found:
+        raise InputError(f"the weights are of another model than {type(model).__name__} as asked for: {found}")
+    return state
 
 
 def _create(variant: str, pretrained: bool = False, **kwargs: Any) -> KolmogorovArnoldTransformer:
@@ -81,7 +163,7 @@ def _create(variant: str, pretrained: bool = False, **kwargs: Any) -> Kolmogorov
         KolmogorovArnoldTransformer,
         variant,
         pretrained,
-        pretrained_filter_fn=checkpoint_filter_fn,
+        pretrained_filter_fn=checkpoint_filter,
         feature_cfg={"out_indices": kwargs.pop("out_indices", 3), "feature_cls": "getter"},
         **kwargs,
     )
@@ -94,22 +176,8 @@ def _register(name: str, size: str, start: str) -> None:
 
     entrypoint.__name__ = entrypoint.__qualname__ = name
     entrypoint.__doc__ = f"KAT-{size.capitalize()}, 16-pixel patches, second rational starting as {start}."
-    default_cfgs[name] = {
-        "num_classes": 1000,
-        "input_size": (3, 224, 224),
-        "pool_size": None,
-        "crop_pct": 0.875,
-        "interpolation": "bicubic",
-        "fixed_input_size": True,
-        "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD,
-        "first_conv": "patch_embed.proj",
-        "classifier": "head",
-    }
     globals()[name] = register_model(entrypoint)
 
 
-for _prefix in ("kat", "flash_kat"):
-    for _size in _SIZES:
-        for _suffix, _start in _STARTS.items():
-            _register(f"{_prefix}_{_size}{_suffix}_patch16_224", _size, _start)
+for _name, _variant in _VARIANTS.items():
+    _register(_name, *_variant)

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from ..arguments import resolve_device
 from ..coefficients import starting_coefficients
-from ..data import evaluation_loader, open_split
+from ..data import evaluation_loader, open_dataset
 from ..errors import InputError, require
 from ..evaluation import data_config, model_from_checkpoint
 from ..nn import GroupRational
 from ..ops import rational
+from ..runtime import place
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -54,9 +55,10 @@ def plot(args: Namespace) -> Path:
     if args.data:
         config = data_config(model, args)
         device = resolve_device(args.device)
-        loader = evaluation_loader(open_split(args.data, args.split), config, args.batch_size, args.workers, device)
+        args.data_dir = args.data
+        loader = evaluation_loader(open_dataset(args, args.split), config, args, device)
         batches = (images for index, (images, _) in enumerate(loader) if index < _BATCHES_FOR_RANGE)
-        ranges = input_ranges(model.to(device), batches)
+        ranges = input_ranges(place(model, args, device), batches)
     epoch = checkpoint.get("epoch")
     title = f"{args.model}: learned rationals" + (f" after epoch {epoch + 1}" if isinstance(epoch, int) else "")
     draw_rationals(model.cpu(), ranges, title).savefig(output, dpi=120)

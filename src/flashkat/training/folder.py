@@ -1,9 +1,10 @@
-"""What a run leaves behind: a folder of its own with arguments, summary, curves and checkpoints."""
+"""What a run leaves behind: a folder with arguments, summary, curves and checkpoints, its own or one resumed in."""
 
 import contextlib
 import csv
 import shutil
 from argparse import Namespace
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -11,28 +12,62 @@ from typing import Any
 import yaml
 
 from .. import checkpoints
+from ..arguments import DEFAULT_OUTPUT
 from ..errors import InputError
+from .logging import open_wandb
 
 __all__ = ["RunFolder"]
 
 
 class RunFolder:
-    """The folder of a run: ``args.yaml``, ``summary.csv``, ``curves.png``, ``last.pth.tar``, ``model_best.pth.tar``."""
+    """The folder of a run.
 
-    def __init__(self, args: Namespace, image_size: int) -> None:
-        """Make a new folder, numbered if one of the name is there.
+    It holds ``args.yaml``, ``summary.csv``, ``curves.png`` and checkpoints: ``last``, ``model_best``, as many of the
+    best ``checkpoint-EPOCH`` as ``--checkpoint-hist`` says, and the last two ``recovery-EPOCH-UPDATE``, all
+    ``.pth.tar``. Epochs and updates are counted from 0.
+    """
+
+    def __init__(self, args: Namespace, image_size: int, history: Sequence[dict[str, Any]] = ()) -> None:
+        """Make a new folder, numbered if one of the name is there, or go on in that of the checkpoint to resume.
+
+        Args:
+            args: ``output`` and ``experiment`` name the folder; ``resume`` goes on in the folder of its checkpoint, if
+                that is a run's, unless one of them names another.
+            image_size: in pixels, for the name of a folder without one.
+            history: the rows of a resumed run's summary.
 
         Raises:
             InputError: the folder cannot be written.
         """
         if Path(args.experiment).is_absolute() or ".." in Path(args.experiment).parts:
             raise InputError(f"--experiment takes the name of a folder in {args.output}, not {args.experiment!r}")
-        name = args.experiment or f"{datetime.now():%Y%m%d-%H%M%S}-{args.model}-{image_size}"
         parent = Path(args.output)
+        self._rows, self._history, self._metric = [dict(row) for row in history], args.checkpoint_hist, args.eval_metric
+        continued = _continued(args)
+        self._is_new, self._has_results = continued is None, False
         self._made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
-        self.path = self._make(parent, name)
-        self._rows: list[dict[str, Any]] = []
-        (self.path / "args.yaml").write_text(yaml.safe_dump(vars(args), sort_keys=False))
+        name = args.experiment or f"{datetime.now():%Y%m%d-%H%M%S}-{args.model}-{image_size}"
+        self.path = self._make(parent, name) if continued is None else continued
+        try:
+            (self.path / "args.yaml").write_text(yaml.safe_dump(vars(args), sort_keys=False))
+            if self._rows:
+                self._write_summary()
+            if self._is_new and args.resume:
+                self._take_best(Path(args.resume).parent)
+        except OSError as error:
+            raise InputError(f"cannot write to {self.path}: {error.strerror}") from error
+        self._ranked: list[tuple[Path, float]] = []
+        for row in self._rows:
+            if (path := self._numbered(int(row["epoch"]))).is_file():
+                self._rank(path, row)
+        self._recoveries: list[Path] = sorted(
+            self.path.glob("recovery-*.pth.tar"), key=lambda path: path.stat().st_mtime
+        )
+        try:
+            self._log = open_wandb(args, self.path.name)
+        except BaseException:
+            self.discard_if_empty()
+            raise
 
     @staticmethod
     def _make(parent: Path, name: str) -> Path:
@@ -54,9 +89,18 @@ class RunFolder:
     def best_checkpoint(self) -> Path:
         return self.path / "model_best.pth.tar"
 
+    def _numbered(self, epoch: int) -> Path:
+        return self.path / f"checkpoint-{epoch}.pth.tar"
+
+    def _take_best(self, source: Path) -> None:
+        """Bring the best checkpoint so far along into a folder of its own."""
+        best = source / self.best_checkpoint.name
+        if (source / "args.yaml").is_file() and best.is_file():
+            shutil.copy2(best, self.best_checkpoint)
+
     def discard_if_empty(self) -> None:
         """Remove the folder of a run that failed before it had anything to keep, and those made for it above."""
-        if self._rows:
+        if self._has_results or not self._is_new:
             return
         shutil.rmtree(self.path)
         for parent in self._made:
@@ -65,19 +109,83 @@ class RunFolder:
 
     def record(self, row: dict[str, Any]) -> None:
         """Add an epoch's row to ``summary.csv`` and draw the curves anew."""
+        self._has_results = True
         self._rows.append(row)
-        with (self.path / "summary.csv").open("a", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(row))
-            if len(self._rows) == 1:
-                writer.writeheader()
-            writer.writerow(row)
+        self._write_summary()
+        self._log(row)
         draw_curves(self._rows, self.path / "curves.png")
 
-    def save(self, checkpoint: dict[str, Any], best: bool) -> None:
-        """Write the last checkpoint, and the best one where this is it."""
-        checkpoints.write(self.path / "last.pth.tar", checkpoint)
+    def _write_summary(self) -> None:
+        # Whole, so that a resumed run's columns may differ, and rows after its checkpoint go.
+        columns = list(dict.fromkeys(name for row in self._rows for name in row))
+        partial = self.path / "summary.csv.partial"
+        with partial.open("w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=columns)
+            writer.writeheader()
+            writer.writerows(self._rows)
+        partial.replace(self.path / "summary.csv")
+
+    def save(self, checkpoint: dict[str, Any], row: dict[str, Any], best: bool) -> None:
+        """Write an epoch's checkpoint as the last one, the best one where this is it, and among the best where it is.
+
+        Args:
+            checkpoint: with its ``epoch``.
+            row: of the summary, for its place among the best; an epoch that was not evaluated has none.
+            best: whether it is better than all before.
+        """
+        last, numbered = self.path / "last.pth.tar", self._numbered(checkpoint["epoch"])
+        checkpoints.write(last, checkpoint)
         if best:
-            checkpoints.write(self.best_checkpoint, checkpoint)
+            _link(last, self.best_checkpoint)
+        self._rank(numbered, row)
+        if any(path == numbered for path, _ in self._ranked[: self._history]):
+            _link(last, numbered)
+        for path, _ in self._ranked[self._history :]:
+            path.unlink(missing_ok=True)
+        del self._ranked[self._history :]
+
+    def _rank(self, path: Path, row: dict[str, Any]) -> None:
+        """Give an epoch's checkpoint its place among the best, from best to worst; equal ones stay in their order."""
+        sign = -1.0 if self._metric == "loss" else 1.0
+        names = (f"{prefix}_{self._metric}" for prefix in ("eval", "eval_ema"))
+        scores = [sign * row[name] for name in names if name in row]
+        self._ranked = [item for item in self._ranked if item[0] != path]
+        if scores:
+            self._ranked.append((path, max(scores)))
+            self._ranked.sort(key=lambda item: -item[1])
+
+    def save_recovery(self, checkpoint: dict[str, Any], epoch: int, update: int) -> None:
+        """Write a checkpoint from within an epoch; the last two are kept."""
+        self._has_results = True
+        path = self.path / f"recovery-{epoch}-{update}.pth.tar"
+        checkpoints.write(path, checkpoint)
+        self._recoveries = [*(other for other in self._recoveries if other != path), path]
+        for old in self._recoveries[:-2]:
+            old.unlink(missing_ok=True)
+        del self._recoveries[:-2]
+
+
+def _continued(args: Namespace) -> Path | None:
+    """The run's folder to go on in, if there is one."""
+    folder = Path(args.resume).parent
+    if not args.resume or not (folder / "args.yaml").is_file():
+        return None
+    named = Path(args.output) / args.experiment if args.experiment else None
+    if named is not None and named.resolve() != folder.resolve():
+        return None
+    elsewhere = Path(args.output).resolve() not in folder.resolve().parents
+    return None if elsewhere and args.output != DEFAULT_OUTPUT else folder
+
+
+def _link(source: Path, target: Path) -> None:
+    """Let ``target`` be the file ``source`` too, at every moment a whole one, by a copy where there are no links."""
+    partial = target.with_name(target.name + ".partial")
+    partial.unlink(missing_ok=True)
+    try:
+        partial.hardlink_to(source)
+    except OSError:
+        shutil.copy2(source, partial)
+    partial.replace(target)
 
 
 def draw_curves(rows: list[dict[str, Any]], path: Path) -> None:
@@ -88,12 +196,13 @@ def draw_curves(rows: list[dict[str, Any]], path: Path) -> None:
     figure = Figure(figsize=(12, 3.5), layout="constrained")
     losses, accuracies, rates = figure.subplots(1, 3)
     for axes, title, names in (
-        (losses, "loss", [name for name in rows[0] if name.endswith("loss")]),
-        (accuracies, "accuracy in %", [name for name in rows[0] if "top" in name]),
+        (losses, "loss", [name for name in max(rows, key=len) if name.endswith("loss")]),
+        (accuracies, "accuracy in %", [name for name in max(rows, key=len) if "top" in name]),
         (rates, "learning rate", ["lr"]),
     ):
         for name in names:
-            axes.plot(epochs, [row[name] for row in rows], marker="." if len(rows) < 30 else "", label=name)
+            known = [(epoch, row[name]) for epoch, row in zip(epochs, rows, strict=True) if name in row]
+            axes.plot(*zip(*known, strict=True), marker="." if len(rows) < 30 else "", label=name)
         axes.set(xlabel="epoch", title=title)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)

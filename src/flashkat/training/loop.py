@@ -1,58 +1,36 @@
-"""The training loop, and the state that it moves forward."""
+"""The training loop: it moves a :class:`TrainingState` forward, over what is left of its epochs."""
 
 import math
 import time
 from argparse import Namespace
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import torch
 from timm.data import Mixup
-from timm.scheduler.scheduler import Scheduler
-from timm.utils import ModelEmaV3, dispatch_clip_grad
+from timm.models import model_parameters
+from timm.utils import dispatch_clip_grad
 from torch import nn
 
+from .. import distributed
 from ..errors import DivergedError
-from ..evaluation import Meters, Metrics, evaluate
+from ..evaluation import Meters, Metrics, evaluate, with_views
+from ..sampling import start_epoch
+from .extras import distribute_norms, save_images, share_waited, synchronize
 from .folder import RunFolder
+from .parallel import synchronised
 from .progress import Progress
+from .state import TrainingState
 
-__all__ = ["TrainingState", "run_epochs"]
+__all__ = ["run_epochs"]
 
-
-@dataclass
-class TrainingState:
-    """Everything that training changes."""
-
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    scheduler: Scheduler | None
-    scaler: torch.amp.GradScaler
-    ema: ModelEmaV3 | None
-    classes: list[str]
-    epoch: int = 0
-    updates: int = 0
-    best: dict[str, Any] = field(default_factory=dict)
-
-    def checkpoint(self, args: Namespace) -> dict[str, Any]:
-        """timm's checkpoint layout; see :mod:`flashkat.checkpoints`."""
-        checkpoint = {
-            "arch": args.model,
-            "args": vars(args),
-            "classes": self.classes,
-            "epoch": self.epoch,
-            "metric": self.best.get("metric"),
-            "metric_weights": self.best.get("weights"),
-            "state_dict": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "version": 2,
-        }
-        if self.scaler.is_enabled():
-            checkpoint["amp_scaler"] = self.scaler.state_dict()
-        if self.ema is not None:
-            checkpoint["state_dict_ema"] = self.ema.module.state_dict()
-        return checkpoint
+_WAIT_WORTH_A_HINT = 0.1
+_WAIT_HINT = (
+    "Training waited for data {share:.0%} of that epoch: try more --workers, smaller image files or less augmentation; "
+    "--fake-data shows how fast it would go without waiting"
+)
 
 
 def run_epochs(
@@ -62,27 +40,55 @@ def run_epochs(
     loss_function: nn.Module,
     mixup: Mixup | None,
     precision: AbstractContextManager,
-    folder: RunFolder,
+    folder: RunFolder | None,
     progress: Progress,
     args: Namespace,
 ) -> None:
-    """Train and evaluate for ``args.epochs`` epochs; after each, write the summary and the checkpoints."""
-    for epoch in range(args.epochs):
-        state.epoch = epoch
-        lr = state.optimizer.param_groups[0]["lr"]
-        trained, rate = _train_epoch(state, train_loader, loss_function, mixup, precision, progress, args)
-        evaluated = {"state_dict": evaluate(state.model, val_loader, precision)}
-        if state.ema is not None:
-            evaluated["state_dict_ema"] = evaluate(state.ema.module, val_loader, precision)
-        _check_finite(evaluated["state_dict"].loss, f"after epoch {epoch + 1}")
-        is_best = _update_best(state, evaluated)
-        if state.scheduler is not None:
-            state.scheduler.step(epoch + 1, evaluated["state_dict"].top1)
+    """Train and evaluate up to ``state.epochs`` epochs; after each, write the summary and the checkpoints.
 
-        row = _summary_row(epoch, trained, evaluated, lr, rate)
-        folder.save(state.checkpoint(args), is_best)
-        folder.record(row)
-        progress.say(_epoch_line(row, args.epochs, is_best))
+    Of several processes, all run this together, and the one with a folder writes.
+    """
+    hint: str | None = _WAIT_HINT
+    for epoch in range(state.epoch, state.epochs):
+        if not state.batch:
+            state.lr = _scheduled_lr(state.optimizer)
+        if mixup is not None and args.mixup_off_epoch:
+            mixup.mixup_enabled = epoch < args.mixup_off_epoch
+        start = time.perf_counter()
+        trained, rate = _train_epoch(state, train_loader, loss_function, mixup, precision, folder, progress, args)
+        wait = share_waited(train_loader, time.perf_counter() - start)
+        models, evaluated = _models_to_evaluate(state, args), {}
+        for model in models.values():
+            distribute_norms(model, args)
+        if (epoch + 1) % args.val_interval == 0 or epoch + 1 == state.epochs:
+            evaluated = {
+                name: evaluate(with_views(model, args.tta), val_loader, precision) for name, model in models.items()
+            }
+            _check_finite(evaluated["state_dict"].loss, f"after epoch {epoch + 1}")
+        is_best = bool(evaluated) and _update_best(state, evaluated, args.eval_metric)
+        if state.scheduler is not None:
+            metric = getattr(evaluated["state_dict"], args.eval_metric) if evaluated else state.best.get("metric")
+            state.scheduler.step(epoch + 1, metric)
+
+        row = _summary_row(epoch, trained, evaluated, state.lr, rate, wait)
+        state.epoch, state.batch, state.meters = epoch + 1, 0, Meters()
+        state.history = [*state.history, row]
+        checkpoint = state.checkpoint(args)
+        if folder is not None:
+            folder.save(checkpoint, row, is_best)
+            folder.record(row)
+        progress.say(_epoch_line(row, state.epochs, is_best))
+        if hint and wait is not None and wait > _WAIT_WORTH_A_HINT:
+            progress.say(hint.format(share=wait))
+            hint = None
+
+
+def _models_to_evaluate(state: TrainingState, args: Namespace) -> dict[str, nn.Module]:
+    """The model and, where it can be evaluated, the average of its weights, by their names in a checkpoint."""
+    models = {"state_dict": state.model}
+    if state.ema is not None and not args.model_ema_force_cpu:
+        models["state_dict_ema"] = state.ema.module
+    return models
 
 
 def _train_epoch(
@@ -91,31 +97,62 @@ def _train_epoch(
     loss_function: nn.Module,
     mixup: Mixup | None,
     precision: AbstractContextManager,
+    folder: RunFolder | None,
     progress: Progress,
     args: Namespace,
 ) -> tuple[Metrics, float]:
-    """One epoch; returns its average metrics on augmented images and images/s."""
+    """What is left of an epoch; returns the whole epoch's average metrics on augmented images, and images/s."""
     state.model.train()
-    meters = Meters()
-    images_seen, start = 0, time.perf_counter()
-    for index, (images, target) in enumerate(loader):
+    batches, accumulated, updates = len(loader), args.grad_accum_steps, -(-state.batch // args.grad_accum_steps)
+    images_seen, rate, start = 0, 0.0, time.perf_counter()
+    state.optimizer.zero_grad()
+    for index, (images, target) in enumerate(_left(loader, state), start=state.batch):
         if mixup is not None:
             images, target = mixup(images, target)
-        with precision:
-            output = state.model(images)
-            loss = loss_function(output, target)
-        _update(state, loss, args.clip_grad)
+        first_of_group = index - index % accumulated
+        is_update = index + 1 == min(first_of_group + accumulated, batches)
+        with synchronised(state.trained, now=is_update):
+            with precision:
+                output = state.trained(images)
+                loss = loss_function(output, target)
+            # The average over the group's images; its batches are fewer where the epoch ends.
+            state.scaler.scale(loss / min(accumulated, batches - first_of_group)).backward()
+        if is_update:
+            _update(state, args)
+            updates += 1
+            if args.synchronize_step:
+                synchronize(images.device)
         # Mixed targets count as the class they hold most of.
-        meters.update(output, target.argmax(1) if target.ndim == 2 else target, loss)
+        state.meters.update(output, target.argmax(1) if target.ndim == 2 else target, loss)
+        state.batch = index + 1
         images_seen += len(images)
 
-        is_last = index == len(loader) - 1
-        metrics = meters.metrics() if index % args.log_interval == 0 or is_last else None
-        rate = images_seen / (time.perf_counter() - start)
+        is_last = state.batch == batches
+        metrics = state.meters.metrics() if index % args.log_interval == 0 or is_last else None
+        rate = images_seen * distributed.size() / (time.perf_counter() - start)
         progress.batch(state.epoch, index, metrics, rate)
         if metrics is not None:
+            if args.save_images and folder is not None:
+                save_images(images, folder.path / f"train-batch-{state.epoch}-{index}.jpg")
             _check_finite(metrics.loss, f"in epoch {state.epoch + 1}, batch {index + 1}")
-    return meters.metrics(), rate
+        if is_update and args.recovery_interval and updates % args.recovery_interval == 0:
+            checkpoint = state.checkpoint(args)
+            if folder is not None:
+                folder.save_recovery(checkpoint, state.epoch, updates - 1)
+    return state.meters.metrics(), rate
+
+
+def _left(loader: Any, state: TrainingState) -> Iterable[Any]:
+    """What is left of an epoch's batches."""
+    if state.batch == len(loader):
+        return ()  # of which older timm's loaders cannot make an empty pass
+    return loader if start_epoch(loader, state.epoch, state.batch) else islice(loader, state.batch, None)
+
+
+def _scheduled_lr(optimizer: torch.optim.Optimizer) -> float:
+    """The learning rate of the schedule, whatever a group's scale of it."""
+    group = max(optimizer.param_groups, key=lambda group: group.get("lr_scale", 1.0))
+    return group["lr"] / (group.get("lr_scale") or 1.0)
 
 
 def _check_finite(loss: float, when: str) -> None:
@@ -125,14 +162,15 @@ def _check_finite(loss: float, when: str) -> None:
         )
 
 
-def _update(state: TrainingState, loss: torch.Tensor, clip_grad: float | None) -> None:
-    state.optimizer.zero_grad()
-    state.scaler.scale(loss).backward()
-    if clip_grad is not None:
+def _update(state: TrainingState, args: Namespace) -> None:
+    if args.clip_grad is not None:
         state.scaler.unscale_(state.optimizer)
-        dispatch_clip_grad(state.model.parameters(), clip_grad)
+        # timm leaves the head out of agc.
+        parameters = model_parameters(state.model, exclude_head=args.clip_mode == "agc")
+        dispatch_clip_grad(parameters, args.clip_grad, args.clip_mode)
     state.scaler.step(state.optimizer)
     state.scaler.update()
+    state.optimizer.zero_grad()
     state.updates += 1
     if state.ema is not None:
         state.ema.update(state.model, step=state.updates)
@@ -140,16 +178,20 @@ def _update(state: TrainingState, loss: torch.Tensor, clip_grad: float | None) -
         state.scheduler.step_update(state.updates)
 
 
-def _update_best(state: TrainingState, evaluated: dict[str, Metrics]) -> bool:
-    """Remember the best top-1 so far and which weights had it, the model's own or their average."""
-    weights, metrics = max(evaluated.items(), key=lambda item: item[1].top1)
-    if state.best and metrics.top1 <= state.best["metric"]:
+def _update_best(state: TrainingState, evaluated: dict[str, Metrics], name: str) -> bool:
+    """Remember the best value of a metric so far and which weights had it, the model's own or their average."""
+    sign = -1 if name == "loss" else 1
+    weights, metrics = max(evaluated.items(), key=lambda item: sign * getattr(item[1], name))
+    metric = getattr(metrics, name)
+    if state.best and sign * metric <= sign * state.best["metric"]:
         return False
-    state.best = {"metric": metrics.top1, "weights": weights}
+    state.best = {"metric": metric, "weights": weights}
     return True
 
 
-def _summary_row(epoch: int, trained: Metrics, evaluated: dict[str, Metrics], lr: float, rate: float) -> dict[str, Any]:
+def _summary_row(
+    epoch: int, trained: Metrics, evaluated: dict[str, Metrics], lr: float, rate: float, wait: float | None
+) -> dict[str, Any]:
     row: dict[str, Any] = {"epoch": epoch, "train_loss": trained.loss}
     for weights, metrics in evaluated.items():
         prefix = "eval_ema" if weights == "state_dict_ema" else "eval"
@@ -158,13 +200,17 @@ def _summary_row(epoch: int, trained: Metrics, evaluated: dict[str, Metrics], lr
             f"{prefix}_top1": round(metrics.top1, 4),
             f"{prefix}_top5": round(metrics.top5, 4),
         }
-    return row | {"lr": lr, "images_per_second": round(rate, 1)}
+    row |= {"lr": lr, "images_per_second": round(rate, 1)}
+    return row if wait is None else row | {"data_wait": round(wait, 4)}
 
 
 def _epoch_line(row: dict[str, Any], epochs: int, is_best: bool) -> str:
-    average = f"  EMA top-1 {row['eval_ema_top1']:.2f}%" if "eval_ema_top1" in row else ""
-    return (
-        f"Epoch {row['epoch'] + 1}/{epochs}  train loss {row['train_loss']:.4f}  eval loss {row['eval_loss']:.4f}  "
-        f"top-1 {row['eval_top1']:.2f}%  top-5 {row['eval_top5']:.2f}%{average}  lr {row['lr']:.2e}  "
-        f"{row['images_per_second']:.0f} images/s{'  best' if is_best else ''}"
-    )
+    line = f"Epoch {row['epoch'] + 1}/{epochs}  train loss {row['train_loss']:.4f}  "
+    if "eval_loss" in row:
+        line += f"eval loss {row['eval_loss']:.4f}  top-1 {row['eval_top1']:.2f}%  top-5 {row['eval_top5']:.2f}%  "
+    if "eval_ema_top1" in row:
+        line += f"EMA top-1 {row['eval_ema_top1']:.2f}%  "
+    line += f"lr {row['lr']:.2e}  {row['images_per_second']:.0f} images/s"
+    if "data_wait" in row:
+        line += f"  data wait {row['data_wait']:.0%}"
+    return line + ("  best" if is_best else "")

@@ -5,6 +5,7 @@ import time
 from types import TracebackType
 from typing import Protocol
 
+from ..distributed import is_primary
 from ..evaluation import Metrics
 
 __all__ = ["Progress", "open_progress"]
@@ -26,13 +27,32 @@ class Progress(Protocol):
         """A training batch is done; ``metrics`` of the epoch so far, where they are known; ``rate`` in images/s."""
 
 
-def open_progress(epochs: int, batches: int) -> Progress:
-    """Progress for a run of ``epochs`` epochs of ``batches`` batches."""
-    return _Live(epochs, batches) if sys.stdout.isatty() else _Plain(epochs, batches)
+def open_progress(epochs: int, batches: int, first: int = 0) -> Progress:
+    """Progress for a run of ``epochs`` epochs of ``batches`` batches, of which ``first`` are done already.
+
+    Of several processes the first one reports; the others are silent.
+    """
+    if not is_primary():
+        return _Silent()
+    return _Live(epochs, batches) if sys.stdout.isatty() else _Plain(epochs, batches, first)
 
 
 def _describe(metrics: Metrics, rate: float) -> str:
     return f"loss {metrics.loss:.4f}  top-1 {metrics.top1:.2f}%  {rate:.0f} images/s"
+
+
+class _Silent:
+    def __enter__(self) -> "_Silent":
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        pass
+
+    def say(self, line: str) -> None:
+        pass
+
+    def batch(self, epoch: int, index: int, metrics: Metrics | None, rate: float) -> None:
+        pass
 
 
 class _Live:
@@ -68,8 +88,8 @@ class _Live:
 
 
 class _Plain:
-    def __init__(self, epochs: int, batches: int) -> None:
-        self._epochs, self._batches = epochs, batches
+    def __init__(self, epochs: int, batches: int, first: int = 0) -> None:
+        self._epochs, self._batches, self._first = epochs, batches, first
         self._start = time.monotonic()
 
     def __enter__(self) -> "_Plain":
@@ -85,7 +105,7 @@ class _Plain:
         if metrics is None:
             return
         done = epoch * self._batches + index + 1
-        left = (time.monotonic() - self._start) / done * (self._epochs * self._batches - done)
+        left = (time.monotonic() - self._start) / (done - self._first) * (self._epochs * self._batches - done)
         self.say(
             f"Train: {epoch + 1}/{self._epochs} [{index + 1:>4d}/{self._batches}]  {_describe(metrics, rate)}  "
             f"{_duration(left)} left"

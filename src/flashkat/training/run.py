@@ -1,128 +1,145 @@
 """``flashkat train``: everything is built and checked first, then a folder is made, then the loop runs."""
 
-import difflib
-import math
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 import torch
-from timm.data import Mixup
-from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
-from timm.optim import create_optimizer_v2, list_optimizers
-from timm.scheduler import create_scheduler_v2
-from timm.scheduler.scheduler_factory import scheduler_kwargs
 from timm.utils import ModelEmaV3, random_seed
 from torch import nn
 
-from ..arguments import resolve_device
-from ..data import check_same_classes, evaluation_loader, open_split, training_loader
-from ..errors import InputError, explain, require
+from .. import distributed
+from ..data import check_same_classes, evaluation_loader, open_dataset, training_loader
+from ..errors import InputError, require
 from ..evaluation import autocast, data_config
-from ..models import create_model
+from ..runtime import compile_in_place, place, prepare_process
 from .folder import RunFolder
-from .loop import TrainingState, run_epochs
+from .logging import check_wandb
+from .loop import run_epochs
+from .optimizer import create_optimizer
+from .parallel import shard, with_common_norms, wrap
 from .progress import open_progress
+from .recipe import average_notes, build_loss, build_mixup, build_model, build_schedule, scaled_lr
+from .state import TrainingState, load_resumed_weights, read_resumed
 
 __all__ = ["train"]
 
-# timm scales the learning rate with the square root of the batch for these, linearly for the others.
-_ADAPTIVE = ("ada", "lamb")
-_LR_BASE_BATCH = 256
 
-
-def train(args: Namespace) -> Path:
+def train(args: Namespace) -> Path | None:
     """Train as the arguments say (see :mod:`flashkat.arguments`) and return the run's folder.
+
+    Under torchrun all processes call this together; the first one writes and reports, the others return None.
 
     Raises:
         InputError: something in the arguments or the data does not work; nothing is left behind then.
     """
     require("matplotlib", "rich", extra="training")
-    device = resolve_device(args.device)
+    check_wandb(args)
+    prepare_process(args)
+    with distributed.joined(args.device) as device:
+        return _train(args, device)
+
+
+def _train(args: Namespace, device: torch.device) -> Path | None:
     random_seed(args.seed)
-    train_set, val_set = (open_split(args.data_dir, split) for split in (args.train_split, args.val_split))
+    with distributed.one_by_one(args.dataset_download):
+        train_set = open_dataset(args, args.train_split, is_training=True, num_samples=args.train_num_samples)
+        val_set = open_dataset(args, args.val_split, num_samples=args.val_num_samples)
     check_same_classes(train_set, val_set)
     args.num_classes = args.num_classes or len(train_set.classes)
+    if not args.num_classes:
+        raise InputError(f"{train_set.source} does not list its classes: give --num-classes")
     if args.num_classes < len(train_set.classes):
         raise InputError(f"--num-classes {args.num_classes} is less than the data's {len(train_set.classes)} classes")
 
-    model: Any = create_model(
-        args.model,
-        num_classes=args.num_classes,
-        img_size=args.img_size,
-        drop_rate=args.drop or None,
-        drop_path_rate=args.drop_path,
-        **args.model_kwargs,
-    )
-    if args.grad_checkpointing:
-        with explain(f"{args.model} has no gradient checkpointing"):
-            model.set_grad_checkpointing()
-    model.to(device)
+    resumed = read_resumed(args, train_set.classes)
+    notes: list[str] = []
+    model = build_model(args, notes.append)
+    load_resumed_weights(model, resumed, args)
+    place(model, args, device)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
     config = data_config(model, args)
     train_loader = training_loader(train_set, config, args, device)
-    val_loader = evaluation_loader(val_set, config, args.batch_size, args.workers, device)
-    state = _build_state(model, args, device, len(train_loader), train_set.classes)
-    mixup, loss_function = _build_loss(args)
+    val_loader = evaluation_loader(val_set, config, args, device, args.validation_batch_size)
+    mixup, loss_function = build_mixup(args), build_loss(args).to(device)
+    state = _build_state(model, args, device, len(train_loader), train_set.classes, resumed)
 
-    folder = RunFolder(args, config["input_size"][-1])
+    folder = RunFolder(args, config["input_size"][-1], state.history) if distributed.is_primary() else None
     try:
-        with open_progress(args.epochs, len(train_loader)) as progress:
-            parameters = sum(parameter.numel() for parameter in model.parameters())
-            progress.say(
-                f"{args.model}: {parameters:,} parameters on {device}, lr {args.lr:.3g}, writing {folder.path}"
-            )
+        batches_done = state.epoch * len(train_loader) + state.batch
+        with open_progress(state.epochs, len(train_loader), batches_done) as progress:
+            if folder is not None:
+                several = f" and {distributed.size() - 1} more" if distributed.size() > 1 else ""
+                progress.say(
+                    f"{args.model}: {parameters:,} parameters on {device}{several}, lr {args.lr:.3g}, "
+                    f"writing {folder.path}"
+                )
             progress.say(f"{len(train_set)} training and {len(val_set)} evaluation images, {args.num_classes} classes")
+            if resumed:
+                notes = [f"Continuing {args.resume} in epoch {state.epoch + 1}, after {state.updates} updates"]
+            updates = state.epochs * -(-len(train_loader) // args.grad_accum_steps)
+            for note in (*notes, *average_notes(args, updates)):
+                progress.say(note)
             run_epochs(
                 state, train_loader, val_loader, loss_function, mixup, autocast(args, device), folder, progress, args
             )
     except BaseException:
-        folder.discard_if_empty()
+        if folder is not None:
+            folder.discard_if_empty()
         raise
-    return folder.path
+    return None if folder is None else folder.path
 
 
 def _build_state(
-    model: nn.Module, args: Namespace, device: torch.device, batches: int, classes: list[str]
+    model: nn.Module,
+    args: Namespace,
+    device: torch.device,
+    batches: int,
+    classes: list[str],
+    resumed: dict[str, Any],
 ) -> TrainingState:
-    args.lr = args.lr or _scaled_lr(args)
-    optimizer_name = args.opt.lower().removeprefix("lookahead_")
-    if optimizer_name not in list_optimizers():
-        nearest = difflib.get_close_matches(optimizer_name, list_optimizers(), n=1)
-        hint = f"did you mean {nearest[0]!r}?" if nearest else "timm.optim.list_optimizers() has them all"
-        raise InputError(f"no optimiser {args.opt!r}: {hint}")
-    with explain(f"cannot make the optimiser {args.opt}"):
-        optimizer = create_optimizer_v2(
-            model, opt=args.opt, lr=args.lr, weight_decay=args.weight_decay, momentum=args.momentum
-        )
-    unknown_schedule = f"no schedule {args.sched!r}: try cosine, step, poly or none"
-    with explain(unknown_schedule):
-        scheduler, _ = create_scheduler_v2(optimizer, **scheduler_kwargs(args), updates_per_epoch=batches)
-    if scheduler is None and args.sched != "none":  # how older timm answers a name it does not know
-        raise InputError(unknown_schedule)
-    return TrainingState(
+    """The state at the start of the run, or where ``resumed`` left it; the random states of this process with it."""
+    _check_parallel(args, device)
+    args.lr = args.lr or scaled_lr(args, distributed.size())
+    if args.sync_bn and distributed.size() > 1:
+        model = with_common_norms(model, device)
+    ema = None
+    if args.model_ema:
+        on = torch.device("cpu") if args.model_ema_force_cpu else None
+        ema = ModelEmaV3(model, decay=args.model_ema_decay, use_warmup=args.model_ema_warmup, device=on)
+        load_resumed_weights(ema.module, resumed, args, use_ema=True)
+    if args.fsdp:
+        shard(model)
+        if ema is not None:
+            shard(ema.module)
+    optimizer = create_optimizer(model, args)
+    updates_per_epoch = -(-batches // args.grad_accum_steps)
+    scheduler, epochs = build_schedule(optimizer, args, updates_per_epoch)
+    for module in (model, *([] if ema is None else [ema.module])):
+        compile_in_place(module, args)
+    state = TrainingState(
         model=model,
         optimizer=optimizer,
         scheduler=scheduler,
         scaler=torch.amp.GradScaler(device.type, enabled=args.amp and args.amp_dtype == "float16"),
-        ema=ModelEmaV3(model, decay=args.model_ema_decay, use_warmup=args.model_ema_warmup) if args.model_ema else None,
+        ema=ema,
         classes=classes,
+        epochs=epochs,
+        trained=wrap(model, device, broadcast_buffers=not args.no_ddp_bb),
     )
+    # From here on every process draws numbers of its own; the weights are the same everywhere.
+    random_seed(args.seed, distributed.rank())
+    state.start(resumed, args, updates_per_epoch)
+    return state
 
 
-def _scaled_lr(args: Namespace) -> float:
-    ratio = args.batch_size / _LR_BASE_BATCH
-    return args.lr_base * (math.sqrt(ratio) if any(name in args.opt.lower() for name in _ADAPTIVE) else ratio)
-
-
-def _build_loss(args: Namespace) -> tuple[Mixup | None, nn.Module]:
-    if args.mixup or args.cutmix:
-        if args.batch_size % 2:
-            raise InputError(f"mixup and cutmix pair up images: --batch-size must be even, not {args.batch_size}")
-        mixup = Mixup(
-            mixup_alpha=args.mixup,
-            cutmix_alpha=args.cutmix,
-            label_smoothing=args.smoothing,
-            num_classes=args.num_classes,
-        )
-        return mixup, SoftTargetCrossEntropy()
-    return None, LabelSmoothingCrossEntropy(args.smoothing) if args.smoothing else nn.CrossEntropyLoss()
+def _check_parallel(args: Namespace, device: torch.device) -> None:
+    """Raise InputError for ways to train that do not go together."""
+    if args.fsdp and args.model_ema_force_cpu and device.type != "cpu":
+        raise InputError("--fsdp keeps a share of the average on each GPU: leave out --model-ema-force-cpu")
+    if args.fsdp and args.clip_grad is not None and args.clip_mode == "agc":
+        raise InputError("--clip-mode agc needs whole weights, which --fsdp shards: take another mode")
+    if args.torchcompile and args.batch_size == 1:
+        # The gradients of a ViT's position embedding and class token would share memory (seen with torch 2.15), and
+        # whatever is done to the one, adding the next batch's or clipping, is done to both.
+        raise InputError("--torchcompile trains on batches of two images or more: give -b 2")

@@ -1,0 +1,49 @@
+"""The flags of timm's scripts that FlashKAT leaves out, and why."""
+
+from typing import NamedTuple
+
+__all__ = ["LEFT_OUT"]
+
+
+class LeftOut(NamedTuple):
+    """Why a flag is left out; ``is_switch`` is False for settings that do nothing until another flag is given."""
+
+    reason: str
+    is_switch: bool = True
+
+
+_NO_BATCH_NORM = "these models have layer norms, no batch norms"
+_SCRIPT = "TorchScript is deprecated in PyTorch, and does not take custom operators; use --torchcompile"
+_NAFLEX = "KATs have a fixed patch grid; NaFlex needs timm's NaFlexVit"
+_DISTILLATION = "distillation needs a loop of its own, with a teacher; not built yet"
+
+LEFT_OUT: dict[str, LeftOut] = {
+    "--fuser": LeftOut("it picks a fuser of TorchScript; torch.compile has its own"),
+    "--torchscript": LeftOut(_SCRIPT),
+    "--aot-autograd": LeftOut("use --torchcompile aot_eager, or --torchcompile for its successor"),
+    "--reparam": LeftOut("these models have no branches to merge after training"),
+    "--test-pool": LeftOut("it pools the feature map of a CNN for larger images; these models take --img-size"),
+    "--tf-preprocessing": LeftOut("it reproduces models that were ported from TensorFlow"),
+    "--drop-connect": LeftOut("timm's old name for --drop-path"),
+    "--drop-block": LeftOut("it drops regions of a CNN's feature maps"),
+    "--bn-momentum": LeftOut(_NO_BATCH_NORM),
+    "--bn-eps": LeftOut(_NO_BATCH_NORM),
+    "--split-bn": LeftOut(_NO_BATCH_NORM),
+    "--naflex-loader": LeftOut(_NAFLEX),
+    "--naflex-train-seq-lens": LeftOut(_NAFLEX, is_switch=False),
+    "--naflex-max-seq-len": LeftOut(_NAFLEX, is_switch=False),
+    "--naflex-patch-sizes": LeftOut(_NAFLEX, is_switch=False),
+    "--naflex-patch-size-probs": LeftOut(_NAFLEX, is_switch=False),
+    "--naflex-loss-scale": LeftOut(_NAFLEX, is_switch=False),
+    "--kd-model-name": LeftOut(_DISTILLATION),
+    "--kd-distill-type": LeftOut(_DISTILLATION, is_switch=False),
+    "--kd-loss-type": LeftOut(_DISTILLATION, is_switch=False),
+    "--distill-loss-weight": LeftOut(_DISTILLATION, is_switch=False),
+    "--task-loss-weight": LeftOut(_DISTILLATION, is_switch=False),
+    "--kd-temperature": LeftOut(_DISTILLATION, is_switch=False),
+    "--kd-student-feature-dim": LeftOut(_DISTILLATION, is_switch=False),
+    "--kd-teacher-feature-dim": LeftOut(_DISTILLATION, is_switch=False),
+    "--kd-token-distill-type": LeftOut(_DISTILLATION, is_switch=False),
+    "--apex-amp": LeftOut("older timm's flag for NVIDIA's Apex; use --amp"),
+    "--native-amp": LeftOut("older timm's name for --amp"),
+}

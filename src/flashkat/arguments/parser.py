@@ -1,0 +1,204 @@
+"""An argument parser whose errors are one line, that suggests the nearest flag, and that reads ``--config`` files."""
+
+import argparse
+import ast
+import difflib
+import math
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, ClassVar, NoReturn
+
+from ..errors import show_once
+from .left_out import LEFT_OUT
+
+__all__ = [
+    "KeyValues",
+    "ModelKwargs",
+    "Parser",
+    "amount",
+    "count",
+    "finite",
+    "fraction",
+    "number",
+    "positive",
+    "seed",
+    "share",
+    "size",
+]
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one line, and that takes no abbreviations.
+
+    Where there is a ``--config`` flag, the YAML file that it names gives values that the command line overrides.
+    ``checks`` are called with what was parsed, and raise ArgumentTypeError for what does not go together.
+    """
+
+    def __init__(self, **kwargs) -> None:
+        super().__init__(**{"allow_abbrev": False, **kwargs})
+        self.checks: list[Callable[[argparse.Namespace], None]] = []
+
+    def error(self, message: str) -> NoReturn:
+        line = f"{self.prog}: error: {message}; {self.prog} --help lists the flags"
+        show_once(lambda: print(line, file=sys.stderr, flush=True))
+        sys.exit(2)
+
+    def parse_known_args(self, args=None, namespace=None):
+        """Refuse what is not known; argparse asks subcommands for it too, which then answer for their own flags."""
+        args = sys.argv[1:] if args is None else list(args)
+        if "--config" in self._option_string_actions:
+            namespace = self._with_config(args, namespace or argparse.Namespace())
+        parsed, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(self._describe_unknown(unknown[0]))
+        for check in self.checks:
+            try:
+                check(parsed)
+            except argparse.ArgumentTypeError as error:
+                self.error(str(error))
+        return parsed, unknown
+
+    def _describe_unknown(self, argument: str) -> str:
+        name = argument.split("=")[0]
+        if name in LEFT_OUT and "--config" in self._option_string_actions:
+            return f"{name} is a flag of timm's that is left out here: {LEFT_OUT[name].reason}"
+        flags = [flag for flag in self._option_string_actions if flag != "--help" and "_" not in flag]
+        nearest = difflib.get_close_matches(name, flags, n=1)
+        return f"unknown argument {argument}{f', did you mean {nearest[0]}' if nearest else ''}"
+
+    def _with_config(self, args: list[str], namespace: argparse.Namespace) -> argparse.Namespace:
+        finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+        finder.add_argument("-c", "--config", default="")
+        try:
+            path = finder.parse_known_args(args)[0].config
+        except argparse.ArgumentError:  # without its value, which the real parser will say
+            return namespace
+        if path:
+            for name, value in self._read_config(path).items():
+                setattr(namespace, name, value)
+        return namespace
+
+    def _read_config(self, path: str) -> dict[str, Any]:
+        import yaml
+
+        try:
+            content = yaml.safe_load(Path(path).read_text())
+        except OSError as error:
+            self.error(f"cannot read the --config {path}: {error.strerror}")
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            self.error(f"the --config {path} is not YAML: {' '.join(str(error).split())}")
+        if not isinstance(content, dict):
+            self.error(f"the --config {path} has to hold NAME: VALUE lines, as in a run's args.yaml")
+        actions = {action.dest: action for action in self._actions if action.option_strings or action.dest != "help"}
+        values: dict[str, Any] = {}
+        for key, value in content.items():
+            name = str(key).replace("-", "_")
+            name = "data_dir" if name == "data" else name
+            flag = "--" + name.replace("_", "-")
+            if name in actions and name not in ("help", "config"):
+                if value is not None or name not in values:
+                    values[name] = self._converted(actions[name], value, f"{key} in {path}")
+            elif name == "config":
+                continue
+            elif flag in LEFT_OUT:
+                if value and LEFT_OUT[flag].is_switch:
+                    self.error(f"{key} in {path} is a flag of timm's that is left out here: {LEFT_OUT[flag].reason}")
+            else:
+                nearest = difflib.get_close_matches(name, actions, n=1)
+                self.error(f"unknown {key} in {path}{f', did you mean {nearest[0]}' if nearest else ''}")
+        return values
+
+    def _converted(self, action: argparse.Action, value: Any, where: str) -> Any:
+        if value is None:
+            return None if not isinstance(action.default, bool) else action.default
+        try:
+            if isinstance(action, KeyValues):
+                if not isinstance(value, dict):
+                    raise argparse.ArgumentTypeError(f"takes names and values, not {value!r}")
+                action.check(value, self)
+                return value
+            if action.nargs == 0:
+                if not isinstance(value, bool):
+                    raise argparse.ArgumentTypeError(f"is true or false, not {value!r}")
+                return value
+            many = action.nargs in ("+", "*") or isinstance(action.nargs, int)
+            items = value if isinstance(value, (list, tuple)) else [value]
+            if (not many and len(items) != 1) or (isinstance(action.nargs, int) and len(items) != action.nargs):
+                raise argparse.ArgumentTypeError(f"takes {action.nargs or 1} values, not {len(items)}")
+            convert: Any = action.type or str
+            converted = [convert(str(item)) for item in items]
+            for item in converted:
+                if action.choices is not None and item not in action.choices:
+                    raise argparse.ArgumentTypeError(f"is one of {', '.join(map(str, action.choices))}, not {item!r}")
+        except (argparse.ArgumentTypeError, ValueError) as error:
+            self.error(f"{where}: {error}")
+        return converted if many else converted[0]
+
+
+class KeyValues(argparse.Action):
+    """KEY=VALUE pairs, with Python's literals for values, that keep away from what has a flag of its own."""
+
+    flags: ClassVar[dict[str, str]] = {}
+
+    def check(self, keys: Iterable[str], parser: argparse.ArgumentParser) -> None:
+        """Raise ArgumentTypeError for a key that a flag of the parser sets."""
+        for key in keys:
+            if self.flags.get(key) in parser._option_string_actions:
+                raise argparse.ArgumentTypeError(f"cannot set {key}: use {self.flags[key]}")
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        pairs: dict[str, Any] = {}
+        for value in values:
+            key, equals, text = value.partition("=")
+            if not equals:
+                raise argparse.ArgumentError(self, f"takes KEY=VALUE, not {value!r}")
+            try:
+                pairs[key] = ast.literal_eval(text)
+            except (ValueError, SyntaxError):
+                pairs[key] = text
+        try:
+            self.check(pairs, parser)
+        except argparse.ArgumentTypeError as error:
+            raise argparse.ArgumentError(self, str(error)) from error
+        setattr(namespace, self.dest, pairs)
+
+
+class ModelKwargs(KeyValues):
+    """KEY=VALUE pairs for a model."""
+
+    flags: ClassVar[dict[str, str]] = {
+        "num_classes": "--num-classes",
+        "img_size": "--img-size",
+        "in_chans": "--in-chans",
+        "drop_rate": "--drop",
+        "drop_path_rate": "--drop-path",
+        "global_pool": "--gp",
+        "pretrained": "--pretrained",
+    }
+
+
+def number(kind: type, low: float, high: float = math.inf, above: bool = False) -> Callable[[str], float]:
+    """A converter for argparse: an int or a float from ``low``, or above it, to ``high``."""
+
+    def convert(text: str) -> float:
+        value = kind(text)
+        if not (low <= value <= high and math.isfinite(value)) or (above and value == low):
+            least = f"more than {low:g}" if above else f"at least {low:g}"
+            wanted = f"{least} and at most {high:g}" if high < math.inf else least if low > -math.inf else "finite"
+            raise argparse.ArgumentTypeError(f"must be {wanted}, not {text}")
+        return value
+
+    # argparse says "invalid NAME value".
+    convert.__name__ = "whole number" if kind is int else "number"
+    return convert
+
+
+positive = number(int, 1)
+count = number(int, 0)
+seed = number(int, 0, 2**32 - 1)
+amount = number(float, 0)
+finite = number(float, -math.inf)
+size = number(float, 0, above=True)
+fraction = number(float, 0, 1)
+share = number(float, 0, 1, above=True)

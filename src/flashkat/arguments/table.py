@@ -1,0 +1,74 @@
+"""Writes docs/flags.md, from the parsers and from what is left out; see ``make flags``."""
+
+import argparse
+
+from . import add_training_arguments, add_validation_arguments
+from .left_out import LEFT_OUT
+from .parser import Parser
+
+__all__ = ["table"]
+
+_BEFORE = """\
+# Flags
+
+`flashkat train` and `flashkat validate` (or `python train.py`, `python validate.py` from a checkout) take the flags of
+timm's scripts, with their names, defaults and meanings. This page is made from the program: `make flags`.
+
+What differs from timm:
+
+- `--amp-dtype` is bfloat16 by default (timm: float16), `--model` a KAT, `--num-classes` as many as the data set lists,
+  `--workers` no more than there are cores.
+- An image that cannot be decoded is an error that names it; timm puts its neighbour in its place. Streamed data
+  (`wds/`, `hfids/`, `tfds/`) is as timm reads it, which skips such a sample with a warning.
+- Mixup and cutmix work on the device, on normalised images after random erasing; timm mixes while it collates batches,
+  and erases afterwards. `--mixup-mode half` draws a share per image, as `elem`.
+- `--bce-loss` is used without label smoothing and mixing too, where timm falls back to cross-entropy.
+- `--epoch-repeats` repeats every kind of data set; `--tta` computes the views (timm expects a loader that makes them).
+- `--initial-checkpoint` takes averaged weights where there are any, as timm, and a ViT's or a KAT's weights for another
+  number of classes or image size, as `--pretrained-path`, which needs no `--pretrained` here. `--partial` takes what
+  fits of others.
+- `--log-wandb` without wandb is an error; timm trains on with a warning.
+- Each image's augmentation is drawn from the seed, the epoch and its place in the order, so that `--workers` and
+  `--worker-seeding` do not matter to it, but for streamed data and `--use-multi-epochs-loader`.
+- `--recovery-interval` counts updates from the beginning of an epoch; the last two recovery checkpoints are kept.
+- `--sync-bn` on CPUs is an error where the model has batch norms, as PyTorch has none of these for CPUs.
+- `--fake-data`, `--fsdp`, `--partial`, `--rational-lr-scale`, `--rational-weight-decay`, and `--tta` of
+  `flashkat validate`, are ours.
+"""
+
+
+def table() -> str:
+    """The page, in Markdown."""
+    parsers = {"train": Parser(), "validate": Parser()}
+    add_training_arguments(parsers["train"])
+    add_validation_arguments(parsers["validate"])
+    found: dict[str, dict[str, list[str]]] = {}
+    for command, parser in parsers.items():
+        for action in parser._actions:
+            if action.option_strings and action.dest != "help":
+                key = action.option_strings[-1].replace("_", "-")
+                found.setdefault(key, {}).setdefault(_row(action), []).append(command)
+    lines = [_BEFORE, "## What there is", "", "| flag | command | what it does |", "| --- | --- | --- |"]
+    for rows in found.values():
+        for row, commands in rows.items():
+            lines.append(row.format("both" if len(commands) == 2 else commands[0]))
+    lines += ["", "## What is left out", "", "| flag | why |", "| --- | --- |"]
+    lines += [f"| `{name}` | {why.reason} |" for name, why in LEFT_OUT.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _row(action: argparse.Action) -> str:
+    """A flag's row, with a place for the commands that have it so."""
+    names = ", ".join(f"`{name}`" for name in action.option_strings)
+    values = f" {_metavar(action)}" if action.nargs != 0 else ""
+    return f"| {names}{values} | {{}} | {action.help} |"
+
+
+def _metavar(action: argparse.Action) -> str:
+    if action.metavar:
+        return str(action.metavar)
+    return " \\| ".join(str(choice) or '""' for choice in action.choices) if action.choices else "VALUE"
+
+
+if __name__ == "__main__":
+    print(table(), end="")

@@ -1,0 +1,179 @@
+"""Which process sees which images in which order, and what random numbers an image is augmented with.
+
+An epoch's order depends on the seed and the epoch alone: global batch k is the same set of images whether one process
+draws it or several draw a share each. An image's augmentation depends on the seed, the epoch and its place in that
+order alone. So it does not matter how many loader processes there are, or whether the epoch was begun in another run.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from timm.data.distributed_sampler import OrderedDistributedSampler, RepeatAugSampler
+from timm.data.loader import PrefetchLoader
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, Sampler, SequentialSampler
+
+from . import distributed
+from .errors import InputError
+from .randomness import isolated, seed_of
+
+__all__ = ["evaluation_order", "own_images", "start_epoch", "training_order"]
+
+
+class EpochSampler(Sampler[tuple[int, int]]):
+    """The indices of a process's share of an epoch, each with a seed for its augmentation.
+
+    Args:
+        sampler: of the indices, with ``set_epoch``.
+        seed: of the run.
+        batch_size: of this process.
+    """
+
+    def __init__(self, sampler: DistributedSampler | RepeatAugSampler, seed: int, batch_size: int) -> None:
+        self.sampler, self.seed, self.batch_size = sampler, seed, batch_size
+        self.next_pass = (0, 0)
+        # Of the pass that is under way.
+        self.epoch = self.first_batch = 0
+        self.passes = 0
+
+    def start(self, epoch: int, batch: int) -> None:
+        """What the next iteration is to be: an epoch from one of its batches on. Without it, the epoch after."""
+        self.next_pass = (epoch, batch)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        self.epoch, self.first_batch = self.next_pass
+        self.next_pass = (self.epoch + 1, 0)
+        self.passes += 1
+        self.sampler.set_epoch(self.epoch)
+        rank, size = distributed.rank(), distributed.size()
+        for number, index in enumerate(self.sampler):
+            if number >= self.first_batch * self.batch_size:
+                yield index, seed_of(self.seed, self.epoch, rank + size * number)
+
+    def __len__(self) -> int:
+        """Of the whole epoch."""
+        return len(self.sampler)
+
+
+class _SeededDataset(Dataset):
+    """A data set that takes an index and a seed."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, drawn: tuple[int, int]) -> Any:
+        index, seed = drawn
+        with isolated(seed):
+            return self.dataset[index]
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+
+class _SeededErasing:
+    """timm's RandomErasing of whole batches, which runs a batch ahead of training, with random numbers of its own."""
+
+    def __init__(self, erasing: Any, order: EpochSampler, device: torch.device) -> None:
+        self.erasing, self.order, self.device = erasing, order, device
+        self.passes = self.batch = 0
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        order = self.order
+        if self.passes != order.passes:
+            self.passes, self.batch = order.passes, order.first_batch
+        seed = seed_of(order.seed, order.epoch, self.batch, distributed.rank(), 1)
+        self.batch += 1
+        with isolated(seed, gpu=self.device.type == "cuda"):
+            return self.erasing(images)
+
+
+def training_order(loader: Any, seed: int) -> Any:
+    """timm's training loader, with every process's share, order and augmentation a function of the seed.
+
+    Of a data set that can only be read in its own order, or a loader that is no plain DataLoader, nothing is changed.
+    """
+    plain = loader.loader if isinstance(loader, PrefetchLoader) else loader
+    if not _can_be_rebuilt(plain):
+        return loader
+    sampler = plain.sampler
+    if not isinstance(sampler, RepeatAugSampler):
+        # Dropping what does not divide among the processes, as a single process drops it with the last batch.
+        sampler = DistributedSampler(
+            plain.dataset, distributed.size(), distributed.rank(), shuffle=True, seed=seed, drop_last=True
+        )
+    order = EpochSampler(sampler, seed, plain.batch_size)
+    rebuilt = _rebuilt(plain, _SeededDataset(plain.dataset), order)
+    if not isinstance(loader, PrefetchLoader):
+        return rebuilt
+    loader.loader = rebuilt
+    if loader.random_erasing is not None:
+        loader.random_erasing = _SeededErasing(loader.random_erasing, order, loader.device)
+    return loader
+
+
+def start_epoch(loader: Any, epoch: int, batch: int) -> bool:
+    """Let the next iteration of a loader be an epoch from one of its batches on; False if it cannot start there."""
+    order: Any = getattr(loader, "sampler", None)
+    if isinstance(order, EpochSampler):
+        order.start(epoch, batch)
+        return True
+    # Of loaders that are timm's as they are, what draws the order is told: a sampler, or a data set that is streamed.
+    parts: tuple[Any, ...] = (order, getattr(loader, "dataset", None))
+    for part in parts:
+        if hasattr(part, "set_epoch"):
+            part.set_epoch(epoch)
+    return batch == 0
+
+
+def evaluation_order(loader: Any) -> Any:
+    """timm's evaluation loader, which gives each process its share in order.
+
+    All shares are of one size, so that the processes go in step; those past the end of the data set hold an image that
+    is counted elsewhere: :func:`own_images` says how many are not.
+    """
+    plain = loader.loader if isinstance(loader, PrefetchLoader) else loader
+    if not _can_be_rebuilt(plain):
+        return loader
+    sampler: Sampler = SequentialSampler(plain.dataset)
+    if distributed.size() > 1:
+        if len(plain.dataset) < distributed.size():
+            raise InputError(
+                f"{len(plain.dataset)} images to evaluate on are fewer than the {distributed.size()} processes: "
+                "give fewer processes"
+            )
+        sampler = OrderedDistributedSampler(plain.dataset, distributed.size(), distributed.rank())
+    rebuilt = _rebuilt(plain, plain.dataset, sampler)
+    if not isinstance(loader, PrefetchLoader):
+        return rebuilt
+    loader.loader = rebuilt
+    return loader
+
+
+def own_images(loader: Any) -> int | None:
+    """How many images of an evaluation loader count, the first ones; None for all of them."""
+    sampler = getattr(loader, "sampler", None)
+    if not isinstance(sampler, OrderedDistributedSampler):
+        return None
+    return len(range(sampler.rank, len(sampler.dataset), sampler.num_replicas))
+
+
+def _can_be_rebuilt(loader: Any) -> bool:
+    return type(loader) is DataLoader and not isinstance(loader.dataset, IterableDataset)
+
+
+def _rebuilt(loader: DataLoader, dataset: Dataset, sampler: Sampler) -> DataLoader:
+    return DataLoader(
+        dataset,
+        batch_size=loader.batch_size,
+        sampler=sampler,
+        drop_last=loader.drop_last,
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+        pin_memory=loader.pin_memory,
+        worker_init_fn=loader.worker_init_fn,
+        multiprocessing_context=loader.multiprocessing_context,
+        prefetch_factor=loader.prefetch_factor,
+        persistent_workers=loader.persistent_workers,
+        # Of its own: with the process's, the first pass would move random numbers that later ones do not.
+        generator=torch.Generator().manual_seed(0),
+    )

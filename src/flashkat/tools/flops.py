@@ -1,0 +1,182 @@
+"""``flashkat flops``: what a Vision Transformer or a KAT costs to run, by its parts.
+
+One image, forward. A multiplication and the addition of its product count as one operation, as in the papers' tables:
+
+- linear layers and convolutions: inputs times outputs, for each token;
+- products in attention: queries with keys, and weights with values;
+- rationals: 2 (m - 1) + 2 n + 3 for each element, degrees m - 1 and n: two for each degree (Horner's scheme), three for
+  the absolute values and the division (Yang & Wang, ICLR 2025; 21 for the published models' m = 6, n = 4);
+- norms: 5 for each element.
+
+Fixed activations, softmax and sums of the residual stream are not counted. The KAT paper's tables leave out the
+products in attention too, hence the second total.
+"""
+
+import json
+import math
+from argparse import Namespace
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..errors import InputError, explain
+from ..models import create_model
+from ..nn import GRKAN, GroupRational
+
+__all__ = ["Cost", "count", "flops", "rational_flops"]
+
+_NORM_FLOPS = 5
+
+PATCHES, TOKENS, ATTENTION, PRODUCTS = (
+    "patch embedding",
+    "tokens, positions",
+    "attention, linear",
+    "attention, products",
+)
+GRKANS, MLPS, RATIONALS, NORMS = "GR-KANs, linear", "MLPs, linear", "rationals", "norms"
+HEAD, OTHER = "head", "other"
+_ORDER = (PATCHES, TOKENS, ATTENTION, PRODUCTS, GRKANS, MLPS, RATIONALS, NORMS, HEAD, OTHER)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Operations for one image, and parameters."""
+
+    flops: int
+    parameters: int
+
+
+def rational_flops(elements: int, m: int = 6, n: int = 4) -> int:
+    """Operations of a rational with m numerator and n denominator coefficients on so many elements."""
+    return elements * (2 * (m - 1) + 2 * n + 3)
+
+
+def flops(args: Namespace) -> str:
+    """The report that ``flashkat flops`` prints, a table or JSON.
+
+    Raises:
+        InputError: a model that cannot be made, or that is no Vision Transformer.
+    """
+    arguments = {"img_size": args.img_size, "num_classes": args.num_classes, **args.model_kwargs}
+    try:
+        model = create_model(args.model, **{"weight_init": "skip", "device": "meta", **arguments})
+    except InputError:
+        # Either these two, which other kinds of models do not take, or what the user gave: then this says so.
+        model = create_model(args.model, **arguments)
+    if not isinstance(model, VisionTransformer):
+        raise InputError(f"{args.model} is no Vision Transformer, whose parts these are")
+    size = model.patch_embed.img_size
+    parts = count(model, (model.patch_embed.proj.in_channels, *size))
+    total = Cost(sum(part.flops for part in parts.values()), sum(part.parameters for part in parts.values()))
+    as_papers = total.flops - parts.get(PRODUCTS, Cost(0, 0)).flops
+    if args.json:
+        return json.dumps(
+            {
+                "model": args.model,
+                "img_size": list(size),
+                "parts": {name: asdict(part) for name, part in parts.items()},
+                "total": asdict(total),
+                "flops_without_attention_products": as_papers,
+            },
+            indent=4,
+        )
+    rows = [(name, f"{part.flops / 1e9:.4f}", f"{part.parameters:,}") for name, part in parts.items()]
+    rows += [("total", f"{total.flops / 1e9:.4f}", f"{total.parameters:,}")]
+    rows += [("as in KAT's paper, without attention's products", f"{as_papers / 1e9:.4f}", "")]
+    heading = (f"{args.model}, {size[0]} x {size[1]}", "GFLOPs", "parameters")
+    widths = [max(len(row[column]) for row in (heading, *rows)) for column in range(3)]
+    lines = [
+        f"{name:<{widths[0]}}  {operations:>{widths[1]}}  {parameters:>{widths[2]}}".rstrip()
+        for name, operations, parameters in (heading, *rows)
+    ]
+    rule = "-" * (sum(widths) + 4)
+    return "\n".join([lines[0], rule, *lines[1:-2], rule, *lines[-2:]])
+
+
+def count(model: nn.Module, shape: tuple[int, ...]) -> dict[str, Cost]:
+    """The cost of each part of a Vision Transformer on one image.
+
+    Args:
+        model: on any device; "meta" computes nothing.
+        shape: of the image, (channels, height, width).
+    """
+    operations: Counter[str] = Counter()
+    parameters: Counter[str] = Counter()
+
+    def norm_hook(module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
+        operations[NORMS] += _NORM_FLOPS * output.numel()
+
+    hooks = [module.register_forward_hook(norm_hook) for module in model.modules() if _is_norm(module)]
+    device = next(model.parameters()).device
+    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.flashkat.rational: _count_rational})
+    training = model.training
+    try:
+        with explain("cannot run the model"), counter:
+            model.eval()(torch.empty(1, *shape, device=device))
+    finally:
+        model.train(training)
+        for hook in hooks:
+            hook.remove()
+
+    for path, module, own in _own_counts(model, counter.get_flop_counts()):
+        for operator, number in own.items():
+            rational = operator is torch.ops.flashkat.rational
+            # PyTorch counts a multiplication and an addition as two.
+            operations[RATIONALS if rational else _part(path, module, model)] += number if rational else number // 2
+    for path, module in model.named_modules():
+        for parameter in module.parameters(recurse=False):
+            part = _part(path, module, model)
+            parameters[ATTENTION if part == PRODUCTS else part] += parameter.numel()
+    return {part: Cost(operations[part], parameters[part]) for part in _ORDER if operations[part] or parameters[part]}
+
+
+def _count_rational(
+    x: tuple[int, ...], numerator: tuple[int, ...], denominator: tuple[int, ...], *args, **kwargs
+) -> int:
+    return rational_flops(math.prod(x), numerator[1], denominator[1])
+
+
+def _own_counts(
+    model: nn.Module, counts: dict[str, dict[Any, int]]
+) -> Iterator[tuple[str, nn.Module, Counter[Callable]]]:
+    """What each module computes itself, without the modules in it."""
+    root = type(model).__name__
+
+    def counted(path: str) -> Counter[Callable]:
+        return Counter(counts.get(f"{root}.{path}" if path else root, {}))
+
+    for path, module in model.named_modules():
+        own = counted(path)
+        for name, _ in module.named_children():
+            own.subtract(counted(f"{path}.{name}" if path else name))
+        yield path, module, own
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return "norm" in type(module).__name__.lower()
+
+
+def _part(path: str, module: nn.Module, model: nn.Module) -> str:
+    steps = path.split(".")
+    if not path:
+        return TOKENS
+    if isinstance(module, GroupRational):
+        return RATIONALS
+    if _is_norm(module):
+        return NORMS
+    if steps[0] == "patch_embed":
+        return PATCHES
+    if steps[0] == "head":
+        return HEAD
+    if "mlp" in steps:
+        owner = model.get_submodule(".".join(steps[: steps.index("mlp") + 1]))
+        return GRKANS if isinstance(owner, GRKAN) else MLPS
+    if "attn" in steps or "attn_pool" in steps:
+        return ATTENTION if isinstance(module, nn.Linear) else PRODUCTS
+    return OTHER

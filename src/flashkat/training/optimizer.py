@@ -1,0 +1,84 @@
+"""The optimiser: timm's, with parameter groups of their own for the coefficients of the rationals where asked for."""
+
+import difflib
+from argparse import Namespace
+from fnmatch import fnmatch
+from typing import Any
+
+import torch
+from timm.optim import (
+    create_optimizer_v2,
+    list_optimizers,
+    optimizer_kwargs,
+    param_groups_layer_decay,
+    param_groups_weight_decay,
+)
+from torch import nn
+
+from ..errors import InputError, explain
+from ..nn import GroupRational
+
+__all__ = ["create_optimizer", "parameter_groups"]
+
+
+def create_optimizer(model: nn.Module, args: Namespace) -> torch.optim.Optimizer:
+    """The optimiser ``args`` name; without flags for the rationals exactly as timm makes it.
+
+    Raises:
+        InputError: there is none of that name, or it does not take what it was given.
+    """
+    name = args.opt.lower().removeprefix("lookahead_")
+    if name not in list_optimizers():
+        nearest = difflib.get_close_matches(name, list_optimizers(), n=1)
+        hint = f"did you mean {nearest[0]!r}?" if nearest else "timm.optim.list_optimizers() has them all"
+        raise InputError(f"no optimiser {args.opt!r}: {hint}")
+    options = {**optimizer_kwargs(args), **args.opt_kwargs}
+    if args.rational_lr_scale != 1 or args.rational_weight_decay is not None:
+        options["param_group_fn"] = lambda model: parameter_groups(model, args)
+    with explain(f"cannot make the optimiser {args.opt}"):
+        return create_optimizer_v2(model, **options)
+
+
+def parameter_groups(model: nn.Module, args: Namespace) -> list[dict[str, Any]]:
+    """timm's parameter groups (weight decay, layer decay), each split into the rationals' coefficients and the others.
+
+    The coefficients' learning rate is scaled on top of their layer's, and their weight decay is set where one is given,
+    save for those that the model's ``no_weight_decay`` names.
+    """
+    spared: set[str] = getattr(model, "no_weight_decay", set)()
+    if args.layer_decay is not None:
+        groups = param_groups_layer_decay(
+            model,
+            args.weight_decay,
+            no_weight_decay_list=spared,
+            layer_decay=args.layer_decay,
+            min_scale=args.layer_decay_min_scale,
+            no_opt_scale=args.layer_decay_no_opt_scale,
+        )
+    else:
+        groups = param_groups_weight_decay(model, args.weight_decay, no_weight_decay_list=spared)
+
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    coefficients = {
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, GroupRational)
+        for parameter in module.parameters(recurse=False)
+    }
+    split: list[dict[str, Any]] = []
+    for group in groups:
+        others = [parameter for parameter in group["params"] if id(parameter) not in coefficients]
+        if others:
+            split.append({**group, "params": others})
+        for keeps_decay in (False, True):
+            own = [
+                parameter
+                for parameter in group["params"]
+                if id(parameter) in coefficients
+                and any(fnmatch(names[id(parameter)], pattern) for pattern in spared) == keeps_decay
+            ]
+            if own:
+                split.append({**group, "params": own, "lr_scale": group.get("lr_scale", 1.0) * args.rational_lr_scale})
+                if args.rational_weight_decay is not None and not keeps_decay:
+                    split[-1]["weight_decay"] = args.rational_weight_decay
+    return split

@@ -1,0 +1,101 @@
+"""What training calls in place of the plain model: the same model, replicated or sharded over the processes.
+
+The plain model stays the one that is saved, averaged and evaluated, so that no wrapper's prefix gets into a checkpoint.
+"""
+
+import warnings
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from timm.layers import convert_sync_batchnorm
+from torch import nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
+
+from .. import distributed
+from ..errors import InputError
+
+__all__ = ["full", "like", "shard", "synchronised", "with_common_norms", "wrap"]
+
+
+def shard(model: nn.Module) -> None:
+    """Shard a model's parameters over all processes, in place, block by block (FSDP2).
+
+    Raises:
+        InputError: there is only one process.
+    """
+    if distributed.size() == 1:
+        raise InputError("--fsdp shards over several processes: start with torchrun --nproc-per-node N")
+    for block in getattr(model, "blocks", ()):
+        fully_shard(block)
+    fully_shard(model)
+
+
+def with_common_norms(model: nn.Module, device: torch.device) -> nn.Module:
+    """The model with batch norms whose statistics are over all processes.
+
+    Raises:
+        InputError: it has such norms, on a CPU.
+    """
+    if device.type == "cpu" and any(isinstance(module, _BatchNorm) for module in model.modules()):
+        raise InputError("--sync-bn works on GPUs: leave it out; --dist-bn averages the running statistics")
+    return convert_sync_batchnorm(model)
+
+
+def wrap(model: nn.Module, device: torch.device, broadcast_buffers: bool = True) -> nn.Module:
+    """The module that training calls for a model on ``device``, so that gradients are averaged over the processes."""
+    if distributed.size() == 1 or isinstance(model, FSDPModule):
+        return model
+    # Of coefficients that all groups share: one row, whose stride is nobody's business.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+    # Newer PyTorch has another name for it, which older has not.
+    warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
+    devices = None if device.type == "cpu" else [device]
+    return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=broadcast_buffers)
+
+
+def synchronised(trained: Any, now: bool) -> AbstractContextManager:
+    """A context for forward and backward passes that average gradients over the processes now, or leave it for later.
+
+    Args:
+        trained: what :func:`wrap` gave.
+        now: whether an update follows.
+    """
+    if hasattr(trained, "set_requires_gradient_sync"):
+        trained.set_requires_gradient_sync(now)
+    elif not now and hasattr(trained, "no_sync"):
+        return trained.no_sync()
+    return nullcontext()
+
+
+def full(value: Any) -> Any:
+    """A state of nested dictionaries and lists with whole tensors for sharded ones.
+
+    All processes call it together. Whole tensors arrive on the CPU, and on the first process only; the others have
+    None in their place.
+    """
+    if isinstance(value, DTensor):
+        whole = value.full_tensor()
+        return whole.cpu() if distributed.is_primary() else None
+    if isinstance(value, dict):
+        return {key: full(item) for key, item in value.items()}
+    return [full(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def like(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """An optimiser's whole state_dict with its tensors sharded as the parameters are that they belong to."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    numbers = [number for group in state["param_groups"] for number in group["params"]]
+    sharded = dict(state["state"])
+    for number, parameter in zip(numbers, parameters, strict=True):
+        if isinstance(parameter, DTensor) and number in sharded:
+            sharded[number] = {
+                name: distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
+                if isinstance(value, torch.Tensor) and value.shape == parameter.shape
+                else value
+                for name, value in sharded[number].items()
+            }
+    return {**state, "state": sharded}

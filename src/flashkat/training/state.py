@@ -1,0 +1,213 @@
+"""All that a run needs to continue exactly, in one object: it is trained, saved and restored as a whole."""
+
+from argparse import Namespace
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from timm.scheduler.scheduler import Scheduler
+from timm.utils import ModelEmaV3
+from torch import nn
+
+from .. import checkpoints, distributed
+from ..errors import InputError, explain
+from ..evaluation import Meters
+from ..names import compare, describe, rename_rationals
+from ..randomness import random_state, set_random_state
+from .parallel import full, like
+
+__all__ = ["TrainingState", "load_resumed_weights", "read_resumed"]
+
+
+@dataclass
+class TrainingState:
+    """Everything that training changes; random numbers are the process's own, and are saved with it.
+
+    ``epochs`` is where it ends. ``epoch`` is the epoch being trained, or to be trained next, ``batch`` how many of its
+    batches are done, ``lr`` the learning rate that it began with, and ``meters`` what its batches have added up to. The
+    order of images follows from the seed, the epoch and the batch.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    scheduler: Scheduler | None
+    scaler: torch.amp.GradScaler
+    ema: ModelEmaV3 | None
+    classes: list[str]
+    epochs: int
+    trained: Any = None
+    epoch: int = 0
+    batch: int = 0
+    updates: int = 0
+    lr: float = 0.0
+    best: dict[str, Any] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    meters: Meters = field(default_factory=Meters)
+
+    def __post_init__(self) -> None:
+        # What training calls: the model, or what it is wrapped in.
+        self.trained = self.model if self.trained is None else self.trained
+
+    def checkpoint(self, args: Namespace) -> dict[str, Any]:
+        """timm's checkpoint layout, see :mod:`flashkat.checkpoints`; what timm has no place for is under ``run``.
+
+        All processes call it together; the first one has the whole. It may be called between any two updates.
+        """
+        checkpoint = {
+            "arch": args.model,
+            "args": vars(args),
+            "classes": self.classes,
+            # timm's: the epoch whose weights these are.
+            "epoch": self.epoch if self.batch else max(self.epoch - 1, 0),
+            "metric": self.best.get("metric"),
+            "metric_weights": self.best.get("weights"),
+            "state_dict": full(self.model.state_dict()),
+            "optimizer": full(self.optimizer.state_dict()),
+            "version": 2,
+        }
+        if self.scaler.is_enabled():
+            checkpoint["amp_scaler"] = self.scaler.state_dict()
+        if self.ema is not None:
+            checkpoint["state_dict_ema"] = full(self.ema.module.state_dict())
+        checkpoint["run"] = {
+            "epoch": self.epoch,
+            "batch": self.batch,
+            "updates": self.updates,
+            "lr": self.lr,
+            "best": self.best,
+            "history": self.history,
+            "scheduler": _scheduler_state(self.scheduler),
+            "ema": _ema_state(self.ema),
+            "processes": distributed.gather({"random": random_state(), "sums": self.meters.sums()}),
+        }
+        return checkpoint
+
+    def start(self, checkpoint: dict[str, Any], args: Namespace, updates_per_epoch: int) -> None:
+        """Begin at ``--start-epoch``, or where a checkpoint of ours, or of timm's after a whole epoch, left.
+
+        Flags win over the checkpoint where they say how to go on: epochs, the learning rate and its schedule.
+
+        Args:
+            checkpoint: as :func:`read_resumed` gives it, an empty one for a new run; its weights are loaded already.
+            args: ``resume`` names it; ``no_resume_opt`` leaves out the optimiser's and the scaler's state.
+            updates_per_epoch: for epochs that nobody has counted the updates of.
+
+        Raises:
+            InputError: the optimiser is another one, or the epochs are all done.
+        """
+        run: dict[str, Any] = checkpoint.get("run", {})
+        if checkpoint:
+            with explain(f"cannot continue from {args.resume}"):
+                self._restore(checkpoint, run, args, updates_per_epoch)
+        if args.start_epoch is not None:
+            self.epoch, self.batch, self.meters = args.start_epoch, 0, Meters()
+            self.updates = self.epoch * updates_per_epoch
+        if self.epoch >= self.epochs:
+            if args.start_epoch is not None:
+                raise InputError(f"--start-epoch {self.epoch} is after the last of {self.epochs} epochs")
+            raise InputError(f"{args.resume} has all of its {self.epoch} epochs: give more --epochs to go on")
+        if self.scheduler is not None and (checkpoint or self.epoch):
+            _set_schedule(self.scheduler, run.get("scheduler", {}), self.epoch, self.updates)
+
+    def _restore(
+        self, checkpoint: dict[str, Any], run: dict[str, Any], args: Namespace, updates_per_epoch: int
+    ) -> None:
+        self.epoch = run.get("epoch", checkpoint["epoch"] + 1)
+        self.batch = run.get("batch", 0)
+        self.updates = run.get("updates", self.epoch * updates_per_epoch)
+        self.lr = run.get("lr", self.lr)
+        self.history = run.get("history", [])
+        self.best = run.get("best", {})
+        if not args.no_resume_opt:
+            self._restore_optimizer(checkpoint, args)
+        _set_ema_state(self.ema, run.get("ema", {}))
+        processes = run.get("processes", [])
+        if len(processes) == distributed.size():
+            own = processes[distributed.rank()]
+            set_random_state(own["random"])
+            self.meters.add(own["sums"])
+        elif self.batch and args.start_epoch is None:
+            raise InputError(
+                f"{args.resume} is from the middle of an epoch of {len(processes)} processes, which other numbers "
+                "of processes cannot finish: resume from last.pth.tar"
+            )
+
+    def _restore_optimizer(self, checkpoint: dict[str, Any], args: Namespace) -> None:
+        saved = checkpoint.get("args", {}).get("opt", args.opt)
+        if saved.lower() != args.opt.lower():
+            raise InputError(f"{args.resume} was trained with --opt {saved}: give that, or --no-resume-opt")
+        if not isinstance(checkpoint.get("optimizer"), dict):
+            raise InputError(f"{args.resume} holds no state of an optimiser: give --no-resume-opt")
+        with explain(f"{args.resume} has an optimiser with other parameters: give its flags, or --no-resume-opt"):
+            self.optimizer.load_state_dict(like(checkpoint["optimizer"], self.optimizer))
+        if self.scaler.is_enabled() and checkpoint.get("amp_scaler"):
+            self.scaler.load_state_dict(checkpoint["amp_scaler"])
+
+
+def read_resumed(args: Namespace, classes: list[str]) -> dict[str, Any]:
+    """The checkpoint that ``args.resume`` names, an empty one if it names none.
+
+    Raises:
+        InputError: it is no checkpoint of a run, or one of other classes.
+    """
+    if not args.resume:
+        return {}
+    checkpoint = checkpoints.read(args.resume)
+    if not isinstance(checkpoint.get("run", {}), dict) or "epoch" not in checkpoint:
+        raise InputError(f"{args.resume} holds weights but no run that could be continued")
+    trained = checkpoint.get("classes", classes)
+    if trained != classes:
+        raise InputError(
+            f"{args.resume} is of a run with other classes: {len(trained)} from {trained[0]} to {trained[-1]}, "
+            f"not {len(classes)} from {classes[0]} to {classes[-1]}"
+        )
+    return checkpoint
+
+
+def load_resumed_weights(model: nn.Module, checkpoint: dict[str, Any], args: Namespace, use_ema: bool = False) -> None:
+    """Load a resumed checkpoint's weights, or their average if there is one, into a model that is not sharded yet.
+
+    Raises:
+        InputError: they are of another architecture, or of this one in another size.
+    """
+    if not checkpoint or (use_ema and "state_dict_ema" not in checkpoint):
+        return
+    arch, own = checkpoint.get("arch", args.model), model.state_dict()
+    state = rename_rationals(checkpoints.weights(checkpoint, use_ema), own.keys())
+    # Whatever can be made to fit is another model to the optimiser.
+    differences = describe(compare(own, state))
+    if differences and arch != args.model:
+        raise InputError(f"{args.resume} is of a run of {arch}, not {args.model}: give --model {arch}")
+    if differences:
+        raise InputError(f"{args.resume} is of a run of another model than the flags ask for: {differences}")
+    model.load_state_dict(state)
+
+
+def _ema_state(ema: ModelEmaV3 | None) -> dict[str, Any]:
+    """What an average has beside its weights: newer timm rounds those in bfloat16 by random numbers of its own."""
+    generator = getattr(ema, "_sr_generator", None)
+    return {} if generator is None else {"random": generator.get_state()}
+
+
+def _set_ema_state(ema: ModelEmaV3 | None, state: dict[str, Any]) -> None:
+    generator = getattr(ema, "_sr_generator", None)
+    if generator is not None and "random" in state:
+        generator.set_state(state["random"])
+
+
+def _scheduler_state(scheduler: Any) -> dict[str, Any]:
+    """What a schedule remembers. Those of timm are functions of the epoch or update, but for the one on plateaus."""
+    plateau = getattr(scheduler, "lr_scheduler", None)
+    return {} if plateau is None else {"plateau": plateau.state_dict(), "without_noise": scheduler.restore_lr}
+
+
+def _set_schedule(scheduler: Any, state: dict[str, Any], epoch: int, updates: int) -> None:
+    if not hasattr(scheduler, "lr_scheduler"):
+        scheduler.step(epoch)
+        scheduler.step_update(updates)
+    elif state:
+        # Stepping would count an epoch twice; the rate itself comes with the optimiser's state.
+        scheduler.lr_scheduler.load_state_dict(state["plateau"])
+        scheduler.restore_lr = state["without_noise"]
+    else:
+        scheduler.step(epoch)

@@ -1,0 +1,332 @@
+"""``flashkat validate``: one model, or every model of a list, with timm's lines and results."""
+
+import csv
+import json
+import time
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.data import RealLabelsImagenet
+from timm.utils import AverageMeter, check_batch_size_retry, decay_batch_step, random_seed
+from timm.utils.misc import natural_key
+from torch import Tensor, nn
+
+from . import distributed
+from .data import evaluation_loader, open_dataset
+from .errors import InputError, check_writable, explain, require
+from .evaluation import Meters, autocast, data_config, evaluate, model_from_checkpoint, with_views
+from .runtime import compile_in_place, place, prepare_process
+
+__all__ = ["result_text", "run_validation", "validate"]
+
+_CHECKPOINTS = ("*.pth.tar", "*.pth", "*.safetensors", "*.npz")
+
+# What "--model all" means.
+_ALL = "*kat_*"
+
+Say = Callable[[str], None]
+
+
+def run_validation(args: Namespace, say: Say) -> dict[str, Any] | list[dict[str, Any]]:
+    """Run ``flashkat validate``: one result, or for a list of models or checkpoints one each, the best first.
+
+    Under torchrun each process evaluates a share; all return the same, and the first one says the lines and writes.
+    """
+    prepare_process(args)
+    if args.metrics_avg:
+        require("sklearn", extra="training")
+    random_seed(args.seed)
+    with distributed.joined(args.device) as device:
+        _check_processes(args)
+        is_primary = distributed.is_primary()
+        say = say if is_primary else lambda line: None
+        jobs = _jobs(args)
+        if jobs is not None:
+            args.results_file = args.results_file or "results-all.csv"
+        if args.results_file:
+            check_writable(Path(args.results_file))
+        results: Any = (
+            _validate_with_retries(args, device, say) if jobs is None else _validate_all(args, device, jobs, say)
+        )
+        if args.results_file and is_primary:
+            write_results(args.results_file, results, args.results_format)
+    return results
+
+
+def _check_processes(args: Namespace) -> None:
+    """Raise InputError for what one process alone can do."""
+    given = {
+        "--num-gpu": args.num_gpu > 1,
+        "--retry": args.retry,
+        "--real-labels": args.real_labels,
+        "--metrics-avg": args.metrics_avg,
+    }
+    wrong = [flag for flag, is_given in given.items() if is_given]
+    if wrong and distributed.size() > 1:
+        raise InputError(f"{wrong[0]} needs a process that sees all images: start without torchrun")
+
+
+def _jobs(args: Namespace) -> list[dict[str, str]] | None:
+    """The models and checkpoints of a list, or None where the flags name one."""
+    if args.checkpoint and Path(args.checkpoint).is_dir():
+        paths = {str(path) for pattern in _CHECKPOINTS for path in Path(args.checkpoint).glob(pattern)}
+        if not paths:
+            raise InputError(f"no checkpoints ({', '.join(_CHECKPOINTS)}) in {args.checkpoint}")
+        return [{"checkpoint": path} for path in sorted(paths, key=natural_key)]
+    if not args.model or timm.is_model(args.model):
+        return None
+    if Path(args.model).is_file():
+        names = [line.strip() for line in Path(args.model).read_text().splitlines()]
+        names = [name for name in names if name and not name.startswith("#")]
+    elif args.model == "all" or any(sign in args.model for sign in "*?["):
+        names = timm.list_models(_ALL if args.model == "all" else args.model, pretrained=not args.checkpoint)
+    else:
+        return None
+    if not names:
+        weights = "" if args.checkpoint else " that have published weights"
+        raise InputError(f"--model {args.model} names no models{weights}")
+    return [{"model": name} for name in names]
+
+
+def _validate_all(args: Namespace, device: torch.device, jobs: list[dict[str, str]], say: Say) -> list[dict[str, Any]]:
+    results, errors = [], []
+    for job in jobs:
+        try:
+            result = _validate_with_retries(Namespace(**{**vars(args), **job}), device, say)
+        except InputError as error:
+            errors.append(error)
+            say(f"{job.get('checkpoint') or job['model']} is left out: {error}")
+        else:
+            results.append({**result, **{name: value for name, value in job.items() if name == "checkpoint"}})
+    if not results:
+        raise errors[0]
+    return sorted(results, key=lambda result: result["top1"], reverse=True)
+
+
+def _validate_with_retries(args: Namespace, device: torch.device, say: Say) -> dict[str, Any]:
+    batch_size = args.batch_size
+    while True:
+        # What the checkpoint says is filled in; another try starts from what was typed.
+        attempt = Namespace(**{**vars(args), "batch_size": batch_size})
+        try:
+            return validate(attempt, device, say)
+        except InputError:
+            raise
+        except RuntimeError as error:
+            smaller = decay_batch_step(batch_size)
+            if not args.retry or not smaller or not check_batch_size_retry(str(error)):
+                raise
+            say(f"Batches of {batch_size} do not work ({str(error).splitlines()[0]}), trying {smaller}")
+            batch_size = smaller
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def validate(args: Namespace, device: torch.device, say: Say) -> dict[str, Any]:
+    """Evaluate one model: report timm's lines through ``say`` and return timm's result."""
+    model, checkpoint = model_from_checkpoint(args, say)
+    # After the model, as its checkpoint may say how many channels images have.
+    with distributed.one_by_one(args.dataset_download):
+        dataset = open_dataset(args, args.split, num_samples=args.num_samples)
+    valid_labels = _read_labels(args.valid_labels, model)
+    _check_classes(dataset, model, checkpoint, valid_labels)
+    config = data_config(model, args, use_test_size=not args.use_train_size)
+    loader = evaluation_loader(dataset, config, args, device)
+
+    precision = f"mixed precision ({args.amp_dtype})" if args.amp else args.model_dtype or "float32"
+    say(f"Validating in {precision}...")
+    if args.checkpoint:
+        say(f"Loaded state_dict{'_ema' if args.use_ema else ''} from checkpoint '{args.checkpoint}'")
+        if checkpoint.get("metric_weights") == "state_dict_ema" and not args.use_ema:
+            say(f"Its metric, {checkpoint.get('metric')}, is of the averaged weights: --use-ema evaluates these")
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    say(f"Model {args.model} created, param count: {parameters}")
+    say("Data processing configuration for current model + dataset:")
+    for name, value in config.items():
+        say(f"\t{name}: {value}")
+
+    clock = _Clock()
+
+    def report(index: int, meters: Meters) -> None:
+        clock.tick()
+        if index % args.log_freq == 0 or index == len(loader) - 1:
+            say(_test_line(index, len(loader), clock, meters))
+
+    model = _parallel(place(model, args, device), args, device)
+    model = with_views(model, args.tta)
+    if valid_labels is not None:
+        model = _Selected(model, torch.tensor(valid_labels, device=device))
+    real_labels = _real_labels(args, dataset)
+    if real_labels is not None:
+        model.register_forward_hook(lambda module, images, output: real_labels.add_result(output))
+    averages = _ClassAverages(args.metrics_avg, model) if args.metrics_avg else None
+    batches = averages.seeing(loader) if averages else loader
+    metrics = evaluate(model, batches, autocast(args, device), report)
+    top1, top5 = metrics.top1, metrics.top5
+    if real_labels is not None:
+        top1, top5 = (real_labels.get_accuracy(k=k) for k in (1, 5))
+    result = {
+        "model": args.model,
+        "top1": round(top1, 4),
+        "top1_err": round(100 - top1, 4),
+        "top5": round(top5, 4),
+        "top5_err": round(100 - top5, 4),
+        **(averages.result() if averages else {}),
+        "param_count": round(parameters / 1e6, 2),
+        "img_size": config["input_size"][-1],
+        "crop_pct": config["crop_pct"],
+        "interpolation": config["interpolation"],
+    }
+    line = (
+        f" * Acc@1 {result['top1']:.3f} ({result['top1_err']:.3f}) "
+        f"Acc@5 {result['top5']:.3f} ({result['top5_err']:.3f})"
+    )
+    say(line + (averages.line() if averages else ""))
+    return result
+
+
+class _ClassAverages:
+    """Precision, recall and F1 in percent, averaged over the classes as ``--metrics-avg`` asks."""
+
+    def __init__(self, average: str, model: nn.Module) -> None:
+        self._average = average
+        self._predicted: list[Tensor] = []
+        self._targets: list[Tensor] = []
+        model.register_forward_hook(lambda module, images, output: self._predicted.append(output.argmax(1).cpu()))
+
+    def seeing(self, loader: Any) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of a loader, whose targets are remembered."""
+        for images, target in loader:
+            self._targets.append(target.cpu())
+            yield images, target
+
+    def result(self) -> dict[str, float]:
+        """By timm's names."""
+        from sklearn.metrics import precision_recall_fscore_support
+
+        values = precision_recall_fscore_support(
+            torch.cat(self._targets), torch.cat(self._predicted), average=self._average, zero_division=0
+        )
+        names = ("precision", "recall", "f1_score")
+        return {
+            f"{self._average}_{name}": round(100 * float(value), 4)
+            for name, value in zip(names, values[:3], strict=True)
+        }
+
+    def line(self) -> str:
+        """The end of timm's last line."""
+        labels = ("Precision", "Recall", "F1-score")
+        values = self.result().values()
+        return "".join(f" | {label}({self._average}) {value:.3f}" for label, value in zip(labels, values, strict=True))
+
+
+class _Selected(nn.Module):
+    """A model's outputs for some classes."""
+
+    def __init__(self, model: nn.Module, labels: Tensor) -> None:
+        super().__init__()
+        self.model, self.labels = model, labels
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model(images)[:, self.labels]
+
+
+def _parallel(model: nn.Module, args: Namespace, device: torch.device) -> nn.Module:
+    compile_in_place(model, args)
+    if args.num_gpu == 1:
+        return model
+    if device.type != "cuda" or args.num_gpu > torch.cuda.device_count():
+        raise InputError(f"--num-gpu {args.num_gpu}, but there are {torch.cuda.device_count()} GPUs")
+    return nn.DataParallel(model, device_ids=list(range(args.num_gpu)))
+
+
+def _read_labels(path: str, model: Any) -> list[int] | None:
+    if not path:
+        return None
+    with explain(f"cannot read --valid-labels {path}, the indices of outputs, one a line"):
+        labels = [int(line) for line in Path(path).read_text().split()]
+    outputs = model.num_classes
+    wrong = [label for label in labels if not 0 <= label < outputs]
+    if wrong or not labels:
+        raise InputError(f"--valid-labels {path} has to name some of the outputs 0 to {outputs - 1}, not {wrong[:1]}")
+    return labels
+
+
+def _real_labels(args: Namespace, dataset: Any) -> RealLabelsImagenet | None:
+    if not args.real_labels:
+        return None
+    if not Path(args.real_labels).is_file():
+        raise InputError(f"no file of --real-labels at {args.real_labels}")
+    what = "--real-labels are for the 50,000 images of ImageNet's validation split, ILSVRC2012_val_00000001.JPEG to ..."
+    with explain(what):
+        names = dataset.filenames(basename=True)
+        labels = RealLabelsImagenet(names, real_json=args.real_labels)
+        unknown = [name for name in names if name not in labels.real_labels]
+        if unknown:
+            raise InputError(f"{what}, not {unknown[0]}")
+    return labels
+
+
+def write_results(path: str, results: dict[str, Any] | list[dict[str, Any]], format: str) -> None:
+    """Write one result or several to a CSV or JSON file."""
+    if format == "json":
+        Path(path).write_text(json.dumps(results, indent=4) + "\n")
+        return
+    rows = results if isinstance(results, list) else [results]
+    with Path(path).open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def result_text(result: dict[str, Any] | list[dict[str, Any]]) -> str:
+    """A result as timm's scripts print it, for programs to find."""
+    return f"--result\n{json.dumps(result, indent=4)}"
+
+
+def _check_classes(dataset: Any, model: Any, checkpoint: dict[str, Any], valid_labels: list[int] | None) -> None:
+    trained, known = checkpoint.get("classes"), dataset.classes
+    if not known or trained == known:
+        return
+    if valid_labels is not None:
+        if len(valid_labels) != len(known):
+            raise InputError(f"{dataset.source} has {len(known)} classes, --valid-labels names {len(valid_labels)}")
+        return
+    if trained:
+        raise InputError(
+            f"{dataset.source} has other classes than the checkpoint was trained on: "
+            f"{len(known)} from {known[0]} to {known[-1]}, not {len(trained)} from {trained[0]} to {trained[-1]}"
+        )
+    if len(known) != model.num_classes:
+        raise InputError(f"{dataset.source} has {len(known)} classes, the model has {model.num_classes} outputs")
+
+
+class _Clock:
+    """Seconds of the last batch, and their average."""
+
+    def __init__(self) -> None:
+        self.meter = AverageMeter()
+        self._last = time.perf_counter()
+
+    def tick(self) -> None:
+        now = time.perf_counter()
+        self.meter.update(now - self._last)
+        self._last = now
+
+
+def _test_line(index: int, batches: int, clock: _Clock, meters: Meters) -> str:
+    seconds = clock.meter
+
+    def pair(meter: AverageMeter, width: int, digits: int) -> str:
+        return f"{float(meter.val):>7.{digits}f} ({float(meter.avg):>{width}.{digits}f})"
+
+    return (
+        f"Test: [{index:>4d}/{batches}]  "
+        f"Time: {seconds.val:.3f}s ({seconds.avg:.3f}s, {meters.loss.count / seconds.sum:>7.2f}/s)  "
+        f"Loss: {pair(meters.loss, 6, 4)}  "
+        f"Acc@1: {pair(meters.top1, 7, 3)}  Acc@5: {pair(meters.top5, 7, 3)}"
+    )

@@ -1,0 +1,395 @@
+"""Data sets of every kind through ``--dataset``, as far as they work without a network."""
+
+import io
+import json
+import struct
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from flashkat.arguments import Parser, add_training_arguments
+from flashkat.cli import main
+from flashkat.data import Batches, FakeImages, check_same_classes, evaluation_loader, open_dataset, training_loader
+from flashkat.errors import InputError
+
+CPU = torch.device("cpu")
+CONFIG = {
+    **{"input_size": (3, 8, 8), "interpolation": "bicubic", "crop_pct": 1.0, "crop_mode": "center"},
+    **{"mean": (0.0,) * 3, "std": (1.0,) * 3},
+}
+TINY = ["--model-kwargs", "patch_size=4", "embed_dim=16", "depth=1", "num_heads=2"]
+CLASSES = ("dark", "light")
+
+
+def args_of(*argv):
+    parser = Parser(prog="flashkat train")
+    add_training_arguments(parser)
+    return parser.parse_args([str(argument) for argument in ("-j", 0, "-b", 4, *argv)])
+
+
+def picture(level):
+    return Image.fromarray(np.full((8, 8, 3), level, dtype=np.uint8))
+
+
+def as_bytes(image):
+    file = io.BytesIO()
+    image.save(file, "png")
+    return file.getvalue()
+
+
+def add(archive, name, content):
+    info = tarfile.TarInfo(name)
+    info.size = len(content)
+    archive.addfile(info, io.BytesIO(content))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Images whose brightness is their number, dark ones below 100."""
+    root = tmp_path_factory.mktemp("folder")
+    for split, count in (("train", 8), ("validation", 3)):
+        for index, name in enumerate(CLASSES):
+            (root / split / name).mkdir(parents=True)
+            for number in range(count):
+                picture(100 * index + 10 * number).save(root / split / name / f"{number}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def archives(folder, tmp_path_factory):
+    root = tmp_path_factory.mktemp("archives")
+    for split, name in (("train", "train"), ("validation", "val")):
+        with tarfile.open(root / f"{name}.tar", "w") as archive:
+            for path in sorted((folder / split).rglob("*.png")):
+                archive.add(path, arcname=str(path.relative_to(folder / split)))
+    return root
+
+
+@pytest.fixture(scope="module")
+def shards(folder, tmp_path_factory):
+    root = tmp_path_factory.mktemp("shards")
+    for split in ("train", "validation"):
+        paths = sorted((folder / split).rglob("*.png"))
+        for shard in range(2):
+            with tarfile.open(root / f"{split}-{shard:04d}.tar", "w") as archive:
+                for number, path in enumerate(paths[shard::2]):
+                    add(archive, f"{shard}{number}.png", path.read_bytes())
+                    add(archive, f"{shard}{number}.cls", str(CLASSES.index(path.parent.name)).encode())
+    return root
+
+
+@pytest.fixture(scope="module")
+def mnist(tmp_path_factory):
+    root = tmp_path_factory.mktemp("mnist")
+    raw = root / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for split, count in (("train", 20), ("t10k", 10)):
+        images = np.repeat(np.arange(count, dtype=np.uint8) * 10, 28 * 28)
+        (raw / f"{split}-images-idx3-ubyte").write_bytes(struct.pack(">4i", 2051, count, 28, 28) + images.tobytes())
+        targets = (np.arange(count) % 10).astype(np.uint8)
+        (raw / f"{split}-labels-idx1-ubyte").write_bytes(struct.pack(">2i", 2049, count) + targets.tobytes())
+    return root
+
+
+def contents(args, split="validation", **more):
+    """Sorted pairs of brightness and class."""
+    loader = evaluation_loader(open_dataset(args, split, **more), CONFIG, args, CPU)
+    pairs = [
+        (round(float(image.mean()) * 255), int(label))
+        for images, target in loader
+        for image, label in zip(images, target, strict=True)
+    ]
+    return sorted(pairs)
+
+
+EXPECTED = [(0, 0), (10, 0), (20, 0), (100, 1), (110, 1), (120, 1)]
+SHARDS = ["--dataset", "wds/", "--num-classes", 2, "--train-split", "train-{0000..0001}.tar|16"]
+SHARDS += ["--val-split", "validation-{0000..0001}.tar|6"]
+
+
+def test_folder(folder):
+    assert contents(args_of(folder)) == EXPECTED
+    assert contents(args_of(folder, "--dataset", "folder")) == EXPECTED
+
+
+def test_archives(archives):
+    assert contents(args_of(archives)) == EXPECTED
+    assert contents(args_of(archives / "val.tar")) == EXPECTED
+    train, val = open_dataset(args_of(archives), "train"), open_dataset(args_of(archives), "val")
+    assert train.classes == val.classes == list(CLASSES)
+    check_same_classes(train, val)
+
+
+def test_an_archive_without_images(tmp_path):
+    with tarfile.open(tmp_path / "val.tar", "w") as archive:
+        add(archive, "notes.txt", b"nothing")
+    with pytest.raises(InputError, match="val"):
+        open_dataset(args_of(tmp_path), "val")
+    (tmp_path / "val.tar").write_text("no archive")
+    with pytest.raises(InputError, match="cannot read"):
+        open_dataset(args_of(tmp_path), "val")
+
+
+def test_damaged_image_in_an_archive(tmp_path):
+    with tarfile.open(tmp_path / "val.tar", "w") as archive:
+        add(archive, "cat/broken.png", b"no picture")
+    with pytest.raises(InputError, match=r"cannot decode the image .*broken.png"):
+        contents(args_of(tmp_path), "val")
+
+
+def test_class_map(folder, tmp_path):
+    (tmp_path / "classes.txt").write_text("light\ndark\n")
+    args = args_of(folder, "--class-map", tmp_path / "classes.txt")
+    assert contents(args) == [(level, 1 - label) for level, label in EXPECTED]
+    assert open_dataset(args, "train").classes == ["light", "dark"]
+    with pytest.raises(InputError, match="no class map at nowhere"):
+        open_dataset(args_of(folder, "--class-map", "nowhere.txt"), "train")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_shards(shards, workers):
+    pytest.importorskip("webdataset")
+    args = args_of(shards, *SHARDS, "-j", workers)
+    assert contents(args, args.val_split) == EXPECTED
+    dataset = open_dataset(args, args.train_split, is_training=True)
+    loader = training_loader(dataset, CONFIG, args, CPU)
+    assert sum(len(target) for _, target in loader) == len(loader) * 4 == 16
+
+
+def test_shards_with_a_file_about_them(shards, folder, tmp_path):
+    pytest.importorskip("webdataset")
+    names = [f"validation-{shard:04d}.tar" for shard in range(2)]
+    split = {"name": "validation", "num_samples": 6, "filenames": names, "shard_lengths": [3, 3]}
+    for name in names:
+        (tmp_path / name).symlink_to(shards / name)
+    (tmp_path / "info.json").write_text(json.dumps({"splits": {"validation": split}}))
+    assert contents(args_of(tmp_path, "--dataset", "wds/")) == EXPECTED
+
+
+def test_shards_train(shards, tmp_path, capsys):
+    pytest.importorskip("webdataset")
+    flags = ["--img-size", 8, *TINY, "-j", 0, "-b", 4, "--epochs", 1, "--epoch-repeats", 2, "--output", tmp_path]
+    assert main([str(flag) for flag in ("train", shards, *SHARDS, *flags)]) == 0
+    out, err = capsys.readouterr()
+    assert "32 training and 6 evaluation images, 2 classes" in out
+    assert err == ""
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--val-split", "validation-{0000..0001}.tar"], "give --val-num-samples"),
+        (["--val-split", "validation"], "split validation not found"),
+        (["--train-split", "train-{0000..0001}.tar"], "num_samples"),
+    ],
+)
+def test_shards_that_do_not_say_enough(shards, flags, words, capsys):
+    pytest.importorskip("webdataset")
+    assert main([str(flag) for flag in ("train", shards, *SHARDS, *flags)]) == 2
+    err = capsys.readouterr().err
+    assert len(err.splitlines()) == 1
+    assert words in err
+
+
+def test_number_of_samples_by_a_flag(shards):
+    pytest.importorskip("webdataset")
+    args = args_of(shards, *SHARDS)
+    assert len(open_dataset(args, "validation-{0000..0001}.tar", num_samples=6)) == 6
+
+
+def test_classes_that_no_one_lists(shards, capsys):
+    pytest.importorskip("webdataset")
+    flags = [flag for flag in SHARDS if flag not in ("--num-classes", 2)]
+    assert main([str(flag) for flag in ("train", shards, *flags)]) == 2
+    assert "does not list its classes: give --num-classes" in capsys.readouterr().err
+
+
+def test_hugging_face(folder, tmp_path):
+    pytest.importorskip("datasets")
+    args = args_of("--dataset", f"hfds/{folder}", "--data-dir", tmp_path / "cache")
+    assert contents(args) == EXPECTED
+    assert open_dataset(args, "train").classes == list(CLASSES)
+    with pytest.raises(InputError, match="cannot open the test split"):
+        open_dataset(args, "test")
+
+
+def test_torchvisions_folder(folder):
+    assert contents(args_of(folder, "--dataset", "torch/folder")) == EXPECTED
+
+
+def test_torchvisions_mnist(mnist):
+    args = args_of(mnist, "--dataset", "torch/mnist")
+    found = open_dataset(args, "validation")
+    assert len(found) == 10
+    assert len(found.classes) == 10
+    assert contents(args) == [(10 * number, number) for number in range(10)]
+    # Colours and grey, as the model takes them.
+    grey = args_of(mnist, "--dataset", "torch/mnist", "--in-chans", 1)
+    config = {**CONFIG, "input_size": (1, 8, 8), "mean": (0.0,), "std": (1.0,)}
+    images, _ = next(iter(evaluation_loader(open_dataset(grey, "validation"), config, grey, CPU)))
+    assert images.shape == (4, 1, 8, 8)
+
+
+def test_grey_images_train(mnist, tmp_path, capsys):
+    flags = ["--dataset", "torch/mnist", "--in-chans", 1, "--img-size", 8, *TINY, "-j", 0, "-b", 4, "--epochs", 1]
+    assert main([str(flag) for flag in ("train", mnist, *flags, "--output", tmp_path, "--experiment", "run")]) == 0
+    checkpoint = tmp_path / "run" / "last.pth.tar"
+    state = torch.load(checkpoint, weights_only=True)["state_dict"]
+    assert state["patch_embed.proj.weight"].shape[1] == 1
+    assert not main(["validate", str(mnist), "--dataset", "torch/mnist", "--checkpoint", str(checkpoint), "-j", "0"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--dataset", "cifar10"], "no kind of data set 'cifar10'"),
+        (["--dataset", "web/cifar10"], "no kind of data set 'web/cifar10'"),
+        (["--dataset", "torch/cifar10"], "--dataset-download downloads it"),
+        (["--dataset", "torch/cifar11"], "Unknown torchvision dataset cifar11"),
+    ],
+)
+def test_data_sets_that_are_not_there(tmp_path, flags, words):
+    with pytest.raises(InputError, match=words):
+        open_dataset(args_of(tmp_path, *flags), "train")
+
+
+def test_download_is_passed_on(tmp_path, monkeypatch):
+    asked = {}
+
+    def create(name, **kwargs):
+        asked.update(kwargs, name=name)
+        return torch.utils.data.TensorDataset(torch.zeros(3))
+
+    monkeypatch.setattr("flashkat.data.create_dataset", create)
+    open_dataset(args_of(tmp_path / "new", "--dataset", "torch/cifar10", "--dataset-download"), "train")
+    assert (asked["name"], asked["download"], asked["root"]) == ("torch/cifar10", True, str(tmp_path / "new"))
+    monkeypatch.setattr("flashkat.data.require_package", lambda *_: None)
+    flags = ["--dataset", "hfds/owner/name", "--dataset-trust-remote-code", "--input-key", "a", "--target-key", "b"]
+    with pytest.raises(AttributeError):  # what is returned is no data set of Hugging Face's
+        open_dataset(args_of(*flags), "train")
+    assert (asked["trust_remote_code"], asked["input_key"], asked["target_key"]) == (True, "a", "b")
+
+
+@pytest.mark.parametrize(
+    ("dataset", "package"),
+    [
+        *(("hfds/a", "datasets"), ("hfids/a", "datasets"), ("wds/", "webdataset"), ("tfds/a", "tensorflow-datasets")),
+    ],
+)
+def test_packages_that_are_not_installed(tmp_path, dataset, package, monkeypatch):
+    monkeypatch.setattr("flashkat.errors.is_installed", lambda module: False)
+    with pytest.raises(InputError, match=rf"needs a package that is not installed: pip install {package}$"):
+        open_dataset(args_of(tmp_path, "--dataset", dataset), "train")
+
+
+# --- fake data --------------------------------------------------------------------------------------------------------
+
+
+def test_fake_data(tmp_path):
+    args = args_of("--fake-data", "--num-classes", 5, "--train-num-samples", 10)
+    train, val = open_dataset(args, "train", True, 10), open_dataset(args, "validation")
+    assert isinstance(train, FakeImages)
+    assert (len(train), len(val), len(train.classes)) == (8, 40, 5)
+    loader = training_loader(train, CONFIG, args, CPU)
+    (first, target), (second, _) = list(loader)
+    assert torch.equal(first, second)
+    assert first.shape == (4, 3, 8, 8)
+    assert int(target.max()) < 5
+
+
+def test_training_on_fake_data(tmp_path):
+    flags = ["--fake-data", "--num-classes", 4, "--train-num-samples", 8, "--val-num-samples", 8, "--mixup", 0.5]
+    argv = ["train", *flags, "--img-size", 8, *TINY, "-b", 4, "--epochs", 1, "--output", tmp_path]
+    assert main([str(flag) for flag in argv]) == 0
+
+
+# --- loaders ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("more", [[], ["--no-prefetcher"], ["--pin-mem"], ["--channels-last"]])
+def test_ways_to_load_are_the_same_images(folder, more):
+    assert contents(args_of(folder, *more)) == EXPECTED
+
+
+def test_layout_and_dtype(folder):
+    args = args_of(folder, "--channels-last", "--model-dtype", "bfloat16")
+    for loader in (
+        evaluation_loader(open_dataset(args, "validation"), CONFIG, args, CPU),
+        training_loader(open_dataset(args, "train"), CONFIG, args, CPU),
+    ):
+        images, target = next(iter(loader))
+        assert images.is_contiguous(memory_format=torch.channels_last)
+        assert images.dtype == torch.bfloat16
+        assert target.dtype == torch.int64
+
+
+def test_epoch_repeats(folder):
+    args = args_of(folder, "--epoch-repeats", 2.5, "--no-aug")
+    loader = training_loader(open_dataset(args, "train"), CONFIG, args, CPU)
+    levels = [round(float(image.mean()) * 255) for images, _ in loader for image in images]
+    assert len(levels) == 40
+    assert len(set(levels)) == 16
+
+
+def test_waiting_is_counted(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("flashkat.data.time.perf_counter", lambda: now[0])
+
+    class Slow:
+        def __iter__(self):
+            for _ in range(2):
+                now[0] += 3
+                yield torch.zeros(2, 3, 8, 8), torch.zeros(2, dtype=torch.int64)
+
+    loader = Batches(Slow(), args_of("data"), CPU)
+    for _ in range(2):
+        for _ in loader:
+            now[0] += 10
+        assert loader.waited == 6
+
+
+def test_views_of_an_image_in_a_batch(folder):
+    args = args_of(folder, "--aug-splits", 3, "--aa", "rand-m9", "--scale", 1, 1, "--ratio", 1, 1, "--hflip", 0)
+    images, target = next(iter(training_loader(open_dataset(args, "train"), CONFIG, args, CPU)))
+    assert images.shape == (12, 3, 8, 8)
+    assert target.tolist() == target[:4].tolist() * 3
+    # The first of them are plain.
+    for image, label in zip(images[:4], target[:4], strict=True):
+        assert float(image.std()) < 1e-6
+        assert (round(float(image.mean()) * 255) >= 100) == bool(label)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--aug-splits", 1], "2 or more"),
+        (["--aug-splits", 2, "--no-prefetcher"], "leave out --no-prefetcher"),
+        (["--aug-splits", 2, "--no-aug"], "leave out --no-aug"),
+        (["--aug-repeats", 3], "it needs several, from torchrun"),
+    ],
+)
+def test_views_that_cannot_be(folder, flags, words):
+    args = args_of(folder, *flags)
+    with pytest.raises(InputError, match=words):
+        training_loader(open_dataset(args, "train"), CONFIG, args, CPU)
+
+
+def test_augmentation_flags_reach_timm(folder, monkeypatch):
+    given = {}
+
+    def create(dataset, **kwargs):
+        given.update(kwargs)
+        return torch.utils.data.DataLoader([0])
+
+    monkeypatch.setattr("flashkat.data.create_loader", create)
+    flags = ["--train-crop-mode", "rkrc", "--color-jitter-prob", 0.3, "--grayscale-prob", 0.2, "--recount", 3]
+    flags += ["--gaussian-blur-prob", 0.1, "--resplit", "--worker-seeding", "part", "--use-multi-epochs-loader"]
+    args = args_of(folder, *flags, "--pin-mem", "--no-prefetcher", "-j", 3)
+    training_loader(open_dataset(args, "train"), CONFIG, args, torch.device("cuda"))
+    expected = {"train_crop_mode": "rkrc", "color_jitter_prob": 0.3, "grayscale_prob": 0.2, "re_count": 3}
+    expected |= {"gaussian_blur_prob": 0.1, "re_split": True, "worker_seeding": "part", "pin_memory": True}
+    expected |= {"use_multi_epochs_loader": True, "use_prefetcher": False, "num_workers": 3}
+    assert {name: given[name] for name in expected} == expected

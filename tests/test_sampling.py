@@ -1,0 +1,164 @@
+"""Shares, orders and random numbers, for numbers of processes that the tests do not start."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from timm.data.loader import PrefetchLoader
+from torch.utils.data import DataLoader, Dataset
+
+from flashkat import distributed
+from flashkat.errors import InputError
+from flashkat.evaluation import evaluate
+from flashkat.randomness import isolated, random_state, set_random_state
+from flashkat.sampling import evaluation_order, own_images, start_epoch, training_order
+
+
+class Numbers(Dataset):
+    """Its items are their index, and what three generators draw for them."""
+
+    def __init__(self, count):
+        self.count = count
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        return index, torch.tensor([random.random(), np.random.rand(), float(torch.rand(()))])
+
+
+@pytest.fixture
+def as_process(monkeypatch):
+    def become(rank, size):
+        monkeypatch.setattr(distributed, "rank", lambda: rank)
+        monkeypatch.setattr(distributed, "size", lambda: size)
+
+    return become
+
+
+def epochs_of(count, batch, workers=0, seed=5, epochs=3, start=None):
+    loader = training_order(DataLoader(Numbers(count), batch, shuffle=True, drop_last=True, num_workers=workers), seed)
+    if start:
+        start_epoch(loader, *start)
+    return [list(loader) for _ in range(epochs)]
+
+
+@pytest.mark.parametrize(("count", "size", "batch"), [(16, 2, 2), (17, 2, 4), (31, 3, 5), (12, 4, 1)])
+def test_global_batches_are_those_of_one_process(as_process, count, size, batch):
+    as_process(0, 1)
+    alone = epochs_of(count, size * batch)
+    shares = []
+    for rank in range(size):
+        as_process(rank, size)
+        shares.append(epochs_of(count, batch))
+    assert {len(epoch) for share in shares for epoch in share} == {count // (size * batch)}
+    for epoch in range(3):
+        for number, (indices, drawn) in enumerate(alone[epoch]):
+            ours = [share[epoch][number] for share in shares]
+            together = torch.stack([share[0] for share in ours], 1).flatten()
+            assert torch.equal(together, indices)
+            # Augmented alike, too.
+            assert torch.equal(torch.stack([share[1] for share in ours], 1).flatten(0, 1), drawn)
+    assert not torch.equal(alone[0][0][0], alone[1][0][0]) or count < 4
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_epoch_can_be_begun_anywhere(as_process, workers):
+    as_process(1, 2)
+    straight = epochs_of(40, 3, workers)
+    (left,) = epochs_of(40, 3, epochs=1, start=(2, 4))
+    assert len(left) == len(straight[2]) - 4
+    for (ours, ours_drawn), (theirs, theirs_drawn) in zip(left, straight[2][4:], strict=True):
+        assert torch.equal(ours, theirs)
+        assert torch.equal(ours_drawn, theirs_drawn)
+
+
+def test_loading_does_not_move_the_random_states():
+    before = random_state()
+    epochs_of(8, 2, epochs=1)
+    assert torch.rand(3).tolist() == (set_random_state(before) or torch.rand(3)).tolist()
+    assert random.random() == (set_random_state(before) or random.random())
+    assert np.random.rand() == (set_random_state(before) or np.random.rand())
+
+
+def test_random_states_come_back(tmp_path):
+    np.random.randn()  # which draws two numbers and keeps one
+    random.gauss(0, 1)
+    torch.save(random_state(), tmp_path / "state")
+    drawn = [(torch.rand(()), np.random.randn(), random.gauss(0, 1), random.random()) for _ in range(3)]
+    with isolated(7):
+        torch.rand(5)
+    set_random_state(torch.load(tmp_path / "state", weights_only=True))
+    assert drawn == [(torch.rand(()), np.random.randn(), random.gauss(0, 1), random.random()) for _ in range(3)]
+
+
+def erased(start=None):
+    loader = PrefetchLoader(
+        DataLoader([(torch.zeros(3, 8, 8), 0)] * 12, 4, drop_last=True, shuffle=True),
+        device=torch.device("cpu"),
+        re_prob=1.0,
+        re_mode="pixel",
+    )
+    loader = training_order(loader, seed=3)
+    if start:
+        start_epoch(loader, *start)
+    return [[images.clone() for images, _ in loader] for _ in range(1 if start else 2)]
+
+
+def test_erasing_has_numbers_of_its_own():
+    first, second = erased()
+    assert not torch.equal(first[0], first[1])
+    assert not torch.equal(first[0], second[0])
+    (left,) = erased(start=(1, 2))
+    assert len(left) == 1
+    assert torch.equal(left[0], second[2])
+
+
+@pytest.mark.parametrize(("count", "size"), [(10, 2), (9, 2), (10, 4), (3, 3), (7, 1)])
+def test_every_evaluation_image_counts_once(as_process, count, size):
+    seen, batches = [], set()
+    for rank in range(size):
+        as_process(rank, size)
+        loader = evaluation_order(DataLoader(Numbers(count), 2))
+        indices = torch.cat([index for index, _ in loader]).tolist()
+        batches.add(len(loader))
+        own = own_images(loader)
+        seen += indices if own is None else indices[:own]
+    assert sorted(seen) == list(range(count))
+    # All in step.
+    assert len(batches) == 1
+
+
+def test_more_processes_than_evaluation_images(as_process):
+    as_process(0, 3)
+    with pytest.raises(InputError, match="2 images to evaluate on are fewer than the 3 processes: give fewer"):
+        evaluation_order(DataLoader(Numbers(2), 2))
+
+
+class Right(Dataset):
+    """Images that show their class, but for some."""
+
+    def __len__(self):
+        return 11
+
+    def __getitem__(self, index):
+        return torch.eye(6)[(index + (index % 4 == 0)) % 6], index % 6
+
+
+def test_metrics_are_those_of_one_process(as_process, monkeypatch):
+    from contextlib import nullcontext
+
+    def measured(rank, size):
+        as_process(rank, size)
+        sums = []
+        monkeypatch.setattr(distributed, "total", lambda values: sums.append(values) or values)
+        metrics = evaluate(torch.nn.Identity(), evaluation_order(DataLoader(Right(), 2)), nullcontext())
+        return metrics, sums[0]
+
+    alone, _ = measured(0, 1)
+    total = [sum(parts) for parts in zip(*(measured(rank, 4)[1] for rank in range(4)), strict=True)]
+    assert total[3] == 11
+    assert total[0] / 11 == pytest.approx(alone.loss)
+    assert total[1] / 11 == pytest.approx(alone.top1)
+    assert alone.top1 == pytest.approx(100 * 8 / 11)

@@ -1,0 +1,102 @@
+"""Parameter groups of the rationals' coefficients."""
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from flashkat.nn import GroupRational
+from flashkat.training.optimizer import create_optimizer, parameter_groups
+
+KWARGS = {"img_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 3}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return timm.create_model("kat_tiny_patch16_224", **KWARGS)
+
+
+def settings(groups, model):
+    """Learning-rate scale and weight decay of every parameter, by name."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    found = [(names[parameter], group) for group in groups for parameter in group["params"]]
+    assert len(found) == len(dict(found)) == len(names)
+    return {name: (group.get("lr_scale", 1.0), group["weight_decay"]) for name, group in found}
+
+
+def is_coefficient(name):
+    return name.endswith((".numerator", ".denominator"))
+
+
+def test_as_published_they_are_like_other_weights(model, training_args):
+    args = training_args("--opt", "adamw", "--lr", 0.1, "--weight-decay", 0.05)
+    ours = create_optimizer(model, args)
+    timms = timm.optim.create_optimizer_v2(model, "adamw", lr=0.1, weight_decay=0.05)
+    assert ours.state_dict() == timms.state_dict()
+    assert settings(ours.param_groups, model)["blocks.0.mlp.act1.numerator"] == (1.0, 0.05)
+
+
+def test_set_apart(model, training_args):
+    flags = ["--rational-lr-scale", 0.25, "--rational-weight-decay", 0.5, "--weight-decay", 0.05, "--lr", 0.1]
+    args = training_args("--opt", "adamw", *flags)
+    published = settings(
+        create_optimizer(model, training_args("--weight-decay", 0.05, "--lr", 0.1)).param_groups, model
+    )
+    apart = settings(create_optimizer(model, args).param_groups, model)
+    coefficients = [name for name in apart if is_coefficient(name)]
+    assert len(coefficients) == 2 * 2 * 2
+    for name, values in apart.items():
+        assert values == ((0.25, 0.5) if is_coefficient(name) else published[name])
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.05])
+def test_decay_of_the_coefficients_alone(model, training_args, weight_decay):
+    for given in (0.0, 0.3):
+        args = training_args("--weight-decay", weight_decay, "--rational-weight-decay", given)
+        found = settings(parameter_groups(model, args), model)
+        assert {values for name, values in found.items() if is_coefficient(name)} == {(1.0, given)}
+        assert {values[1] for name, values in found.items() if not is_coefficient(name)} == {0.0, weight_decay}
+
+
+def test_layer_decay_scales_them_too(model, training_args):
+    args = training_args("--rational-lr-scale", 0.5, "--weight-decay", 0.05)
+    args.layer_decay = 0.75
+    timms = timm.optim.param_groups_layer_decay(
+        model, 0.05, no_weight_decay_list=model.no_weight_decay(), layer_decay=0.75
+    )
+    expected = settings(timms, model)
+    for name, (scale, decay) in settings(parameter_groups(model, args), model).items():
+        assert (scale, decay) == (expected[name][0] * (0.5 if is_coefficient(name) else 1), expected[name][1])
+
+
+class Spared(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.act = GroupRational(8, groups=4)
+        self.head = nn.Linear(8, 3)
+
+    def no_weight_decay(self):
+        return {"act.num*"}
+
+
+def test_what_a_model_spares_stays_spared(training_args):
+    model = Spared()
+    args = training_args("--rational-weight-decay", 0.5, "--rational-lr-scale", 2, "--weight-decay", 0.1)
+    found = settings(parameter_groups(model, args), model)
+    assert found == {
+        "act.numerator": (2.0, 0.0),
+        "act.denominator": (2.0, 0.5),
+        "head.weight": (1.0, 0.1),
+        "head.bias": (1.0, 0.0),
+    }
+
+
+def test_the_scale_counts_without_a_schedule(train):
+    flags = ["--epochs", 1, "--opt", "momentum", "--lr", 0.5, "--rational-lr-scale", 0, "--sched", "none"]
+    folder = train(*flags, "--rational-weight-decay", 0)
+    state = torch.load(folder / "last.pth.tar", weights_only=True)["state_dict"]
+    fresh = timm.create_model("kat_tiny_patch16_224", **{**KWARGS, "depth": 1, "num_classes": 2}).state_dict()
+    for name in state:
+        if is_coefficient(name):
+            assert torch.equal(state[name], fresh[name])
+    assert not torch.equal(state["blocks.0.mlp.fc1.bias"], fresh["blocks.0.mlp.fc1.bias"])

@@ -1,0 +1,220 @@
+"""A run that is stopped and resumed goes on as if nothing had happened."""
+
+import csv
+import shutil
+
+import pytest
+import torch
+import yaml
+
+from flashkat.cli import main
+
+# All that is random: augmentation, erasing, mixing, dropping.
+RANDOM = ["--mixup", 0.5, "--reprob", 0.5, "--drop", 0.2, "--drop-path", 0.3, "--aa", "rand-m9-mstd0.5"]
+RANDOM += ["--model-kwargs", "patch_size=4", "embed_dim=16", "depth=2", "num_heads=2"]
+TIMES = ("images_per_second", "data_wait")
+AVERAGED = ["--model-ema", "--model-ema-decay", 0.9, "--model-ema-warmup"]
+
+
+@pytest.fixture(autouse=True)
+def no_curves(monkeypatch):
+    """Drawing takes longer than all else here."""
+    monkeypatch.setattr("flashkat.training.folder.draw_curves", lambda rows, path: None)
+
+
+def rows_of(folder):
+    with (folder / "summary.csv").open(newline="") as file:
+        return [{**row, **dict.fromkeys(TIMES, "")} for row in csv.DictReader(file)]
+
+
+def tensors_in(value, path=""):
+    """All tensors and numbers of a checkpoint, by where they are."""
+    if isinstance(value, dict):
+        return {name: leaf for key in value for name, leaf in tensors_in(value[key], f"{path}/{key}").items()}
+    if isinstance(value, list):
+        return {
+            name: leaf for key, item in enumerate(value) for name, leaf in tensors_in(item, f"{path}/{key}").items()
+        }
+    return {path: value}
+
+
+def assert_equal(folder, other, name="last"):
+    """The same bits in every part of the checkpoints, and the same summary, but for times and names."""
+    assert rows_of(folder) == rows_of(other)
+    a, b = (torch.load(path / f"{name}.pth.tar", weights_only=True) for path in (folder, other))
+    for checkpoint in (a, b):
+        for key in ("experiment", "resume"):
+            del checkpoint["args"][key]
+        for row in checkpoint["run"]["history"]:
+            for name in TIMES:
+                del row[name]
+    a, b = tensors_in(a), tensors_in(b)
+    assert a.keys() == b.keys()
+    different = [key for key in a if not (torch.equal(a[key], b[key]) if torch.is_tensor(a[key]) else a[key] == b[key])]
+    assert different == []
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        [*RANDOM, *AVERAGED, "--opt", "adamw", "--lr", 1e-3],
+        [*RANDOM, "--opt", "sgd", "--lr", 0.1, "--sched-on-updates", "--grad-accum-steps", 3, "-j", 2],
+        ["--opt", "lamb", "--lr", 1e-2, "--sched", "step", "--amp", "--amp-dtype", "float16", "--clip-grad", 1.0],
+        [
+            "--opt",
+            "adamw",
+            "--lr",
+            1e-2,
+            "--sched",
+            "plateau",
+            "--rational-lr-scale",
+            0.1,
+            "--torchcompile",
+            "aot_eager",
+        ],
+        [
+            *("--model-dtype", "bfloat16", *AVERAGED, "--opt", "lookahead_adamw", "--lr", 1e-2, "--layer-decay", 0.7),
+            *("--channels-last", "--no-prefetcher", "--reprob", 0.5, "--lr-noise", 0.1),
+        ],
+        [
+            *("--aug-splits", 2, "--jsd-loss", "--reprob", 0.5, "--opt", "adamw", "--lr", 1e-2),
+            *("--val-interval", 2, "--eval-metric", "loss", "--tta", 2),
+        ],
+    ],
+    ids=["all that is random", "loader processes", "scaled loss", "plateau", "low precision", "views"],
+)
+def test_two_epochs_and_two_are_four(train, flags):
+    flags = ["--epochs", 4, "--warmup-epochs", 1, *flags]
+    straight = train(*flags, experiment="straight")
+    resumed = train(*flags, "--resume", straight / "checkpoint-1.pth.tar", experiment="resumed")
+    assert len(rows_of(straight)) == 4
+    assert_equal(straight, resumed)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_in_the_middle_of_an_epoch(train, workers):
+    flags = ["--epochs", 2, *RANDOM, *AVERAGED, "--opt", "adamw", "--recovery-interval", 1, "-b", 2, "-j", workers]
+    flags += ["--grad-accum-steps", 3, "--sched-on-updates"]
+    straight = train(*flags, experiment="straight")
+    # 8 batches are 3 updates, the last one of 2 batches.
+    assert {path.name for path in straight.glob("recovery*")} == {"recovery-1-1.pth.tar", "recovery-1-2.pth.tar"}
+    recovery = torch.load(straight / "recovery-1-1.pth.tar", weights_only=True)
+    assert (recovery["epoch"], recovery["run"]["batch"], recovery["run"]["updates"]) == (1, 6, 5)
+    for number in (1, 2):
+        resumed = train(*flags, "--resume", straight / f"recovery-1-{number}.pth.tar", experiment="resumed")
+        assert_equal(straight, resumed)
+
+
+def test_goes_on_in_its_folder(train, images, tiny, tmp_path, capsys):
+    flags = ["--epochs", 4, "--opt", "adamw", "--lr", 1e-3, *AVERAGED]
+    straight = train(*flags, experiment="straight")
+    stopped = tmp_path / "output" / "stopped"
+    shutil.copytree(straight, stopped)
+    for epoch in (2, 3):
+        (stopped / f"checkpoint-{epoch}.pth.tar").unlink()
+    argv = ["train", images, *tiny, "-j", 0, "-b", 4, *flags, "--resume", stopped / "checkpoint-1.pth.tar"]
+    capsys.readouterr()
+    assert main([str(argument) for argument in argv]) == 0
+    out = capsys.readouterr().out
+    assert f"Continuing {stopped / 'checkpoint-1.pth.tar'} in epoch 3, after 8 updates" in out
+    assert f"The run is in {stopped}\n" in out
+    assert rows_of(stopped) == rows_of(straight)
+    assert {path.name for path in stopped.iterdir()} == {path.name for path in straight.iterdir()}
+    assert yaml.safe_load((stopped / "args.yaml").read_text())["resume"] == str(stopped / "checkpoint-1.pth.tar")
+    a, b = (torch.load(path / "last.pth.tar", weights_only=True)["state_dict"] for path in (straight, stopped))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_more_epochs_than_planned(train):
+    short = train("--epochs", 1, "--opt", "adamw", "--lr", 1e-3, experiment="short")
+    longer = train("--epochs", 3, "--opt", "adamw", "--lr", 1e-3, "--resume", short / "last.pth.tar", experiment="long")
+    straight = train("--epochs", 3, "--opt", "adamw", "--lr", 1e-3, experiment="straight")
+    # The schedule is that of the flags.
+    assert [row["lr"] for row in rows_of(longer)] == [row["lr"] for row in rows_of(straight)]
+    assert len(rows_of(short)) == 1
+
+
+def test_start_epoch(train):
+    """It wins over the checkpoint, whose epoch ends there."""
+    flags = ["--epochs", 3, "--opt", "adamw", "--lr", 1e-3, "--recovery-interval", 1]
+    straight = train(*flags, experiment="straight")
+    recovery = straight / "recovery-2-2.pth.tar"
+    again = train(*flags, "--resume", recovery, "--start-epoch", 1, experiment="again")
+    last = torch.load(again / "last.pth.tar", weights_only=True)["run"]
+    assert (last["epoch"], last["updates"]) == (3, 12)
+    assert [row["epoch"] for row in rows_of(again)] == ["0", "1", "1", "2"]
+
+
+def test_without_the_state_of_the_optimiser(train):
+    first = train("--epochs", 1, "--opt", "adamw", "--lr", 1e-3)
+    flags = ["--opt", "sgd", "--lr", 1e-3, "--no-resume-opt", "--resume", first / "last.pth.tar"]
+    other = train("--epochs", 2, *flags, experiment="other")
+    assert [row["epoch"] for row in rows_of(other)] == ["0", "1"]
+
+
+def test_best_so_far_is_kept(train):
+    first = train("--epochs", 1, "--opt", "adamw", "--lr", 5e-3, "--warmup-epochs", 0, experiment="first")
+    best = torch.load(first / "model_best.pth.tar", weights_only=True)
+    # No epoch is better than 100 %.
+    torch.save({**best, "run": {**best["run"], "best": {"metric": 100.0, "weights": "state_dict"}}}, first / "full.tar")
+    second = train("--epochs", 3, "--opt", "adamw", "--lr", 5e-3, "--resume", first / "full.tar", experiment="second")
+    assert torch.load(second / "model_best.pth.tar", weights_only=True)["epoch"] == 0
+    assert torch.load(second / "last.pth.tar", weights_only=True)["metric"] == 100.0
+
+
+def test_a_checkpoint_of_timms_scripts(train):
+    """Which has no more than weights, the optimiser, and the epoch."""
+    first = train("--epochs", 2, "--opt", "adamw", "--lr", 1e-3, experiment="first")
+    checkpoint = torch.load(first / "last.pth.tar", weights_only=True)
+    kept = {key: checkpoint[key] for key in ("arch", "epoch", "state_dict", "optimizer", "version")}
+    torch.save(kept, first / "timm.pth.tar")
+    second = train(
+        "--epochs", 3, "--opt", "adamw", "--lr", 1e-3, "--resume", first / "timm.pth.tar", experiment="other"
+    )
+    assert [row["epoch"] for row in rows_of(second)] == ["2"]
+    assert torch.load(second / "last.pth.tar", weights_only=True)["run"]["updates"] == 12
+
+
+@pytest.fixture
+def refused(images, tiny, tmp_path, capsys):
+    """The one line that a command is refused with."""
+
+    def run(*flags):
+        before = {path: path.read_bytes() for path in (tmp_path / "output").rglob("*") if path.is_file()}
+        argv = ["train", images, *tiny, "-j", 0, "-b", 4, "--opt", "adamw", "--output", tmp_path / "output", *flags]
+        capsys.readouterr()
+        assert main([str(argument) for argument in argv]) == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err.count("\n") == 1
+        assert {path: path.read_bytes() for path in (tmp_path / "output").rglob("*") if path.is_file()} == before
+        return err
+
+    return run
+
+
+def test_what_cannot_be_resumed(train, refused, tmp_path, write_images):
+    last = train("--epochs", 1, "--opt", "adamw") / "last.pth.tar"
+    err = refused("--resume", last, "--model", "vit_small_patch16_224")
+    assert "is of a run of kat_tiny_patch16_224, not vit_small_patch16_224: give --model kat_tiny_patch16_224" in err
+    assert "is of a run of another model than the flags ask for: 2 of another shape (head.weight" in refused(
+        "--resume", last, "--num-classes", 5
+    )
+    assert "was trained with --opt adamw: give that, or --no-resume-opt" in refused("--resume", last, "--opt", "sgd")
+    assert "optimiser with other parameters" in refused("--resume", last, "--rational-lr-scale", 0.5)
+    assert "has all of its 1 epochs: give more --epochs" in refused("--resume", last, "--epochs", 1)
+    assert "no checkpoint at" in refused("--resume", tmp_path / "none.pth.tar")
+    torch.save(torch.load(last, weights_only=True)["state_dict"], tmp_path / "weights.pth")
+    assert "holds weights but no run that could be continued" in refused("--resume", tmp_path / "weights.pth")
+
+
+def test_other_classes_cannot_be_resumed(train, refused, tmp_path):
+    last = train("--epochs", 1, "--opt", "adamw") / "last.pth.tar"
+    checkpoint = torch.load(last, weights_only=True)
+    torch.save({**checkpoint, "classes": ["cat", "dog"]}, tmp_path / "animals.pth.tar")
+    err = refused("--resume", tmp_path / "animals.pth.tar")
+    assert "is of a run with other classes: 2 from cat to dog, not 2 from dark to light" in err
+
+
+def test_sharding_needs_several_processes(refused):
+    assert "--fsdp shards over several processes: start with torchrun" in refused("--fsdp")

@@ -1,0 +1,12 @@
+#!/usr/bin/env python
+"""The same program as ``flashkat train``, for those who start timm's scripts by name, under torchrun too."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))
+
+from flashkat.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["train", *sys.argv[1:]]))

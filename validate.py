@@ -1,0 +1,12 @@
+#!/usr/bin/env python
+"""The same program as ``flashkat validate``, for those who start timm's scripts by name."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))
+
+from flashkat.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["validate", *sys.argv[1:]]))
