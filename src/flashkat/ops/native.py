@@ -278,7 +278,7 @@ def _do_again(
     call = plan.call
     outside = scratch[call.outside_start :].bool()
     spans = torch.tensor(plan.bounds).view(-1, 3, 2)[outside]
-    regions = [tuple(slice(*span) for span in window) for window in spans.tolist()]
+    regions = [(slice(*outer), slice(*channels), slice(*inner)) for outer, channels, inner in spans.tolist()]
     if grad is None:
         aten.fill_values(regions, plan.view(out), plan.view(x), numerator, denominator)
         return
