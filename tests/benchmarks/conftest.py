@@ -1,8 +1,16 @@
 """Results as the benchmarks write them, with made-up numbers."""
 
 import pytest
+import torch
 
 from benchmarks import common
+
+
+@pytest.fixture(scope="session")
+def device():
+    """Where Triton kernels run: on a GPU, or interpreted."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
 
 ENVIRONMENT = {
     "commit": "0123456789", "uncommitted_changes": False, "date": "2026-01-02", "torch": "2.11", "triton": "3.6",

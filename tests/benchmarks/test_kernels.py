@@ -28,13 +28,13 @@ def _one_microsecond(call):
 
 
 @pytest.fixture(scope="module")
-def rows():
+def rows(device):
     with pytest.MonkeyPatch.context() as patch:
         compile_with_autograd = torch.compile
         patch.setattr(
             torch, "compile", lambda f, dynamic: compile_with_autograd(f, dynamic=dynamic, backend="aot_eager")
         )
-        return kernels.collect(TINY, "cpu", _one_microsecond)
+        return kernels.collect(TINY, device, _one_microsecond)
 
 
 def test_every_contender_of_every_case_has_a_row(rows):

@@ -21,9 +21,9 @@ def test_coefficient_sums_are_the_gradients(monkeypatch):
     assert 1e-9 < (single[0] - expected[0]).norm() / expected[0].norm() < 1e-6
 
 
-def test_rows_and_targets():
+def test_rows_and_targets(device):
     plan = rounding.Plan(batches=(2, 4), tokens=3, width=16, seeds=2)
-    rows = rounding.collect(plan, "cpu")
+    rows = rounding.collect(plan, device)
     assert [row["contender"] for row in rows if row["batch"] == 2] == list(rounding.CONTENDERS)
     assert [row["contender"] for row in rows if row["batch"] == 4] == ["ours", "flashkat paper", "floor"]
     assert all(row["da_error"] < 1e-4 and row["db_error"] < 1e-4 for row in rows)

@@ -12,8 +12,8 @@ def _one_microsecond(call):
     return 1.0
 
 
-def test_host_time_runs():
-    rows = host_time.collect("cpu", _one_microsecond, 1)
+def test_host_time_runs(device):
+    rows = host_time.collect(device, _one_microsecond, 1)
     assert len(rows) == 2 * 2 * 4
     assert [target["met"] for target in host_time.targets(rows)] == [True, True]
 
@@ -24,14 +24,14 @@ def test_host_time_is_held_against_gelu():
     assert [(target["value"], target["met"]) for target in host_time.targets(rows)] == [(2.083, False)]
 
 
-def test_scaling_runs_and_is_right():
-    rows = scaling.collect((10, 14), "cpu", _one_microsecond, 1)
+def test_scaling_runs_and_is_right(device):
+    rows = scaling.collect((10, 14), device, _one_microsecond, 1)
     assert len(rows) == 2 * (3 + 2)
     assert all(target["met"] for target in scaling.targets(rows))
     assert rows[0]["gb_per_s"] == pytest.approx(2 * 2 * 1024 / 1e3, abs=0.01)
 
 
-def test_scaling_notices_a_wrong_result(monkeypatch):
+def test_scaling_notices_a_wrong_result(monkeypatch, device):
     monkeypatch.setattr(scaling, "rational_reference", lambda x, a, b: 2 * x)
-    rows = scaling.collect((12,), "cpu", _one_microsecond, 1)
+    rows = scaling.collect((12,), device, _one_microsecond, 1)
     assert not any(target["met"] for target in scaling.targets(rows))

@@ -14,7 +14,7 @@ def _one_microsecond(call):
 
 
 @pytest.fixture
-def small(monkeypatch):
+def small(monkeypatch, device):
     """Commands that take the CPU for a GPU."""
     for module in (kernels, rounding, host_time, scaling):
         monkeypatch.setattr(module, "require_gpu", lambda: None)
@@ -22,10 +22,10 @@ def small(monkeypatch):
     monkeypatch.setattr(kernels, "graph_is_right", lambda: True)
     plan = kernels.Plan((1, 2), (16, 192), ("bf16",), (), (), (16,), 32, 24, (1, 8, 2, 2), 64, 1)
     replacements = {
-        kernels: lambda _, __, measure, collect=kernels.collect: collect(plan, "cpu", measure),
-        rounding: lambda _, __, collect=rounding.collect: collect(rounding.Plan((2, 4), 3, 16, 1), "cpu"),
-        host_time: lambda _, measure, __, collect=host_time.collect: collect("cpu", _one_microsecond, 1),
-        scaling: lambda _, __, measure, rounds, collect=scaling.collect: collect((10, 12), "cpu", measure, rounds),
+        kernels: lambda _, __, measure, collect=kernels.collect: collect(plan, device, measure),
+        rounding: lambda _, __, collect=rounding.collect: collect(rounding.Plan((2, 4), 3, 16, 1), device),
+        host_time: lambda _, measure, __, collect=host_time.collect: collect(device, _one_microsecond, 1),
+        scaling: lambda _, __, measure, rounds, collect=scaling.collect: collect((10, 12), device, measure, rounds),
     }
     for module, collect in replacements.items():
         monkeypatch.setattr(module, "collect", collect)

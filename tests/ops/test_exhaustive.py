@@ -11,8 +11,8 @@ COUNT = {torch.bfloat16: 65280, torch.float16: 63488}
 EPS32 = 2.0**-24
 # What may be lost where terms cancel, in units of 2^-24 of their sizes.
 CANCELLATION = 4
-# A term of db in float32 passes through two divisions by Q, two polynomials and up to five products.
-STEPS_OF_A_TERM = 6
+# A term of db in float32 passes through two products with 1 / Q, two polynomials and up to five products.
+STEPS_OF_A_TERM = 8
 
 
 def _every_value(dtype: torch.dtype) -> Tensor:

@@ -94,7 +94,7 @@ def test_what_a_model_spares_stays_spared(training_args):
 def test_the_scale_counts_without_a_schedule(train):
     flags = ["--epochs", 1, "--opt", "momentum", "--lr", 0.5, "--rational-lr-scale", 0, "--sched", "none"]
     folder = train(*flags, "--rational-weight-decay", 0)
-    state = torch.load(folder / "last.pth.tar", weights_only=True)["state_dict"]
+    state = torch.load(folder / "last.pth.tar", weights_only=True, map_location="cpu")["state_dict"]
     fresh = timm.create_model("kat_tiny_patch16_224", **{**KWARGS, "depth": 1, "num_classes": 2}).state_dict()
     for name in state:
         if is_coefficient(name):

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from timm.layers import convert_sync_batchnorm
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -29,9 +30,11 @@ def shard(model: nn.Module) -> None:
     """
     if distributed.size() == 1:
         raise InputError("--fsdp shards over several processes: start with torchrun --nproc-per-node N")
+    # Left to itself it takes a GPU where there is one, whatever the model is on.
+    mesh = init_device_mesh(next(model.parameters()).device.type, (distributed.size(),))
     for block in getattr(model, "blocks", ()):
-        fully_shard(block)
-    fully_shard(model)
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
 
 
 def with_common_norms(model: nn.Module, device: torch.device) -> nn.Module:
