@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-__all__ = ["isolated", "random_state", "seed_of", "set_random_state"]
+__all__ = ["draw_from", "isolated", "random_state", "seed_of", "set_random_state"]
 
 
 def seed_of(*numbers: int) -> int:
@@ -50,6 +50,14 @@ def set_random_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state(state["cuda"])
 
 
+def draw_from(seed: int) -> None:
+    """Let Python, NumPy, and torch on the CPU draw random numbers from ``seed``."""
+    random.seed(seed)
+    np.random.seed(seed)
+    # Not torch.manual_seed, which sets every GPU too.
+    torch.default_generator.manual_seed(seed)
+
+
 @contextlib.contextmanager
 def isolated(seed: int, gpu: bool = False) -> Iterator[None]:
     """Draw random numbers from ``seed`` within, and leave the process's random states as they were.
@@ -60,10 +68,7 @@ def isolated(seed: int, gpu: bool = False) -> Iterator[None]:
     """
     python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
     cuda = torch.cuda.get_rng_state() if gpu else None
-    random.seed(seed)
-    np.random.seed(seed)
-    # Not torch.manual_seed, which sets every GPU too.
-    torch.default_generator.manual_seed(seed)
+    draw_from(seed)
     if cuda is not None:
         torch.cuda.manual_seed(seed)
     try:

@@ -11,11 +11,19 @@ from typing import Any
 import torch
 from timm.data.distributed_sampler import OrderedDistributedSampler, RepeatAugSampler
 from timm.data.loader import PrefetchLoader
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, Sampler, SequentialSampler
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    IterableDataset,
+    Sampler,
+    SequentialSampler,
+    get_worker_info,
+)
 
 from . import distributed
 from .errors import InputError
-from .randomness import isolated, seed_of
+from .randomness import draw_from, isolated, seed_of
 
 __all__ = ["evaluation_order", "own_images", "start_epoch", "training_order"]
 
@@ -63,6 +71,10 @@ class _SeededDataset(Dataset):
 
     def __getitem__(self, drawn: tuple[int, int]) -> Any:
         index, seed = drawn
+        if get_worker_info() is not None:
+            # Nobody else draws in a loader's process, and keeping NumPy's state costs as much as decoding a small one.
+            draw_from(seed)
+            return self.dataset[index]
         with isolated(seed):
             return self.dataset[index]
 
