@@ -12,7 +12,7 @@ from flashkat.cli import main
 # All that is random: augmentation, erasing, mixing, dropping.
 RANDOM = ["--mixup", 0.5, "--reprob", 0.5, "--drop", 0.2, "--drop-path", 0.3, "--aa", "rand-m9-mstd0.5"]
 RANDOM += ["--model-kwargs", "patch_size=4", "embed_dim=16", "depth=2", "num_heads=2"]
-TIMES = ("images_per_second", "data_wait")
+TIMES = ("images_per_second", "data_wait", "seconds")
 AVERAGED = ["--model-ema", "--model-ema-decay", 0.9, "--model-ema-warmup"]
 
 

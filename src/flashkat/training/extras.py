@@ -11,13 +11,21 @@ from torchvision.utils import save_image
 
 from .. import distributed
 
-__all__ = ["distribute_norms", "save_images", "share_waited", "synchronize"]
+__all__ = ["distribute_norms", "peak_memory", "save_images", "share_waited", "synchronize"]
 
 
 def share_waited(loader: Any, seconds: float) -> float | None:
     """The share of an epoch's seconds that went by waiting for the loader, if it counts them."""
     waited = getattr(loader, "waited", None)
     return None if waited is None else min(waited / max(seconds, 1e-9), 1.0)
+
+
+def peak_memory(model: nn.Module) -> dict[str, float]:
+    """The most GPU memory that this process's tensors took so far, in GiB; nothing for a model on another device."""
+    device = next(model.parameters()).device
+    if device.type != "cuda":
+        return {}
+    return {"peak_memory_gib": round(torch.cuda.max_memory_allocated(device) / 2**30, 3)}
 
 
 def save_images(images: torch.Tensor, path: Path) -> None:

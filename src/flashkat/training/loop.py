@@ -18,7 +18,7 @@ from .. import distributed
 from ..errors import DivergedError
 from ..evaluation import Meters, Metrics, evaluate, with_views
 from ..sampling import start_epoch
-from .extras import distribute_norms, save_images, share_waited, synchronize
+from .extras import distribute_norms, peak_memory, save_images, share_waited, synchronize
 from .folder import RunFolder
 from .parallel import synchronised
 from .progress import Progress
@@ -70,7 +70,11 @@ def run_epochs(
             metric = getattr(evaluated["state_dict"], args.eval_metric) if evaluated else state.best.get("metric")
             state.scheduler.step(epoch + 1, metric)
 
-        row = _summary_row(epoch, trained, evaluated, state.lr, rate, wait)
+        costs = {"images_per_second": round(rate, 1)}
+        if wait is not None:
+            costs["data_wait"] = round(wait, 4)
+        costs |= {"seconds": round(time.perf_counter() - start, 3), **peak_memory(state.model)}
+        row = _summary_row(epoch, trained, evaluated, state.lr, costs)
         state.epoch, state.batch, state.meters = epoch + 1, 0, Meters()
         state.history = [*state.history, row]
         checkpoint = state.checkpoint(args)
@@ -190,7 +194,7 @@ def _update_best(state: TrainingState, evaluated: dict[str, Metrics], name: str)
 
 
 def _summary_row(
-    epoch: int, trained: Metrics, evaluated: dict[str, Metrics], lr: float, rate: float, wait: float | None
+    epoch: int, trained: Metrics, evaluated: dict[str, Metrics], lr: float, costs: dict[str, float]
 ) -> dict[str, Any]:
     row: dict[str, Any] = {"epoch": epoch, "train_loss": trained.loss}
     for weights, metrics in evaluated.items():
@@ -200,8 +204,7 @@ def _summary_row(
             f"{prefix}_top1": round(metrics.top1, 4),
             f"{prefix}_top5": round(metrics.top5, 4),
         }
-    row |= {"lr": lr, "images_per_second": round(rate, 1)}
-    return row if wait is None else row | {"data_wait": round(wait, 4)}
+    return {**row, "lr": lr, **costs}
 
 
 def _epoch_line(row: dict[str, Any], epochs: int, is_best: bool) -> str:
