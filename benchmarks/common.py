@@ -41,8 +41,13 @@ _PACKAGES = ("flashkat", "torch", "triton", "timm")
 # The command line
 
 
-def arguments(name: str, description: str, argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The flags that every benchmark has: ``output`` (a path) and ``quick``."""
+def arguments(
+    name: str,
+    description: str,
+    argv: Sequence[str] | None = None,
+    add_flags: Callable[[argparse.ArgumentParser], None] = lambda parser: None,
+) -> argparse.Namespace:
+    """The flags that every benchmark has, ``output`` (a path) and ``quick``, and those that it adds of its own."""
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=description)
     parser.add_argument(
         "--output",
@@ -52,6 +57,7 @@ def arguments(name: str, description: str, argv: Sequence[str] | None = None) ->
         help="default: %(default)s",
     )
     parser.add_argument("--quick", action="store_true", help="fewer sizes and repeats, to see that it runs")
+    add_flags(parser)
     return parser.parse_args(argv)
 
 

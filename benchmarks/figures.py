@@ -7,6 +7,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from .common import LABELS, RESULTS, ROOT, Row, read
 
@@ -79,11 +80,29 @@ def _host_time(document: Document) -> Figure:
     return figure
 
 
+def _cifar10(document: Document) -> Figure:
+    """Accuracy and training loss over the epochs; averaged weights are dashed."""
+    figure, (accuracy, loss) = _panels(2)
+    for index, row in enumerate(document["rows"]):
+        colour, curve = f"C{index}", row["curve"]
+        epochs = range(1, row["epochs"] + 1)
+        accuracy.plot(epochs, curve["eval_top1"], color=colour, label=row["contender"])
+        accuracy.plot(epochs, curve["eval_ema_top1"], "--", color=colour, label=f"{row['contender']}, averaged")
+        loss.plot(epochs, curve["train_loss"], color=colour, label=row["contender"])
+    accuracy.set(xlabel="epoch", ylabel="top-1 in %", title="CIFAR-10, test images")
+    loss.set(xlabel="epoch", ylabel="training loss", title="augmented and mixed images")
+    for axes in (accuracy, loss):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.legend()
+    return figure
+
+
 FIGURES: dict[str, Callable[[Document], Figure]] = {
     "kernels": _kernels,
     "rounding": _rounding,
     "host_time": _host_time,
     "scaling": _scaling,
+    "cifar10": _cifar10,
 }
 """The drawing for a result, by the name of its benchmark."""
 

@@ -84,11 +84,36 @@ def _scaling(document: Document) -> str:
     return f"**Scaling.** At {_power(largest)} elements: {', '.join(parts)}; {verdict}."
 
 
+def _cifar10(document: Document) -> str:
+    columns = {
+        "parameters": lambda row: f"{row['parameters']:,}",
+        "epochs": lambda row: str(row["epochs"]),
+        "top-1": lambda row: f"{row['top1']:.2f}%",
+        "top-1, averaged": lambda row: f"{row['ema_top1']:.2f}%",
+        "images/s": lambda row: _median(row["images_per_second"], ",.0f"),
+        "seconds per epoch": lambda row: _median(row["seconds_per_epoch"], ".1f"),
+        "of it waiting for data": lambda row: _median(row["data_wait"], ".0%"),
+        "peak memory": lambda row: "" if row["peak_memory_gib"] is None else f"{row['peak_memory_gib']:.2f} GiB",
+    }
+    table = [[row["contender"], *(cell(row) for cell in columns.values())] for row in document["rows"]]
+    return "\n\n".join(
+        [
+            "**CIFAR-10.** KAT-T and ViT-T with patches of 4 x 4 pixels, trained from scratch by `flashkat train` with "
+            "the published models' recipe, the same flags and seed for all, batches of "
+            f"{document['settings']['batch_size']}. Top-1 is that of the last epoch, of the trained weights and of "
+            "their average. Images/s is the training speed without loading, seconds per epoch are with loading and "
+            "evaluation; both were measured with the machine to themselves.",
+            _markdown(["", *columns], table),
+        ]
+    )
+
+
 SECTIONS: dict[str, Callable[[Document], str]] = {
     "kernels": _kernels,
     "rounding": _rounding,
     "host_time": _host_time,
     "scaling": _scaling,
+    "cifar10": _cifar10,
 }
 """The text for a result, by the name of its benchmark, in the README's order."""
 
@@ -139,6 +164,11 @@ def replace(readme: str, text: str) -> str:
 
 def _in_order(rows: dict[str, Row]) -> Iterable[tuple[str, Row]]:
     return ((name, rows[name]) for name in LABELS if name in rows)
+
+
+def _median(spread: Row | None, form: str) -> str:
+    """The median of what was measured in several rounds, or nothing."""
+    return "" if spread is None else format(spread["median"], form)
 
 
 def _microseconds(value: float) -> str:

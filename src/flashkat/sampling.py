@@ -72,7 +72,7 @@ class _SeededDataset(Dataset):
     def __getitem__(self, drawn: tuple[int, int]) -> Any:
         index, seed = drawn
         if get_worker_info() is not None:
-            # Nobody else draws in a loader's process, and keeping NumPy's state costs as much as decoding a small one.
+            # Nobody else draws in a loader's process, and keeping NumPy's state takes as long as a small image.
             draw_from(seed)
             return self.dataset[index]
         with isolated(seed):

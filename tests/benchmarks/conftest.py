@@ -29,6 +29,14 @@ def _kernel_rows():
                 }  # fmt: skip
 
 
+def _trained(name, top1, speed):
+    curve = {key: [50.0, top1] for key in ("train_loss", "eval_top1", "eval_ema_top1")}
+    return {
+        "contender": name, "parameters": 5363674, "epochs": 2, "top1": top1, "ema_top1": top1 + 0.5, "curve": curve,
+        "images_per_second": speed, "seconds_per_epoch": speed, "data_wait": None, "peak_memory_gib": 1.234,
+    }  # fmt: skip
+
+
 DOCUMENTS = {
     "kernels": (
         {}, list(_kernel_rows()), [common.target("forward", 1.04, 1.05), common.target("backward", 1.234, 1.08)]
@@ -61,6 +69,11 @@ DOCUMENTS = {
             for name in ("ours", "gelu")
         ],
         [],
+    ),
+    "cifar10": (
+        {"batch_size": 128},
+        [_trained("KAT", 91.25, {"median": 12345.6, "min": 12000.0, "max": 13000.0}), _trained("ViT", 90.5, None)],
+        [common.target("KAT's top-1", 91.25, 88, at_least=True)],
     ),
 }  # fmt: skip
 

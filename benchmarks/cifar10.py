@@ -1,0 +1,266 @@
+"""Does a KAT learn CIFAR-10 as well as the ViT of its size under the published recipe, and what does it cost?
+
+Contenders train through ``flashkat train`` with the same flags and seed, at once on one GPU, for the minutes that a
+call is given; the next call goes on where it left off. Speeds are only comparable alone: once training is done, each
+contender trains a few epochs more by itself, in turn, on the images and on one batch held on the device.
+"""
+
+import argparse
+import csv
+import math
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from flashkat import checkpoints
+
+from .common import ROOT, Row, arguments, finish, require_gpu, requirement, show, target
+
+__all__ = ["CONTENDERS", "Run", "collect", "plan", "targets", "train"]
+
+_SIZE = ("--img-size", "32", "--model-kwargs", "patch_size=4")
+_KAT = ("--model", "kat_tiny_patch16_224")
+CONTENDERS = {
+    "KAT": _KAT,
+    "ViT": ("--model", "vit_tiny_patch16_224"),
+    "KAT-no-decay": (*_KAT, "--rational-weight-decay", "0"),
+    "KAT-slow": (*_KAT, "--rational-weight-decay", "0", "--rational-lr-scale", "0.1"),
+}
+"""Their flags, by name; the latter two train the rationals' coefficients otherwise than the published models."""
+
+# That of the published models on ImageNet, for one process. Evaluation crops nothing off images this small.
+_RECIPE = (
+    *("--opt", "adamw", "--lr", "1e-3", "--weight-decay", "0.05", "--sched", "cosine", "--warmup-epochs", "5"),
+    *("--mixup", "0.8", "--cutmix", "1.0", "--smoothing", "0.1", "--drop-path", "0.1", "--clip-grad", "1"),
+    *("--aa", "rand-m9-mstd0.5", "--remode", "pixel", "--reprob", "0.25", "--crop-pct", "1"),
+    *("--mean", "0.485", "0.456", "0.406", "--std", "0.229", "0.224", "0.225"),
+    *("--model-ema", "--model-ema-decay", "0.9999", "--model-ema-warmup"),
+)
+_MACHINE = ("--amp", "--torchcompile", "inductor", "--pin-mem")
+_CLASSES = 10
+_FAKE = ("--fake-data", "--num-classes", f"{_CLASSES}", "--train-num-samples", "50000", "--val-num-samples", "1000")
+_TIMED_EPOCHS = 4  # of which the first, which compiles, does not count
+_TOP1 = 88.0
+_MOST_UNLIKE = 0.01
+_SECONDS_TO_STOP = 60.0
+
+
+@dataclass(frozen=True)
+class Run:
+    """A call of ``flashkat train``: the name of its folder, its flags, its epochs, and whether it may be resumed."""
+
+    name: str
+    flags: tuple[str, ...]
+    epochs: int
+    resumes: bool = False
+
+    def rows(self, work: Path) -> list[dict[str, float]]:
+        """Its summary so far."""
+        path = work / self.name / "summary.csv"
+        if not path.is_file():
+            return []
+        with path.open(newline="") as file:
+            return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
+
+    def is_done(self, work: Path) -> bool:
+        return len(self.rows(work)) >= self.epochs
+
+    def command(self, data: Path, work: Path, workers: int) -> list[str]:
+        """What to call, to go on or begin; what cannot be gone on with is removed."""
+        command = [sys.executable, "-m", "flashkat", "train", str(data), *self.flags, "--epochs", str(self.epochs)]
+        command += ["--workers", str(workers), "--checkpoint-hist", "1"]
+        folder = work / self.name
+        command += ["--output", str(folder.parent), "--experiment", folder.name]
+        if self.resumes and (last := folder / "last.pth.tar").is_file():
+            return [*command, "--resume", str(last)]
+        shutil.rmtree(folder, ignore_errors=True)
+        return command
+
+
+def plan(args: argparse.Namespace) -> list[list[Run]]:
+    """What to run, one list after the other: the training, all at once or in turn, and then what measures speed."""
+    common = ("--batch-size", str(args.batch_size), "--seed", str(args.seed), *_RECIPE, *_MACHINE)
+    flags = {name: (*CONTENDERS[name], *_SIZE, *common) for name in args.contenders}
+    training = [Run(name, flags[name], args.epochs, resumes=True) for name in args.contenders]
+    together = [[run] for run in training] if args.in_turn else [training]
+    alone = [
+        [Run(f"alone/{name}-{kind}-{number}", (*flags[name], *more), _TIMED_EPOCHS)]
+        for number in range(args.rounds)
+        for kind, more in (("images", ()), ("model", _FAKE))
+        for name in args.contenders
+    ]
+    return [*together, *alone]
+
+
+def train(runs: Iterable[Run], data: Path, work: Path, deadline: float) -> dict[str, str]:
+    """Let runs train at once until they are done, or stop them at ``deadline`` (of ``time.monotonic``).
+
+    Output is appended to ``work/NAME.log``.
+
+    Returns:
+        The last line of those that failed, by name.
+    """
+    runs = [run for run in runs if not run.is_done(work)]
+    if not runs or time.monotonic() >= deadline:
+        return {}
+    # A process of each run computes; the other cores load images.
+    workers = max(1, len(os.sched_getaffinity(0)) // len(runs) - 1)
+    processes = {}
+    try:
+        for run in runs:
+            log = work / f"{run.name}.log"
+            log.parent.mkdir(parents=True, exist_ok=True)
+            with log.open("a") as output:
+                command = run.command(data, work, workers)
+                processes[log] = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+        while any(process.poll() is None for process in processes.values()) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        ended = {log: process.returncode for log, process in processes.items() if process.poll() is not None}
+    finally:
+        _stop(processes.values())
+    return {str(log.relative_to(work).with_suffix("")): _last_line(log) for log, code in ended.items() if code}
+
+
+def _stop(processes: Iterable[subprocess.Popen]) -> None:
+    """Interrupt what still runs, as a person would: what was finished of it is kept, checkpoints stay whole."""
+    running = [process for process in processes if process.poll() is None]
+    for process in running:
+        process.send_signal(signal.SIGINT)
+    for process in running:
+        try:
+            process.wait(_SECONDS_TO_STOP)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _last_line(log: Path) -> str:
+    return next((line for line in reversed(log.read_text().splitlines()) if line.strip()), "")
+
+
+def collect(runs: Iterable[Run], work: Path, errors: dict[str, str]) -> list[Row]:
+    """A row per contender that has trained: accuracy, speed, memory and curves, from the runs' summaries."""
+    runs = list(runs)
+    rows = []
+    for run in runs:
+        epochs = run.rows(work)
+        if not run.resumes or not epochs:
+            continue
+        measured = {
+            kind: [row for other in runs if other.name.startswith(f"alone/{run.name}-{kind}-")
+                   for row in other.rows(work)[1:]]
+            for kind in ("images", "model")
+        }  # fmt: skip
+        weights = checkpoints.read(work / run.name / "last.pth.tar")["state_dict"]
+        losses = [row[name] for row in epochs for name in ("train_loss", "eval_loss", "eval_ema_loss")]
+        memory = [row["peak_memory_gib"] for row in epochs if "peak_memory_gib" in row]
+        rows.append(
+            {
+                "contender": run.name,
+                "parameters": sum(tensor.numel() for tensor in weights.values()),
+                "epochs": len(epochs),
+                "top1": epochs[-1]["eval_top1"],
+                "ema_top1": epochs[-1]["eval_ema_top1"],
+                "finite": all(map(math.isfinite, losses)) and run.name not in errors,
+                "images_per_second": _spread(row["images_per_second"] for row in measured["model"]),
+                "images_per_second_with_loading": _spread(row["images_per_second"] for row in measured["images"]),
+                "seconds_per_epoch": _spread(row["seconds"] for row in measured["images"]),
+                "data_wait": _spread(row["data_wait"] for row in measured["images"]),
+                "peak_memory_gib": max(memory, default=None),
+                "curve": {
+                    name: [row[name] for row in epochs]
+                    for name in ("train_loss", "eval_loss", "eval_ema_loss", "eval_top1", "eval_ema_top1")
+                },
+            }
+        )
+    return rows
+
+
+def _spread(values: Iterable[float]) -> Row | None:
+    values = list(values)
+    if not values:
+        return None
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def targets(rows: list[Row], epochs: int) -> list[Row]:
+    """The KAT is at least as good as the ViT of as many parameters, and good; nothing that trained met a NaN."""
+    found = {row["contender"]: row for row in rows}
+    checks = [requirement(f"{name} has trained {epochs} epochs", found[name]["epochs"] >= epochs) for name in found]
+    checks += [requirement(f"{name}'s losses are finite", found[name]["finite"]) for name in found]
+    if "KAT" not in found or "ViT" not in found:
+        return checks
+    kat, vit = found["KAT"], found["ViT"]
+    for weights, name in (("trained", "top1"), ("averaged", "ema_top1")):
+        what = f"KAT's top-1 of the {weights} weights"
+        checks.append(target(f"{what}, against ViT's", kat[name], vit[name], at_least=True))
+        checks.append(target(what, kat[name], _TOP1, at_least=True))
+    checks.append(target("parameters apart", abs(kat["parameters"] / vit["parameters"] - 1), _MOST_UNLIKE))
+    return checks
+
+
+def _add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("data", type=Path, metavar="DIR", help="CIFAR-10 as train/CLASS/* and val/CLASS/*")
+    parser.add_argument("--work", type=Path, metavar="DIR", help="for runs and logs (default: output/cifar10)")
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=["KAT", "ViT"], help="who trains")
+    parser.add_argument("--epochs", type=int, default=150, metavar="N", help="default: %(default)s")
+    parser.add_argument("--batch-size", type=int, default=128, metavar="N", help="default: %(default)s")
+    parser.add_argument("--seed", type=int, default=42, metavar="S", help="default: %(default)s")
+    parser.add_argument("--rounds", type=int, default=2, metavar="N", help="of measuring speed (default: %(default)s)")
+    parser.add_argument("--minutes", type=float, default=math.inf, metavar="F", help="stop after these; call again")
+    parser.add_argument("--in-turn", action="store_true", help="train one after the other, not at once")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train for as long as there is time, write and print."""
+    args = arguments("cifar10", "A KAT and a ViT on CIFAR-10.", argv, _add_flags)
+    deadline = time.monotonic() + 60 * args.minutes
+    require_gpu()
+    if args.quick:
+        args.epochs, args.rounds = min(args.epochs, 2), 1
+    work = args.work or ROOT / "output" / ("cifar10-quick" if args.quick else "cifar10")
+    # A shell that starts this in the background has it ignore interrupts, and so would what it starts and has to stop.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    stages = plan(args)
+    errors: dict[str, str] = {}
+    for runs in stages:
+        if not all(run.is_done(work) for run in runs):
+            print(f"{', '.join(run.name for run in runs)}: see {work}/NAME.log", file=sys.stderr, flush=True)
+        errors |= train(runs, args.data, work, deadline)
+    for name, line in errors.items():
+        print(f"{name} failed: {line}", file=sys.stderr)
+    runs = [run for runs in stages for run in runs]
+    left = [run.name for run in runs if not run.is_done(work)]
+    rows = collect(runs, work, errors)
+    if not rows:
+        raise SystemExit("no epoch is finished: see above, or give more --minutes")
+    settings = {
+        "flags": " ".join((*_SIZE, *_RECIPE, *_MACHINE)),
+        "contenders": {name: " ".join(CONTENDERS[name]) for name in args.contenders},
+        **{name: getattr(args, name) for name in ("epochs", "batch_size", "seed", "in_turn")},
+        "top1": "of the last epoch, on the 10,000 test images; ema_top1 of the averaged weights",
+        "speed": f"each alone on the machine, in turn, {args.rounds} rounds of {_TIMED_EPOCHS} epochs, without the "
+        "first; images_per_second on one batch on the device, seconds_per_epoch with loading and two evaluations",
+        "unfinished": left,
+    }
+    show("cifar10", [{key: _median(value) for key, value in row.items() if key != "curve"} for row in rows])
+    finish(args.output, "cifar10", settings, rows, targets(rows, args.epochs))
+    if left:
+        print(f"not done: {', '.join(left)}; call again to go on")
+    if errors:
+        raise SystemExit(1)
+
+
+def _median(value: object) -> object:
+    return value["median"] if isinstance(value, dict) else value
+
+
+if __name__ == "__main__":
+    main()
