@@ -84,6 +84,10 @@ class View:
         if inner > 1 and all(s[1] == 1 and s[0] == inner * s[2] for s in strides):
             # Channels last in memory, whatever their place in the shape.
             return cls.choose((outer * inner, channels, 1), width, tuple((s[2], s[1], 0) for s in strides), vector)
+        if inner > 1 and width > 1 and all(s[2] == 1 and s[1] == inner for s in strides):
+            # A group is contiguous, so that its channels need not be told apart: as long as can be, with no remainders.
+            merged = width * inner
+            return cls.choose((outer, channels // width, merged), 1, tuple((s[0], merged, 1) for s in strides), vector)
 
         def multiples(*positions: int) -> bool:
             return all(stride[p] % vector == 0 for stride in strides for p in positions)
@@ -98,7 +102,8 @@ class View:
         size, batches, along, across = (inner, outer, 2, 0) if inner >= vector else (outer, inner, 0, 2)
         positions = triton.cdiv(size, vector)
         fast = all(s[1] == 1 for s in strides)
-        pairs = fast and channels % 2 == 0 and all(s[across] % 2 == 0 and s[along] % 2 == 0 for s in strides)
+        rows = (along, across) if batches > 1 else (along,)
+        pairs = fast and channels % 2 == 0 and all(s[row] % 2 == 0 for s in strides for row in rows)
         unit = 2 if pairs else 1
         views = tuple((s[across] // unit, positions * s[along] // unit, s[along] // unit, s[1]) for s in strides)
         return cls(batches, positions, channels, size, width, vector, False, pairs, inner > 1, fast, views)
