@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from . import distributed
 from .data import evaluation_loader, open_dataset
-from .errors import InputError, check_writable, explain, require
+from .errors import InputError, UnreachableError, check_writable, explain, require
 from .evaluation import Meters, autocast, data_config, evaluate, model_from_checkpoint, with_views
 from .runtime import compile_in_place, place, prepare_process
 
@@ -38,7 +38,7 @@ def run_validation(args: Namespace, say: Say) -> dict[str, Any] | list[dict[str,
     """
     prepare_process(args)
     if args.metrics_avg:
-        require("sklearn", extra="training")
+        require("sklearn")
     random_seed(args.seed)
     with distributed.joined(args.device) as device:
         _check_processes(args)
@@ -97,6 +97,8 @@ def _validate_all(args: Namespace, device: torch.device, jobs: list[dict[str, st
     for job in jobs:
         try:
             result = _validate_with_retries(Namespace(**{**vars(args), **job}), device, say)
+        except UnreachableError:
+            raise  # every other download would be tried as long, in vain
         except InputError as error:
             errors.append(error)
             say(f"{job.get('checkpoint') or job['model']} is left out: {error}")
