@@ -337,9 +337,10 @@ def test_weights_of_another_size_are_told_as_they_are_in_the_file(refuse, images
 
 
 @pytest.mark.parametrize("reader", READERS)
-def test_text_file_for_a_checkpoint(refuse_to_read, reader, tmp_path):
+@pytest.mark.parametrize("text", ["Dear diary, today I trained a network.\n", "config: ''\ndata_dir: images\n"])
+def test_text_file_for_a_checkpoint(refuse_to_read, reader, text, tmp_path):
     path = tmp_path / "notes.pth"
-    path.write_text("Dear diary, today I trained a network.\n")
+    path.write_text(text)
     assert f"{path} is not a checkpoint" in refuse_to_read(reader, path)
 
 

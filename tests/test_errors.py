@@ -66,3 +66,8 @@ def test_an_argument_that_is_not_there_is_explained_without_names_of_code():
     with pytest.raises(InputError, match=r"^cannot go: there is no argument speed\b") as caught, explain("cannot go"):
         InputError("", speed=3)
     assert "__init__" not in str(caught.value)
+
+
+def test_an_error_of_the_system_is_explained_without_its_number(tmp_path):
+    with pytest.raises(InputError, match=r"^cannot read it: No such file or directory$"), explain("cannot read it"):
+        (tmp_path / "nothing").read_text()

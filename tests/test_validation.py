@@ -90,6 +90,11 @@ def test_a_list_ends_where_the_hub_cannot_be_reached(validate, monkeypatch):
     assert "the Hugging Face Hub cannot be reached" in err
 
 
+def test_weights_for_a_list_of_models(validate, tmp_path):
+    path = weights(tmp_path / "weights.pth")
+    assert f"--model {path} is no text with a name a line" in validate("--model", path, status=2)
+
+
 @pytest.mark.parametrize("by", ["pattern", "file"])
 def test_several_models(validate, tmp_path, monkeypatch, by):
     names = ["kat_small_patch16_224", "kat_tiny_patch16_224"]

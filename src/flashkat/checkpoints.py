@@ -95,7 +95,9 @@ def _needs_code(path: Path, error: Exception) -> bool:
     try:
         return bool(torch.serialization.get_unsafe_globals_in_checkpoint(path))
     except Exception:  # only the zip format can be asked; for older ones torch's words have to do
-        return "global" in str(error).lower()
+        with path.open("rb") as file:
+            is_pickle = file.read(1) == pickle.PROTO  # a text may begin like a pickle without it
+        return is_pickle and "global" in str(error).lower()
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:

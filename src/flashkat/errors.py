@@ -63,7 +63,8 @@ def explain(what: str, hint: str = "") -> Iterator[None]:
     except (InputError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        reason = str(error).strip().split("\n")[0] or "no reason given"
+        said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        reason = said.strip().split("\n")[0] or "no reason given"
         reason = _NO_SUCH_ARGUMENT.sub(r"there is no argument \1", reason)
         raise InputError(f"{what}: {reason}{hint}") from error
 

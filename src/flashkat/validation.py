@@ -80,7 +80,12 @@ def _jobs(args: Namespace) -> list[dict[str, str]] | None:
     if not args.model or timm.is_model(args.model):
         return None
     if Path(args.model).is_file():
-        names = [line.strip() for line in Path(args.model).read_text().splitlines()]
+        try:
+            names = [line.strip() for line in Path(args.model).read_text().splitlines()]
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"--model {args.model} is no text with a name a line: weights go with --checkpoint"
+            ) from error
         names = [name for name in names if name and not name.startswith("#")]
     elif args.model == "all" or any(sign in args.model for sign in "*?["):
         names = timm.list_models(_ALL if args.model == "all" else args.model, pretrained=not args.checkpoint)

@@ -109,7 +109,7 @@ def test_groups_that_do_not_divide_the_channels_are_named_with_them():
         ({"m": "six"}, ("--model-kwargs m=six", "a whole number, as in m=6")),
         ({"proj_drop_rate": "much"}, ("--model-kwargs proj_drop_rate=much", "a number, as in proj_drop_rate=0.0")),
         ({"img_size": 33, "patch_size": 8}, ("--img-size 33", "patches of 8 pixels", "give 32 or 40,")),
-        ({"img_size": (64, 30)}, ("--img-size 30", "patches of 16 pixels", "give 16 or 32,")),
+        ({"img_size": (64, 30)}, ("--input-size with a side of 30 ", "patches of 16 pixels", "give 16 or 32,")),
         ({"img_size": 3}, ("--img-size 3 ", "give 16,", "dynamic_img_pad=True")),
         ({"num_heads": 5}, ("num_heads=5", "divisible")),
         ({"class_token": False}, ("class_token=False",)),  # not every timm says why

@@ -94,8 +94,9 @@ def _check_size(patches: Any) -> None:
         return
     for side, patch in zip(patches.img_size, patches.patch_size, strict=True):
         if side % patch:
+            flag = "--img-size" if len({*patches.img_size}) == 1 else "--input-size with a side of"
             fitting = [size for size in (side // patch * patch, (side // patch + 1) * patch) if size]
             raise InputError(
-                f"--img-size {side} does not divide into patches of {patch} pixels: "
+                f"{flag} {side} does not divide into patches of {patch} pixels: "
                 f"give {' or '.join(map(str, fitting))}, or --model-kwargs dynamic_img_size=True dynamic_img_pad=True"
             )
