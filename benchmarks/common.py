@@ -8,7 +8,7 @@ import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ LABELS = {
     "formula, compiled": "formula, compiled",
     "formula, eager": "formula, eager",
     "floor": "floor: float32 terms, summed exactly",
+    "vit": "ViT",
 }
 """What tables and figures call a contender, in the order in which they show them."""
 
@@ -41,8 +42,13 @@ _PACKAGES = ("flashkat", "torch", "triton", "timm")
 # The command line
 
 
-def arguments(name: str, description: str, argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The flags that every benchmark has: ``output`` (a path) and ``quick``."""
+def arguments(
+    name: str, description: str, argv: Sequence[str] | None = None, **parts: Sequence[str]
+) -> argparse.Namespace:
+    """The flags that every benchmark has: ``output`` (a path) and ``quick``.
+
+    Each of ``parts`` is one more, ``--NAME``, that picks some of its choices; all of them by default.
+    """
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=description)
     parser.add_argument(
         "--output",
@@ -52,6 +58,9 @@ def arguments(name: str, description: str, argv: Sequence[str] | None = None) ->
         help="default: %(default)s",
     )
     parser.add_argument("--quick", action="store_true", help="fewer sizes and repeats, to see that it runs")
+    for part, choices in parts.items():
+        text = f"which to run (default: {' '.join(choices)})"
+        parser.add_argument(f"--{part}", nargs="+", choices=choices, default=list(choices), help=text)
     return parser.parse_args(argv)
 
 
@@ -89,11 +98,14 @@ def environment() -> dict[str, Any]:
 
 
 def _commit() -> tuple[str | None, bool | None]:
-    """The commit and whether code was changed since; a copy without git is told by FLASHKAT_COMMIT, or unknown."""
-    commit = _first_line("git", "rev-parse", "HEAD")
+    """The last commit that changed code, and whether code was changed since.
+
+    A copy without git is told the commit by FLASHKAT_COMMIT, or does not know it.
+    """
+    code = ("src", "benchmarks", ":!benchmarks/results")
+    commit = _first_line("git", "log", "-1", "--format=%H", "--", *code)
     if commit is None:
         return os.environ.get("FLASHKAT_COMMIT"), None
-    code = ("src", "benchmarks", ":!benchmarks/results")
     return commit, bool(_first_line("git", "status", "--porcelain", "--", *code))
 
 
@@ -203,14 +215,47 @@ class HostTimer:
         self._repeats = repeats
 
     def __call__(self, call: Call) -> float:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        _synchronize()
         times = []
         for _ in range(self._repeats + self._repeats // 10):
             start = time.perf_counter()
             call()
             times.append(time.perf_counter() - start)
         return statistics.median(times[-self._repeats :]) * 1e6
+
+
+class StepTimer:
+    """Microseconds of a call among many: host and device work as they do in training, neither waits for the other.
+
+    The mean over as many calls in a row as fit the budget, from an idle device to an idle device. A call that alone
+    takes longer than the budget is measured once.
+
+    Args:
+        budget_s: seconds to spend per measurement.
+        most: the most calls per measurement.
+    """
+
+    def __init__(self, budget_s: float = 1.0, most: int = 200) -> None:
+        self._budget_s = budget_s
+        self._most = most
+
+    def __call__(self, call: Call) -> float:
+        alone = self._seconds(call, 1)
+        repeats = min(self._most, int(self._budget_s / alone))
+        return (self._seconds(call, repeats) / repeats if repeats > 1 else alone) * 1e6
+
+    def _seconds(self, call: Call, repeats: int) -> float:
+        _synchronize()
+        start = time.perf_counter()
+        for _ in range(repeats):
+            call()
+        _synchronize()
+        return time.perf_counter() - start
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 # Targets
@@ -259,13 +304,63 @@ def show(title: str, rows: Sequence[Row]) -> None:
     Console(width=None if os.isatty(1) else 160).print(table)
 
 
-def finish(path: Path, name: str, settings: Mapping[str, Any], rows: list[Row], targets: list[Row]) -> None:
-    """Write a benchmark's result, and print its targets, those missed first."""
+def save(path: Path, name: str, settings: Mapping[str, Any], rows: list[Row], targets: list[Row]) -> None:
+    """Write a benchmark's result, with where it was measured."""
     write(
         path,
         {"benchmark": name, "environment": environment(), "settings": settings, "rows": rows, "targets": targets},
     )
+
+
+def finish(path: Path, name: str, settings: Mapping[str, Any], rows: list[Row], targets: list[Row]) -> None:
+    """Write a benchmark's result, and print its targets, those missed first."""
+    save(path, name, settings, rows, targets)
     met = sum(row["met"] for row in targets)
     if targets:
         show(f"{name}: {met} of {len(targets)} targets met", sorted(targets, key=lambda row: row["met"]))
     print(f"wrote {path}")
+
+
+# Results in pieces
+
+
+def collect_in_pieces(
+    path: Path,
+    name: str,
+    settings: Mapping[str, Any],
+    pieces: Iterable[list[Row]],
+    keys: Sequence[str],
+    targets: Callable[[list[Row]], list[Row]],
+) -> None:
+    """Add rows to a benchmark's result as they are measured, so that no more is lost than the piece in work.
+
+    Args:
+        path: the result; rows that it has stay, unless a new one agrees with them in ``keys``.
+        name: the benchmark.
+        settings: what the rows have in common.
+        pieces: the rows, measured when they are asked for.
+        keys: what tells rows apart.
+        targets: the targets of all rows.
+
+    Raises:
+        SystemExit: the rows in the file are not of this machine, these versions, this commit and these settings.
+    """
+    rows = _earlier_rows(path, settings)
+    for piece in pieces:
+        rows = list({tuple(row[key] for key in keys): row for row in (*rows, *piece)}.values())
+        save(path, name, settings, rows, targets(rows))
+    finish(path, name, settings, rows, targets(rows))
+
+
+def _earlier_rows(path: Path, settings: Mapping[str, Any]) -> list[Row]:
+    if not path.exists():
+        return []
+    document, now = read(path), environment()
+    then = document["environment"]
+    differ = [key for key in sorted({*now, *then} - {"date"}) if now.get(key) != then.get(key)]
+    differ += ["settings"] if document["settings"] != json.loads(json.dumps(settings)) else []
+    if now["commit"] is None:
+        raise SystemExit(f"cannot tell whether the rows in {path} are of this commit: set FLASHKAT_COMMIT")
+    if differ:
+        raise SystemExit(f"the rows in {path} differ from this run in {', '.join(differ)}: move them or give --output")
+    return document["rows"]
