@@ -30,7 +30,7 @@ from .common import Row, arguments, finish
 
 __all__ = ["FOLDERS", "FULL", "Folder", "Plan", "collect", "write_images"]
 
-_RECIPE = "--aa rand-m9-mstd0.5 --remode pixel --reprob 0.25 --crop-pct 0.875".split()
+_RECIPE = ["--aa", "rand-m9-mstd0.5", "--remode", "pixel", "--reprob", "0.25", "--crop-pct", "0.875"]
 _CLASSES = 10
 _EPOCH = 2**20  # images: longer than a measurement, so that none meets the start of an epoch
 _DETAIL = ((4, 70.0), (16, 40.0), (64, 20.0))  # of a photograph: cells along a side, and their amplitude

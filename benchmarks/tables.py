@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from .common import LABELS, RESULTS, ROOT, Row, read
+from .contenders import pairs
 
 __all__ = ["SECTIONS", "render", "replace"]
 
@@ -84,7 +85,64 @@ def _scaling(document: Document) -> str:
     return f"**Scaling.** At {_power(largest)} elements: {', '.join(parts)}; {verdict}."
 
 
+def _training(document: Document) -> str:
+    parts = (
+        "**Training steps.** Images per second (peak memory in GiB), by timm's ViT and KATs of its size, with our "
+        "kernels or published ones; 224 px, fused AdamW, autocast to bf16 and fp16, or float32 with TF32."
+    )
+    return "\n\n".join([parts, _models(document["rows"], ("case", "size", "way"))])
+
+
+def _inference(document: Document) -> str:
+    parts = "**Inference.** Images per second, weights and images in bf16, 224 px."
+    return "\n\n".join([parts, _models(document["rows"], ("batch", "size", "way"))])
+
+
+def _models(rows: Sequence[Row], keys: Sequence[str]) -> str:
+    """A line per case, with our KAT's share of the ViT's speed where both took turns."""
+    cases: dict[tuple[Any, ...], dict[str, Row]] = {}
+    for row in rows:
+        cases.setdefault(tuple(row[key] for key in keys), {})[row["contender"]] = row
+    names = [name for name in LABELS if any(name in found for found in cases.values())]
+    ratios = {tuple(ours[key] for key in keys): _over(ours, vit) for ours, vit in pairs(rows, keys)}
+    table = [
+        [*map(str, case), *(_speed(found[name]) if name in found else "" for name in names), ratios.get(case, "")]
+        for case, found in cases.items()
+    ]
+    return _markdown([*keys, *(LABELS[name] for name in names), "ours / ViT"], table)
+
+
+def _over(ours: Row, vit: Row) -> str:
+    return f"{ours['images_per_s'] / vit['images_per_s']:.2f}"
+
+
+def _speed(row: Row) -> str:
+    memory = "" if row["peak_gib"] is None else f" ({row['peak_gib']:.2f})"
+    return f"{row['images_per_s']:,.0f}{memory}"
+
+
+def _loading(document: Document) -> str:
+    rates: dict[tuple[str, int], dict[int, float]] = {}
+    for row in document["rows"]:
+        rates.setdefault((row["images"], row["pixels"]), {})[row["workers"]] = row["images_per_s"]
+    workers = sorted({row["workers"] for row in document["rows"]})
+    table = [
+        [f"{images}, {pixels} px", *(f"{found[count]:,.0f}" if count in found else "" for count in workers)]
+        for (images, pixels), found in rates.items()
+    ]
+    return "\n\n".join(
+        [
+            "**Loading.** Images per second of the training loader alone, with the recipes' augmentation, by number of "
+            "workers.",
+            _markdown(["", *(f"{count} worker{'s' * (count > 1)}" for count in workers)], table),
+        ]
+    )
+
+
 SECTIONS: dict[str, Callable[[Document], str]] = {
+    "training": _training,
+    "inference": _inference,
+    "loading": _loading,
     "kernels": _kernels,
     "rounding": _rounding,
     "host_time": _host_time,

@@ -27,6 +27,84 @@ def test_host_timer_counts_only_the_measured_calls(monkeypatch):
     assert common.HostTimer(10)(lambda: None) == pytest.approx(2.0, rel=1e-3)
 
 
+def test_step_timer_gives_the_mean_of_as_many_calls_as_fit(monkeypatch):
+    now, calls = [0.0], []
+
+    def call(seconds):
+        now[0] += seconds
+        calls.append(seconds)
+
+    monkeypatch.setattr(common.time, "perf_counter", lambda: now[0])
+    timer = common.StepTimer(budget_s=1.0, most=5)
+    assert timer(lambda: call(0.25)) == pytest.approx(0.25e6)
+    assert len(calls) == 1 + 4
+    assert timer(lambda: call(0.1)) == pytest.approx(0.1e6)
+    assert len(calls) == 5 + 1 + 5
+    assert timer(lambda: call(8.0)) == pytest.approx(8e6)  # longer than the budget: measured once
+    assert len(calls) == 11 + 1
+
+
+def test_parts_of_a_benchmark_are_picked_by_flags(capsys):
+    assert common.arguments("b", "", [], sizes=("tiny", "base")).sizes == ["tiny", "base"]
+    assert common.arguments("b", "", ["--sizes", "base"], sizes=("tiny", "base")).sizes == ["base"]
+    with pytest.raises(SystemExit):
+        common.arguments("b", "", ["--sizes", "huge"], sizes=("tiny", "base"))
+    assert "invalid choice: 'huge'" in capsys.readouterr().err
+
+
+def _piece(path, rows, settings=None, then=lambda: None):
+    def pieces():
+        for row in rows:
+            yield [row]
+        then()
+
+    common.collect_in_pieces(path, "b", settings or {"rounds": 5}, pieces(), ("size", "way"), lambda rows: [])
+
+
+@pytest.fixture
+def known_commit(monkeypatch):
+    environment = {"commit": "abc", "date": "2026-01-01", "torch": "2.11", "gpu": "a GPU"}
+    monkeypatch.setattr(common, "environment", lambda: dict(environment))
+    return environment
+
+
+def test_pieces_join_and_later_rows_replace_earlier_ones(known_commit, tmp_path):
+    path = tmp_path / "b.json"
+    _piece(path, [{"size": "tiny", "way": "eager", "us": 1}, {"size": "tiny", "way": "graphs", "us": 2}])
+    known_commit["date"] = "2026-01-02"
+    _piece(path, [{"size": "tiny", "way": "graphs", "us": 3}, {"size": "base", "way": "eager", "us": 4}])
+    assert [row["us"] for row in common.read(path)["rows"]] == [1, 3, 4]
+
+
+def test_what_was_measured_stays_when_the_time_runs_out(known_commit, tmp_path):
+    def interrupt():
+        raise KeyboardInterrupt
+
+    path = tmp_path / "b.json"
+    with pytest.raises(KeyboardInterrupt):
+        _piece(path, [{"size": "tiny", "way": "eager", "us": 1}], then=interrupt)
+    assert [row["us"] for row in common.read(path)["rows"]] == [1]
+
+
+@pytest.mark.parametrize("key", ["commit", "torch", "gpu", "settings"])
+def test_pieces_of_different_origin_do_not_join(known_commit, tmp_path, key):
+    path = tmp_path / "b.json"
+    _piece(path, [{"size": "tiny", "way": "eager", "us": 1}])
+    before = path.read_text()
+    known_commit[key] = "other"
+    settings = {"rounds": 2} if key == "settings" else None
+    with pytest.raises(SystemExit, match=f"differ from this run in .*{key}.*: move them or give --output"):
+        _piece(path, [{"size": "tiny", "way": "eager", "us": 2}], settings)
+    assert path.read_text() == before
+
+
+def test_pieces_of_an_unknown_commit_do_not_join(known_commit, tmp_path):
+    known_commit["commit"] = None
+    _piece(tmp_path / "b.json", [{"size": "tiny", "way": "eager", "us": 1}])
+    with pytest.raises(SystemExit, match="set FLASHKAT_COMMIT"):
+        _piece(tmp_path / "b.json", [{"size": "tiny", "way": "eager", "us": 2}])
+
+
 @pytest.mark.gpu
 def test_gpu_timer_times_the_device():
     import torch
@@ -69,7 +147,7 @@ def test_results_read_back(tmp_path, capsys):
     assert "0 of 1 targets met" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["kernels", "rounding", "host_time", "scaling"])
+@pytest.mark.parametrize("name", ["kernels", "rounding", "host_time", "scaling", "training", "inference"])
 def test_without_a_gpu_one_line_says_so(name, monkeypatch, tmp_path):
     pytest.importorskip("triton")
     import importlib

@@ -29,6 +29,25 @@ def test_the_other_results(results):
     assert "At 2^30 elements: 2.90 TB/s forward, 2.90 TB/s backward; the results are right at every size." in text
 
 
+def test_models_and_loading(results):
+    text = tables.render(results)
+    assert "| case | size | way | ours | KAT's kernel | ViT | ours / ViT |" in text
+    assert "| bf16 | tiny | compiled | 5,950 (2.35) | 83 (2.35) | 5,000 (2.35) | 1.19 |" in text
+    assert "| bf16 | small | eager | 5,950 (2.35) |  | 5,000 (2.35) | 1.19 |" in text
+    assert "| 256 | tiny | eager | 5,950 (2.35) |" in text
+    assert "|  | 1 worker | 2 workers | 16 workers |" in text
+    assert "| photographs, 224 px | 250 | 500 | 4,000 |" in text
+
+
+def test_models_that_did_not_take_turns_are_not_compared(results):
+    path = results / "training.json"
+    document = json.loads(path.read_text())
+    for row in document["rows"]:
+        row["run"] = row["contender"]
+    path.write_text(json.dumps(document))
+    assert "| bf16 | tiny | compiled | 5,950 (2.35) | 83 (2.35) | 5,000 (2.35) |  |" in tables.render(results)
+
+
 def test_wrong_sizes_are_named(results):
     path = results / "scaling.json"
     document = json.loads(path.read_text())
