@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # FlashKAT-Tiny on ImageNet-1k, 8 processes of 128 images, from the weights of a ViT.
 # VIT_WEIGHTS are Google's .npz or timm's, by default the file of Google's below.
-# DATA_PATH is the data set; NPROC sets another number of processes, further flags win over those here.
+# DATA_PATH is the data set; NPROC sets another number of processes, further flags win over those here (--model-kwargs as a whole).
 set -euo pipefail
-: "${DATA_PATH:?set DATA_PATH to the data set}"
+if [ -z "${DATA_PATH:-}" ]; then echo "$0: set DATA_PATH to the data set" >&2; exit 2; fi
 vit=./checkpoints/Ti_16-i21k-300ep-lr_0.001-aug_none-wd_0.03-do_0.0-sd_0.0--imagenet2012-steps_20k-lr_0.03-res_224.npz
 exec bash "$(dirname "$0")/../dist_train.sh" "${NPROC:-8}" "$DATA_PATH" --model flash_kat_tiny_swish_patch16_224 \
     --pretrained-path "${VIT_WEIGHTS:-$vit}" \

@@ -1,11 +1,14 @@
-"""The README's map and commands are true."""
+"""The README's map and commands are true, and those of the pages that it leads to."""
 
 import json
 import re
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def _mapped_paths():
@@ -34,10 +37,10 @@ def test_every_module_is_on_the_map_and_every_path_exists():
     assert modules == {path for path in mapped if path.endswith(".py")}
 
 
-def test_links_to_files_work():
-    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if not link.startswith("http")]
-    assert links
-    assert not [link for link in links if not (ROOT / link).exists()]
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_to_files_work(page):
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", page.read_text()) if not link.startswith("http")]
+    assert not [link for link in links if not (page.parent / link).exists()]
 
 
 def test_make_targets_exist():
@@ -47,7 +50,7 @@ def test_make_targets_exist():
 
 
 def test_python_examples_run():
-    examples = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    examples = re.findall(r"```python\n(.*?)```", "\n".join(page.read_text() for page in PAGES), re.DOTALL)
     assert len(examples) == 3
     for example in examples:
         exec(example, {})

@@ -251,3 +251,12 @@ def test_output_dtype_is_the_one_asked_for(path):
         narrow = path.implementation.forward(x, a, b, -1, dtype)
         assert narrow.dtype == dtype
         torch.testing.assert_close(narrow.float(), wide, rtol=torch.finfo(dtype).eps, atol=1e-30)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("shape", "groups"), [((3, 5, 140), 28), ((17, 6), 6), ((2, 50, 26), 13), ((4, 33), 11)])
+def test_groups_whose_width_is_no_multiple_of_a_vector(path, shape, groups, dtype):
+    generator = torch.Generator().manual_seed(len(shape) + groups)
+    g, x = (torch.randn(shape, generator=generator).to(dtype) for _ in range(2))
+    a, b = (torch.randn(rows, count, generator=generator) for rows, count in ((1, 6), (groups, 4)))
+    _check(path, g, x, a, b, -1)

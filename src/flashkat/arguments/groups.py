@@ -115,7 +115,7 @@ def add_data(parser: argparse.ArgumentParser, batch_size: int) -> None:
 def add_model(parser: argparse.ArgumentParser, model_default: str | None) -> argparse._ArgumentGroup:
     """The model and where its weights come from; returns the group, for flags of one command alone."""
     group = parser.add_argument_group("model")
-    shown = model_default or f"the checkpoint's, else {DEFAULT_MODEL}"
+    shown = model_default or f"the one that the checkpoint names; without a checkpoint {DEFAULT_MODEL}"
     group.add_argument(
         "-m", "--model", default=model_default, metavar="NAME", help=f"name in timm's registry (default: {shown})"
     )

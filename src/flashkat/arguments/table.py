@@ -30,6 +30,8 @@ What differs from timm:
 - `--log-wandb` without wandb is an error; timm trains on with a warning.
 - Each image's augmentation is drawn from the seed, the epoch and its place in the order, so that `--workers` and
   `--worker-seeding` do not matter to it, but for streamed data and `--use-multi-epochs-loader`.
+- Progress is printed as `Epoch 1/300` and one line per epoch; checkpoints and `summary.csv` count epochs from 0, as
+  timm's. `eval_top1` is of the model's own weights and `eval_ema_top1` of the averaged ones; `metric` is the better.
 - `--recovery-interval` counts updates from the beginning of an epoch; the last two recovery checkpoints are kept.
 - `--sync-bn` on CPUs is an error where the model has batch norms, as PyTorch has none of these for CPUs.
 - `--fake-data`, `--fsdp`, `--partial`, `--rational-lr-scale`, `--rational-weight-decay`, and `--tta` of

@@ -7,7 +7,8 @@
 
 A tile has shape (V, P, C): the V elements of a thread's vector, positions, channels. Coefficients are tuples of M and N
 tensors of shape (1, 1, C), those of the denominator absolute values. Arithmetic has the dtype of the tile, float32 or
-float64. The sums for da and db are taken over V in that dtype; the caller adds them up in float64, and applies s(b_j).
+float64. The sums for da and db are taken over V, the plain ones in float64 if WIDE; the caller adds them up in float64,
+and applies s(b_j).
 
 Plain is Horner's scheme, and for the gradients h = g / Q, from which all else is a product: dx = h (P' - s(x) T P/Q),
 terms h x^i and h P/Q |x|^j. It is right while :func:`stays_plain` holds: then no intermediate value overflows unless a

@@ -98,7 +98,8 @@ class View:
         size, batches, along, across = (inner, outer, 2, 0) if inner >= vector else (outer, inner, 0, 2)
         positions = triton.cdiv(size, vector)
         fast = all(s[1] == 1 for s in strides)
-        pairs = fast and channels % 2 == 0 and all(s[across] % 2 == 0 and s[along] % 2 == 0 for s in strides)
+        rows = (along, across) if batches > 1 else (along,)
+        pairs = fast and channels % 2 == 0 and all(s[row] % 2 == 0 for s in strides for row in rows)
         unit = 2 if pairs else 1
         views = tuple((s[across] // unit, positions * s[along] // unit, s[along] // unit, s[1]) for s in strides)
         return cls(batches, positions, channels, size, width, vector, False, pairs, inner > 1, fast, views)
