@@ -3,12 +3,13 @@
 import argparse
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,11 @@ def arguments(
 
     Each of ``parts`` is one more, ``--NAME``, that picks some of its choices; all of them by default.
     """
-    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=description)
+    parser = argparse.ArgumentParser(
+        prog=f"python -m benchmarks.{name}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument(
         "--output",
         type=Path,
@@ -59,7 +64,7 @@ def arguments(
     )
     parser.add_argument("--quick", action="store_true", help="fewer sizes and repeats, to see that it runs")
     for part, choices in parts.items():
-        text = f"which to run (default: {' '.join(choices)})"
+        text = "which to run (default: all)"
         parser.add_argument(f"--{part}", nargs="+", choices=choices, default=list(choices), help=text)
     return parser.parse_args(argv)
 
@@ -135,23 +140,27 @@ def _cpu() -> str:
 # Timing
 
 
-def alternate(contenders: Mapping[str, Call], measure: Measure, rounds: int) -> dict[str, Row]:
+def alternate(
+    contenders: Mapping[str, Call], measure: Measure, rounds: int, patience_us: float = math.inf
+) -> dict[str, Row]:
     """Time contenders in turn, ``rounds`` times over, so that a drifting clock hits all of them alike.
 
     Args:
         contenders: what to call, by name. Each is called once beforehand, which compiles what needs compiling.
         measure: microseconds of a call, from as many repeats as it sees fit.
         rounds: how often every contender is measured.
+        patience_us: a contender whose measurements add up to this sits out the rounds that are left.
 
     Returns:
-        By name, the ``median_us`` of the rounds and their ``min_us`` and ``max_us``.
+        By name, the ``median_us`` of the measurements and their ``min_us`` and ``max_us``.
     """
     for call in contenders.values():
         call()
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, call in contenders.items():
-            times[name].append(measure(call))
+            if sum(times[name]) < patience_us:
+                times[name].append(measure(call))
     return {
         name: {
             "median_us": round(statistics.median(found), 3),
@@ -225,7 +234,7 @@ class HostTimer:
 
 
 class StepTimer:
-    """Microseconds of a call among many: host and device work as they do in training, neither waits for the other.
+    """Microseconds of a call among many, where host and device work at once and neither waits for the other.
 
     The mean over as many calls in a row as fit the budget, from an idle device to an idle device. A call that alone
     takes longer than the budget is measured once.
@@ -235,7 +244,7 @@ class StepTimer:
         most: the most calls per measurement.
     """
 
-    def __init__(self, budget_s: float = 1.0, most: int = 200) -> None:
+    def __init__(self, budget_s: float = 0.5, most: int = 200) -> None:
         self._budget_s = budget_s
         self._most = most
 
@@ -319,48 +328,3 @@ def finish(path: Path, name: str, settings: Mapping[str, Any], rows: list[Row], 
     if targets:
         show(f"{name}: {met} of {len(targets)} targets met", sorted(targets, key=lambda row: row["met"]))
     print(f"wrote {path}")
-
-
-# Results in pieces
-
-
-def collect_in_pieces(
-    path: Path,
-    name: str,
-    settings: Mapping[str, Any],
-    pieces: Iterable[list[Row]],
-    keys: Sequence[str],
-    targets: Callable[[list[Row]], list[Row]],
-) -> None:
-    """Add rows to a benchmark's result as they are measured, so that no more is lost than the piece in work.
-
-    Args:
-        path: the result; rows that it has stay, unless a new one agrees with them in ``keys``.
-        name: the benchmark.
-        settings: what the rows have in common.
-        pieces: the rows, measured when they are asked for.
-        keys: what tells rows apart.
-        targets: the targets of all rows.
-
-    Raises:
-        SystemExit: the rows in the file are not of this machine, these versions, this commit and these settings.
-    """
-    rows = _earlier_rows(path, settings)
-    for piece in pieces:
-        rows = list({tuple(row[key] for key in keys): row for row in (*rows, *piece)}.values())
-        save(path, name, settings, rows, targets(rows))
-    finish(path, name, settings, rows, targets(rows))
-
-
-def _earlier_rows(path: Path, settings: Mapping[str, Any]) -> list[Row]:
-    if not path.exists():
-        return []
-    document, now = read(path), environment()
-    then = document["environment"]
-    differ = [key for key in sorted({*now, *then} - {"date"}) if now.get(key) != then.get(key)]
-    differ += ["settings"] if document["settings"] != json.loads(json.dumps(settings)) else []
-    if now["commit"] is None:
-        raise SystemExit(f"cannot tell whether the rows in {path} are of this commit: set FLASHKAT_COMMIT")
-    if differ:
-        raise SystemExit(f"the rows in {path} differ from this run in {', '.join(differ)}: move them or give --output")
-    return document["rows"]

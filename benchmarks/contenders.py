@@ -7,9 +7,9 @@ calls them directly.
 
 import functools
 import gc
-import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import timm
@@ -20,7 +20,7 @@ import flashkat
 
 from .common import Call, Measure, Row, alternate
 
-__all__ = ["CONTENDERS", "SIZES", "WAYS", "compare", "make_model", "pairs"]
+__all__ = ["CONTENDERS", "LEGEND", "SIZES", "TOY", "USUAL", "WAYS", "Scale", "compare", "make_model"]
 
 SIZES = ("tiny", "small", "base")
 CONTENDERS = ("ours", "vit", "flashkat paper", "kat")
@@ -31,7 +31,34 @@ WAYS: dict[str, Callable[[nn.Module], Callable[..., Tensor]]] = {
 }
 """How a model is called, by name."""
 
-_LATER_CALLS = 2  # of CUDA graphs the second call records and the third replays
+LEGEND = """\
+  --ways        eager; compiled, by torch.compile; graphs, by torch.compile in mode "reduce-overhead", CUDA graphs
+  --contenders  ours, a KAT; vit, timm's ViT; "flashkat paper" and kat, the KAT with these papers' kernels
+
+What is compared takes turns, within one case. Compiling takes long, half a minute or so for a model, so that the
+command runs in parts: a case that it runs takes its place in the result, with the contenders that were picked; the
+other cases stay, and have to be of the same code, versions and machine. KAT's kernel takes seconds a step, and is
+measured a few times only.
+
+With --quick, models and batches are toys. That needs no GPU, but for the papers' kernels:
+
+  --quick --output quick.json --contenders ours vit
+"""
+"""What the help of a command that compares models says of them."""
+
+_PATIENCE_US = 1e7
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large everything is: timm's arguments for a model, and the most images in a batch."""
+
+    model: Mapping[str, Any]
+    most_images: int
+
+
+USUAL = Scale({"img_size": 224}, 2**20)
+TOY = Scale({"img_size": 32, "depth": 1, "embed_dim": 16, "num_heads": 2}, 2)
 
 _Operator = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -116,43 +143,56 @@ def compare(
         batch: images in a step.
         makers: by name, what makes a contender; what it returns does one step.
         measure: microseconds of a step.
-        rounds: how often each is measured.
+        rounds: how often each is measured; one that takes seconds a step, less often.
 
     Returns:
         A row per contender: the case and its ``contender``, ``images_per_s``, the times of a step as of
-        :func:`alternate`, ``first_step_s``, the seconds of the first step, which compiles, ``peak_gib`` and ``run``,
-        the same for contenders that took turns. ``peak_gib`` is the largest amount of memory in tensors from the
-        second step on, less what contenders made before hold. That includes the recording of CUDA graphs, since
-        their replays allocate nothing that is counted. Without a GPU it is None.
+        :func:`alternate`, what :func:`_start` says of its first steps, and its speed and memory over the ViT's,
+        ``over_vit`` and ``peak_over_vit``, None where there is nothing to compare with.
     """
     torch.compiler.reset()  # otherwise what was compiled for earlier cases counts towards PyTorch's limit
-    run = time.strftime("%Y-%m-%dT%H:%M:%S")
     steps: dict[str, Call] = {}
-    first: dict[str, Row] = {}
+    starts: dict[str, Row] = {}
     for name, make in makers.items():
-        gc.collect()
-        held = torch.cuda.memory_allocated() if torch.cuda.is_available() else None
-        steps[name] = make()
-        start = time.perf_counter()
-        steps[name]()
-        if held is not None:
-            torch.cuda.synchronize()
-            torch.cuda.reset_peak_memory_stats()
-        first[name] = {"first_step_s": round(time.perf_counter() - start, 1)}
-        for _ in range(_LATER_CALLS):
-            steps[name]()
-        peak = None if held is None else round((torch.cuda.max_memory_allocated() - held) / 2**30, 4)
-        first[name] |= {"peak_gib": peak, "run": run}
-    rows = []
-    for name, row in alternate(steps, measure, rounds).items():
-        speed = {"images_per_s": round(batch / row["median_us"] * 1e6, 1)}
-        rows.append({**case, "batch": batch, "contender": name, **speed, **row, **first[name]})
-    return rows
+        steps[name], starts[name] = _start(make)
+    times = alternate(steps, measure, rounds, _PATIENCE_US)
+    rows = {
+        name: {
+            **case,
+            "batch": batch,
+            "contender": name,
+            "images_per_s": round(batch / times[name]["median_us"] * 1e6, 1),
+            **times[name],
+            **starts[name],
+        }
+        for name in steps
+    }
+    vit = rows.get("vit", {})
+    ratios = {"over_vit": "images_per_s", "peak_over_vit": "peak_gib"}
+    return [{**row, **{ratio: _over(row[key], vit.get(key)) for ratio, key in ratios.items()}} for row in rows.values()]
 
 
-def pairs(rows: Sequence[Row], keys: Sequence[str]) -> Iterator[tuple[Row, Row]]:
-    """Each row of our KAT with that of the ViT that took turns with it; ``keys`` tell cases apart."""
-    same = (*keys, "run")
-    for ours, vit in itertools.product(rows, rows):
-        if (ours["contender"], vit["contender"]) == ("ours", "vit") and all(ours[key] == vit[key] for key in same):
-            yield ours, vit
+def _start(make: Callable[[], Call]) -> tuple[Call, Row]:
+    """A contender after two steps, with ``first_step_s`` and ``peak_gib``.
+
+    The first step compiles. The peak is the largest amount of memory in tensors during the second, less what other
+    contenders hold, and None without a GPU. CUDA graphs are recorded in the second step; what replays of them use is
+    allocated then.
+    """
+    gc.collect()
+    torch.cuda.empty_cache()  # while a CUDA graph is recorded, unused memory cannot be given back
+    held = torch.cuda.memory_allocated() if torch.cuda.is_available() else None
+    step = make()
+    start = time.perf_counter()
+    step()
+    if held is not None:
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+    first = {"first_step_s": round(time.perf_counter() - start, 1)}
+    step()
+    peak = None if held is None else round((torch.cuda.max_memory_allocated() - held) / 2**30, 4)
+    return step, {**first, "peak_gib": peak}
+
+
+def _over(value: float | None, other: float | None) -> float | None:
+    return None if value is None or other is None else round(value / other, 4)

@@ -99,13 +99,12 @@ def _models(rows: list[Row]) -> Figure:
     names = [name for name, _ in _by_contender(rows)]
     width = 0.8 / len(names)
     for axes, way in zip(panels, ways, strict=True):
-        found = {(row["size"], row["contender"]): row["images_per_s"] for row in rows if row["way"] == way}
         for index, name in enumerate(names):
-            there = [place for place, size in enumerate(sizes) if {(size, name), (size, "vit")} <= found.keys()]
-            heights = [found[sizes[place], name] / found[sizes[place], "vit"] for place in there]
-            places = [place + (index - (len(names) - 1) / 2) * width for place in there]
+            found = [row for row in rows if (row["way"], row["contender"]) == (way, name) and row["over_vit"]]
+            places = [sizes.index(row["size"]) + (index - (len(names) - 1) / 2) * width for row in found]
+            heights = [row["over_vit"] for row in found]
             bars = axes.bar(places, heights, width, color=_COLOURS[name], label=LABELS[name])
-            axes.bar_label(bars, [f"{found[sizes[place], name]:,.0f}" for place in there], fontsize=6, rotation=90)
+            axes.bar_label(bars, [f"{row['images_per_s']:,.0f}" for row in found], fontsize=6, rotation=90)
         axes.set_xticks(range(len(sizes)), [size.capitalize() for size in sizes])
         axes.set(title=_WAYS[way], ylabel="images/s over ViT's; images/s above", ylim=(0, 1.25))
     panels[-1].legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
@@ -119,7 +118,10 @@ def _loading(document: Document) -> Figure:
     for axes, kind in zip(panels, kinds, strict=True):
         rows = [row for row in document["rows"] if row["images"] == kind]
         workers = [row["workers"] for row in rows]
-        axes.plot(workers, [row["images_per_s"] for row in rows], marker="o", markersize=3)
+        axes.plot(workers, [row["images_per_s"] for row in rows], marker="o", markersize=3, label="loading")
+        if rows[0]["step_images_per_s"]:
+            axes.plot(workers, [row["step_images_per_s"] for row in rows], "k:", label="step, compiled KAT-Tiny")
+        axes.legend(fontsize=7)
         axes.set(xlabel="workers", ylabel="images/s", title=f"{kind}, {rows[0]['pixels']} px", ylim=(0, None))
         axes.set_xticks(workers)
     return figure

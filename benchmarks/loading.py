@@ -1,8 +1,10 @@
-"""How many images a second does loading give, by number of workers, when nothing waits for a model?
+"""How many images a second does loading give, by number of workers, and how many does a training step take?
 
-The loader of ``flashkat train`` with the augmentation of the published models' recipes, on two folders that are made
-for this and removed after it: 32-pixel PNGs in CIFAR-10's size, and JPEGs of the size and the detail of photographs,
-cropped to 224 pixels. Erasing and normalising are the device's work; files are in the operating system's cache.
+The loader of flashkat train with the augmentation of the published models' recipes, when nothing waits for a model, on
+two folders that are made for this and removed after it: 32-pixel PNGs in CIFAR-10's size, and JPEGs of the size and the
+detail of photographs, cropped to 224 pixels. Erasing and normalising are the device's work; files are in the operating
+system's cache. Where there is a GPU, a training step of the model that takes most images, a compiled KAT-Tiny, is timed
+after each number of workers. Each kind of --images takes its place in the result.
 """
 
 import os
@@ -26,12 +28,15 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from flashkat.arguments import Parser, add_training_arguments, resolve_device
 from flashkat.data import open_dataset, training_loader
 
-from .common import Row, arguments, finish
+from .common import Call, Measure, Row, StepTimer, arguments
+from .pieces import collect_in_pieces
+from .training import make_step
 
-__all__ = ["FOLDERS", "FULL", "Folder", "Plan", "collect", "write_images"]
+__all__ = ["FOLDERS", "Folder", "Plan", "collect", "write_images"]
 
 _RECIPE = ["--aa", "rand-m9-mstd0.5", "--remode", "pixel", "--reprob", "0.25", "--crop-pct", "0.875"]
 _CLASSES = 10
+_MOST_WORKERS = 16
 _EPOCH = 2**20  # images: longer than a measurement, so that none meets the start of an epoch
 _DETAIL = ((4, 70.0), (16, 40.0), (64, 20.0))  # of a photograph: cells along a side, and their amplitude
 _NOISE = 6.0
@@ -39,18 +44,19 @@ _NOISE = 6.0
 
 @dataclass(frozen=True)
 class Folder:
-    """Images to make and how to load them: pixels in the file and after augmentation."""
+    """Images to make, their pixels after augmentation, and the pixels of a model's patch."""
 
     count: int
     width: int
     height: int
     suffix: str
     loaded: int
+    patch: int
 
 
 FOLDERS = {
-    "CIFAR-10's size": Folder(5000, 32, 32, ".png", 32),
-    "photographs": Folder(1000, 500, 400, ".jpg", 224),
+    "CIFAR-10-like": Folder(5000, 32, 32, ".png", 32, 4),
+    "photographs": Folder(1000, 500, 400, ".jpg", 224, 16),
 }
 
 
@@ -64,25 +70,44 @@ class Plan:
     window_s: float = 2.0
 
 
-FULL = Plan(tuple(2**power for power in range((os.cpu_count() or 1).bit_length())))
+_WORKERS = tuple(2**power for power in range(min(_MOST_WORKERS, os.cpu_count() or 1).bit_length()))
 
 
-def collect(plan: Plan, folders: dict[str, Folder], device: torch.device) -> Iterator[Row]:
-    """A row per folder and number of workers: median, least and most images per second of several windows."""
+def collect(plan: Plan, folders: dict[str, Folder], device: torch.device, measure: Measure) -> Iterator[list[Row]]:
+    """Rows of a folder, one per number of workers: median, least and most images per second of several windows.
+
+    With ``step_images_per_s``, of training, and what share of it loading gives, ``over_step``; both are None without a
+    GPU.
+    """
     for name, folder in folders.items():
+        step = _step(folder, plan.batch) if device.type == "cuda" else None
         with tempfile.TemporaryDirectory() as root:
             write_images(Path(root), folder)
+            rows = []
             for workers in plan.workers:
                 print(name, workers, file=sys.stderr, flush=True)
                 rates = _rates(_batches(root, folder, plan.batch, workers, device), plan, workers)
-                yield {
-                    "images": name,
-                    "pixels": folder.loaded,
-                    "workers": workers,
-                    "images_per_s": round(statistics.median(rates), 1),
-                    "min_images_per_s": round(min(rates), 1),
-                    "max_images_per_s": round(max(rates), 1),
-                }
+                rate, taken = statistics.median(rates), step and plan.batch / measure(step) * 1e6
+                rows.append(
+                    {
+                        "images": name,
+                        "pixels": folder.loaded,
+                        "workers": workers,
+                        "images_per_s": round(rate, 1),
+                        "min_images_per_s": round(min(rates), 1),
+                        "max_images_per_s": round(max(rates), 1),
+                        "step_images_per_s": taken and round(taken, 1),
+                        "over_step": taken and round(rate / taken, 4),
+                    }
+                )
+        yield rows
+
+
+def _step(folder: Folder, batch: int) -> Call:
+    model = {"img_size": folder.loaded, "patch_size": folder.patch}
+    step = make_step("ours", "tiny", "compiled", "bf16", batch, "cuda", **model)
+    step()
+    return step
 
 
 def _batches(root: str, folder: Folder, batch: int, workers: int, device: torch.device) -> Iterable[object]:
@@ -137,18 +162,21 @@ def _photograph(width: int, height: int, seed: int) -> np.ndarray:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run, write and print."""
-    args = arguments("loading", "Images per second of the training loader alone.", argv, images=tuple(FOLDERS))
-    plan = replace(FULL, windows=2, window_s=1.0) if args.quick else FULL
+    args = arguments("loading", __doc__, argv, images=tuple(FOLDERS))
+    plan = Plan(_WORKERS)
+    plan = replace(plan, windows=2, window_s=1.0) if args.quick else plan
     device = resolve_device(None)
-    rows = list(collect(plan, {name: FOLDERS[name] for name in args.images}, device))
     settings = {
         "folders": {name: asdict(folder) for name, folder in FOLDERS.items()},
         "recipe": " ".join(_RECIPE),
         "batch": plan.batch,
         "device": device.type,
         "timing": f"median over {plan.windows} windows of {plan.window_s:g} s, after the first batches; min, max",
+        "step": "compiled KAT-Tiny, autocast to bf16, mean over half a second after each number of workers",
     }
-    finish(args.output, "loading", settings, rows, [])
+    folders = {name: FOLDERS[name] for name in args.images}
+    pieces = collect(plan, folders, device, StepTimer())
+    collect_in_pieces(args.output, "loading", settings, pieces, ("images",), lambda rows: [])
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """How long does a training step of a KAT take, and how much memory, next to timm's ViT of the same size?
 
-One process, 224-pixel images that are on the device already: the model forward, cross-entropy, backward, fused AdamW,
-as ``flashkat train`` does it, without mixing and averages. Contenders take turns. The command runs in pieces, since
-compiling takes minutes: rows of another size, way or contender join those that the file has.
+A step is the model forward, cross-entropy, backward and fused AdamW, as flashkat train does it without mixing and
+averages, in one process, with 224-pixel images that are on the device already.
+
+  --cases       bf16 and fp16 (with a gradient scaler), autocast, fp32, with TF32 products; batch 128, in bf16-1024 1024
 """
 
 import sys
@@ -15,10 +16,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from .common import Call, Measure, Row, StepTimer, arguments, collect_in_pieces, require_gpu, target
-from .contenders import CONTENDERS, SIZES, WAYS, compare, make_model, pairs
+from .common import Call, Measure, Row, StepTimer, arguments, require_gpu, target
+from .contenders import CONTENDERS, LEGEND, SIZES, TOY, USUAL, WAYS, Scale, compare, make_model
+from .pieces import collect_in_pieces
 
-__all__ = ["CASES", "FULL", "Case", "Plan", "collect", "targets"]
+__all__ = ["CASES", "Case", "Plan", "collect", "make_step", "targets"]
 
 # KAT over ViT, by way and size; and the same of peak memory, for every way.
 _IMAGES_PER_S = {
@@ -51,45 +53,46 @@ _TARGET = "bf16"
 
 @dataclass(frozen=True)
 class Plan:
-    """What to run, and how the models differ from their usual selves."""
+    """What to run."""
 
     sizes: Sequence[str] = SIZES
     ways: Sequence[str] = tuple(WAYS)
     contenders: Sequence[str] = CONTENDERS
     cases: Sequence[str] = tuple(CASES)
-    image_size: int = 224
-    rounds: int = 5
-
-
-FULL = Plan()
+    scale: Scale = USUAL
+    rounds: int = 10
 
 
 def collect(plan: Plan, device: str, measure: Measure) -> Iterator[list[Row]]:
     """Time every case of the plan: lists of rows, one row per contender."""
     for name in plan.cases:
         case = CASES[name]
+        batch = min(case.batch, plan.scale.most_images)
         for size in (size for size in plan.sizes if size in case.sizes):
             for way in plan.ways:
                 print(name, size, way, file=sys.stderr, flush=True)
                 makers = {
-                    contender: partial(_make_step, contender, size, way, case, plan.image_size, device)
+                    contender: partial(
+                        make_step, contender, size, way, case.precision, batch, device, **plan.scale.model
+                    )
                     for contender in plan.contenders
                 }
-                row = {"case": name, "size": size, "way": way}
-                yield compare(row, case.batch, makers, measure, plan.rounds)
+                yield compare({"case": name, "size": size, "way": way}, batch, makers, measure, plan.rounds)
 
 
-def _make_step(contender: str, size: str, way: str, case: Case, image_size: int, device: str) -> Call:
-    model = make_model(contender, size, device, img_size=image_size).train()
+def make_step(contender: str, size: str, way: str, precision: str, batch: int, device: str, **model_args: Any) -> Call:
+    """A model with what trains it; each call is a step. ``model_args`` are timm's."""
+    model = make_model(contender, size, device, **model_args).train()
     forward = WAYS[way](model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.05, fused=True)
-    scaler = torch.amp.GradScaler(device, enabled=case.precision == "fp16")
+    scaler = torch.amp.GradScaler(device, enabled=precision == "fp16")
     generator = torch.Generator(device).manual_seed(0)
-    images = torch.randn(case.batch, 3, image_size, image_size, device=device, generator=generator)
-    labels = torch.randint(1000, (case.batch,), device=device, generator=generator)
+    side = model_args["img_size"]
+    images = torch.randn(batch, 3, side, side, device=device, generator=generator)
+    labels = torch.randint(1000, (batch,), device=device, generator=generator)
 
     def step() -> None:
-        with _autocast(case.precision, device):
+        with _autocast(precision, device):
             loss = F.cross_entropy(forward(images), labels)
         scaler.scale(loss).backward()
         scaler.step(optimizer)
@@ -105,43 +108,37 @@ def _autocast(precision: str, device: str) -> AbstractContextManager[Any]:
 
 
 def targets(rows: list[Row]) -> list[Row]:
-    """Images per second and memory of a KAT over a ViT that took turns with it."""
+    """Images per second and memory of a KAT over a ViT's."""
     found: list[Row] = []
-    for ours, vit in pairs(rows, _CASE):
-        if ours["case"] == _TARGET:
-            where, limit = f"{ours['size']}, {ours['way']}", _IMAGES_PER_S[ours["way"]][ours["size"]]
-            speed = ours["images_per_s"] / vit["images_per_s"]
-            found.append(target(f"images/s over ViT's, {where}", speed, limit, at_least=True))
-            if ours["peak_gib"] is not None:
-                found.append(target(f"peak memory over ViT's, {where}", ours["peak_gib"] / vit["peak_gib"], _MEMORY))
+    for row in rows:
+        if (row["case"], row["contender"]) == (_TARGET, "ours"):
+            where, limit = f"{row['size']}, {row['way']}", _IMAGES_PER_S[row["way"]][row["size"]]
+            if row["over_vit"] is not None:
+                found.append(target(f"images/s over ViT's, {where}", row["over_vit"], limit, at_least=True))
+            if row["peak_over_vit"] is not None:
+                found.append(target(f"peak memory over ViT's, {where}", row["peak_over_vit"], _MEMORY))
     return found
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run, write and print."""
-    args = arguments(
-        "training",
-        "Training steps of KATs and ViTs.",
-        argv,
-        sizes=SIZES,
-        ways=tuple(WAYS),
-        contenders=CONTENDERS,
-        cases=tuple(CASES),
-    )
-    require_gpu()
+    parts = {"cases": tuple(CASES), "sizes": SIZES, "ways": tuple(WAYS), "contenders": CONTENDERS}
+    args = arguments("training", f"{__doc__}{LEGEND}", argv, **parts)
+    plan = Plan(**{name: getattr(args, name) for name in parts})
+    if args.quick:
+        plan = replace(plan, scale=TOY, rounds=2)
+    else:
+        require_gpu()
     torch.set_float32_matmul_precision("high")  # TF32
-    plan = replace(FULL, **{name: getattr(args, name) for name in ("sizes", "ways", "contenders", "cases")})
-    plan = replace(plan, rounds=2) if args.quick else plan
     settings = {
         "cases": {name: asdict(case) for name, case in CASES.items()},
-        "image_size": plan.image_size,
+        "scale": asdict(plan.scale),
         "optimizer": "torch.optim.AdamW, fused",
-        "timing": f"median over {plan.rounds} rounds of means over a second of steps, contenders in turn; min, max",
-        "memory": "peak of tensors from the second step on, GiB, less what other contenders hold",
+        "timing": f"median over {plan.rounds} rounds of means over half a second, contenders in turn; min, max",
+        "memory": "peak of tensors in the second step, GiB, less what other contenders hold",
     }
-    collect_in_pieces(
-        args.output, "training", settings, collect(plan, "cuda", StepTimer()), (*_CASE, "contender"), targets
-    )
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    collect_in_pieces(args.output, "training", settings, collect(plan, device, StepTimer()), _CASE, targets)
 
 
 if __name__ == "__main__":

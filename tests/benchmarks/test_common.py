@@ -21,6 +21,18 @@ def test_contenders_take_turns():
     assert found["b"] == {"median_us": 50.0, "min_us": 30.0, "max_us": 70.0}
 
 
+def test_slow_contenders_sit_out_the_last_rounds():
+    calls = []
+    found = common.alternate(
+        {"fast": lambda: calls.append(1.0), "slow": lambda: calls.append(4.0)},
+        lambda call: (call(), calls[-1])[1],
+        4,
+        patience_us=7.0,
+    )
+    assert calls == [1.0, 4.0] * 3 + [1.0] * 2
+    assert found["slow"]["median_us"] == 4.0
+
+
 def test_host_timer_counts_only_the_measured_calls(monkeypatch):
     clock = iter([0.0, 9.0] + [time for start in range(10) for time in (start, start + 2e-6)])
     monkeypatch.setattr(common.time, "perf_counter", lambda: next(clock))
@@ -50,59 +62,6 @@ def test_parts_of_a_benchmark_are_picked_by_flags(capsys):
     with pytest.raises(SystemExit):
         common.arguments("b", "", ["--sizes", "huge"], sizes=("tiny", "base"))
     assert "invalid choice: 'huge'" in capsys.readouterr().err
-
-
-def _piece(path, rows, settings=None, then=lambda: None):
-    def pieces():
-        for row in rows:
-            yield [row]
-        then()
-
-    common.collect_in_pieces(path, "b", settings or {"rounds": 5}, pieces(), ("size", "way"), lambda rows: [])
-
-
-@pytest.fixture
-def known_commit(monkeypatch):
-    environment = {"commit": "abc", "date": "2026-01-01", "torch": "2.11", "gpu": "a GPU"}
-    monkeypatch.setattr(common, "environment", lambda: dict(environment))
-    return environment
-
-
-def test_pieces_join_and_later_rows_replace_earlier_ones(known_commit, tmp_path):
-    path = tmp_path / "b.json"
-    _piece(path, [{"size": "tiny", "way": "eager", "us": 1}, {"size": "tiny", "way": "graphs", "us": 2}])
-    known_commit["date"] = "2026-01-02"
-    _piece(path, [{"size": "tiny", "way": "graphs", "us": 3}, {"size": "base", "way": "eager", "us": 4}])
-    assert [row["us"] for row in common.read(path)["rows"]] == [1, 3, 4]
-
-
-def test_what_was_measured_stays_when_the_time_runs_out(known_commit, tmp_path):
-    def interrupt():
-        raise KeyboardInterrupt
-
-    path = tmp_path / "b.json"
-    with pytest.raises(KeyboardInterrupt):
-        _piece(path, [{"size": "tiny", "way": "eager", "us": 1}], then=interrupt)
-    assert [row["us"] for row in common.read(path)["rows"]] == [1]
-
-
-@pytest.mark.parametrize("key", ["commit", "torch", "gpu", "settings"])
-def test_pieces_of_different_origin_do_not_join(known_commit, tmp_path, key):
-    path = tmp_path / "b.json"
-    _piece(path, [{"size": "tiny", "way": "eager", "us": 1}])
-    before = path.read_text()
-    known_commit[key] = "other"
-    settings = {"rounds": 2} if key == "settings" else None
-    with pytest.raises(SystemExit, match=f"differ from this run in .*{key}.*: move them or give --output"):
-        _piece(path, [{"size": "tiny", "way": "eager", "us": 2}], settings)
-    assert path.read_text() == before
-
-
-def test_pieces_of_an_unknown_commit_do_not_join(known_commit, tmp_path):
-    known_commit["commit"] = None
-    _piece(tmp_path / "b.json", [{"size": "tiny", "way": "eager", "us": 1}])
-    with pytest.raises(SystemExit, match="set FLASHKAT_COMMIT"):
-        _piece(tmp_path / "b.json", [{"size": "tiny", "way": "eager", "us": 2}])
 
 
 @pytest.mark.gpu
