@@ -48,7 +48,8 @@ def arguments(
 ) -> argparse.Namespace:
     """The flags that every benchmark has: ``output`` (a path) and ``quick``.
 
-    Each of ``parts`` is one more, ``--NAME``, that picks some of its choices; all of them by default.
+    Each of ``parts`` is one more, ``--NAME``, that picks some of its choices; all of them by default. The help shows
+    ``description`` line by line as it is.
     """
     parser = argparse.ArgumentParser(
         prog=f"python -m benchmarks.{name}",
@@ -64,8 +65,8 @@ def arguments(
     )
     parser.add_argument("--quick", action="store_true", help="fewer sizes and repeats, to see that it runs")
     for part, choices in parts.items():
-        text = "which to run (default: all)"
-        parser.add_argument(f"--{part}", nargs="+", choices=choices, default=list(choices), help=text)
+        text = f"any of {', '.join(choices)} (default: all)"
+        parser.add_argument(f"--{part}", nargs="+", metavar="NAME", choices=choices, default=list(choices), help=text)
     return parser.parse_args(argv)
 
 

@@ -35,18 +35,21 @@ LEGEND = """\
   --ways        eager; compiled, by torch.compile; graphs, by torch.compile in mode "reduce-overhead", CUDA graphs
   --contenders  ours, a KAT; vit, timm's ViT; "flashkat paper" and kat, the KAT with these papers' kernels
 
-What is compared takes turns, within one case. Compiling takes long, half a minute or so for a model, so that the
-command runs in parts: a case that it runs takes its place in the result, with the contenders that were picked; the
-other cases stay, and have to be of the same code, versions and machine. KAT's kernel takes seconds a step, and is
-measured a few times only.
+Contenders take turns, so that every ratio is between times of the same minute. Compiling takes half a minute or so for
+each, so that the command runs in parts: what it runs of sizes and ways takes its place in the result, with the
+contenders that were picked; the rest stays, and has to be of the same code, versions and machine. KAT's kernel takes
+seconds a step in training and is measured a few times only. For example:
 
-With --quick, models and batches are toys. That needs no GPU, but for the papers' kernels:
+  --sizes tiny --ways eager compiled
+  --sizes tiny --ways graphs --contenders ours vit
+
+With --quick, models and batches are toys. That needs no GPU, except with the papers' kernels:
 
   --quick --output quick.json --contenders ours vit
 """
 """What the help of a command that compares models says of them."""
 
-_PATIENCE_US = 1e7
+_PATIENCE_US = 1e7  # of a step's measurements: two or more of KAT's kernel, all of the others
 
 
 @dataclass(frozen=True)

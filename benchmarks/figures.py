@@ -104,7 +104,8 @@ def _models(rows: list[Row]) -> Figure:
             places = [sizes.index(row["size"]) + (index - (len(names) - 1) / 2) * width for row in found]
             heights = [row["over_vit"] for row in found]
             bars = axes.bar(places, heights, width, color=_COLOURS[name], label=LABELS[name])
-            axes.bar_label(bars, [f"{row['images_per_s']:,.0f}" for row in found], fontsize=6, rotation=90)
+            rates = [f"{row['images_per_s']:,.0f}" for row in found]
+            axes.bar_label(bars, rates, fontsize=6, rotation=90, padding=2)
         axes.set_xticks(range(len(sizes)), [size.capitalize() for size in sizes])
         axes.set(title=_WAYS[way], ylabel="images/s over ViT's; images/s above", ylim=(0, 1.25))
     panels[-1].legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))

@@ -36,7 +36,7 @@ __all__ = ["FOLDERS", "Folder", "Plan", "collect", "write_images"]
 
 _RECIPE = ["--aa", "rand-m9-mstd0.5", "--remode", "pixel", "--reprob", "0.25", "--crop-pct", "0.875"]
 _CLASSES = 10
-_MOST_WORKERS = 16
+_WORKERS = tuple(2**power for power in range(min(16, os.cpu_count() or 1).bit_length()))
 _EPOCH = 2**20  # images: longer than a measurement, so that none meets the start of an epoch
 _DETAIL = ((4, 70.0), (16, 40.0), (64, 20.0))  # of a photograph: cells along a side, and their amplitude
 _NOISE = 6.0
@@ -68,9 +68,6 @@ class Plan:
     batch: int = 128
     windows: int = 5
     window_s: float = 2.0
-
-
-_WORKERS = tuple(2**power for power in range(min(_MOST_WORKERS, os.cpu_count() or 1).bit_length()))
 
 
 def collect(plan: Plan, folders: dict[str, Folder], device: torch.device, measure: Measure) -> Iterator[list[Row]]:

@@ -3,7 +3,8 @@
 A step is the model forward, cross-entropy, backward and fused AdamW, as flashkat train does it without mixing and
 averages, in one process, with 224-pixel images that are on the device already.
 
-  --cases       bf16 and fp16 (with a gradient scaler), autocast, fp32, with TF32 products; batch 128, in bf16-1024 1024
+  --cases       bf16 and fp16, under autocast, fp16 with a gradient scaler; fp32, with TF32 products; batch 128 in
+                each; bf16-1024, batch 1024, of size tiny only
 """
 
 import sys

@@ -23,12 +23,13 @@ def test_contenders_take_turns():
 
 def test_slow_contenders_sit_out_the_last_rounds():
     calls = []
-    found = common.alternate(
-        {"fast": lambda: calls.append(1.0), "slow": lambda: calls.append(4.0)},
-        lambda call: (call(), calls[-1])[1],
-        4,
-        patience_us=7.0,
-    )
+
+    def measure(call):
+        call()
+        return calls[-1]
+
+    contenders = {"fast": lambda: calls.append(1.0), "slow": lambda: calls.append(4.0)}
+    found = common.alternate(contenders, measure, 4, patience_us=7.0)
     assert calls == [1.0, 4.0] * 3 + [1.0] * 2
     assert found["slow"]["median_us"] == 4.0
 
