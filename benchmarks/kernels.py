@@ -125,7 +125,8 @@ def _cases(plan: Plan, device: str) -> Iterator[tuple[str, Callable[[str], list[
     for width in plan.autocast_widths:
         yield "autocast", _contenders([Problem((*plan.tokens, width), "fp32", "bf16")], [_copy], device)
     yield "variants", _contenders(_variants(plan), [_gelu], device)
-    yield "nchw", _contenders([Problem(plan.nchw, "bf16", "bf16", dim=1)], [_gelu, _copy], device)
+    for dtype in plan.dtypes:
+        yield "nchw", _contenders([Problem(plan.nchw, dtype, dtype, dim=1)], [_gelu, _copy], device)
 
 
 def _variants(plan: Plan) -> list[Problem]:

@@ -84,6 +84,10 @@ class View:
         if inner > 1 and all(s[1] == 1 and s[0] == inner * s[2] for s in strides):
             # Channels last in memory, whatever their place in the shape.
             return cls.choose((outer * inner, channels, 1), width, tuple((s[2], s[1], 0) for s in strides), vector)
+        if inner > 1 and width > 1 and all(s[2] == 1 and s[1] == inner for s in strides):
+            # A group is contiguous, so that its channels need not be told apart: as long as can be, with no remainders.
+            merged = width * inner
+            return cls.choose((outer, channels // width, merged), 1, tuple((s[0], merged, 1) for s in strides), vector)
 
         def multiples(*positions: int) -> bool:
             return all(stride[p] % vector == 0 for stride in strides for p in positions)
