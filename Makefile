@@ -54,9 +54,9 @@ figures: demo
 	cp $(DEMO)/run/rationals.png $(DEMO)/run/curves.png $(DEMO)/run/summary.csv $(DEMO)/run/args.yaml docs/demo
 	sed 1d $(DEMO)/result.txt > docs/demo/result.json
 
-# On a machine with a CUDA GPU: every benchmark of the kernels, into benchmarks/results.
+# On a machine with a CUDA GPU: every benchmark that needs one, and of loading, into benchmarks/results.
 benchmarks: $(READY)
-	for name in kernels rounding host_time scaling; do $(BIN)/python -m benchmarks.$$name || exit 1; done
+	for name in kernels rounding host_time scaling training inference loading; do $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 # The README's benchmark pictures and tables, from the committed results. No GPU needed.
 benchmark-figures: $(READY)

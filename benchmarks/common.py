@@ -3,6 +3,7 @@
 import argparse
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import statistics
@@ -32,6 +33,7 @@ LABELS = {
     "formula, compiled": "formula, compiled",
     "formula, eager": "formula, eager",
     "floor": "floor: float32 terms, summed exactly",
+    "vit": "ViT",
 }
 """What tables and figures call a contender, in the order in which they show them."""
 
@@ -46,9 +48,18 @@ def arguments(
     description: str,
     argv: Sequence[str] | None = None,
     add_flags: Callable[[argparse.ArgumentParser], None] = lambda parser: None,
+    **parts: Sequence[str],
 ) -> argparse.Namespace:
-    """The flags that every benchmark has, ``output`` (a path) and ``quick``, and those that it adds of its own."""
-    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=description)
+    """The flags that every benchmark has: ``output`` (a path) and ``quick``, and those that it adds of its own.
+
+    Each of ``parts`` is one more, ``--NAME``, that picks some of its choices; all of them by default. The help shows
+    ``description`` line by line as it is.
+    """
+    parser = argparse.ArgumentParser(
+        prog=f"python -m benchmarks.{name}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument(
         "--output",
         type=Path,
@@ -58,6 +69,9 @@ def arguments(
     )
     parser.add_argument("--quick", action="store_true", help="fewer sizes and repeats, to see that it runs")
     add_flags(parser)
+    for part, choices in parts.items():
+        text = f"any of {', '.join(choices)} (default: all)"
+        parser.add_argument(f"--{part}", nargs="+", metavar="NAME", choices=choices, default=list(choices), help=text)
     return parser.parse_args(argv)
 
 
@@ -95,11 +109,14 @@ def environment() -> dict[str, Any]:
 
 
 def _commit() -> tuple[str | None, bool | None]:
-    """The commit and whether code was changed since; a copy without git is told by FLASHKAT_COMMIT, or unknown."""
-    commit = _first_line("git", "rev-parse", "HEAD")
+    """The last commit that changed code, and whether code was changed since.
+
+    A copy without git is told the commit by FLASHKAT_COMMIT, or does not know it.
+    """
+    code = ("src", "benchmarks", ":!benchmarks/results")
+    commit = _first_line("git", "log", "-1", "--format=%H", "--", *code)
     if commit is None:
         return os.environ.get("FLASHKAT_COMMIT"), None
-    code = ("src", "benchmarks", ":!benchmarks/results")
     return commit, bool(_first_line("git", "status", "--porcelain", "--", *code))
 
 
@@ -129,23 +146,27 @@ def _cpu() -> str:
 # Timing
 
 
-def alternate(contenders: Mapping[str, Call], measure: Measure, rounds: int) -> dict[str, Row]:
+def alternate(
+    contenders: Mapping[str, Call], measure: Measure, rounds: int, patience_us: float = math.inf
+) -> dict[str, Row]:
     """Time contenders in turn, ``rounds`` times over, so that a drifting clock hits all of them alike.
 
     Args:
         contenders: what to call, by name. Each is called once beforehand, which compiles what needs compiling.
         measure: microseconds of a call, from as many repeats as it sees fit.
         rounds: how often every contender is measured.
+        patience_us: a contender whose measurements add up to this sits out the rounds that are left.
 
     Returns:
-        By name, the ``median_us`` of the rounds and their ``min_us`` and ``max_us``.
+        By name, the ``median_us`` of the measurements and their ``min_us`` and ``max_us``.
     """
     for call in contenders.values():
         call()
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, call in contenders.items():
-            times[name].append(measure(call))
+            if sum(times[name]) < patience_us:
+                times[name].append(measure(call))
     return {
         name: {
             "median_us": round(statistics.median(found), 3),
@@ -209,14 +230,47 @@ class HostTimer:
         self._repeats = repeats
 
     def __call__(self, call: Call) -> float:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        _synchronize()
         times = []
         for _ in range(self._repeats + self._repeats // 10):
             start = time.perf_counter()
             call()
             times.append(time.perf_counter() - start)
         return statistics.median(times[-self._repeats :]) * 1e6
+
+
+class StepTimer:
+    """Microseconds of a call among many, where host and device work at once and neither waits for the other.
+
+    The mean over as many calls in a row as fit the budget, from an idle device to an idle device. A call that alone
+    takes longer than the budget is measured once.
+
+    Args:
+        budget_s: seconds to spend per measurement.
+        most: the most calls per measurement.
+    """
+
+    def __init__(self, budget_s: float = 0.5, most: int = 200) -> None:
+        self._budget_s = budget_s
+        self._most = most
+
+    def __call__(self, call: Call) -> float:
+        alone = self._seconds(call, 1)
+        repeats = min(self._most, int(self._budget_s / alone))
+        return (self._seconds(call, repeats) / repeats if repeats > 1 else alone) * 1e6
+
+    def _seconds(self, call: Call, repeats: int) -> float:
+        _synchronize()
+        start = time.perf_counter()
+        for _ in range(repeats):
+            call()
+        _synchronize()
+        return time.perf_counter() - start
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 # Targets
@@ -265,12 +319,17 @@ def show(title: str, rows: Sequence[Row]) -> None:
     Console(width=None if os.isatty(1) else 160).print(table)
 
 
-def finish(path: Path, name: str, settings: Mapping[str, Any], rows: list[Row], targets: list[Row]) -> None:
-    """Write a benchmark's result, and print its targets, those missed first."""
+def save(path: Path, name: str, settings: Mapping[str, Any], rows: list[Row], targets: list[Row]) -> None:
+    """Write a benchmark's result, with where it was measured."""
     write(
         path,
         {"benchmark": name, "environment": environment(), "settings": settings, "rows": rows, "targets": targets},
     )
+
+
+def finish(path: Path, name: str, settings: Mapping[str, Any], rows: list[Row], targets: list[Row]) -> None:
+    """Write a benchmark's result, and print its targets, those missed first."""
+    save(path, name, settings, rows, targets)
     met = sum(row["met"] for row in targets)
     if targets:
         show(f"{name}: {met} of {len(targets)} targets met", sorted(targets, key=lambda row: row["met"]))

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from .common import LABELS, RESULTS, ROOT, Row, read
+from .contenders import SIZES, WAYS
 
 __all__ = ["FIGURES", "draw"]
 
@@ -20,6 +21,7 @@ Document = dict[str, Any]
 # The same file for the same result, so that a picture changes only with its numbers.
 _STYLE: dict[Any, Any] = {"svg.hashsalt": "flashkat", "axes.grid": True, "grid.alpha": 0.3, "axes.spines.top": False}
 _STYLE |= {"axes.spines.right": False, "font.size": 9}
+_WAYS = {"eager": "eager", "compiled": "compiled", "graphs": "compiled, CUDA graphs"}
 _COLOURS = {name: f"C{index}" for index, name in enumerate(LABELS)}
 
 
@@ -97,7 +99,57 @@ def _cifar10(document: Document) -> Figure:
     return figure
 
 
+def _training(document: Document) -> Figure:
+    """Speed over the ViT's by size, a panel per way, in bf16 at the usual batch."""
+    return _models([row for row in document["rows"] if row["case"] == "bf16"])
+
+
+def _inference(document: Document) -> Figure:
+    """Speed over the ViT's by size, a panel per way, at the largest batch."""
+    largest = max(row["batch"] for row in document["rows"])
+    return _models([row for row in document["rows"] if row["batch"] == largest])
+
+
+def _models(rows: list[Row]) -> Figure:
+    ways = [way for way in WAYS if any(row["way"] == way for row in rows)]
+    sizes = [size for size in SIZES if any(row["size"] == size for row in rows)]
+    figure, panels = _panels(len(ways))
+    names = [name for name, _ in _by_contender(rows)]
+    width = 0.8 / len(names)
+    for axes, way in zip(panels, ways, strict=True):
+        for index, name in enumerate(names):
+            found = [row for row in rows if (row["way"], row["contender"]) == (way, name) and row["over_vit"]]
+            places = [sizes.index(row["size"]) + (index - (len(names) - 1) / 2) * width for row in found]
+            heights = [row["over_vit"] for row in found]
+            bars = axes.bar(places, heights, width, color=_COLOURS[name], label=LABELS[name])
+            rates = [f"{row['images_per_s']:,.0f}" for row in found]
+            axes.bar_label(bars, rates, fontsize=6, rotation=90, padding=2)
+        axes.set_xticks(range(len(sizes)), [size.capitalize() for size in sizes])
+        axes.set(title=_WAYS[way], ylabel="images/s over ViT's; images/s above", ylim=(0, 1.25))
+    panels[-1].legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
+def _loading(document: Document) -> Figure:
+    """Images per second by number of workers, a panel per kind of images."""
+    kinds = list(dict.fromkeys(row["images"] for row in document["rows"]))
+    figure, panels = _panels(len(kinds))
+    for axes, kind in zip(panels, kinds, strict=True):
+        rows = [row for row in document["rows"] if row["images"] == kind]
+        workers = [row["workers"] for row in rows]
+        axes.plot(workers, [row["images_per_s"] for row in rows], marker="o", markersize=3, label="loading")
+        if rows[0]["step_images_per_s"]:
+            axes.plot(workers, [row["step_images_per_s"] for row in rows], "k:", label="step, compiled KAT-Tiny")
+        axes.legend(fontsize=7)
+        axes.set(xlabel="workers", ylabel="images/s", title=f"{kind}, {rows[0]['pixels']} px", ylim=(0, None))
+        axes.set_xticks(workers)
+    return figure
+
+
 FIGURES: dict[str, Callable[[Document], Figure]] = {
+    "training": _training,
+    "inference": _inference,
+    "loading": _loading,
     "kernels": _kernels,
     "rounding": _rounding,
     "host_time": _host_time,
@@ -109,7 +161,7 @@ FIGURES: dict[str, Callable[[Document], Figure]] = {
 
 def _panels(count: int) -> tuple[Figure, list[Axes]]:
     figure = Figure(figsize=(4.5 * count, 3.2), layout="constrained")
-    return figure, list(figure.subplots(1, count))
+    return figure, list(figure.subplots(1, count, squeeze=False)[0])
 
 
 def _by_contender(rows: list[Row]) -> Iterable[tuple[str, list[Row]]]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from .common import LABELS, RESULTS, ROOT, Row, read
+from .contenders import SIZES, WAYS
 
 __all__ = ["SECTIONS", "render", "replace"]
 
@@ -108,7 +109,74 @@ def _cifar10(document: Document) -> str:
     )
 
 
+def _training(document: Document) -> str:
+    text = (
+        "**Training steps.** Images per second (peak memory in GiB) of timm's ViT and of KATs of its size, with our "
+        "kernels or the published ones; 224 px, batch 128 or what the case says, fused AdamW, autocast to bf16 and "
+        "fp16, or float32 with TF32."
+    )
+    return "\n\n".join([text, _models(document["rows"], "case")])
+
+
+def _inference(document: Document) -> str:
+    text = "**Inference.** Images per second (peak memory in GiB), weights and images in bf16, 224 px."
+    return "\n\n".join([text, _models(document["rows"], "batch")])
+
+
+def _models(rows: Sequence[Row], key: str) -> str:
+    """A line per case, with our KAT's speed and memory over the ViT's."""
+    cases: dict[tuple[Any, str, str], dict[str, Row]] = {}
+    for row in rows:
+        cases.setdefault((row[key], row["size"], row["way"]), {})[row["contender"]] = row
+    names = [name for name in LABELS if any(name in found for found in cases.values())]
+    firsts, ways = [case[0] for case in cases], list(WAYS)
+    table = [
+        [
+            *map(str, case),
+            *(_speed(cases[case][name]) if name in cases[case] else "" for name in names),
+            *(_ratio(cases[case].get("ours", {}).get(ratio)) for ratio in ("over_vit", "peak_over_vit")),
+        ]
+        for case in sorted(cases, key=lambda case: (firsts.index(case[0]), SIZES.index(case[1]), ways.index(case[2])))
+    ]
+    return _markdown([key, "size", "way", *(LABELS[name] for name in names), "ours / ViT", "memory, ours / ViT"], table)
+
+
+def _ratio(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def _speed(row: Row) -> str:
+    memory = "" if row["peak_gib"] is None else f" ({row['peak_gib']:.2f})"
+    return f"{row['images_per_s']:,.0f}{memory}"
+
+
+def _loading(document: Document) -> str:
+    rates: dict[str, dict[int, Row]] = {}
+    for row in document["rows"]:
+        rates.setdefault(f"{row['images']}, {row['pixels']} px", {})[row["workers"]] = row
+    workers = sorted({row["workers"] for row in document["rows"]})
+    table = [
+        [images, *(_delivered(found[count]) if count in found else "" for count in workers)]
+        for images, found in rates.items()
+    ]
+    return "\n\n".join(
+        [
+            "**Loading.** Images per second of the training loader alone, with the recipes' augmentation, by number of "
+            "workers, and the share of what a training step of a compiled KAT-Tiny takes.",
+            _markdown(["", *(f"{count} worker{'s' * (count > 1)}" for count in workers)], table),
+        ]
+    )
+
+
+def _delivered(row: Row) -> str:
+    share = "" if row["over_step"] is None else f" ({row['over_step']:.0%})"
+    return f"{row['images_per_s']:,.0f}{share}"
+
+
 SECTIONS: dict[str, Callable[[Document], str]] = {
+    "training": _training,
+    "inference": _inference,
+    "loading": _loading,
     "kernels": _kernels,
     "rounding": _rounding,
     "host_time": _host_time,

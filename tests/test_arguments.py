@@ -119,6 +119,11 @@ def test_values():
     assert args.model_kwargs == {"m": 5, "act_init": "gelu", "init_values": 1e-4, "class_token": False}
 
 
+@pytest.mark.parametrize(("text", "value"), [("true", True), ("false", False), ("none", "none")])
+def test_words_for_truth(text, value):
+    assert parse("train", "data", "--model-kwargs", f"class_token={text}").model_kwargs == {"class_token": value}
+
+
 def test_parsing_twice_does_not_share_values():
     parse("train", "data", "--model-kwargs", "m=5")
     assert parse("train", "data").model_kwargs == {}
@@ -145,6 +150,7 @@ def test_help(command, capsys):
         (["data", "--img-size", "big"], ["--img-size", "'big'"]),
         (["data", "--scale", "0.5"], ["--scale", "2"]),
         (["data", "--amp-dtype", "float8"], ["--amp-dtype", "float8"]),
+        (["data", "--mean", "0.5,0.5,0.5"], ["--mean", "spaces between them, not '0.5,0.5,0.5'"]),
         (["data", "--mean", "0", "nan"], ["--mean", "finite, not nan"]),
         (["data", "--std", "inf"], ["--std", "more than 0, not inf"]),
         (["data", "--lr", "inf"], ["--lr", "more than 0, not inf"]),

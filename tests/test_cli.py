@@ -320,14 +320,27 @@ def test_truncated_checkpoint(refuse_to_read, reader, share, checkpoint, tmp_pat
 @pytest.mark.parametrize("reader", READERS)
 def test_checkpoint_of_another_model(refuse_to_read, reader, checkpoint):
     message = refuse_to_read(reader, checkpoint, "--model", "vit_tiny_patch16_224", *TINY)
-    assert "is of another model than VisionTransformer" in message
+    assert "is of another model than vit_tiny_patch16_224" in message
     assert "blocks.0.mlp.act1.denominator" in message
 
 
+@pytest.mark.parametrize(
+    "argv", [["train", "--initial-checkpoint"], ["train", "--pretrained-path"], ["validate", "--checkpoint"]]
+)
+def test_weights_of_another_size_are_told_as_they_are_in_the_file(refuse, images, tmp_path, argv):
+    wider = timm.create_model("kat_tiny_patch16_224", img_size=16, num_classes=2, **{**KWARGS, "embed_dim": 32})
+    torch.save(wider.state_dict(), tmp_path / "wider.pth")
+    command, flag = argv
+    message = refuse(command, images, *KAT, "-j", "0", "-b", "4", flag, tmp_path / "wider.pth")
+    assert "is of another model than kat_tiny_patch16_224 as asked for" in message
+    assert "pos_embed (1, 17, 32) for (1, 5, 16)" in message
+
+
 @pytest.mark.parametrize("reader", READERS)
-def test_text_file_for_a_checkpoint(refuse_to_read, reader, tmp_path):
+@pytest.mark.parametrize("text", ["Dear diary, today I trained a network.\n", "config: ''\ndata_dir: images\n"])
+def test_text_file_for_a_checkpoint(refuse_to_read, reader, text, tmp_path):
     path = tmp_path / "notes.pth"
-    path.write_text("Dear diary, today I trained a network.\n")
+    path.write_text(text)
     assert f"{path} is not a checkpoint" in refuse_to_read(reader, path)
 
 
@@ -479,8 +492,7 @@ def test_flops_of_what_cannot_be_made(refuse, argv, words):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--opt", "sgdd"], ["no optimiser 'sgdd'", "did you mean 'sgd'"]),
-        (["--sched", "cosin"], ["no schedule 'cosin'"]),
+        (["--opt-kwargs", "foo=3"], ["--opt sgd with --opt-kwargs foo=3: there is no argument foo"]),
         (["--epohcs", "3"], ["--epohcs", "did you mean --epochs"]),
         (["--modle=x"], ["--modle", "did you mean --model"]),
         (["-b", "13"], ["12 images", "batch of 13", "--batch-size"]),
@@ -508,8 +520,19 @@ def test_bad_flags(refuse, images, flags, words):
         assert some in message
 
 
-def test_unknown_schedule_says_what_there_is(refuse, images):
-    assert "try cosine" in refuse("train", images, *TRAIN, "--sched", "warp")
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--opt", "adamww"], "no optimiser 'adamww' for --opt: did you mean 'adamw'?"),
+        (["--opt", "lookahead_sgdd"], "no optimiser 'lookahead_sgdd' for --opt: did you mean 'sgd'?"),
+        (["--sched", "cosin"], "no schedule 'cosin' for --sched: did you mean 'cosine'?"),
+        (["--aa", "foo"], "no augmentation 'foo' for --aa: give rand, augmix,"),
+        (["--aa", "rand-m9-x3"], "no augmentation 'rand-m9-x3' for --aa: "),
+        (["--model", "kat_tinny"], "no model is registered as 'kat_tinny': did you mean 'kat_tiny_patch16_224'?"),
+    ],
+)
+def test_a_name_is_looked_up_before_the_data(refuse, flags, words):
+    assert words in refuse("train", "no such folder", *TRAIN, *flags)
 
 
 def test_missing_and_unknown_commands(refuse):

@@ -97,8 +97,9 @@ def test_there_is_a_recipe_for_every_published_model():
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-def test_recipes(recipe, command, torchrun):
+def test_recipes(recipe, command, torchrun, tmp_path):
     python, called = torchrun
+    (tmp_path / "vit.npz").touch()
     done = command("bash", recipe, "--epochs", 3, DATA_PATH="my data", VIT_WEIGHTS="vit.npz", PYTHON=str(python))
     assert done.returncode == 0, done.stderr
     words = called()
@@ -122,11 +123,20 @@ def test_recipes_say_what_they_need(recipe, command, torchrun):
 
 
 @pytest.mark.parametrize("recipe", [path for path in RECIPES if "vitft" in path.stem], ids=lambda path: path.stem)
-def test_recipes_from_a_vit_take_googles_by_default(recipe, command, torchrun):
+def test_recipes_from_a_vit_take_googles_by_default(recipe, command, torchrun, tmp_path):
     python, called = torchrun
+    done = command("bash", recipe, DATA_PATH="data", PYTHON=str(python))
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    missing = re.search(r"no file (\S+): set VIT_WEIGHTS to the weights of a ViT", done.stderr)[1]
+    path = tmp_path / missing
+    assert path.name.startswith(
+        {"tiny": "Ti_16-i21k", "small": "S_16-i21k", "base": "B_16-i21k"}[recipe.stem.split("_")[2]]
+    )
+    path.parent.mkdir()
+    path.touch()
     assert command("bash", recipe, DATA_PATH="data", PYTHON=str(python)).returncode == 0
-    name = Path(parse(called()[3:]).pretrained_path).name
-    assert name.startswith({"tiny": "Ti_16-i21k", "small": "S_16-i21k", "base": "B_16-i21k"}[recipe.stem.split("_")[2]])
+    assert parse(called()[3:]).pretrained_path == missing
 
 
 def test_train_and_validate_are_doors(command, images, tmp_path):

@@ -3,7 +3,7 @@ import sys
 import pytest
 from torch._utils import ExceptionWrapper
 
-from flashkat.errors import DivergedError, InputError, require
+from flashkat.errors import DivergedError, InputError, did_you_mean, explain, require
 
 
 def test_message_is_kept():
@@ -37,14 +37,37 @@ def test_message_that_only_resembles_a_loaders():
 
 
 def test_require():
-    require("torch", "timm", extra="training")
-    with pytest.raises(InputError, match=r"^no_such_module not installed: pip install 'flashkat\[training\]'$"):
-        require("torch", "no_such_module", extra="training")
-    with pytest.raises(InputError, match=r"^first_missing and second_missing not installed"):
-        require("first_missing", "torch", "second_missing", extra="training")
+    require("torch", "timm")
+    with pytest.raises(InputError, match=r"^no-such-module not installed: pip install no-such-module$"):
+        require("torch", "no_such_module")
+    with pytest.raises(InputError, match=r"^first and second not installed: pip install first second$"):
+        require("first", "torch", "second")
+
+
+def test_a_package_of_another_name_than_its_module(monkeypatch):
+    monkeypatch.setattr("flashkat.errors.is_installed", lambda module: False)
+    with pytest.raises(InputError, match=r"pip install scikit-learn$"):
+        require("sklearn")
 
 
 def test_require_does_not_import():
     sys.modules.pop("this", None)
-    require("this", extra="training")
+    require("this")
     assert "this" not in sys.modules
+
+
+def test_a_name_that_was_begun_goes_before_a_nearer_one():
+    assert did_you_mean("ada", ["adan_of_many", "adafactor", "da"], "nothing") == "did you mean 'adafactor'?"
+    assert did_you_mean("daa", ["adan_of_many", "da"], "nothing") == "did you mean 'da'?"
+    assert did_you_mean("", ["da"], "nothing") == did_you_mean("zz", ["da"], "nothing") == "nothing"
+
+
+def test_an_argument_that_is_not_there_is_explained_without_names_of_code():
+    with pytest.raises(InputError, match=r"^cannot go: there is no argument speed\b") as caught, explain("cannot go"):
+        InputError("", speed=3)
+    assert "__init__" not in str(caught.value)
+
+
+def test_an_error_of_the_system_is_explained_without_its_number(tmp_path):
+    with pytest.raises(InputError, match=r"^cannot read it: No such file or directory$"), explain("cannot read it"):
+        (tmp_path / "nothing").read_text()

@@ -467,3 +467,10 @@ def test_model_in_a_folder(validate, images, trained, tmp_path):
     expected, _ = validate(images, "--checkpoint", trained / "last.pth.tar")
     result, _ = validate(images, "--model", f"local-dir:{tmp_path}")
     assert {**result, "model": MODEL} == expected
+
+
+def test_an_image_size_for_a_model_that_takes_any(validate, images, tmp_path):
+    torch.save(timm.create_model("test_resnet", num_classes=3).state_dict(), tmp_path / "resnet.pth")
+    flags = ["--model", "test_resnet", "--num-classes", 3, "--img-size", 32]
+    result, _ = validate(images, *flags, "--checkpoint", tmp_path / "resnet.pth")
+    assert result["img_size"] == 32

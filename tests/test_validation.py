@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from huggingface_hub.utils import LocalEntryNotFoundError
 from PIL import Image
 
 from flashkat import validation
@@ -72,6 +73,26 @@ def test_a_folder_of_checkpoints(validate, tmp_path):
         rows = list(csv.DictReader(file))
     assert [row["checkpoint"] for row in rows] == [result["checkpoint"] for result in results]
     assert float(rows[0]["top1"]) == results[0]["top1"] == 20
+
+
+def test_a_list_ends_where_the_hub_cannot_be_reached(validate, monkeypatch):
+    asked = []
+
+    def fail(name, **kwargs):
+        asked.append(name)
+        raise LocalEntryNotFoundError("look at your cable")
+
+    monkeypatch.setattr(timm, "create_model", fail)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    err = validate("--model", "kat_tiny*", status=2)
+    assert len(asked) == 1
+    assert err.count("\n") == 1
+    assert "the Hugging Face Hub cannot be reached" in err
+
+
+def test_weights_for_a_list_of_models(validate, tmp_path):
+    path = weights(tmp_path / "weights.pth")
+    assert f"--model {path} is no text with a name a line" in validate("--model", path, status=2)
 
 
 @pytest.mark.parametrize("by", ["pattern", "file"])

@@ -21,7 +21,7 @@ from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_
 from torch import Tensor, nn
 
 from .errors import InputError, check_writable, explain
-from .names import compare, describe, from_google, rational_names, rename_rationals
+from .names import compare, describe, from_google, model_name, rational_names, rename_rationals
 
 if TYPE_CHECKING:
     import numpy as np
@@ -95,7 +95,9 @@ def _needs_code(path: Path, error: Exception) -> bool:
     try:
         return bool(torch.serialization.get_unsafe_globals_in_checkpoint(path))
     except Exception:  # only the zip format can be asked; for older ones torch's words have to do
-        return "global" in str(error).lower()
+        with path.open("rb") as file:
+            is_pickle = file.read(1) == pickle.PROTO  # a text may begin like a pickle without it
+        return is_pickle and "global" in str(error).lower()
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
@@ -182,7 +184,7 @@ def fit(model: nn.Module, state: dict[str, Tensor], name: str) -> dict[str, Tens
     state = rename_rationals(state, model.state_dict().keys())
     if not isinstance(model, VisionTransformer):
         return state
-    with explain(f"cannot fit {name} to {type(model).__name__}"):
+    with explain(f"cannot fit {name} to {model_name(model)}"):
         return checkpoint_filter_fn(state, model)
 
 
@@ -202,15 +204,21 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], name: str, *, parti
         InputError: the weights are of another model; says what is missing, unexpected or of another shape. Where
             ``partial``: nothing fits at all.
     """
+    return _load(model, fit(model, state, name), name, read=state, partial=partial)
+
+
+def _load(
+    model: nn.Module, state: dict[str, Tensor], name: str, *, read: dict[str, Tensor], partial: bool = False
+) -> str:
+    """``load_weights`` of what fits as far as it can, told apart by the shapes that it was read in."""
     own = model.state_dict()
-    state = fit(model, state, name)
-    found = describe(compare(own, state))
+    found = describe(compare(own, state, rename_rationals(read, own.keys())))
     if not found:
         model.load_state_dict(state)
         return ""
     fitting = {key: value for key, value in state.items() if key in own and value.shape == own[key].shape}
     if not partial or not fitting:
-        raise InputError(f"{name} is of another model than {type(model).__name__} as asked for: {found}")
+        raise InputError(f"{name} is of another model than {model_name(model)} as asked for: {found}")
     model.load_state_dict({**own, **fitting})
     return found
 
@@ -236,7 +244,8 @@ def start_from(
     Raises:
         InputError: the file cannot be read, or is of another model but for what is said above.
     """
-    state = fit(model, weights(read(path), use_ema), str(path))
+    as_read = weights(read(path), use_ema)
+    state = fit(model, as_read, str(path))
     own, notes = model.state_dict(), []
     rationals = rational_names(own)
     if rationals and not rational_names(state):
@@ -258,7 +267,7 @@ def start_from(
             with explain(f"cannot adapt {path} to {channels} channels"):
                 state[first] = adapt_input_conv(channels, state[first])
 
-    left = load_weights(model, state, str(path), partial=partial)
+    left = _load(model, state, str(path), read=as_read, partial=partial)
     return notes + ([f"{path} fits in part: {left}"] if left else [])
 
 

@@ -14,7 +14,14 @@ from typing import Any
 
 import torch
 from PIL import Image
-from timm.data import AugMixDataset, ImageDataset, IterableImageDataset, create_dataset, create_loader
+from timm.data import (
+    AugMixDataset,
+    ImageDataset,
+    IterableImageDataset,
+    create_dataset,
+    create_loader,
+    create_transform,
+)
 from torch import Tensor
 
 from . import distributed
@@ -24,6 +31,7 @@ from .sampling import evaluation_order, training_order
 __all__ = [
     "Batches",
     "FakeImages",
+    "check_augmentation",
     "check_same_classes",
     "evaluation_loader",
     "open_dataset",
@@ -270,6 +278,17 @@ def _split_folder(root: Path, split: str) -> Path:
     if synonyms == _SPLIT_FOLDERS["val"] and not any((root / name).is_dir() for name in others):
         return root
     raise InputError(f"{root} has no folder named {' or '.join(dict.fromkeys((split, *synonyms)))}")
+
+
+def check_augmentation(policy: str | None) -> None:
+    """Raise InputError unless timm can make the augmentation that ``--aa`` names."""
+    try:
+        create_transform(32, is_training=True, auto_augment=policy)
+    except Exception as error:  # of timm's own code, for readers of that
+        raise InputError(
+            f"no augmentation {policy!r} for --aa: give rand, augmix, original, originalr, v0, v0r or 3a, "
+            "with options such as in rand-m9-mstd0.5-inc1 or augmix-m3-w3"
+        ) from error
 
 
 def check_same_classes(train: Any, val: Any) -> None:

@@ -1,10 +1,12 @@
 """The errors that the command line reports in one line, without a traceback."""
 
 import contextlib
+import difflib
 import importlib.util
 import os
+import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -14,7 +16,9 @@ import torch.distributed as dist
 __all__ = [
     "DivergedError",
     "InputError",
+    "UnreachableError",
     "check_writable",
+    "did_you_mean",
     "explain",
     "is_installed",
     "launched_processes",
@@ -22,6 +26,12 @@ __all__ = [
     "require_package",
     "show_once",
 ]
+
+# What modules are called in the package registry, where that is another name.
+_PACKAGES = {"sklearn": "scikit-learn"}
+
+# How Python refuses an argument; what follows may suggest another.
+_NO_SUCH_ARGUMENT = re.compile(r"^\S+\(\) got an unexpected keyword argument '(\w+)'")
 
 # Whoever cannot reach the other processes in this time reports for itself.
 _PATIENCE = timedelta(seconds=10)
@@ -37,6 +47,10 @@ class InputError(ValueError):
         super().__init__(message)
 
 
+class UnreachableError(InputError):
+    """Weights that cannot be downloaded, nor could any others now; the message says what to do without."""
+
+
 class DivergedError(RuntimeError):
     """Training cannot go on, the loss is no longer a number; the message says when, and what usually helps."""
 
@@ -49,8 +63,17 @@ def explain(what: str, hint: str = "") -> Iterator[None]:
     except (InputError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        reason = str(error).strip().split("\n")[0] or "no reason given"
+        said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        reason = said.strip().split("\n")[0] or "no reason given"
+        reason = _NO_SUCH_ARGUMENT.sub(r"there is no argument \1", reason)
         raise InputError(f"{what}: {reason}{hint}") from error
+
+
+def did_you_mean(name: str, known: Collection[str], otherwise: str, likeness: float = 0.6) -> str:
+    """A question with the name that was begun, or else the nearest; or what to say where none is as near as that."""
+    longer = [other for other in known if name and other.startswith(name)]
+    nearest = sorted(longer, key=len) or difflib.get_close_matches(name, known, n=1, cutoff=likeness)
+    return f"did you mean {nearest[0]!r}?" if nearest else otherwise
 
 
 def check_writable(path: Path) -> None:
@@ -71,14 +94,19 @@ def is_installed(module: str) -> bool:
 def require_package(module: str, flag: str) -> None:
     """Raise InputError unless the module that a flag needs is installed."""
     if not is_installed(module):
-        raise InputError(f"{flag} needs a package that is not installed: pip install {module.replace('_', '-')}")
+        raise InputError(f"{flag} needs a package that is not installed: pip install {_package(module)}")
 
 
-def require(*modules: str, extra: str) -> None:
-    """Raise InputError unless the modules of an optional dependency group are installed."""
-    missing = [module for module in modules if not is_installed(module)]
+def require(*modules: str) -> None:
+    """Raise InputError unless the modules are installed."""
+    missing = [_package(module) for module in modules if not is_installed(module)]
     if missing:
-        raise InputError(f"{' and '.join(missing)} not installed: pip install 'flashkat[{extra}]'")
+        raise InputError(f"{' and '.join(missing)} not installed: pip install {' '.join(missing)}")
+
+
+def _package(module: str) -> str:
+    """The package to install for a module: by its own name, which works for a checkout as for what pip installed."""
+    return _PACKAGES.get(module, module.replace("_", "-"))
 
 
 def launched_processes() -> int:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from timm.data import resolve_data_config
+from timm.models import get_pretrained_cfg
 from timm.utils import AverageMeter, accuracy
 from torch import Tensor, nn
 
@@ -148,8 +149,10 @@ def evaluate(
 def model_arguments(args: Namespace) -> dict[str, Any]:
     """What the flags of every command say about a model, for :func:`flashkat.models.create_model`."""
     size = args.input_size[1:] if args.input_size else None
+    configuration = get_pretrained_cfg(args.model)
+    has_size = configuration is None or configuration.fixed_input_size  # others, such as ResNets, take any
     return {
-        "img_size": (size[0] if size[0] == size[1] else tuple(size)) if size else args.img_size,
+        "img_size": ((size[0] if size[0] == size[1] else tuple(size)) if size else args.img_size) if has_size else None,
         "in_chans": args.input_size[0] if args.input_size else args.in_chans,
         "num_classes": args.num_classes,
         "global_pool": args.gp,

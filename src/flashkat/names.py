@@ -33,7 +33,17 @@ from .errors import InputError, explain
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["FORMATS", "compare", "describe", "export", "from_google", "rational_names", "rename_rationals", "renamings"]
+__all__ = [
+    "FORMATS",
+    "compare",
+    "describe",
+    "export",
+    "from_google",
+    "model_name",
+    "rational_names",
+    "rename_rationals",
+    "renamings",
+]
 
 FORMATS: dict[str, tuple[str, str]] = {
     "timm": ("numerator", "denominator"),
@@ -129,17 +139,27 @@ def _coefficients(names: Iterable[str], format: str) -> dict[str, int]:
 # --- differences ------------------------------------------------------------------------------------------------------
 
 
-def compare(own: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str, list[str]]:
+def model_name(model: Any) -> str:
+    """What to call a model: as timm's registry does, or else as its class."""
+    configuration = getattr(model, "pretrained_cfg", None) or {}
+    return configuration.get("architecture") or type(model).__name__
+
+
+def compare(
+    own: Mapping[str, Any], state: Mapping[str, Any], read: Mapping[str, Any] | None = None
+) -> dict[str, list[str]]:
     """What a state_dict lacks, has beside, and has in another shape, than a model's own.
 
-    Values may be None where shapes do not matter. Each list holds names; those of another shape say both shapes.
+    Values may be None where shapes do not matter. Each list holds names; those of another shape say both shapes, where
+    ``read`` is given the one in that, from before the state_dict was made to fit.
     """
+    shown = {**state, **(read or {})}
     shared = [key for key in own if key in state]
     return {
         "missing": sorted(own.keys() - state.keys()),
         "unexpected": sorted(state.keys() - own.keys()),
         "of another shape": [
-            f"{key} {tuple(state[key].shape)} for {tuple(own[key].shape)}"
+            f"{key} {tuple(shown[key].shape)} for {tuple(own[key].shape)}"
             for key in shared
             if own[key] is not None and state[key].shape != own[key].shape
         ],

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from . import distributed
 from .data import evaluation_loader, open_dataset
-from .errors import InputError, check_writable, explain, require
+from .errors import InputError, UnreachableError, check_writable, explain, require
 from .evaluation import Meters, autocast, data_config, evaluate, model_from_checkpoint, with_views
 from .runtime import compile_in_place, place, prepare_process
 
@@ -38,7 +38,7 @@ def run_validation(args: Namespace, say: Say) -> dict[str, Any] | list[dict[str,
     """
     prepare_process(args)
     if args.metrics_avg:
-        require("sklearn", extra="training")
+        require("sklearn")
     random_seed(args.seed)
     with distributed.joined(args.device) as device:
         _check_processes(args)
@@ -80,7 +80,12 @@ def _jobs(args: Namespace) -> list[dict[str, str]] | None:
     if not args.model or timm.is_model(args.model):
         return None
     if Path(args.model).is_file():
-        names = [line.strip() for line in Path(args.model).read_text().splitlines()]
+        try:
+            names = [line.strip() for line in Path(args.model).read_text().splitlines()]
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"--model {args.model} is no text with a name a line: weights go with --checkpoint"
+            ) from error
         names = [name for name in names if name and not name.startswith("#")]
     elif args.model == "all" or any(sign in args.model for sign in "*?["):
         names = timm.list_models(_ALL if args.model == "all" else args.model, pretrained=not args.checkpoint)
@@ -97,6 +102,8 @@ def _validate_all(args: Namespace, device: torch.device, jobs: list[dict[str, st
     for job in jobs:
         try:
             result = _validate_with_retries(Namespace(**{**vars(args), **job}), device, say)
+        except UnreachableError:
+            raise  # every other download would be tried as long, in vain
         except InputError as error:
             errors.append(error)
             say(f"{job.get('checkpoint') or job['model']} is left out: {error}")

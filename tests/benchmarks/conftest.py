@@ -1,5 +1,7 @@
 """Results as the benchmarks write them, with made-up numbers."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -37,7 +39,24 @@ def _trained(name, top1, speed):
     }  # fmt: skip
 
 
+def _model_rows(**case):
+    for size, way in itertools.product(("tiny", "small"), ("eager", "compiled")):
+        for name, rate in (("ours", 5950.0), ("vit", 5000.0), ("kat", 83.0)):
+            if (size, way, name) != ("small", "eager", "kat"):
+                ratios = {"over_vit": rate / 5000, "peak_over_vit": 1.0}
+                numbers = {"contender": name, "images_per_s": rate, "peak_gib": 2.345, **ratios}
+                yield {**case, "size": size, "way": way, **numbers}
+
+
+def _loading_row(workers):
+    speeds = {"images_per_s": 250.0 * workers, "step_images_per_s": 2000.0, "over_step": workers / 8}
+    return {"images": "photographs", "pixels": 224, "workers": workers, **speeds}
+
+
 DOCUMENTS = {
+    "training": ({}, list(_model_rows(case="bf16", batch=128)), [common.target("speed", 1.19, 1.0, at_least=True)]),
+    "inference": ({}, [*_model_rows(batch=256), *_model_rows(batch=1)], []),
+    "loading": ({}, [_loading_row(workers) for workers in (1, 2, 16)], []),
     "kernels": (
         {}, list(_kernel_rows()), [common.target("forward", 1.04, 1.05), common.target("backward", 1.234, 1.08)]
     ),

@@ -21,10 +21,48 @@ def test_contenders_take_turns():
     assert found["b"] == {"median_us": 50.0, "min_us": 30.0, "max_us": 70.0}
 
 
+def test_slow_contenders_sit_out_the_last_rounds():
+    calls = []
+
+    def measure(call):
+        call()
+        return calls[-1]
+
+    contenders = {"fast": lambda: calls.append(1.0), "slow": lambda: calls.append(4.0)}
+    found = common.alternate(contenders, measure, 4, patience_us=7.0)
+    assert calls == [1.0, 4.0] * 3 + [1.0] * 2
+    assert found["slow"]["median_us"] == 4.0
+
+
 def test_host_timer_counts_only_the_measured_calls(monkeypatch):
     clock = iter([0.0, 9.0] + [time for start in range(10) for time in (start, start + 2e-6)])
     monkeypatch.setattr(common.time, "perf_counter", lambda: next(clock))
     assert common.HostTimer(10)(lambda: None) == pytest.approx(2.0, rel=1e-3)
+
+
+def test_step_timer_gives_the_mean_of_as_many_calls_as_fit(monkeypatch):
+    now, calls = [0.0], []
+
+    def call(seconds):
+        now[0] += seconds
+        calls.append(seconds)
+
+    monkeypatch.setattr(common.time, "perf_counter", lambda: now[0])
+    timer = common.StepTimer(budget_s=1.0, most=5)
+    assert timer(lambda: call(0.25)) == pytest.approx(0.25e6)
+    assert len(calls) == 1 + 4
+    assert timer(lambda: call(0.1)) == pytest.approx(0.1e6)
+    assert len(calls) == 5 + 1 + 5
+    assert timer(lambda: call(8.0)) == pytest.approx(8e6)  # longer than the budget: measured once
+    assert len(calls) == 11 + 1
+
+
+def test_parts_of_a_benchmark_are_picked_by_flags(capsys):
+    assert common.arguments("b", "", [], sizes=("tiny", "base")).sizes == ["tiny", "base"]
+    assert common.arguments("b", "", ["--sizes", "base"], sizes=("tiny", "base")).sizes == ["base"]
+    with pytest.raises(SystemExit):
+        common.arguments("b", "", ["--sizes", "huge"], sizes=("tiny", "base"))
+    assert "invalid choice: 'huge'" in capsys.readouterr().err
 
 
 @pytest.mark.gpu
@@ -69,7 +107,7 @@ def test_results_read_back(tmp_path, capsys):
     assert "0 of 1 targets met" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["kernels", "rounding", "host_time", "scaling"])
+@pytest.mark.parametrize("name", ["kernels", "rounding", "host_time", "scaling", "training", "inference"])
 def test_without_a_gpu_one_line_says_so(name, monkeypatch, tmp_path):
     pytest.importorskip("triton")
     import importlib

@@ -31,6 +31,37 @@ def test_the_other_results(results):
     assert "| ViT | 5,363,674 | 2 | 90.50% | 91.00% |  |  |  | 1.23 GiB |" in text
 
 
+def test_models_and_loading(results):
+    text = tables.render(results)
+    assert "| case | size | way | ours | KAT's kernel | ViT | ours / ViT | memory, ours / ViT |" in text
+    assert "| bf16 | tiny | compiled | 5,950 (2.35) | 83 (2.35) | 5,000 (2.35) | 1.19 | 1.00 |" in text
+    assert "| bf16 | small | eager | 5,950 (2.35) |  | 5,000 (2.35) | 1.19 | 1.00 |" in text
+    assert "| 256 | tiny | eager | 5,950 (2.35) |" in text
+    assert "|  | 1 worker | 2 workers | 16 workers |" in text
+    assert "| photographs, 224 px | 250 (12%) | 500 (25%) | 4,000 (200%) |" in text
+
+
+def _change(path, change):
+    document = json.loads(path.read_text())
+    document["rows"] = change(document["rows"])
+    path.write_text(json.dumps(document))
+
+
+def test_models_are_in_order_however_they_were_measured(results):
+    before = tables.render(results)
+    _change(results / "training.json", lambda rows: rows[::-1])
+    assert tables.render(results) == before
+
+
+def test_what_has_nothing_to_compare_with_has_no_ratio(results):
+    alone = {"over_vit": None, "peak_over_vit": None, "peak_gib": None}
+    _change(results / "training.json", lambda rows: [row | alone for row in rows if row["contender"] == "ours"])
+    _change(results / "loading.json", lambda rows: [row | {"over_step": None} for row in rows])
+    text = tables.render(results)
+    assert "| bf16 | tiny | compiled | 5,950 |  |  |" in text
+    assert "| photographs, 224 px | 250 | 500 | 4,000 |" in text
+
+
 def test_wrong_sizes_are_named(results):
     path = results / "scaling.json"
     document = json.loads(path.read_text())

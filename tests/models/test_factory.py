@@ -3,8 +3,9 @@
 import pytest
 import timm
 import torch
+from huggingface_hub.utils import LocalEntryNotFoundError
 
-from flashkat.errors import InputError
+from flashkat.errors import InputError, UnreachableError
 from flashkat.models import KolmogorovArnoldTransformer, create_model
 
 QUICK = {"img_size": 32, "depth": 1, "weight_init": "skip"}
@@ -67,6 +68,10 @@ def test_false_and_zero_are_not_none():
         ("kat_tiny_patch16", "kat_tiny_patch16_224"),
         ("flashkat_small_patch16_224", "flash_kat_small_patch16_224"),
         ("kat_base_gelu_patch16_244", "kat_base_gelu_patch16_224"),
+        # timm's coat_tiny and catavgmax are nearer, by letters.
+        ("kat_tinny", "kat_tiny_patch16_224"),
+        ("KAT_Small", "kat_small_patch16_224"),
+        ("flash-kat-base", "flash_kat_base_patch16_224"),
         ("resnet5O", "resnet50"),
     ],
 )
@@ -97,7 +102,15 @@ def test_groups_that_do_not_divide_the_channels_are_named_with_them():
         ({"m": 1}, ("m=1", "m >= 2")),
         ({"n": -1}, ("n=-1",)),
         ({"act_init": "swoosh"}, ("'swoosh'", "swish", "gelu")),
-        ({"bogus": 3}, ("bogus",)),
+        ({"bogus": 3}, ("--model-kwargs bogus=3", "kat_tiny_patch16_224 takes no bogus")),
+        ({"den_group": 3}, ("takes no den_group", "are den_groups, num_groups")),
+        ({"depth": "two"}, ("--model-kwargs depth=two", "a whole number, as in depth=12")),
+        ({"depth": 2.5}, ("--model-kwargs depth=2.5", "a whole number")),
+        ({"m": "six"}, ("--model-kwargs m=six", "a whole number, as in m=6")),
+        ({"proj_drop_rate": "much"}, ("--model-kwargs proj_drop_rate=much", "a number, as in proj_drop_rate=0.0")),
+        ({"img_size": 33, "patch_size": 8}, ("--img-size 33", "patches of 8 pixels", "give 32 or 40,")),
+        ({"img_size": (64, 30)}, ("--input-size with a side of 30 ", "patches of 16 pixels", "give 16 or 32,")),
+        ({"img_size": 3}, ("--img-size 3 ", "give 16,", "dynamic_img_pad=True")),
         ({"num_heads": 5}, ("num_heads=5", "divisible")),
         ({"class_token": False}, ("class_token=False",)),  # not every timm says why
         ({"global_pool": "most"}, ("global_pool=most",)),
@@ -151,3 +164,28 @@ def test_what_is_not_the_users_mistake_is_left_alone(error, monkeypatch):
     monkeypatch.setattr(timm, "create_model", fail)
     with pytest.raises(type(error)):
         create_model("kat_tiny_patch16_224")
+
+
+def test_an_unknown_argument_of_timms_own_models():
+    assert "--model-kwargs widht=3: test_resnet takes no widht" in message(
+        "test_resnet", img_size=None, depth=None, weight_init=None, widht=3
+    )
+
+
+def test_an_image_size_that_is_padded():
+    model = create_model(
+        "kat_tiny_patch16_224", **QUICK | {"img_size": 33}, dynamic_img_size=True, dynamic_img_pad=True
+    )
+    assert model(torch.zeros(1, 3, 33, 33)).shape == (1, 1000)
+
+
+@pytest.mark.parametrize(("offline", "words"), [(False, "cannot be reached"), (True, "was not downloaded before")])
+def test_a_hub_that_cannot_be_reached(offline, words, monkeypatch):
+    def fail(*args, **kwargs):
+        raise LocalEntryNotFoundError("look at your cable")
+
+    monkeypatch.setattr(timm, "create_model", fail)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
+    with pytest.raises(InputError, match=words) as caught:
+        create_model("kat_tiny_patch16_224", pretrained=True)
+    assert isinstance(caught.value, UnreachableError) != offline

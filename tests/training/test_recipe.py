@@ -12,7 +12,15 @@ from timm.loss import SoftTargetCrossEntropy
 
 from flashkat.errors import InputError
 from flashkat.training.optimizer import create_optimizer
-from flashkat.training.recipe import average_notes, build_loss, build_mixup, build_model, build_schedule, scaled_lr
+from flashkat.training.recipe import (
+    average_notes,
+    build_loss,
+    build_mixup,
+    build_model,
+    build_schedule,
+    check_schedule_name,
+    scaled_lr,
+)
 from flashkat.training.state import TrainingState
 
 TINY = ["--img-size", 8, "--model-kwargs", "patch_size=4", "embed_dim=16", "depth=2", "num_heads=2"]
@@ -251,12 +259,32 @@ def test_noise(args):
     [
         (["--sched", "plateau", "--sched-on-updates"], "leave out --sched-on-updates"),
         (["--lr-noise", 0.1, 0.2, 0.3], "not 3 numbers"),
-        (["--sched", "warp"], "no schedule 'warp'"),
+        (["--sched", "wsd", "--decay-epochs", 500], "cannot make --sched wsd: "),
     ],
 )
 def test_schedules_that_cannot_be(args, flags, words):
     with pytest.raises(InputError, match=words):
         rates(args(*BASE, *flags))
+
+
+@pytest.mark.parametrize("name", ["cosine", "tanh", "step", "multistep", "plateau", "poly", "none"])
+def test_names_of_schedules(name):
+    check_schedule_name(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("cosin", "did you mean 'cosine'"), ("Step", "did you mean 'step'"), ("warp", "try cosine, tanh")],
+)
+def test_a_schedule_that_is_not_there(name, hint):
+    with pytest.raises(InputError, match=f"^no schedule '{name}' for --sched: {hint}"):
+        check_schedule_name(name)
+
+
+def test_a_schedule_that_older_timm_does_not_know(monkeypatch):
+    monkeypatch.setattr("flashkat.training.recipe.create_scheduler_v2", lambda optimizer, sched: (None, 300))
+    with pytest.raises(InputError, match="no schedule 'warp'"):
+        check_schedule_name("warp")
 
 
 # --- mixing and losses ------------------------------------------------------------------------------------------------

@@ -28,6 +28,10 @@ __all__ = [
 ]
 
 
+# As shells and YAML write them; the word "false" would count as true.
+_BOOLEANS = {"true": "True", "false": "False"}
+
+
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are one line, and that takes no abbreviations.
 
@@ -154,7 +158,7 @@ class KeyValues(argparse.Action):
             if not equals:
                 raise argparse.ArgumentError(self, f"takes KEY=VALUE, not {value!r}")
             try:
-                pairs[key] = ast.literal_eval(text)
+                pairs[key] = ast.literal_eval(_BOOLEANS.get(text, text))
             except (ValueError, SyntaxError):
                 pairs[key] = text
         try:
@@ -182,6 +186,8 @@ def number(kind: type, low: float, high: float = math.inf, above: bool = False) 
     """A converter for argparse: an int or a float from ``low``, or above it, to ``high``."""
 
     def convert(text: str) -> float:
+        if "," in text:
+            raise argparse.ArgumentTypeError(f"takes numbers with spaces between them, not {text!r}")
         value = kind(text)
         if not (low <= value <= high and math.isfinite(value)) or (above and value == low):
             least = f"more than {low:g}" if above else f"at least {low:g}"

@@ -15,7 +15,7 @@ from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_
 from torch import Tensor
 
 from ..errors import InputError
-from ..names import compare, describe, rational_names, rename_rationals
+from ..names import compare, describe, model_name, rational_names, rename_rationals
 from ..nn import GRKAN
 from .initialisation import kan_mimetic_, variance_preserving_
 
@@ -154,7 +154,7 @@ def checkpoint_filter(state: dict[str, Any], model: VisionTransformer) -> dict[s
 
     found = describe(compare(without_head(own), without_head(state)))
     if found:
-        raise InputError(f"the weights are of another model than {type(model).__name__} as asked for: {found}")
+        raise InputError(f"the weights are of another model than {model_name(model)} as asked for: {found}")
     return state
 
 

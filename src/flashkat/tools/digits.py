@@ -24,7 +24,7 @@ def write_digits(folder: str | Path) -> dict[str, int]:
     Raises:
         InputError: the folder holds something already or cannot be written; nothing is left half-written.
     """
-    require("sklearn", extra="training")
+    require("sklearn")
     folder = Path(folder).resolve()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} is there already and not empty: choose another folder or remove it")

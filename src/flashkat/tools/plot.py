@@ -38,7 +38,7 @@ def plot(args: Namespace) -> Path:
     Raises:
         InputError: a checkpoint or data that do not work, a model without rationals, or an unknown picture format.
     """
-    require("matplotlib", extra="training")
+    require("matplotlib")
     output = Path(args.output or Path(args.checkpoint).with_name("rationals.png"))
     if not Path(args.checkpoint).exists():
         raise InputError(f"no checkpoint at {args.checkpoint}")

@@ -4,7 +4,7 @@ from argparse import Namespace
 from collections.abc import Callable
 from typing import Any
 
-from ..errors import InputError, explain, is_installed
+from ..errors import InputError, explain, require_package
 
 __all__ = ["check_wandb", "open_wandb"]
 
@@ -15,11 +15,7 @@ def check_wandb(args: Namespace) -> None:
         if args.wandb_project or args.wandb_tags or args.wandb_resume_id:
             raise InputError("--wandb-project, --wandb-tags and --wandb-resume-id need --log-wandb")
         return
-    if not is_installed("wandb"):
-        raise InputError(
-            "--log-wandb needs a package that is not installed: pip install 'flashkat[wandb]' "
-            "(without an account, WANDB_MODE=offline logs to files)"
-        )
+    require_package("wandb", "--log-wandb")
 
 
 def open_wandb(args: Namespace, name: str) -> Callable[[dict[str, Any]], None]:

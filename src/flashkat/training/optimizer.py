@@ -1,6 +1,5 @@
 """The optimiser: timm's, with parameter groups of their own for the coefficients of the rationals where asked for."""
 
-import difflib
 from argparse import Namespace
 from fnmatch import fnmatch
 from typing import Any
@@ -15,27 +14,31 @@ from timm.optim import (
 )
 from torch import nn
 
-from ..errors import InputError, explain
+from ..errors import InputError, did_you_mean, explain
 from ..nn import GroupRational
 
-__all__ = ["create_optimizer", "parameter_groups"]
+__all__ = ["check_optimizer_name", "create_optimizer", "parameter_groups"]
+
+
+def check_optimizer_name(opt: str) -> None:
+    """Raise InputError, with the nearest name, unless timm has an optimiser of this one."""
+    name, known = opt.lower().removeprefix("lookahead_"), list_optimizers()
+    if name not in known:
+        hint = did_you_mean(name, known, otherwise="timm.optim.list_optimizers() has them all")
+        raise InputError(f"no optimiser {opt!r} for --opt: {hint}")
 
 
 def create_optimizer(model: nn.Module, args: Namespace) -> torch.optim.Optimizer:
     """The optimiser ``args`` name; without flags for the rationals exactly as timm makes it.
 
     Raises:
-        InputError: there is none of that name, or it does not take what it was given.
+        InputError: it does not take what it was given.
     """
-    name = args.opt.lower().removeprefix("lookahead_")
-    if name not in list_optimizers():
-        nearest = difflib.get_close_matches(name, list_optimizers(), n=1)
-        hint = f"did you mean {nearest[0]!r}?" if nearest else "timm.optim.list_optimizers() has them all"
-        raise InputError(f"no optimiser {args.opt!r}: {hint}")
     options = {**optimizer_kwargs(args), **args.opt_kwargs}
     if args.rational_lr_scale != 1 or args.rational_weight_decay is not None:
         options["param_group_fn"] = lambda model: parameter_groups(model, args)
-    with explain(f"cannot make the optimiser {args.opt}"):
+    given = "".join(f" {key}={value}" for key, value in args.opt_kwargs.items())
+    with explain(f"cannot make --opt {args.opt}{f' with --opt-kwargs{given}' if given else ''}"):
         return create_optimizer_v2(model, **options)
 
 

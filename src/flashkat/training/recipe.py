@@ -14,14 +14,25 @@ from timm.scheduler.scheduler_factory import scheduler_kwargs
 from torch import Tensor, nn
 
 from .. import checkpoints
-from ..errors import InputError, explain
+from ..errors import InputError, did_you_mean, explain
 from ..evaluation import model_arguments
 from ..models import create_model
 
-__all__ = ["average_notes", "build_loss", "build_mixup", "build_model", "build_schedule", "scaled_lr"]
+__all__ = [
+    "average_notes",
+    "build_loss",
+    "build_mixup",
+    "build_model",
+    "build_schedule",
+    "check_schedule_name",
+    "scaled_lr",
+]
 
 # timm scales the learning rate with the square root of the batch for these, linearly for the others.
 _ADAPTIVE = ("ada", "lamb")
+
+# To suggest; what there is timm knows, some versions more than others.
+_SCHEDULES = ("cosine", "tanh", "step", "multistep", "plateau", "poly", "none")
 
 # What the weights at the start may have of the average in the end.
 _WORTH_A_HINT = 0.01
@@ -80,13 +91,27 @@ def scaled_lr(args: Namespace, processes: int) -> float:
     return args.lr_base * (math.sqrt(ratio) if scale == "sqrt" else ratio)
 
 
+def check_schedule_name(sched: str) -> None:
+    """Raise InputError, with the nearest name, unless timm has a schedule of this one."""
+    if sched == "none":
+        return
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    try:
+        known = create_scheduler_v2(optimizer, sched=sched)[0] is not None  # None is how older timm answers
+    except ValueError:
+        known = False
+    if not known:
+        hint = did_you_mean(sched.lower(), _SCHEDULES, otherwise=f"try {', '.join(_SCHEDULES)}")
+        raise InputError(f"no schedule {sched!r} for --sched: {hint}")
+
+
 def build_schedule(
     optimizer: torch.optim.Optimizer, args: Namespace, updates_per_epoch: int
 ) -> tuple[Scheduler | None, int]:
     """The schedule, and how many epochs it goes: cycles and cooldown are more.
 
     Raises:
-        InputError: there is no such schedule, or it does not take its arguments.
+        InputError: it does not take its arguments.
     """
     options = scheduler_kwargs(args)
     if options["decay_epochs"] is None:  # timm's own, which differs between schedules
@@ -95,11 +120,8 @@ def build_schedule(
         raise InputError("--sched plateau goes by evaluations: leave out --sched-on-updates")
     if args.lr_noise is not None and len(args.lr_noise) > 2:
         raise InputError(f"--lr-noise takes where noise begins, and perhaps ends, not {len(args.lr_noise)} numbers")
-    unknown_schedule = f"no schedule {args.sched!r}: try cosine, tanh, step, multistep, plateau, poly or none"
-    with explain(f"{unknown_schedule}; or its arguments"):
+    with explain(f"cannot make --sched {args.sched}"):
         scheduler, epochs = create_scheduler_v2(optimizer, **options, updates_per_epoch=updates_per_epoch)
-    if scheduler is None and args.sched != "none":  # how older timm answers a name it does not know
-        raise InputError(unknown_schedule)
     if scheduler is None:
         # Otherwise the schedule's part.
         for group in optimizer.param_groups:

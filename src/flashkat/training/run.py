@@ -9,17 +9,26 @@ from timm.utils import ModelEmaV3, random_seed
 from torch import nn
 
 from .. import distributed
-from ..data import check_same_classes, evaluation_loader, open_dataset, training_loader
+from ..data import check_augmentation, check_same_classes, evaluation_loader, open_dataset, training_loader
 from ..errors import InputError, require
 from ..evaluation import autocast, data_config
+from ..models import check_model_name
 from ..runtime import compile_in_place, place, prepare_process
 from .folder import RunFolder
 from .logging import check_wandb
 from .loop import run_epochs
-from .optimizer import create_optimizer
+from .optimizer import check_optimizer_name, create_optimizer
 from .parallel import shard, with_common_norms, wrap
 from .progress import open_progress
-from .recipe import average_notes, build_loss, build_mixup, build_model, build_schedule, scaled_lr
+from .recipe import (
+    average_notes,
+    build_loss,
+    build_mixup,
+    build_model,
+    build_schedule,
+    check_schedule_name,
+    scaled_lr,
+)
 from .state import TrainingState, load_resumed_weights, read_resumed
 
 __all__ = ["train"]
@@ -33,11 +42,20 @@ def train(args: Namespace) -> Path | None:
     Raises:
         InputError: something in the arguments or the data does not work; nothing is left behind then.
     """
-    require("matplotlib", "rich", extra="training")
+    require("matplotlib", "rich")
     check_wandb(args)
     prepare_process(args)
+    _check_names(args)
     with distributed.joined(args.device) as device:
         return _train(args, device)
+
+
+def _check_names(args: Namespace) -> None:
+    """Raise InputError for a name that nobody knows, before data and models, which may take long."""
+    check_model_name(args.model)
+    check_optimizer_name(args.opt)
+    check_schedule_name(args.sched)
+    check_augmentation(args.aa)
 
 
 def _train(args: Namespace, device: torch.device) -> Path | None:

@@ -1,0 +1,96 @@
+"""How many images a second does a KAT classify, next to timm's ViT of the same size?
+
+Weights and images in bfloat16, as when a model is put to use, 224-pixel images that are on the device already, in
+batches of 256 and one by one.
+
+"""
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+
+from .common import Call, Measure, Row, StepTimer, arguments, require_gpu, target
+from .contenders import CONTENDERS, LEGEND, SIZES, TOY, USUAL, WAYS, Scale, compare, make_model
+from .pieces import collect_in_pieces
+
+__all__ = ["BATCHES", "Plan", "collect", "targets"]
+
+BATCHES = (256, 1)
+_DTYPE = torch.bfloat16
+_TARGET, _IMAGES_PER_S = "compiled", 0.98
+_CASE = ("batch", "size", "way")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to run."""
+
+    sizes: Sequence[str] = SIZES
+    ways: Sequence[str] = tuple(WAYS)
+    contenders: Sequence[str] = CONTENDERS
+    scale: Scale = USUAL
+    rounds: int = 10
+
+
+def collect(plan: Plan, device: str, measure: Measure) -> Iterator[list[Row]]:
+    """Time every batch, size and way of the plan: lists of rows, one row per contender."""
+    for size in plan.sizes:
+        for way in plan.ways:
+            for batch in (min(batch, plan.scale.most_images) for batch in BATCHES):
+                print(size, way, batch, file=sys.stderr, flush=True)
+                makers = {
+                    contender: partial(_make_step, contender, size, way, batch, device, plan.scale.model)
+                    for contender in plan.contenders
+                }
+                yield compare({"size": size, "way": way}, batch, makers, measure, plan.rounds)
+
+
+def _make_step(contender: str, size: str, way: str, batch: int, device: str, model_args: Mapping[str, Any]) -> Call:
+    forward = WAYS[way](make_model(contender, size, device, **model_args).eval().to(_DTYPE))
+    generator = torch.Generator(device).manual_seed(0)
+    side = model_args["img_size"]
+    images = torch.randn(batch, 3, side, side, device=device, generator=generator).to(_DTYPE)
+
+    @torch.inference_mode()
+    def step() -> None:
+        forward(images)
+
+    return step
+
+
+def targets(rows: list[Row]) -> list[Row]:
+    """Images per second of a KAT over a ViT's, both compiled."""
+    return [
+        target(
+            f"images/s over ViT's, {row['size']}, batch {row['batch']}", row["over_vit"], _IMAGES_PER_S, at_least=True
+        )
+        for row in rows
+        if (row["contender"], row["way"]) == ("ours", _TARGET) and row["over_vit"] is not None
+    ]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run, write and print."""
+    parts = {"sizes": SIZES, "ways": tuple(WAYS), "contenders": CONTENDERS}
+    args = arguments("inference", f"{__doc__}{LEGEND}", argv, **parts)
+    plan = Plan(**{name: getattr(args, name) for name in parts})
+    if args.quick:
+        plan = replace(plan, scale=TOY, rounds=2)
+    else:
+        require_gpu()
+    settings = {
+        "batches": BATCHES,
+        "scale": asdict(plan.scale),
+        "dtype": "bf16 weights and images",
+        "timing": f"median over {plan.rounds} rounds of means over half a second, contenders in turn; min, max",
+    }
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    collect_in_pieces(args.output, "inference", settings, collect(plan, device, StepTimer()), _CASE, targets)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,180 @@
+"""How many images a second does loading give, by number of workers, and how many does a training step take?
+
+The loader of flashkat train with the augmentation of the published models' recipes, when nothing waits for a model, on
+two folders that are made for this and removed after it: 32-pixel PNGs in CIFAR-10's size, and JPEGs of the size and the
+detail of photographs, cropped to 224 pixels. Erasing and normalising are the device's work; files are in the operating
+system's cache. Where there is a GPU, a training step of the model that takes most images, a compiled KAT-Tiny, is timed
+after each number of workers. Each kind of --images takes its place in the result.
+"""
+
+import os
+import statistics
+import sys
+import tempfile
+import time
+from argparse import Namespace
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+from flashkat.arguments import Parser, add_training_arguments, resolve_device
+from flashkat.data import open_dataset, training_loader
+
+from .common import Call, Measure, Row, StepTimer, arguments
+from .pieces import collect_in_pieces
+from .training import make_step
+
+__all__ = ["FOLDERS", "Folder", "Plan", "collect", "write_images"]
+
+_RECIPE = ["--aa", "rand-m9-mstd0.5", "--remode", "pixel", "--reprob", "0.25", "--crop-pct", "0.875"]
+_CLASSES = 10
+_WORKERS = tuple(2**power for power in range(min(16, os.cpu_count() or 1).bit_length()))
+_EPOCH = 2**20  # images: longer than a measurement, so that none meets the start of an epoch
+_DETAIL = ((4, 70.0), (16, 40.0), (64, 20.0))  # of a photograph: cells along a side, and their amplitude
+_NOISE = 6.0
+
+
+@dataclass(frozen=True)
+class Folder:
+    """Images to make, their pixels after augmentation, and the pixels of a model's patch."""
+
+    count: int
+    width: int
+    height: int
+    suffix: str
+    loaded: int
+    patch: int
+
+
+FOLDERS = {
+    "CIFAR-10-like": Folder(5000, 32, 32, ".png", 32, 4),
+    "photographs": Folder(1000, 500, 400, ".jpg", 224, 16),
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to run."""
+
+    workers: tuple[int, ...]
+    batch: int = 128
+    windows: int = 5
+    window_s: float = 2.0
+
+
+def collect(plan: Plan, folders: dict[str, Folder], device: torch.device, measure: Measure) -> Iterator[list[Row]]:
+    """Rows of a folder, one per number of workers: median, least and most images per second of several windows.
+
+    With ``step_images_per_s``, of training, and what share of it loading gives, ``over_step``; both are None without a
+    GPU.
+    """
+    for name, folder in folders.items():
+        step = _step(folder, plan.batch) if device.type == "cuda" else None
+        with tempfile.TemporaryDirectory() as root:
+            write_images(Path(root), folder)
+            rows = []
+            for workers in plan.workers:
+                print(name, workers, file=sys.stderr, flush=True)
+                rates = _rates(_batches(root, folder, plan.batch, workers, device), plan, workers)
+                rate, taken = statistics.median(rates), step and plan.batch / measure(step) * 1e6
+                rows.append(
+                    {
+                        "images": name,
+                        "pixels": folder.loaded,
+                        "workers": workers,
+                        "images_per_s": round(rate, 1),
+                        "min_images_per_s": round(min(rates), 1),
+                        "max_images_per_s": round(max(rates), 1),
+                        "step_images_per_s": taken and round(taken, 1),
+                        "over_step": taken and round(rate / taken, 4),
+                    }
+                )
+        yield rows
+
+
+def _step(folder: Folder, batch: int) -> Call:
+    model = {"img_size": folder.loaded, "patch_size": folder.patch}
+    step = make_step("ours", "tiny", "compiled", "bf16", batch, "cuda", **model)
+    step()
+    return step
+
+
+def _batches(root: str, folder: Folder, batch: int, workers: int, device: torch.device) -> Iterable[object]:
+    parser = Parser(prog="loading")
+    add_training_arguments(parser)
+    given = [root, *_RECIPE, "--batch-size", batch, "--workers", workers, "--epoch-repeats", _EPOCH // folder.count]
+    args: Namespace = parser.parse_args([str(each) for each in given])
+    size = {"input_size": (3, folder.loaded, folder.loaded)}
+    config = {**size, "mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
+    return training_loader(open_dataset(args, "train", is_training=True), config, args, device)
+
+
+def _rates(batches: Iterable[object], plan: Plan, workers: int) -> list[float]:
+    """Images per second of each window, once every worker has delivered what it had ahead."""
+    iterator = iter(batches)
+    for _ in islice(iterator, 3 * workers):
+        pass
+    rates = []
+    for _ in range(plan.windows):
+        start, images = time.perf_counter(), 0
+        # Whole turns of the workers: each delivers in its turn, and a turn's batches come close together.
+        while (seconds := time.perf_counter() - start) < plan.window_s or not images:
+            images += plan.batch * sum(1 for _ in islice(iterator, workers))
+        rates.append(images / seconds)
+    return rates
+
+
+def write_images(root: Path, folder: Folder) -> None:
+    """Write a training split of ``count`` images, evenly in classes."""
+    for label in range(_CLASSES):
+        (root / "train" / str(label)).mkdir(parents=True)
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(partial(_write_image, root, folder), range(folder.count)))
+
+
+def _write_image(root: Path, folder: Folder, index: int) -> None:
+    path = root / "train" / str(index % _CLASSES) / f"{index:05d}{folder.suffix}"
+    Image.fromarray(_photograph(folder.width, folder.height, seed=index)).save(path, quality=90)
+
+
+def _photograph(width: int, height: int, seed: int) -> np.ndarray:
+    """Smooth random fields, coarse to fine, plus noise: uint8 (height, width, 3)."""
+    generator = np.random.default_rng(seed)
+    image = np.full((height, width, 3), 128.0, dtype=np.float32)
+    for cells, amplitude in _DETAIL:
+        for channel in range(3):
+            field = Image.fromarray(generator.standard_normal((cells, cells), dtype=np.float32))
+            image[..., channel] += amplitude * np.asarray(field.resize((width, height), Image.Resampling.BICUBIC))
+    image += _NOISE * generator.standard_normal(image.shape, dtype=np.float32)
+    return image.clip(0, 255).astype(np.uint8)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run, write and print."""
+    args = arguments("loading", __doc__, argv, images=tuple(FOLDERS))
+    plan = Plan(_WORKERS)
+    plan = replace(plan, windows=2, window_s=1.0) if args.quick else plan
+    device = resolve_device(None)
+    settings = {
+        "folders": {name: asdict(folder) for name, folder in FOLDERS.items()},
+        "recipe": " ".join(_RECIPE),
+        "batch": plan.batch,
+        "device": device.type,
+        "timing": f"median over {plan.windows} windows of {plan.window_s:g} s, after the first batches; min, max",
+        "step": "compiled KAT-Tiny, autocast to bf16, mean over half a second after each number of workers",
+    }
+    folders = {name: FOLDERS[name] for name in args.images}
+    pieces = collect(plan, folders, device, StepTimer())
+    collect_in_pieces(args.output, "loading", settings, pieces, ("images",), lambda rows: [])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""How long does a training step of a KAT take, and how much memory, next to timm's ViT of the same size?
+
+A step is the model forward, cross-entropy, backward and fused AdamW, as flashkat train does it without mixing and
+averages, in one process, with 224-pixel images that are on the device already.
+
+  --cases       bf16 and fp16, under autocast, fp16 with a gradient scaler; fp32, with TF32 products; batch 128 in
+                each; bf16-1024, batch 1024, of size tiny only
+"""
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from .common import Call, Measure, Row, StepTimer, arguments, require_gpu, target
+from .contenders import CONTENDERS, LEGEND, SIZES, TOY, USUAL, WAYS, Scale, compare, make_model
+from .pieces import collect_in_pieces
+
+__all__ = ["CASES", "Case", "Plan", "collect", "make_step", "targets"]
+
+# KAT over ViT, by way and size; and the same of peak memory, for every way.
+_IMAGES_PER_S = {
+    "compiled": {"tiny": 1.00, "small": 1.00, "base": 1.00},
+    "eager": {"tiny": 0.90, "small": 0.95, "base": 0.98},
+    "graphs": {"tiny": 1.00, "small": 1.00, "base": 1.00},
+}
+_MEMORY = 1.02
+
+_CASE = ("case", "size", "way")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A batch and a precision: autocast's dtype, or float32 with TF32 products; fp16 with a gradient scaler."""
+
+    batch: int
+    precision: str
+    sizes: tuple[str, ...] = SIZES
+
+
+CASES = {
+    "bf16": Case(128, "bf16"),
+    "bf16-1024": Case(1024, "bf16", ("tiny",)),
+    "fp16": Case(128, "fp16"),
+    "fp32": Case(128, "fp32"),
+}
+_TARGET = "bf16"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to run."""
+
+    sizes: Sequence[str] = SIZES
+    ways: Sequence[str] = tuple(WAYS)
+    contenders: Sequence[str] = CONTENDERS
+    cases: Sequence[str] = tuple(CASES)
+    scale: Scale = USUAL
+    rounds: int = 10
+
+
+def collect(plan: Plan, device: str, measure: Measure) -> Iterator[list[Row]]:
+    """Time every case of the plan: lists of rows, one row per contender."""
+    for name in plan.cases:
+        case = CASES[name]
+        batch = min(case.batch, plan.scale.most_images)
+        for size in (size for size in plan.sizes if size in case.sizes):
+            for way in plan.ways:
+                print(name, size, way, file=sys.stderr, flush=True)
+                makers = {
+                    contender: partial(
+                        make_step, contender, size, way, case.precision, batch, device, **plan.scale.model
+                    )
+                    for contender in plan.contenders
+                }
+                yield compare({"case": name, "size": size, "way": way}, batch, makers, measure, plan.rounds)
+
+
+def make_step(contender: str, size: str, way: str, precision: str, batch: int, device: str, **model_args: Any) -> Call:
+    """A model with what trains it; each call is a step. ``model_args`` are timm's."""
+    model = make_model(contender, size, device, **model_args).train()
+    forward = WAYS[way](model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.05, fused=True)
+    scaler = torch.amp.GradScaler(device, enabled=precision == "fp16")
+    generator = torch.Generator(device).manual_seed(0)
+    side = model_args["img_size"]
+    images = torch.randn(batch, 3, side, side, device=device, generator=generator)
+    labels = torch.randint(1000, (batch,), device=device, generator=generator)
+
+    def step() -> None:
+        with _autocast(precision, device):
+            loss = F.cross_entropy(forward(images), labels)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+
+    return step
+
+
+def _autocast(precision: str, device: str) -> AbstractContextManager[Any]:
+    dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    return torch.autocast(device, dtypes[precision]) if precision in dtypes else nullcontext()
+
+
+def targets(rows: list[Row]) -> list[Row]:
+    """Images per second and memory of a KAT over a ViT's."""
+    found: list[Row] = []
+    for row in rows:
+        if (row["case"], row["contender"]) == (_TARGET, "ours"):
+            where, limit = f"{row['size']}, {row['way']}", _IMAGES_PER_S[row["way"]][row["size"]]
+            if row["over_vit"] is not None:
+                found.append(target(f"images/s over ViT's, {where}", row["over_vit"], limit, at_least=True))
+            if row["peak_over_vit"] is not None:
+                found.append(target(f"peak memory over ViT's, {where}", row["peak_over_vit"], _MEMORY))
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run, write and print."""
+    parts = {"cases": tuple(CASES), "sizes": SIZES, "ways": tuple(WAYS), "contenders": CONTENDERS}
+    args = arguments("training", f"{__doc__}{LEGEND}", argv, **parts)
+    plan = Plan(**{name: getattr(args, name) for name in parts})
+    if args.quick:
+        plan = replace(plan, scale=TOY, rounds=2)
+    else:
+        require_gpu()
+    torch.set_float32_matmul_precision("high")  # TF32
+    settings = {
+        "cases": {name: asdict(case) for name, case in CASES.items()},
+        "scale": asdict(plan.scale),
+        "optimizer": "torch.optim.AdamW, fused",
+        "timing": f"median over {plan.rounds} rounds of means over half a second, contenders in turn; min, max",
+        "memory": "peak of tensors in the second step, GiB, less what other contenders hold",
+    }
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    collect_in_pieces(args.output, "training", settings, collect(plan, device, StepTimer()), _CASE, targets)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""Results that grow keep what belongs together, and lose nothing that was measured."""
+
+import pytest
+
+from benchmarks import common, pieces
+
+
+def _row(size, contender, us):
+    return {"size": size, "contender": contender, "us": us}
+
+
+def _measure(path, found, settings=None):
+    pieces.collect_in_pieces(path, "b", settings or {"rounds": 5}, found, ("size",), lambda rows: [])
+
+
+@pytest.fixture
+def known_commit(monkeypatch):
+    environment = {"commit": "abc", "date": "2026-01-01", "torch": "2.11", "gpu": "a GPU"}
+    for module in (common, pieces):
+        monkeypatch.setattr(module, "environment", lambda: dict(environment))
+    return environment
+
+
+def test_a_piece_replaces_all_rows_of_its_case_and_no_others(known_commit, tmp_path):
+    path = tmp_path / "b.json"
+    _measure(path, [[_row("tiny", "ours", 1), _row("tiny", "vit", 2)], [_row("small", "ours", 3)]])
+    known_commit["date"] = "2026-01-02"
+    _measure(path, [[_row("tiny", "ours", 4)], [_row("base", "vit", 5)]])
+    assert [row["us"] for row in common.read(path)["rows"]] == [3, 4, 5]
+
+
+def test_what_was_measured_stays_when_the_time_runs_out(known_commit, tmp_path):
+    def interrupted():
+        yield [_row("tiny", "ours", 1)]
+        raise KeyboardInterrupt
+
+    path = tmp_path / "b.json"
+    with pytest.raises(KeyboardInterrupt):
+        _measure(path, interrupted())
+    assert [row["us"] for row in common.read(path)["rows"]] == [1]
+
+
+@pytest.mark.parametrize("key", ["commit", "torch", "gpu", "settings"])
+def test_pieces_of_different_origin_do_not_join(known_commit, tmp_path, key):
+    path = tmp_path / "b.json"
+    _measure(path, [[_row("tiny", "ours", 1)]])
+    before = path.read_text()
+    known_commit[key] = "other"
+    settings = {"rounds": 2} if key == "settings" else None
+    with pytest.raises(SystemExit, match=f"differ from this run in .*{key}.*: move them or give --output"):
+        _measure(path, [[_row("tiny", "ours", 2)]], settings)
+    assert path.read_text() == before
+
+
+def test_pieces_of_an_unknown_commit_do_not_join(known_commit, tmp_path):
+    known_commit["commit"] = None
+    _measure(tmp_path / "b.json", [[_row("tiny", "ours", 1)]])
+    with pytest.raises(SystemExit, match="set FLASHKAT_COMMIT"):
+        _measure(tmp_path / "b.json", [[_row("tiny", "ours", 2)]])
