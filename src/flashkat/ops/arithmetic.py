@@ -7,7 +7,8 @@
 
 A tile has shape (V, P, C): the V elements of a thread's vector, positions, channels. Coefficients are tuples of M and N
 tensors of shape (1, 1, C), those of the denominator absolute values. Arithmetic has the dtype of the tile, float32 or
-float64. The sums for da and db are taken over V in that dtype; the caller adds them up in float64, and applies s(b_j).
+float64. The sums for da and db are taken over V, the plain ones in float64 if WIDE; the caller adds them up in float64,
+and applies s(b_j).
 
 Plain is Horner's scheme, and for the gradients h = g / Q, from which all else is a product: dx = h (P' - s(x) T P/Q),
 terms h x^i and h P/Q |x|^j. It is right while :func:`stays_plain` holds: then no intermediate value overflows unless a
@@ -115,8 +116,8 @@ def plain_value(x, a, b, M: tl.constexpr, N: tl.constexpr):
 
 
 @triton.jit
-def plain_gradients(g, x, a, b, M: tl.constexpr, N: tl.constexpr):
-    """dx of a tile, and its terms of the sums for da and db, a tuple of M + N tensors (P, C)."""
+def plain_gradients(g, x, a, b, M: tl.constexpr, N: tl.constexpr, WIDE: tl.constexpr):
+    """dx of a tile, and its terms of the sums for da and db, a tuple of M + N tensors (P, C), float64 if WIDE."""
     u = tl.abs(x)
     p, dp = _numerator(x, a, M)
     q, dq = _denominator(u, b, N)
@@ -125,6 +126,8 @@ def plain_gradients(g, x, a, b, M: tl.constexpr, N: tl.constexpr):
     h = g * r
     dx = h * (dp - tl.where(x < 0, -dq, dq) * y)
     z = h * y
+    if WIDE:
+        h, z, x, u = h.to(tl.float64), z.to(tl.float64), x.to(tl.float64), u.to(tl.float64)
     # By squares: fewer products and fewer roundings than by x, and the odd powers join the sum in one instruction.
     square = x * x
     terms = ()
