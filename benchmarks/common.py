@@ -111,12 +111,14 @@ def environment() -> dict[str, Any]:
 def _commit() -> tuple[str | None, bool | None]:
     """The last commit that changed code, and whether code was changed since.
 
-    A copy without git is told the commit by FLASHKAT_COMMIT, or does not know it.
+    A copy without git, or whose git lags behind its files, is told the commit by FLASHKAT_COMMIT.
     """
+    if "FLASHKAT_COMMIT" in os.environ:
+        return os.environ["FLASHKAT_COMMIT"], None
     code = ("src", "benchmarks", ":!benchmarks/results")
     commit = _first_line("git", "log", "-1", "--format=%H", "--", *code)
     if commit is None:
-        return os.environ.get("FLASHKAT_COMMIT"), None
+        return None, None
     return commit, bool(_first_line("git", "status", "--porcelain", "--", *code))
 
 

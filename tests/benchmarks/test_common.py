@@ -96,6 +96,11 @@ def test_environment_names_the_commit_or_admits_that_it_does_not_know(monkeypatc
     assert found["python"]
 
 
+def test_a_commit_that_is_told_counts_for_more_than_git(monkeypatch):
+    monkeypatch.setenv("FLASHKAT_COMMIT", "abc")
+    assert common.environment()["commit"] == "abc"
+
+
 def test_results_read_back(tmp_path, capsys):
     rows = [{"contender": "ours", "median_us": 1.5, "shape": (1, 2)}]
     path = tmp_path / "new" / "kernels.json"
