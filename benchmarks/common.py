@@ -11,6 +11,7 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -48,7 +49,7 @@ def arguments(
     description: str,
     argv: Sequence[str] | None = None,
     add_flags: Callable[[argparse.ArgumentParser], None] = lambda parser: None,
-    **parts: Sequence[str],
+    parts: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> argparse.Namespace:
     """The flags that every benchmark has: ``output`` (a path) and ``quick``, and those that it adds of its own.
 

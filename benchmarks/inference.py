@@ -76,7 +76,7 @@ def targets(rows: list[Row]) -> list[Row]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run, write and print."""
     parts = {"sizes": SIZES, "ways": tuple(WAYS), "contenders": CONTENDERS}
-    args = arguments("inference", f"{__doc__}{LEGEND}", argv, **parts)
+    args = arguments("inference", f"{__doc__}{LEGEND}", argv, parts=parts)
     plan = Plan(**{name: getattr(args, name) for name in parts})
     if args.quick:
         plan = replace(plan, scale=TOY, rounds=2)

@@ -159,7 +159,7 @@ def _photograph(width: int, height: int, seed: int) -> np.ndarray:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run, write and print."""
-    args = arguments("loading", __doc__, argv, images=tuple(FOLDERS))
+    args = arguments("loading", __doc__, argv, parts={"images": tuple(FOLDERS)})
     plan = Plan(_WORKERS)
     plan = replace(plan, windows=2, window_s=1.0) if args.quick else plan
     device = resolve_device(None)

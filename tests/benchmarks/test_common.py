@@ -58,10 +58,10 @@ def test_step_timer_gives_the_mean_of_as_many_calls_as_fit(monkeypatch):
 
 
 def test_parts_of_a_benchmark_are_picked_by_flags(capsys):
-    assert common.arguments("b", "", [], sizes=("tiny", "base")).sizes == ["tiny", "base"]
-    assert common.arguments("b", "", ["--sizes", "base"], sizes=("tiny", "base")).sizes == ["base"]
+    assert common.arguments("b", "", [], parts={"sizes": ("tiny", "base")}).sizes == ["tiny", "base"]
+    assert common.arguments("b", "", ["--sizes", "base"], parts={"sizes": ("tiny", "base")}).sizes == ["base"]
     with pytest.raises(SystemExit):
-        common.arguments("b", "", ["--sizes", "huge"], sizes=("tiny", "base"))
+        common.arguments("b", "", ["--sizes", "huge"], parts={"sizes": ("tiny", "base")})
     assert "invalid choice: 'huge'" in capsys.readouterr().err
 
 
