@@ -91,10 +91,10 @@ def is_installed(module: str) -> bool:
     return module in sys.modules or importlib.util.find_spec(module) is not None
 
 
-def require_package(module: str, flag: str) -> None:
+def require_package(module: str, flag: str, hint: str = "") -> None:
     """Raise InputError unless the module that a flag needs is installed."""
     if not is_installed(module):
-        raise InputError(f"{flag} needs a package that is not installed: pip install {_package(module)}")
+        raise InputError(f"{flag} needs a package that is not installed: pip install {_package(module)}{hint}")
 
 
 def require(*modules: str) -> None:

@@ -15,7 +15,7 @@ def check_wandb(args: Namespace) -> None:
         if args.wandb_project or args.wandb_tags or args.wandb_resume_id:
             raise InputError("--wandb-project, --wandb-tags and --wandb-resume-id need --log-wandb")
         return
-    require_package("wandb", "--log-wandb")
+    require_package("wandb", "--log-wandb", " (without an account, WANDB_MODE=offline logs to files)")
 
 
 def open_wandb(args: Namespace, name: str) -> Callable[[dict[str, Any]], None]:
