@@ -10,7 +10,7 @@ import pytest
 import timm
 
 import flashkat
-from flashkat.cli import main
+from flashkat.cli import main, run
 
 COMMANDS = ["train", "validate", "plot", "export", "flops", "data", "doctor"]
 LIST_MODULES = "import sys, json; print(json.dumps(sorted(sys.modules)))"
@@ -93,7 +93,7 @@ def test_help_lists_the_commands(capsys):
 def test_the_command_is_installed():
     (command,) = importlib.metadata.distribution("flashkat").entry_points.select(name="flashkat")
     assert command.group == "console_scripts"
-    assert command.load() is main
+    assert command.load() is run
 
 
 @pytest.mark.parametrize("name", ["py.typed", "starts.json"])

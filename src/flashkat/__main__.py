@@ -1,8 +1,6 @@
 """``python -m flashkat``, as torchrun starts it: ``torchrun --nproc-per-node 8 -m flashkat train ...``."""
 
-import sys
-
-from .cli import main
+from .cli import run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

@@ -40,8 +40,12 @@ _SUFFIXES = (".pth", ".pth.tar", ".pt", ".bin", ".safetensors")
 def write(path: Path, checkpoint: dict[str, Any]) -> None:
     """Write a checkpoint so that at every moment ``path`` is a whole file, the old one or the new one."""
     partial = path.with_name(path.name + ".partial")
-    torch.save(checkpoint, partial)
-    partial.replace(path)
+    try:
+        torch.save(checkpoint, partial)
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import argparse
 import sys
 import traceback
+from typing import NoReturn
 
 from .arguments import (
     Parser,
@@ -12,10 +13,10 @@ from .arguments import (
     add_training_arguments,
     add_validation_arguments,
 )
-from .distributed import is_primary
+from .distributed import is_primary, leave
 from .errors import DivergedError, InputError, launched_processes, show_once
 
-__all__ = ["main"]
+__all__ = ["main", "run"]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -42,6 +43,11 @@ def main(argv: list[str] | None = None) -> int:
         show_once(traceback.print_exc)
         return 1
     return 0
+
+
+def run(argv: list[str] | None = None) -> NoReturn:
+    """The process of a command: :func:`main`, then the end."""
+    leave(main(argv))
 
 
 def _fail(program: str, message: str, status: int) -> int:

@@ -3,10 +3,12 @@
 Without torchrun, or with one process, everything here is a no-op: rank 0 of 1.
 """
 
+import atexit
 import contextlib
 import os
+import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -15,7 +17,7 @@ from timm.utils.distributed import init_distributed_device_so, world_info_from_e
 from .arguments import resolve_device
 from .errors import InputError, explain, launched_processes
 
-__all__ = ["gather", "is_primary", "joined", "one_by_one", "rank", "size", "total"]
+__all__ = ["gather", "is_primary", "joined", "leave", "one_by_one", "rank", "size", "total"]
 
 
 def rank() -> int:
@@ -61,6 +63,21 @@ def joined(device: str | None) -> Iterator[torch.device]:
     yield torch.device(found["device"])
     # Not after an error: the others may be waiting in a collective, and torchrun ends them.
     dist.destroy_process_group()
+
+
+def leave(status: int) -> NoReturn:
+    """End this process with an exit status; one of several without taking the interpreter down.
+
+    gloo's threads may still be letting go of tensors, for which they need an interpreter: without one they abort the
+    process after its work is done. FSDP keeps these threads alive beyond the group's end, an error does too.
+    """
+    if launched_processes() == 1:
+        sys.exit(status)
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
+            stream.flush()
+    os._exit(status)
 
 
 @contextlib.contextmanager

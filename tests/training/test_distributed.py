@@ -25,6 +25,23 @@ TIMES = ("images_per_second", "data_wait", "seconds")
 
 ROOT = Path(__file__).parents[2]
 
+# What is left of FSDP at the end of a run: a group that something holds on to, just after much work.
+ENDING = """
+import atexit, torch
+import torch.distributed as dist
+from flashkat.distributed import joined, leave, rank
+with joined("cpu"):
+    name, group = rank(), dist.group.WORLD
+    atexit.register(lambda: print(f"bye-{name}"))
+    tensors = [torch.ones(4) for _ in range(200)]
+    for tensor in tensors:
+        work = dist.all_reduce(tensor, async_op=True)
+        work.wait()
+    del tensors, tensor, work
+print(f"done-{name}")
+leave(0)
+"""
+
 
 def started(*command):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHON": sys.executable}
@@ -168,6 +185,15 @@ def test_validation_counts_every_image_once(alone, images, tmp_path, capsys):
     assert done.stdout == expected
     assert json.loads(results.read_text())["top1"] == json.loads(expected.removeprefix("--result\n"))["top1"]
     assert done.stderr.count("Validating in float32") == 1
+
+
+def test_processes_end_by_themselves(tmp_path):
+    """With their handlers run and their words said, while threads of theirs still give back tensors."""
+    script = tmp_path / "script.py"
+    script.write_text(ENDING)
+    done = started(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, script)
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.split()) == ["bye-0", "bye-1", "done-0", "done-1"]
 
 
 def test_too_many_processes_for_the_data(images, refused):

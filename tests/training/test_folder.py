@@ -8,7 +8,7 @@ import yaml
 from PIL import Image
 
 from flashkat.errors import InputError
-from flashkat.training.folder import RunFolder
+from flashkat.training.folder import RunFolder, discard_if_empty
 
 ROW = {"epoch": 0, "train_loss": 2.5, "eval_loss": 2.25, "eval_top1": 10.0, "eval_top5": 50.0, "lr": 0.1}
 ROW |= {"images_per_second": 100.0}
@@ -107,25 +107,48 @@ def test_the_best_are_kept(make, metric, name, values, kept):
 
 
 def test_an_empty_run_is_discarded(make, tmp_path):
-    make("--experiment", "a").discard_if_empty()
+    discard_if_empty(make("--experiment", "a").made)
     assert not list(tmp_path.iterdir())
 
 
 def test_discarding_leaves_what_others_made(make, tmp_path):
     (tmp_path / "output").mkdir()
-    make("--experiment", "a").discard_if_empty()
+    discard_if_empty(make("--experiment", "a").made)
     assert list(tmp_path.iterdir()) == [tmp_path / "output"]
     first = make("--experiment", "a", output=tmp_path / "new")
     second = make("--experiment", "a", output=tmp_path / "new")
-    first.discard_if_empty()
+    discard_if_empty(first.made)
     assert list((tmp_path / "new").iterdir()) == [second.path]
 
 
-def test_a_run_with_rows_is_kept(make):
+@pytest.mark.parametrize("name", ["last.pth.tar", "last.pth.tar.partial", "recovery-0-2.pth.tar"])
+def test_a_run_with_a_checkpoint_is_kept(make, name):
     folder = make()
-    folder.record(ROW)
-    folder.discard_if_empty()
-    assert (folder.path / "summary.csv").exists()
+    (folder.path / name).write_bytes(b"weights")
+    discard_if_empty(folder.made)
+    assert (folder.path / name).read_bytes() == b"weights"
+
+
+def test_a_run_that_goes_on_is_kept(make):
+    first = make()
+    again = make("--resume", first.path / "last.pth.tar")
+    assert again.path == first.path
+    discard_if_empty(again.made)
+    assert (first.path / "args.yaml").exists()
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_nothing_behind(make, monkeypatch):
+    """A full disk, say."""
+
+    def write(checkpoint, path):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    folder = make()
+    monkeypatch.setattr(torch, "save", write)
+    with pytest.raises(OSError, match="No space left"):
+        folder.save({"epoch": 0}, ROW, best=True)
+    assert [path.name for path in folder.path.iterdir()] == ["args.yaml"]
 
 
 @pytest.mark.parametrize("below", ["", "runs", "runs/mine"])

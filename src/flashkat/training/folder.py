@@ -16,7 +16,7 @@ from ..arguments import DEFAULT_OUTPUT
 from ..errors import InputError
 from .logging import open_wandb
 
-__all__ = ["RunFolder"]
+__all__ = ["RunFolder", "discard_if_empty"]
 
 
 class RunFolder:
@@ -25,6 +25,10 @@ class RunFolder:
     It holds ``args.yaml``, ``summary.csv``, ``curves.png`` and checkpoints: ``last``, ``model_best``, as many of the
     best ``checkpoint-EPOCH`` as ``--checkpoint-hist`` says, and the last two ``recovery-EPOCH-UPDATE``, all
     ``.pth.tar``. Epochs and updates are counted from 0.
+
+    Attributes:
+        path: the folder.
+        made: what was made for a new run, for :func:`discard_if_empty`: the folder, then those above it.
     """
 
     def __init__(self, args: Namespace, image_size: int, history: Sequence[dict[str, Any]] = ()) -> None:
@@ -44,15 +48,15 @@ class RunFolder:
         parent = Path(args.output)
         self._rows, self._history, self._metric = [dict(row) for row in history], args.checkpoint_hist, args.eval_metric
         continued = _continued(args)
-        self._is_new, self._has_results = continued is None, False
-        self._made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
+        above = [folder for folder in (parent, *parent.parents) if not folder.exists()]
         name = args.experiment or f"{datetime.now():%Y%m%d-%H%M%S}-{args.model}-{image_size}"
         self.path = self._make(parent, name) if continued is None else continued
+        self.made: list[Path] = [self.path, *above] if continued is None else []
         try:
             (self.path / "args.yaml").write_text(yaml.safe_dump(vars(args), sort_keys=False))
             if self._rows:
                 self._write_summary()
-            if self._is_new and args.resume:
+            if continued is None and args.resume:
                 self._take_best(Path(args.resume).parent)
         except OSError as error:
             raise InputError(f"cannot write to {self.path}: {error.strerror}") from error
@@ -66,7 +70,7 @@ class RunFolder:
         try:
             self._log = open_wandb(args, self.path.name)
         except BaseException:
-            self.discard_if_empty()
+            discard_if_empty(self.made)
             raise
 
     @staticmethod
@@ -98,18 +102,8 @@ class RunFolder:
         if (source / "args.yaml").is_file() and best.is_file():
             shutil.copy2(best, self.best_checkpoint)
 
-    def discard_if_empty(self) -> None:
-        """Remove the folder of a run that failed before it had anything to keep, and those made for it above."""
-        if self._has_results or not self._is_new:
-            return
-        shutil.rmtree(self.path)
-        for parent in self._made:
-            with contextlib.suppress(OSError):  # another run has moved in
-                parent.rmdir()
-
     def record(self, row: dict[str, Any]) -> None:
         """Add an epoch's row to ``summary.csv`` and draw the curves anew."""
-        self._has_results = True
         self._rows.append(row)
         self._write_summary()
         self._log(row)
@@ -156,13 +150,32 @@ class RunFolder:
 
     def save_recovery(self, checkpoint: dict[str, Any], epoch: int, update: int) -> None:
         """Write a checkpoint from within an epoch; the last two are kept."""
-        self._has_results = True
         path = self.path / f"recovery-{epoch}-{update}.pth.tar"
         checkpoints.write(path, checkpoint)
         self._recoveries = [*(other for other in self._recoveries if other != path), path]
         for old in self._recoveries[:-2]:
             old.unlink(missing_ok=True)
         del self._recoveries[:-2]
+
+
+def discard_if_empty(made: Sequence[Path]) -> None:
+    """Remove the folder of a run that failed before it had anything to keep, and those made for it above.
+
+    All processes of the run may do this: torchrun ends the one that writes wherever it is once another has failed.
+
+    Args:
+        made: what :attr:`RunFolder.made` says.
+    """
+    if not made:
+        return
+    path, *above = made
+    # Also what the process that writes is writing just now.
+    if any(any(path.glob(pattern)) for pattern in ("last.pth.tar*", "recovery-*")):
+        return
+    shutil.rmtree(path, ignore_errors=True)
+    for folder in above:
+        with contextlib.suppress(OSError):  # another run has moved in
+            folder.rmdir()
 
 
 def _continued(args: Namespace) -> Path | None:

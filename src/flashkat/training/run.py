@@ -14,7 +14,7 @@ from ..errors import InputError, require
 from ..evaluation import autocast, data_config
 from ..models import check_model_name
 from ..runtime import compile_in_place, place, prepare_process
-from .folder import RunFolder
+from .folder import RunFolder, discard_if_empty
 from .logging import check_wandb
 from .loop import run_epochs
 from .optimizer import check_optimizer_name, create_optimizer
@@ -83,6 +83,7 @@ def _train(args: Namespace, device: torch.device) -> Path | None:
     state = _build_state(model, args, device, len(train_loader), train_set.classes, resumed)
 
     folder = RunFolder(args, config["input_size"][-1], state.history) if distributed.is_primary() else None
+    made = distributed.gather([] if folder is None else folder.made)[0]
     try:
         batches_done = state.epoch * len(train_loader) + state.batch
         with open_progress(state.epochs, len(train_loader), batches_done) as progress:
@@ -102,8 +103,7 @@ def _train(args: Namespace, device: torch.device) -> Path | None:
                 state, train_loader, val_loader, loss_function, mixup, autocast(args, device), folder, progress, args
             )
     except BaseException:
-        if folder is not None:
-            folder.discard_if_empty()
+        discard_if_empty(made)
         raise
     return None if folder is None else folder.path
 
