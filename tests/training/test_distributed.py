@@ -27,18 +27,16 @@ ROOT = Path(__file__).parents[2]
 
 # What is left of FSDP at the end of a run: a group that something holds on to, just after much work.
 ENDING = """
-import atexit, torch
+import torch
 import torch.distributed as dist
-from flashkat.distributed import joined, leave, rank
+from flashkat.distributed import joined, leave
 with joined("cpu"):
-    name, group = rank(), dist.group.WORLD
-    atexit.register(lambda: print(f"bye-{name}"))
+    group = dist.group.WORLD
     tensors = [torch.ones(4) for _ in range(200)]
     for tensor in tensors:
         work = dist.all_reduce(tensor, async_op=True)
         work.wait()
     del tensors, tensor, work
-print(f"done-{name}")
 leave(0)
 """
 
@@ -187,13 +185,22 @@ def test_validation_counts_every_image_once(alone, images, tmp_path, capsys):
     assert done.stderr.count("Validating in float32") == 1
 
 
-def test_processes_end_by_themselves(tmp_path):
-    """With their handlers run and their words said, while threads of theirs still give back tensors."""
+def test_processes_end_while_threads_give_back_tensors(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(ENDING)
     done = started(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, script)
     assert done.returncode == 0, done.stderr
-    assert sorted(done.stdout.split()) == ["bye-0", "bye-1", "done-0", "done-1"]
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_the_end_of_a_process(monkeypatch, processes):
+    """What it has said arrives, and its handlers run."""
+    monkeypatch.setenv("WORLD_SIZE", processes)
+    code = (
+        "import atexit; from flashkat.distributed import leave; atexit.register(print, 'bye'); print('done'); leave(3)"
+    )
+    done = started(sys.executable, "-c", code)
+    assert (done.returncode, done.stdout, done.stderr) == (3, "done\nbye\n", "")
 
 
 def test_too_many_processes_for_the_data(images, refused):
