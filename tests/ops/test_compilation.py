@@ -1,0 +1,84 @@
+"""The kernels compile for GPUs that are not here, and keep what they compute in registers."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("triton")
+
+# In a process of its own, where Triton compiles: in this one it may interpret.
+SCRIPT = """
+import json, subprocess, sys
+from pathlib import Path
+import torch, triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from flashkat.ops import launch
+
+folder, capability, name, layout = sys.argv[1:]
+folder, capability, dtype = Path(folder), int(capability), getattr(torch, name)
+launch._processors = lambda device: 132
+launch._starts_early = lambda device: capability >= 90
+launches = []
+launch.Launch.__call__ = lambda self, *tensors: launches.append((self, tensors))
+
+x = {
+    "channels last": torch.empty(2, 197, 768, dtype=dtype),
+    "channels first": torch.empty(2, 256, 14, 14, dtype=dtype),
+    "odd widths": torch.empty(2, 197, 780, dtype=dtype),
+}[layout]
+dim = 1 if layout == "channels first" else -1
+groups = 1 if layout == "odd widths" else 8
+numerator, denominator = torch.empty(1, 6), torch.empty(groups, 4)
+launch.forward(x, numerator, denominator, dim, dtype)
+launch.backward(x, x, numerator, denominator, dim)
+
+TYPES = {"float64": "*fp64", "float32": "*fp32", "bfloat16": "*bf16", "float16": "*fp16"}
+result = {}
+for made, tensors in launches:
+    names, pointers = made._kernel.arg_names, iter(tensors)
+    kinds = {}
+    for argument in names:
+        if argument in made._constants:
+            kinds[argument] = "constexpr"
+        else:
+            is_pointer = argument.endswith("_ptr")
+            kinds[argument] = TYPES[str(next(pointers).dtype).removeprefix("torch.")] if is_pointer else "i32"
+    constants = {(names.index(constant),): value for constant, value in made._constants.items()}
+    aligned = {(i,): [["tt.divisibility", 16]] for i, kind in enumerate(kinds.values()) if kind.startswith("*")}
+    source = ASTSource(made._kernel, kinds, constants, aligned)
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=made._options)
+    path = folder / "kernel.cubin"
+    path.write_bytes(compiled.asm["cubin"])
+    usage = [triton.knobs.nvidia.cuobjdump.path, "-res-usage", path]
+    text = subprocess.run(usage, capture_output=True, text=True, check=True).stdout
+    words = dict(word.split(":") for word in text.split() if word.count(":") == 1 and word[-1].isdigit())
+    result[made._kernel.__name__] = {key: int(words[key]) for key in ("REG", "STACK", "LOCAL")}
+print(json.dumps(result))
+"""
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "layout"),
+    [
+        (80, "bfloat16", "channels last"),
+        (90, "bfloat16", "channels last"),
+        (90, "float32", "channels first"),
+        (90, "float16", "odd widths"),
+        (100, "float32", "channels last"),
+        (120, "bfloat16", "channels last"),
+    ],
+)
+def test_compiles(tmp_path, capability, dtype, layout):
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path / "cache")}
+    command = [sys.executable, "-c", SCRIPT, str(tmp_path), str(capability), dtype, layout]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    used = json.loads(done.stdout)
+    assert used.keys() == {"forward_kernel", "backward_kernel", "sum_partials_kernel"}
+    for usage in used.values():
+        assert 0 < usage["REG"] <= 255
+        assert usage["STACK"] == usage["LOCAL"] == 0
