@@ -39,15 +39,19 @@ launch.backward(x, x, numerator, denominator, dim)
 TYPES = {"float64": "*fp64", "float32": "*fp32", "bfloat16": "*bf16", "float16": "*fp16"}
 result = {}
 for made, tensors in launches:
-    names, pointers = made._kernel.arg_names, iter(tensors)
-    kinds = {}
+    names, pointers, numbers = made._kernel.arg_names, iter(tensors), iter(made._numbers)
+    kinds, constants = {}, dict(made._constants)
     for argument in names:
-        if argument in made._constants:
+        if argument.endswith("_ptr"):
+            kinds[argument] = TYPES[str(next(pointers).dtype).removeprefix("torch.")]
+        elif argument not in constants:
+            kinds[argument] = "i32"
+            # As a call specialises strides.
+            if next(numbers) == 1 and argument.endswith("_channel"):
+                constants[argument] = 1
+        if argument in constants:
             kinds[argument] = "constexpr"
-        else:
-            is_pointer = argument.endswith("_ptr")
-            kinds[argument] = TYPES[str(next(pointers).dtype).removeprefix("torch.")] if is_pointer else "i32"
-    constants = {(names.index(constant),): value for constant, value in made._constants.items()}
+    constants = {(names.index(constant),): value for constant, value in constants.items()}
     aligned = {(i,): [["tt.divisibility", 16]] for i, kind in enumerate(kinds.values()) if kind.startswith("*")}
     source = ASTSource(made._kernel, kinds, constants, aligned)
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=made._options)
