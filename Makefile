@@ -56,7 +56,7 @@ figures: demo
 
 # On a machine with a CUDA GPU: every benchmark that needs one, and of loading, into benchmarks/results.
 benchmarks: $(READY)
-	for name in kernels rounding host_time scaling training inference loading; do $(BIN)/python -m benchmarks.$$name || exit 1; done
+	for name in kernels rounding host_time scaling cpu training inference loading; do $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 # The README's benchmark pictures and tables, from the committed results. No GPU needed.
 benchmark-figures: $(READY)

@@ -20,7 +20,7 @@ import flashkat
 
 from .common import Call, Measure, Row, alternate
 
-__all__ = ["CONTENDERS", "LEGEND", "SIZES", "TOY", "USUAL", "WAYS", "Scale", "compare", "make_model"]
+__all__ = ["CONTENDERS", "LEGEND", "SIZES", "TOY", "USUAL", "WAYS", "Scale", "compare", "make_model", "swap_rationals"]
 
 SIZES = ("tiny", "small", "base")
 CONTENDERS = ("ours", "vit", "flashkat paper", "kat")
@@ -63,7 +63,7 @@ class Scale:
 USUAL = Scale({"img_size": 224}, 2**20)
 TOY = Scale({"img_size": 32, "depth": 1, "embed_dim": 16, "num_heads": 2}, 2)
 
-_Operator = Callable[[Tensor, Tensor, Tensor], Tensor]
+Operator = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def make_model(contender: str, size: str, device: str, **kwargs: Any) -> nn.Module:
@@ -73,11 +73,12 @@ def make_model(contender: str, size: str, device: str, **kwargs: Any) -> nn.Modu
     with torch.device(device):
         model = timm.create_model(f"{family}_{size}_patch16_224", weight_init="", **kwargs)
     if family == "kat" and contender != "ours":
-        _swap(model, _published(contender))
+        swap_rationals(model, _published(contender))
     return model
 
 
-def _swap(model: nn.Module, function: _Operator) -> None:
+def swap_rationals(model: nn.Module, function: Operator) -> None:
+    """Let a model's rationals compute what another function of tensor, numerator and denominator does, in place."""
     for name, module in list(model.named_modules()):
         if isinstance(module, flashkat.GroupRational):
             model.set_submodule(name, _Rational(module, function))
@@ -86,7 +87,7 @@ def _swap(model: nn.Module, function: _Operator) -> None:
 class _Rational(nn.Module):
     """The coefficients of a GroupRational, and another function."""
 
-    def __init__(self, rational: flashkat.GroupRational, function: _Operator) -> None:
+    def __init__(self, rational: flashkat.GroupRational, function: Operator) -> None:
         super().__init__()
         self.numerator, self.denominator = rational.numerator, rational.denominator
         self.function = function
@@ -96,7 +97,7 @@ class _Rational(nn.Module):
 
 
 @functools.cache
-def _published(contender: str) -> _Operator:
+def _published(contender: str) -> Operator:
     from . import baselines  # Triton is imported only by what needs it
 
     name = contender.partition(" ")[0]
@@ -111,7 +112,7 @@ def _published(contender: str) -> _Operator:
     return function
 
 
-def _registered(name: str, forward: Callable[..., Tensor], backward: Callable[..., tuple[Tensor, ...]]) -> _Operator:
+def _registered(name: str, forward: Callable[..., Tensor], backward: Callable[..., tuple[Tensor, ...]]) -> Operator:
     """A forward and a backward pass on float32 tensors as operators that compilers take as they are."""
     ours = "Tensor x, Tensor a, Tensor b"
     schemas = {"forward": f"({ours}) -> Tensor", "backward": f"(Tensor grad, {ours}) -> (Tensor, Tensor, Tensor)"}

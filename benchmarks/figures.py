@@ -82,6 +82,27 @@ def _host_time(document: Document) -> Figure:
     return figure
 
 
+def _curves(document: Document) -> Figure:
+    """What was held against what: the losses' means over some steps, and the difference of every step."""
+    figure, (losses, differences) = _panels(2)
+    length = document["settings"]["mean_over"]
+    for index, row in enumerate(document["rows"]):
+        one, other = row["curves"]
+        steps = range(1, len(one) + 1)
+        for curve, line in ((one, "-"), (other, ":")):
+            means = [sum(curve[step : step + length]) / length for step in range(len(curve) - length + 1)]
+            losses.plot(steps[length - 1 :], means, line, color=f"C{index}", linewidth=1)
+        apart = [abs(a - b) for a, b in zip(one, other, strict=True)]
+        label = f"{row['one']} - {row['other']}"
+        differences.plot(steps, apart, color=f"C{index}", linewidth=0.8, label=label)
+    losses.set(xlabel="step", ylabel=f"loss, mean of {length} steps", title="CIFAR-10, the same batches")
+    differences.set(
+        xlabel="step", ylabel="difference of a step's losses", yscale="log", title="one way minus the other"
+    )
+    differences.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
 def _cifar10(document: Document) -> Figure:
     """Accuracy and training loss over the epochs; averaged weights are dashed."""
     figure, (accuracy, loss) = _panels(2)
@@ -154,6 +175,7 @@ FIGURES: dict[str, Callable[[Document], Figure]] = {
     "rounding": _rounding,
     "host_time": _host_time,
     "scaling": _scaling,
+    "curves": _curves,
     "cifar10": _cifar10,
 }
 """The drawing for a result, by the name of its benchmark."""

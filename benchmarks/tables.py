@@ -85,6 +85,49 @@ def _scaling(document: Document) -> str:
     return f"**Scaling.** At {_power(largest)} elements: {', '.join(parts)}; {verdict}."
 
 
+def _cpu(document: Document) -> str:
+    table = [
+        [
+            row["case"],
+            *(f"{row[f'{name} {what} ms']:.2f}" for what in ("forward", "both") for name in ("ours", "gelu", "aten")),
+            *(f"{row[f'{what} ratio']:.2f}" for what in ("forward", "both")),
+        ]
+        for row in document["rows"]
+    ]
+    times = [
+        f"{name}, {what}" for what in ("forward", "both passes") for name in ("ours", "GELU", "PyTorch's operators")
+    ]
+    return "\n\n".join(
+        [
+            "**CPU.** Milliseconds of a call, 8 groups; the path of PyTorch's operators is that without a compiler.",
+            _markdown(["", *times, "ours / GELU, forward", "both passes"], table),
+        ]
+    )
+
+
+def _curves(document: Document) -> str:
+    settings = document["settings"]
+    table = [
+        [
+            row["one"],
+            row["other"],
+            f"{row['largest_difference']:.2g} (step {row['at_step']})",
+            f"{row['largest_difference_of_means']:.2g}",
+            " and ".join(f"{loss:.3f}" for loss in row["last_losses"]),
+        ]
+        for row in document["rows"]
+    ]
+    means = f"of means of {settings['mean_over']} steps"
+    return "\n\n".join(
+        [
+            f"**Loss curves.** The same {settings['steps']} steps on CIFAR-10, batches of {settings['batch_size']}, "
+            "computed in two ways. Nudged is the same computation from a start whose weights are a rounding away: what "
+            "training makes of that is no difference of the computations.",
+            _markdown(["", "against", "largest difference", means, f"last {settings['mean_over']} steps' mean"], table),
+        ]
+    )
+
+
 def _cifar10(document: Document) -> str:
     columns = {
         "parameters": lambda row: f"{row['parameters']:,}",
@@ -181,6 +224,8 @@ SECTIONS: dict[str, Callable[[Document], str]] = {
     "rounding": _rounding,
     "host_time": _host_time,
     "scaling": _scaling,
+    "cpu": _cpu,
+    "curves": _curves,
     "cifar10": _cifar10,
 }
 """The text for a result, by the name of its benchmark, in the README's order."""

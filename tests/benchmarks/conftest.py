@@ -89,6 +89,27 @@ DOCUMENTS = {
         ],
         [],
     ),
+    "cpu": (
+        {},
+        [
+            {
+                "case": "fp32 (8, 197, 768)", "forward ratio": 0.84, "both ratio": 1.26,
+                **{f"{name} {what} ms": 1.234 for name in ("ours", "gelu", "aten") for what in ("forward", "both")},
+            }
+        ],
+        [common.target("both", 1.26, 1.5)],
+    ),
+    "curves": (
+        {"steps": 4, "batch_size": 128, "mean_over": 2},
+        [
+            {
+                "pair": "formula", "one": "KAT, eager, fp32", "other": "KAT, formula, fp32", "steps": 4,
+                "first_loss": 2.3, "last_losses": [1.25, 1.26], "largest_difference": 0.034, "at_step": 3,
+                "largest_difference_of_means": 0.0123, "curves": [[2.3, 2.0, 1.5, 1.0], [2.3, 2.0, 1.534, 1.0]],
+            }
+        ],
+        [],
+    ),
     "cifar10": (
         {"batch_size": 128},
         [_trained("KAT", 91.25, {"median": 12345.6, "min": 12000.0, "max": 13000.0}), _trained("ViT", 90.5, None)],

@@ -1,0 +1,208 @@
+"""Do a KAT's training losses agree, step by step: compiled with eager, our kernels with the plain formula?
+
+A KAT of size tiny with patches of 4 x 4 pixels learns CIFAR-10 from one start on the same batches in the same order,
+once for each way to compute. Training magnifies the difference of a rounding, a KAT's at its start more than a ViT's,
+and the loss of a single batch shows that before the training does. So the differences are of single steps and of means
+over some steps, and beside them stand those between a training and the same from a start that is a rounding away, and
+those of timm's ViT. Products of float32 numbers are not TF32's.
+"""
+
+import argparse
+import math
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_dataset
+from torch import Tensor, nn
+from torchvision.transforms.functional import pil_to_tensor
+
+from flashkat.arguments import resolve_device
+from flashkat.ops.reference import rational_reference
+
+from .common import Row, arguments, finish, require_gpu, requirement, show, target
+from .contenders import swap_rationals
+
+__all__ = ["PAIRS", "Plan", "Run", "collect", "read_images", "targets"]
+
+_LARGEST = 0.05
+_MEAN_OVER = 25
+_WARMUP = 100
+_MODEL = {"img_size": 32, "patch_size": 4, "num_classes": 10}
+_TOY = {**_MODEL, "depth": 2, "embed_dim": 16, "num_heads": 2}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A model, its precision, fp32, or bf16 under autocast, and how it is computed; nudged starts a rounding away."""
+
+    family: str
+    precision: str
+    how: str = "eager"
+
+    def __str__(self) -> str:
+        return f"{_NAMES[self.family]}, {self.how}, {self.precision}"
+
+
+_NAMES = {"kat": "KAT", "vit": "ViT"}
+PAIRS = {
+    "formula": (Run("kat", "fp32"), Run("kat", "fp32", "formula")),
+    "compiled-fp32": (Run("kat", "fp32", "compiled"), Run("kat", "fp32")),
+    "nudged-fp32": (Run("kat", "fp32", "nudged"), Run("kat", "fp32")),
+    "compiled-bf16": (Run("kat", "bf16", "compiled"), Run("kat", "bf16")),
+    "nudged-bf16": (Run("kat", "bf16", "nudged"), Run("kat", "bf16")),
+    "vit-fp32": (Run("vit", "fp32", "compiled"), Run("vit", "fp32")),
+    "vit-bf16": (Run("vit", "bf16", "compiled"), Run("vit", "bf16")),
+}
+"""What is held against what, by name."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to train."""
+
+    steps: int
+    batch_size: int
+    seed: int
+    model: dict[str, int]
+    lr: float = 1e-3
+    weight_decay: float = 0.05
+    clip_grad: float = 1.0
+
+
+def read_images(folder: Path, count: int) -> tuple[Tensor, Tensor]:
+    """Training images (N, 3, H, W), uint8, and their labels (N,), no more than ``count``, in one random order."""
+    dataset = create_dataset("", root=str(folder), split="train")
+    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))[:count].tolist()
+
+    def read(index: int) -> tuple[Tensor, int]:
+        image, label = dataset[index]
+        return pil_to_tensor(image.convert("RGB")), label
+
+    with ThreadPoolExecutor() as pool:
+        images, labels = zip(*pool.map(read, order), strict=True)
+    return torch.stack(images), torch.tensor(labels)
+
+
+def collect(pairs: Iterable[str], plan: Plan, images: Tensor, labels: Tensor, device: torch.device) -> list[Row]:
+    """A row per pair, with both curves and the largest differences between them."""
+    curves: dict[Run, list[float]] = {}
+    rows = []
+    for name in pairs:
+        for run in PAIRS[name]:
+            if run not in curves:
+                print(run, file=sys.stderr, flush=True)
+                curves[run] = _losses(run, plan, images, labels, device)
+        one, other = PAIRS[name]
+        rows.append({"pair": name, "one": str(one), "other": str(other), **_differences(curves[one], curves[other])})
+    return rows
+
+
+def _losses(run: Run, plan: Plan, images: Tensor, labels: Tensor, device: torch.device) -> list[float]:
+    """The loss of each step of a training."""
+    torch.compiler.reset()
+    torch.manual_seed(plan.seed)
+    model = timm.create_model(f"{run.family}_tiny_patch16_224", **plan.model).to(device).train()
+    if run.how == "formula":
+        swap_rationals(model, rational_reference)
+    if run.how == "nudged":
+        _nudge(model)
+    forward = torch.compile(model, dynamic=False) if run.how == "compiled" else model
+    optimizer = torch.optim.AdamW(model.parameters(), plan.lr, weight_decay=plan.weight_decay)
+    warmup = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / _WARMUP))
+    losses = []
+    for batch, targets in islice(_batches(plan, images, labels, device), plan.steps):
+        with torch.autocast(device.type, torch.bfloat16, enabled=run.precision == "bf16"):
+            loss = F.cross_entropy(forward(batch), targets)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), plan.clip_grad)
+        optimizer.step()
+        optimizer.zero_grad()
+        warmup.step()
+        losses.append(loss.detach())
+    return torch.stack(losses).double().tolist()
+
+
+@torch.no_grad()
+def _nudge(model: nn.Module) -> None:
+    """Move every weight that is not 0 to a neighbouring number, or not, by chance."""
+    for parameter in model.parameters():
+        limit = torch.randint_like(parameter, -1, 2) * math.inf
+        moved = torch.nextafter(parameter, torch.where(limit.isnan(), parameter, limit))
+        parameter.copy_(torch.where(parameter == 0, parameter, moved))
+
+
+def _batches(plan: Plan, images: Tensor, labels: Tensor, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """Whole batches, for ever, in an order of its own for each epoch."""
+    generator = torch.Generator().manual_seed(plan.seed)
+    mean, std = (
+        torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+    )
+    images, labels = images.to(device), labels.to(device)
+    while True:
+        for chosen in torch.randperm(len(images), generator=generator).split(plan.batch_size):
+            if len(chosen) == plan.batch_size:
+                chosen = chosen.to(device)
+                yield (images[chosen].float() / 255 - mean) / std, labels[chosen]
+
+
+def _differences(one: list[float], other: list[float]) -> Row:
+    curves = torch.tensor([one, other], dtype=torch.float64)
+    means = curves.unfold(1, min(_MEAN_OVER, len(one)), 1).mean(dim=2)
+    steps, smooth = (values[0].sub(values[1]).abs() for values in (curves, means))
+    return {
+        "steps": len(one),
+        "first_loss": one[0],
+        "last_losses": means[:, -1].tolist(),
+        "largest_difference": float(steps.max()),
+        "at_step": int(steps.argmax()) + 1,
+        "largest_difference_of_means": float(smooth.max()),
+        "curves": [[float(f"{value:.6g}") for value in curve] for curve in (one, other)],
+    }
+
+
+def targets(rows: list[Row]) -> list[Row]:
+    """A KAT's curves agree within a limit; all losses are numbers, and have fallen."""
+    found: list[Row] = []
+    for row in rows:
+        if row["pair"].startswith(("formula", "compiled")):
+            what = f"{row['one']} against {row['other']}: largest difference of means of {_MEAN_OVER} steps"
+            found.append(target(what, row["largest_difference_of_means"], _LARGEST))
+        fell = all(math.isfinite(last) and last < row["first_loss"] for last in row["last_losses"])
+        found.append(requirement(f"{row['one']} and {row['other']}: losses fell", fell))
+    return found
+
+
+def _add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("data", type=Path, metavar="DIR", help="CIFAR-10 as train/CLASS/*")
+    parser.add_argument("--steps", type=int, default=500, metavar="N", help="default: %(default)s")
+    parser.add_argument("--batch-size", type=int, default=128, metavar="N", help="default: %(default)s")
+    parser.add_argument("--seed", type=int, default=42, metavar="S", help="default: %(default)s")
+    parser.add_argument("--device", default="cuda", metavar="D", help="default: %(default)s")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train, write and print."""
+    args = arguments("curves", f"{__doc__}", argv, _add_flags, parts={"pairs": tuple(PAIRS)})
+    if args.device == "cuda":
+        require_gpu()
+    model: dict[str, Any] = _TOY if args.quick else _MODEL
+    plan = Plan(min(args.steps, 30) if args.quick else args.steps, args.batch_size, args.seed, model)
+    images, labels = read_images(args.data, plan.steps * plan.batch_size)
+    if len(images) < plan.batch_size:
+        raise SystemExit(f"{args.data}/train has {len(images)} images, fewer than a batch: give a smaller --batch-size")
+    rows = collect(args.pairs, plan, images, labels, resolve_device(args.device))
+    show("curves", [{key: row[key] for key in row if key not in ("curves", "last_losses")} for row in rows])
+    settings = {**asdict(plan), "warmup_steps": _WARMUP, "mean_over": _MEAN_OVER, "device": args.device}
+    finish(args.output, "curves", settings, rows, targets(rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""Loss curves of trainings that are computed in two ways, at toy sizes, and how they are judged."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from benchmarks import common, curves
+
+PLAN = curves.Plan(6, 4, 0, {"img_size": 32, "patch_size": 16, "depth": 1, "embed_dim": 16, "num_heads": 2})
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("images")
+    generator = np.random.default_rng(0)
+    for level, name in enumerate(("dark", "light")):
+        (root / "train" / name).mkdir(parents=True)
+        for number in range(5):
+            pixels = (100 * level + generator.integers(0, 100, (32, 32, 3))).astype(np.uint8)
+            Image.fromarray(pixels).save(root / "train" / name / f"{number}.png")
+    return root
+
+
+def test_images_and_labels_belong_together(folder):
+    images, labels = curves.read_images(folder, 8)
+    assert (images.shape, images.dtype) == ((8, 3, 32, 32), torch.uint8)
+    assert torch.equal(images.float().mean((1, 2, 3)) > 100, labels == 1)
+
+
+def test_all_ways_start_at_one_loss_and_agree(folder):
+    images, labels = curves.read_images(folder, 10)
+    pairs = ["formula", "nudged-fp32", "nudged-bf16"]
+    rows = curves.collect(pairs, PLAN, images, labels, torch.device("cpu"))
+    assert [row["pair"] for row in rows] == pairs
+    for row in rows:
+        one, other = row["curves"]
+        assert len(one) == len(other) == row["steps"] == 6
+        assert one[0] == pytest.approx(other[0], abs=1e-3)
+        assert len(set(one)) == 6
+    assert rows[0]["largest_difference"] < 1e-4
+    assert 0 < rows[1]["largest_difference"] < 1e-3
+
+
+def test_differences():
+    row = curves._differences([2.0, 1.0, 1.0], [2.0, 1.5, 1.0])
+    assert (row["largest_difference"], row["at_step"]) == (0.5, 2)
+    assert row["largest_difference_of_means"] == pytest.approx(0.5 / 3)
+    assert row["last_losses"] == pytest.approx([4 / 3, 4.5 / 3])
+
+
+@pytest.mark.parametrize(
+    ("pair", "apart", "last", "met"),
+    [
+        ("formula", 0.01, 1.0, [True, True]),
+        ("compiled-bf16", 0.06, 1.0, [False, True]),
+        ("formula", 0.01, 2.5, [True, False]),
+        ("formula", float("nan"), float("nan"), [False, False]),
+        ("vit-fp32", 0.06, 1.0, [True]),
+    ],
+)
+def test_targets(pair, apart, last, met):
+    row = {"pair": pair, "one": "a", "other": "b", "largest_difference_of_means": apart}
+    row |= {"first_loss": 2.3, "last_losses": [1.0, last]}
+    assert [target["met"] for target in curves.targets([row])] == met
+
+
+def test_command(folder, tmp_path, capsys):
+    output = tmp_path / "curves.json"
+    flags = [str(folder), "--quick", "--device", "cpu", "--pairs", "formula", "--output", str(output)]
+    with pytest.raises(SystemExit, match="has 10 images, fewer than a batch: give a smaller --batch-size"):
+        curves.main(flags)
+    curves.main([*flags, "--batch-size", "4", "--steps", "3"])
+    document = json.loads(output.read_text())
+    assert document["settings"]["steps"] == len(document["rows"][0]["curves"][0]) == 3
+    assert document["environment"].keys() >= common.environment().keys()
+
+
+@pytest.mark.gpu
+def test_compiled_on_a_gpu(folder):
+    images, labels = curves.read_images(folder, 10)
+    (row,) = curves.collect(["compiled-bf16"], PLAN, images, labels, torch.device("cuda"))
+    assert row["largest_difference"] < 0.05
