@@ -1,10 +1,10 @@
 """Do a KAT's training losses agree, step by step: compiled with eager, our kernels with the plain formula?
 
 A KAT of size tiny with patches of 4 x 4 pixels learns CIFAR-10 from one start on the same batches in the same order,
-once for each way to compute. Training magnifies the difference of a rounding, a KAT's at its start more than a ViT's,
-and the loss of a single batch shows that before the training does. So the differences are of single steps and of means
-over some steps, and beside them stand those between a training and the same from a start that is a rounding away, and
-those of timm's ViT. Products of float32 numbers are not TF32's.
+once for each way to compute. Training magnifies the difference of a rounding, from the start that published KATs have
+(mimetic attention) sooner than from timm's, until it moves the losses as much as another order of batches might. So
+beside the differences between two ways stand those between a training and the same one nudged, from weights that are a
+rounding away: what that changes is no difference between the ways. Products of float32 numbers are not TF32's.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import math
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from .contenders import swap_rationals
 __all__ = ["PAIRS", "Plan", "Run", "collect", "read_images", "targets"]
 
 _LARGEST = 0.05
+_APART = 1e-3
 _MEAN_OVER = 25
 _WARMUP = 100
 _MODEL = {"img_size": 32, "patch_size": 4, "num_classes": 10}
@@ -41,26 +42,34 @@ _TOY = {**_MODEL, "depth": 2, "embed_dim": 16, "num_heads": 2}
 
 @dataclass(frozen=True)
 class Run:
-    """A model, its precision, fp32, or bf16 under autocast, and how it is computed; nudged starts a rounding away."""
+    """A model, its start, its precision, fp32, or bf16 under autocast, and how it is computed; or that it is nudged."""
 
     family: str
+    start: str
     precision: str
     how: str = "eager"
 
     def __str__(self) -> str:
-        return f"{_NAMES[self.family]}, {self.how}, {self.precision}"
+        return f"{_NAMES[self.family]}, {self.start} start, {self.how}, {self.precision}"
 
 
 _NAMES = {"kat": "KAT", "vit": "ViT"}
-PAIRS = {
-    "formula": (Run("kat", "fp32"), Run("kat", "fp32", "formula")),
-    "compiled-fp32": (Run("kat", "fp32", "compiled"), Run("kat", "fp32")),
-    "nudged-fp32": (Run("kat", "fp32", "nudged"), Run("kat", "fp32")),
-    "compiled-bf16": (Run("kat", "bf16", "compiled"), Run("kat", "bf16")),
-    "nudged-bf16": (Run("kat", "bf16", "nudged"), Run("kat", "bf16")),
-    "vit-fp32": (Run("vit", "fp32", "compiled"), Run("vit", "fp32")),
-    "vit-bf16": (Run("vit", "bf16", "compiled"), Run("vit", "bf16")),
-}
+_STARTS: dict[str, dict[str, str]] = {"timm": {"weight_init": ""}, "published": {}}
+
+
+def _pairs() -> Iterator[tuple[str, tuple[Run, Run]]]:
+    for start in _STARTS:
+        for precision in ("fp32", "bf16"):
+            eager = Run("kat", start, precision)
+            ways = ("formula", "compiled", "nudged") if precision == "fp32" else ("compiled", "nudged")
+            for how in ways:
+                yield f"{start}-{precision}-{how}", (replace(eager, how=how), eager)
+    for precision in ("fp32", "bf16"):
+        eager = Run("vit", "timm", precision)
+        yield f"vit-{precision}-compiled", (replace(eager, how="compiled"), eager)
+
+
+PAIRS = dict(_pairs())
 """What is held against what, by name."""
 
 
@@ -109,7 +118,8 @@ def _losses(run: Run, plan: Plan, images: Tensor, labels: Tensor, device: torch.
     """The loss of each step of a training."""
     torch.compiler.reset()
     torch.manual_seed(plan.seed)
-    model = timm.create_model(f"{run.family}_tiny_patch16_224", **plan.model).to(device).train()
+    settings: dict[str, Any] = {**plan.model, **_STARTS[run.start]}
+    model = timm.create_model(f"{run.family}_tiny_patch16_224", **settings).to(device).train()
     if run.how == "formula":
         swap_rationals(model, rational_reference)
     if run.how == "nudged":
@@ -161,6 +171,7 @@ def _differences(one: list[float], other: list[float]) -> Row:
         "steps": len(one),
         "first_loss": one[0],
         "last_losses": means[:, -1].tolist(),
+        "apart_at_step": next((step for step, apart in enumerate(steps.tolist(), 1) if apart > _APART), None),
         "largest_difference": float(steps.max()),
         "at_step": int(steps.argmax()) + 1,
         "largest_difference_of_means": float(smooth.max()),
@@ -169,14 +180,17 @@ def _differences(one: list[float], other: list[float]) -> Row:
 
 
 def targets(rows: list[Row]) -> list[Row]:
-    """A KAT's curves agree within a limit; all losses are numbers, and have fallen."""
+    """All losses are numbers, and have fallen; a KAT's curves agree, within a limit or twice what a nudge does."""
     found: list[Row] = []
+    apart = {row["pair"]: row["largest_difference_of_means"] for row in rows}
     for row in rows:
-        if row["pair"].startswith(("formula", "compiled")):
-            what = f"{row['one']} against {row['other']}: largest difference of means of {_MEAN_OVER} steps"
-            found.append(target(what, row["largest_difference_of_means"], _LARGEST))
+        start, precision, how = row["pair"].split("-")
+        limit = max(_LARGEST, 2 * apart.get(f"{start}-{precision}-nudged", 0.0))
+        if start != "vit" and how != "nudged":
+            what = f"{row['one']}, against {row['other']}: largest difference of means of {_MEAN_OVER} steps"
+            found.append(target(what, row["largest_difference_of_means"], limit))
         fell = all(math.isfinite(last) and last < row["first_loss"] for last in row["last_losses"])
-        found.append(requirement(f"{row['one']} and {row['other']}: losses fell", fell))
+        found.append(requirement(f"{row['one']}, and {row['other']}: losses fell", fell))
     return found
 
 
@@ -200,7 +214,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise SystemExit(f"{args.data}/train has {len(images)} images, fewer than a batch: give a smaller --batch-size")
     rows = collect(args.pairs, plan, images, labels, resolve_device(args.device))
     show("curves", [{key: row[key] for key in row if key not in ("curves", "last_losses")} for row in rows])
-    settings = {**asdict(plan), "warmup_steps": _WARMUP, "mean_over": _MEAN_OVER, "device": args.device}
+    settings = {
+        **asdict(plan),
+        "warmup_steps": _WARMUP,
+        "mean_over": _MEAN_OVER,
+        "apart": _APART,
+        "device": args.device,
+    }
     finish(args.output, "curves", settings, rows, targets(rows))
 
 

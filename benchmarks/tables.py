@@ -111,7 +111,8 @@ def _curves(document: Document) -> str:
         [
             row["one"],
             row["other"],
-            f"{row['largest_difference']:.2g} (step {row['at_step']})",
+            "never" if row["apart_at_step"] is None else f"step {row['apart_at_step']}",
+            f"{row['largest_difference']:.2g}",
             f"{row['largest_difference_of_means']:.2g}",
             " and ".join(f"{loss:.3f}" for loss in row["last_losses"]),
         ]
@@ -123,7 +124,17 @@ def _curves(document: Document) -> str:
             f"**Loss curves.** The same {settings['steps']} steps on CIFAR-10, batches of {settings['batch_size']}, "
             "computed in two ways. Nudged is the same computation from a start whose weights are a rounding away: what "
             "training makes of that is no difference of the computations.",
-            _markdown(["", "against", "largest difference", means, f"last {settings['mean_over']} steps' mean"], table),
+            _markdown(
+                [
+                    "",
+                    "against",
+                    f"apart by {settings['apart']}",
+                    "largest difference",
+                    means,
+                    f"last {settings['mean_over']} steps' mean",
+                ],
+                table,
+            ),
         ]
     )
 

@@ -32,7 +32,7 @@ def test_images_and_labels_belong_together(folder):
 
 def test_all_ways_start_at_one_loss_and_agree(folder):
     images, labels = curves.read_images(folder, 10)
-    pairs = ["formula", "nudged-fp32", "nudged-bf16"]
+    pairs = ["timm-fp32-formula", "timm-fp32-nudged", "published-bf16-nudged"]
     rows = curves.collect(pairs, PLAN, images, labels, torch.device("cpu"))
     assert [row["pair"] for row in rows] == pairs
     for row in rows:
@@ -41,12 +41,25 @@ def test_all_ways_start_at_one_loss_and_agree(folder):
         assert one[0] == pytest.approx(other[0], abs=1e-3)
         assert len(set(one)) == 6
     assert rows[0]["largest_difference"] < 1e-4
-    assert 0 < rows[1]["largest_difference"] < 1e-3
+    assert rows[1]["largest_difference"] < 1e-3
+
+
+def test_a_nudge_moves_weights_to_their_neighbours():
+    layer = torch.nn.Linear(50, 40)
+    torch.nn.init.zeros_(layer.bias)
+    before = layer.weight.detach().clone()
+    curves._nudge(layer)
+    assert not layer.bias.any()
+    for direction in (-1, 0, 1):
+        there = before if direction == 0 else torch.nextafter(before, torch.tensor(direction * torch.inf))
+        assert 0.2 < (layer.weight == there).float().mean() < 0.5
+    assert (layer.weight - before).abs().max() < 1e-7
 
 
 def test_differences():
     row = curves._differences([2.0, 1.0, 1.0], [2.0, 1.5, 1.0])
     assert (row["largest_difference"], row["at_step"]) == (0.5, 2)
+    assert row["apart_at_step"] == 2
     assert row["largest_difference_of_means"] == pytest.approx(0.5 / 3)
     assert row["last_losses"] == pytest.approx([4 / 3, 4.5 / 3])
 
@@ -54,22 +67,26 @@ def test_differences():
 @pytest.mark.parametrize(
     ("pair", "apart", "last", "met"),
     [
-        ("formula", 0.01, 1.0, [True, True]),
-        ("compiled-bf16", 0.06, 1.0, [False, True]),
-        ("formula", 0.01, 2.5, [True, False]),
-        ("formula", float("nan"), float("nan"), [False, False]),
-        ("vit-fp32", 0.06, 1.0, [True]),
+        ("timm-fp32-formula", 0.01, 1.0, [True, True]),
+        ("timm-bf16-compiled", 0.06, 1.0, [False, True]),
+        ("timm-fp32-formula", 0.01, 2.5, [True, False]),
+        ("published-fp32-formula", 0.19, 1.0, [True, True]),
+        ("published-fp32-formula", 0.21, 1.0, [False, True]),
+        ("published-bf16-compiled", 0.06, 1.0, [False, True]),  # of another precision, not nudged
+        ("timm-fp32-formula", float("nan"), float("nan"), [False, False]),
+        ("vit-fp32-compiled", 0.06, 1.0, [True]),
     ],
 )
 def test_targets(pair, apart, last, met):
     row = {"pair": pair, "one": "a", "other": "b", "largest_difference_of_means": apart}
     row |= {"first_loss": 2.3, "last_losses": [1.0, last]}
-    assert [target["met"] for target in curves.targets([row])] == met
+    nudged = {**row, "pair": "published-fp32-nudged", "largest_difference_of_means": 0.1, "last_losses": [1.0, 1.0]}
+    assert [target["met"] for target in curves.targets([row, nudged])] == [*met, True]
 
 
 def test_command(folder, tmp_path, capsys):
     output = tmp_path / "curves.json"
-    flags = [str(folder), "--quick", "--device", "cpu", "--pairs", "formula", "--output", str(output)]
+    flags = [str(folder), "--quick", "--device", "cpu", "--pairs", "timm-fp32-formula", "--output", str(output)]
     with pytest.raises(SystemExit, match="has 10 images, fewer than a batch: give a smaller --batch-size"):
         curves.main(flags)
     curves.main([*flags, "--batch-size", "4", "--steps", "3"])
@@ -81,5 +98,5 @@ def test_command(folder, tmp_path, capsys):
 @pytest.mark.gpu
 def test_compiled_on_a_gpu(folder):
     images, labels = curves.read_images(folder, 10)
-    (row,) = curves.collect(["compiled-bf16"], PLAN, images, labels, torch.device("cuda"))
+    (row,) = curves.collect(["timm-bf16-compiled"], PLAN, images, labels, torch.device("cuda"))
     assert row["largest_difference"] < 0.05
