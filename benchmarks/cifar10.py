@@ -26,14 +26,18 @@ from .common import ROOT, Row, arguments, finish, require_gpu, requirement, show
 __all__ = ["CONTENDERS", "Run", "collect", "plan", "targets", "train"]
 
 _SIZE = ("--img-size", "32", "--model-kwargs", "patch_size=4")
-_KAT = ("--model", "kat_tiny_patch16_224")
+_KAT = ("--model", "kat_tiny_patch16_224", *_SIZE)
 CONTENDERS = {
     "KAT": _KAT,
-    "ViT": ("--model", "vit_tiny_patch16_224"),
+    "ViT": ("--model", "vit_tiny_patch16_224", *_SIZE),
+    "KAT-timm-start": (*_KAT, "weight_init="),
     "KAT-no-decay": (*_KAT, "--rational-weight-decay", "0"),
     "KAT-slow": (*_KAT, "--rational-weight-decay", "0", "--rational-lr-scale", "0.1"),
 }
-"""Their flags, by name; the latter two train the rationals' coefficients otherwise than the published models."""
+"""Their flags, by name.
+
+KAT starts and trains as the published models; one starts with timm's attention, two train the coefficients otherwise.
+"""
 
 # That of the published models on ImageNet, for one process. Evaluation crops nothing off images this small.
 _RECIPE = (
@@ -87,7 +91,7 @@ class Run:
 def plan(args: argparse.Namespace) -> list[list[Run]]:
     """What to run, one list after the other: the training, all at once or in turn, and then what measures speed."""
     common = ("--batch-size", str(args.batch_size), "--seed", str(args.seed), *_RECIPE, *_MACHINE)
-    flags = {name: (*CONTENDERS[name], *_SIZE, *common) for name in args.contenders}
+    flags = {name: (*CONTENDERS[name], *common) for name in args.contenders}
     training = [Run(name, flags[name], args.epochs, resumes=True) for name in args.contenders]
     together = [[run] for run in training] if args.in_turn else [training]
     alone = [
@@ -242,7 +246,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not rows:
         raise SystemExit("no epoch is finished: see above, or give more --minutes")
     settings = {
-        "flags": " ".join((*_SIZE, *_RECIPE, *_MACHINE)),
+        "flags": " ".join((*_RECIPE, *_MACHINE)),
         "contenders": {name: " ".join(CONTENDERS[name]) for name in args.contenders},
         **{name: getattr(args, name) for name in ("epochs", "batch_size", "seed", "in_turn")},
         "top1": "of the last epoch, on the 10,000 test images; ema_top1 of the averaged weights",

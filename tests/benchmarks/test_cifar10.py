@@ -48,7 +48,7 @@ def small(monkeypatch):
     monkeypatch.setattr(cifar10, "require_gpu", lambda: None)
     monkeypatch.setattr(cifar10, "subprocess", SimpleNamespace(Popen=InThisProcess, STDOUT=subprocess.STDOUT))
     monkeypatch.setattr("flashkat.training.folder.draw_curves", lambda rows, path: None)
-    monkeypatch.setattr(cifar10, "_SIZE", TINY)
+    monkeypatch.setitem(cifar10.CONTENDERS, "KAT", ("--model", "kat_tiny_patch16_224", *TINY))
     monkeypatch.setattr(cifar10, "_MACHINE", ("--device", "cpu"))
     monkeypatch.setattr(cifar10, "_TIMED_EPOCHS", 2)
     fake = ("--fake-data", "--num-classes", "2", "--train-num-samples", "8", "--val-num-samples", "4")
