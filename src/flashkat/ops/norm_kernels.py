@@ -159,20 +159,30 @@ def _stays_plain(
 
 
 @triton.jit
+def _careful_place(
+    start, slice, rows, CHANNELS: tl.constexpr, V: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_VECTORS: tl.constexpr
+):  # fmt: skip
+    """Offsets (1, R, C) of a channel per vector and their mask; there are V such slices of each chunk.
+
+    That no function returns both places and what is loaded lets compilers see which tensors a kernel writes to.
+    """
+    row = tl.arange(0, BLOCK_ROWS)
+    vectors, mask = _vectors(slice // V, CHANNELS, V, BLOCK_VECTORS)
+    offsets = tl.cast(start, tl.int64) * CHANNELS + _offsets_of_first(vectors, CHANNELS, V, BLOCK_ROWS) + slice % V
+    return offsets, ((row < rows - start)[:, None] & mask[None, :])[None, :, :]
+
+
+@triton.jit
 def _careful_tile(
     total_ptr, mean_ptr, rstd_ptr, weight_ptr, bias_ptr, numerator_ptr, denominator_ptr, start, slice, rows, width,
     M: tl.constexpr, N: tl.constexpr, NUMERATOR_SHARED: tl.constexpr, DENOMINATOR_SHARED: tl.constexpr,
     CHANNELS: tl.constexpr, V: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_VECTORS: tl.constexpr,
 ):  # fmt: skip
-    """Of a channel per vector, (1, R, C): offsets, their mask, n, z, weight, rstd and coefficients, all read anew.
-
-    There are V such slices of each chunk: little code, for what seldom runs.
-    """
+    """n, z, weight, rstd and coefficients of a slice, all read anew: little code, for what seldom runs."""
     row = tl.arange(0, BLOCK_ROWS)
     row_mask = row < rows - start
     vectors, mask = _vectors(slice // V, CHANNELS, V, BLOCK_VECTORS)
-    inside = (row_mask[:, None] & mask[None, :])[None, :, :]
-    offsets = tl.cast(start, tl.int64) * CHANNELS + _offsets_of_first(vectors, CHANNELS, V, BLOCK_ROWS) + slice % V
+    offsets, inside = _careful_place(start, slice, rows, CHANNELS, V, BLOCK_ROWS, BLOCK_VECTORS)
     mean = tl.load(mean_ptr + start + row, mask=row_mask, other=0.0)[None, :, None]
     rstd = tl.load(rstd_ptr + start + row, mask=row_mask, other=0.0)[None, :, None]
     n = (tl.load(total_ptr + offsets, mask=inside, other=0.0).to(tl.float32) - mean) * rstd
@@ -182,7 +192,7 @@ def _careful_tile(
     group = vectors // width
     a = load_coefficients(numerator_ptr, group * 0 if NUMERATOR_SHARED else group, mask, M, False, tl.float32)
     b = load_coefficients(denominator_ptr, group * 0 if DENOMINATOR_SHARED else group, mask, N, True, tl.float32)
-    return offsets, inside, n, n * weight + bias, weight, rstd, a, b
+    return n, n * weight + bias, weight, rstd, a, b
 
 
 # A new batch size compiles nothing.
@@ -219,7 +229,10 @@ def add_norm_forward_kernel(
         tl.debug_barrier()  # what other threads have written is there
         for run in tl.range(first, runs, step):
             for slice in tl.range(CHUNKS * V):
-                offsets, inside, _, z, _, _, a_here, b_here = _careful_tile(
+                offsets, inside = _careful_place(
+                    run * BLOCK_ROWS, slice, rows, CHANNELS, V, BLOCK_ROWS, BLOCK_VECTORS
+                )  # fmt: skip
+                _, z, _, _, a_here, b_here = _careful_tile(
                     total_ptr, mean_ptr, rstd_ptr, weight_ptr, bias_ptr, numerator_ptr, denominator_ptr,
                     run * BLOCK_ROWS, slice, rows, width,
                     M, N, NUMERATOR_SHARED, DENOMINATOR_SHARED, CHANNELS, V, BLOCK_ROWS, BLOCK_VECTORS,
@@ -410,7 +423,10 @@ def _backward_carefully(
     for run in tl.range(first, tl.cdiv(rows, BLOCK_ROWS), step, num_stages=1):
         slopes, products = nothing, nothing
         for slice in tl.range(CHUNKS * V, num_stages=1):
-            offsets, inside, n, z, weight, _, a, b = _careful_tile(
+            offsets, inside = _careful_place(
+                run * BLOCK_ROWS, slice, rows, CHANNELS, V, BLOCK_ROWS, BLOCK_VECTORS
+            )  # fmt: skip
+            n, z, weight, _, a, b = _careful_tile(
                 total_ptr, mean_ptr, rstd_ptr, weight_ptr, bias_ptr, numerator_ptr, denominator_ptr,
                 run * BLOCK_ROWS, slice, rows, width,
                 M, N, NUMERATOR_SHARED, DENOMINATOR_SHARED, CHANNELS, V, BLOCK_ROWS, BLOCK_VECTORS,
@@ -435,7 +451,10 @@ def _backward_carefully(
         average, product = _over_row((slopes,), 1, CHANNELS), _over_row((products,), 1, CHANNELS)
         tl.debug_barrier()
         for slice in tl.range(CHUNKS * V, num_stages=1):
-            offsets, inside, n, _, weight, rstd, _, _ = _careful_tile(
+            offsets, inside = _careful_place(
+                run * BLOCK_ROWS, slice, rows, CHANNELS, V, BLOCK_ROWS, BLOCK_VECTORS
+            )  # fmt: skip
+            n, _, weight, rstd, _, _ = _careful_tile(
                 total_ptr, mean_ptr, rstd_ptr, weight_ptr, bias_ptr, numerator_ptr, denominator_ptr,
                 run * BLOCK_ROWS, slice, rows, width,
                 M, N, NUMERATOR_SHARED, DENOMINATOR_SHARED, CHANNELS, V, BLOCK_ROWS, BLOCK_VECTORS,
