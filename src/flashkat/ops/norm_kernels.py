@@ -130,7 +130,8 @@ def _forward_rows(
         _, mask = _vectors(k, CHANNELS, V, BLOCK_VECTORS)
         centred = tl.where(mask[None, None, :], total[k] - mean, 0.0)
         squares = squares + (centred * centred,)
-    rstd = tl.rsqrt(_over_row(squares, CHUNKS, CHANNELS) + eps)
+    # Compilers that launch the kernel themselves may hand eps over in float64.
+    rstd = tl.rsqrt(_over_row(squares, CHUNKS, CHANNELS) + tl.cast(eps, tl.float32))
     tl.store(mean_ptr + start + row, tl.reshape(mean, (BLOCK_ROWS,)), mask=row_mask)
     tl.store(rstd_ptr + start + row, tl.reshape(rstd, (BLOCK_ROWS,)), mask=row_mask)
     reach = tl.zeros((BLOCK_ROWS, BLOCK_VECTORS), tl.float32)
