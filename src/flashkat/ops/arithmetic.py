@@ -12,8 +12,9 @@ applies s(b_j).
 
 Plain is Horner's scheme, and for the gradients h = g / Q, from which all else is a product: dx = h (P' - s(x) T P/Q),
 terms h x^i and h P/Q |x|^j. Sums over V in float32 round as well; where inputs are float32 and results should be as
-good, PRECISE makes up for it with terms that round less. It is right while :func:`stays_plain` holds: then no intermediate value overflows unless a
-result or a sum does. (Where |g| < 2^-126 Q, h loses bits as any number below the normal range does.)
+good, PRECISE makes up for that by terms that round less. Plain is right while :func:`stays_plain` holds: then no
+intermediate value overflows unless a result or a sum does. (Where |g| < 2^-126 Q, h loses bits as any number below the
+normal range does.)
 
 Scaled keeps numbers as a mantissa and an integer exponent, so that nothing overflows before the result itself does:
 finite in, finite (or correctly infinite) out.

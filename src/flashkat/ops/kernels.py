@@ -165,7 +165,7 @@ def backward_kernel(
 
     ``partial`` is contiguous float64: (M, channels / NUMERATOR_FOLD, programs of a block of channels) for da, and the
     like for db without the factor s(b). A sum takes in FOLD channels that share their coefficients. PRECISE is for
-    inputs of more than 16 bits: float64 sums from each tile on, not from each run of tiles on, of terms that round less.
+    inputs of more than 16 bits: terms that round less, in float64 from each tile on, not from each run of tiles on.
     EARLY lets the kernel that adds the sums up come onto the device before this one ends.
     """
     c, channel_mask = _channels_of_block(channels, BLOCK_CHANNELS, PAIRS)
@@ -262,7 +262,8 @@ def sum_partials_kernel(
 ):  # fmt: skip
     """da and db from the partial sums, M of ``numerator_sums`` numbers and N of ``denominator_sums``.
 
-    A program per coefficient adds up a run. EARLY if it may be on the device before the sums are there.
+    A program per coefficient adds up a run. EARLY if it may be on the device before the sums are there: then it first
+    goes through its code without reading any, so that nothing of the code has to come from memory when they are.
     """
     index = tl.program_id(0)
     for_b = index - numerator_rows * M
@@ -273,17 +274,21 @@ def sum_partials_kernel(
         length = denominator_sums // denominator_rows
         start = M * tl.cast(numerator_sums, tl.int64) + (for_b % max(N, 1)).to(tl.int64) * denominator_sums
         start += (for_b // max(N, 1)).to(tl.int64) * length
-    total = tl.zeros((BLOCK,), tl.float64)
-    if EARLY:
-        tl.extra.cuda.gdc_wait()
-    for begin in tl.range(0, length, BLOCK, num_stages=1):
-        offset = begin + tl.arange(0, BLOCK)
-        total += tl.load(partial_ptr + start + offset, mask=offset < length, other=0.0)
-    total = tl.sum(total, axis=0)
-    total = tl.where(tl.abs(total) >= _SATURATED, total * float("inf"), total)
-    if for_b < 0:
-        tl.store(grad_numerator_ptr + index, total.to(grad_numerator_ptr.dtype.element_ty))
-    else:
-        negative = tl.load(denominator_ptr + for_b) < 0
-        total = tl.where(negative, -total, total)
-        tl.store(grad_denominator_ptr + for_b, total.to(grad_denominator_ptr.dtype.element_ty))
+    # The last pass has number 0. How many there are must not be known to the compiler, which would write them all out.
+    for ahead in tl.range(tl.num_programs(1) if EARLY else 0, -1, -1, num_stages=1):
+        there = ahead == 0
+        if EARLY:  # noqa: SIM102 (known when compiling, unlike the other)
+            if there:
+                tl.extra.cuda.gdc_wait()
+        total = tl.zeros((BLOCK,), tl.float64)
+        for begin in tl.range(0, length, BLOCK, num_stages=1):
+            offset = begin + tl.arange(0, BLOCK)
+            total += tl.load(partial_ptr + start + offset, mask=(offset < length) & there, other=0.0)
+        total = tl.sum(total, axis=0)
+        total = tl.where(tl.abs(total) >= _SATURATED, total * float("inf"), total)
+        if for_b < 0:
+            tl.store(grad_numerator_ptr + index, total.to(grad_numerator_ptr.dtype.element_ty), mask=there)
+        else:
+            negative = tl.load(denominator_ptr + for_b) < 0
+            total = tl.where(negative, -total, total)
+            tl.store(grad_denominator_ptr + for_b, total.to(grad_denominator_ptr.dtype.element_ty), mask=there)
