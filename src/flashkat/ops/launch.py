@@ -36,9 +36,9 @@ _ELEMENTS = 16
 _MOST_TILES = 4
 # Tiles that are on their way from memory while one is computed, and one more.
 STAGES = 3
-# Partial sums that a program of the last stage adds up at a time, and its warps. Its code comes from memory, as other
-# data has long taken its place in the caches: a thread has few elements, so that there is little code. And a program of
-# few warps finds room beside those of the backward kernel.
+# Partial sums that a program of the last stage adds up at a time, and its warps; where there are fewer, fewer warps, as
+# such programs are many. Its code comes from memory, as other data has long taken its place in the caches: a thread has
+# few elements, so that there is little code. And a program of few warps finds room beside those of the backward kernel.
 SUM_BLOCK = 1024
 SUM_WARPS = 8
 # Programs per multiprocessor, the same number for each of its four schedulers. All fit at once with their registers,
@@ -269,6 +269,7 @@ def _backward_launches(
     channels = view.tile()[1]
     folds = [channels if rows == 1 else math.gcd(view.width, channels) for rows in (rows_a, rows_b)]
     sums_a, sums_b = (triton.cdiv(view.channels, fold) * programs for fold in folds)
+    block = min(SUM_BLOCK, triton.next_power_of_2(max(sums_a // rows_a, sums_b // rows_b)))
     constants = _constants(view, layouts[0][0], coefficients)
     early = starts_early(device)
     main = Launch(
@@ -279,7 +280,7 @@ def _backward_launches(
             **constants,
             "NUMERATOR_FOLD": folds[0],
             "DENOMINATOR_FOLD": folds[1],
-            "WIDE": layouts[0][0].itemsize > 2,
+            "PRECISE": layouts[0][0].itemsize > 2,
             "EARLY": early,
         },
     )
@@ -287,8 +288,8 @@ def _backward_launches(
         kernels.sum_partials_kernel,
         (rows_a * m + rows_b * n, 1),
         (sums_a, sums_b, rows_a, rows_b),
-        {"M": m, "N": n, "BLOCK": SUM_BLOCK, "EARLY": early},
-        warps=SUM_WARPS,
+        {"M": m, "N": n, "BLOCK": block, "EARLY": early},
+        warps=max(1, block * SUM_WARPS // SUM_BLOCK),
         options={"launch_pdl": True} if early else {},
     )
     return main, add_up, m * sums_a + n * sums_b
