@@ -213,7 +213,7 @@ def _epoch_line(row: dict[str, Any], epochs: int, is_best: bool) -> str:
         line += f"EMA top-1 {row['eval_ema_top1']:.2f}%  "
     line += f"lr {row['lr']:.2e}  {row['images_per_second']:.0f} images/s"
     if "peak_memory_gib" in row:
-        line += f"  {row['peak_memory_gib']:.2f} GiB"
+        line += f"  peak {row['peak_memory_gib']:.2f} GiB"
     if "data_wait" in row:
         line += f"  data wait {row['data_wait']:.0%}"
     return line + ("  best" if is_best else "")
