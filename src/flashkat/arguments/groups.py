@@ -196,7 +196,7 @@ def add_device(parser: argparse.ArgumentParser, compiles: bool = False) -> argpa
             default=False,
             action=Instead,
             of={"torchcompile": None},
-            help="do not compile the model, on GPUs neither",
+            help="do not compile the model, not on GPUs either",
         )
     group.add_argument("--torchcompile-mode", metavar="MODE", help="torch.compile's mode, such as max-autotune")
     return group
