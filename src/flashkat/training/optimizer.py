@@ -55,7 +55,7 @@ def is_fused(args: Namespace, device: torch.device) -> bool:
     kind = get_optimizer_info(args.opt.lower().removeprefix("lookahead_")).opt_class
     if kind is torch.optim.SGD:
         # Where the first step of all is skipped, as it is while the scale of the loss is looked for, its momentum would
-        # be whatever the memory held (seen with torch 2.15). Of sharded weights it has none.
+        # be whatever the memory held (seen with torch 2.15). Sharded weights have no such kernel of SGD.
         scales_loss = args.amp and args.amp_dtype == "float16"
         return not scales_loss and not args.fsdp
     return kind in (torch.optim.Adam, torch.optim.AdamW)
