@@ -36,9 +36,7 @@ def exact(inputs, grad_total, grad_out, eps, total=None):
     if total is not None:
         added = added + (total.double() - added).detach()
     out = rational_reference(F.layer_norm(added, leaves[2].shape, leaves[2], leaves[3], eps), leaves[4], leaves[5])
-    grads = torch.autograd.grad(
-        [added, out], leaves, [grad_total.double(), grad_out.double()], materialize_grads=True
-    )
+    grads = torch.autograd.grad([added, out], leaves, [grad_total.double(), grad_out.double()], materialize_grads=True)
     return added.detach(), out.detach(), grads
 
 
@@ -75,6 +73,8 @@ def test_kernels_match_float64(shape, options):
     truth_total, truth, truths = exact(inputs, grad_total, grad_out, 1e-6, total)
     # Triton's interpreter truncates to bfloat16.
     unit = {F32: 2e-6, F16: 1e-3, BF16: 1e-2}
+    if "scale" in options:  # most of the slope is constant or linear over the row, and cancels
+        unit[F32] = 1e-4
     assert distance(total, truth_total) <= unit[total.dtype]
     assert distance(out, truth) <= unit[out.dtype]
     for name, found, truth, same in zip(NAMES, grads, truths, again, strict=True):
@@ -124,6 +124,8 @@ def device(request):
 @pytest.mark.parametrize("dtypes", [(torch.float64,) * 3, (F32, F32, F32), (F32, BF16, F32), (BF16, BF16, BF16)])
 def test_is_addition_normalisation_and_rational(device, dtypes):
     inputs, grad_total, grad_out = make((3, 5, 64), groups=4, dtypes=dtypes, device=device)
+    if dtypes[0] == torch.float64:
+        inputs = [tensor.double() for tensor in inputs]
     leaves = [tensor.requires_grad_() for tensor in inputs]
     results = add_norm_rational(*leaves, 1e-6)
     assert [each.dtype for each in results] == [grad_total.dtype, grad_total.dtype]

@@ -6,7 +6,7 @@ import timm.layers
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from ..nn import GRKAN
+from ..nn import GRKAN, GroupRational
 from ..ops import add_norm_rational
 
 __all__ = ["KATBlock"]
@@ -17,7 +17,7 @@ _LAYER_NORMS = (nn.LayerNorm, timm.layers.LayerNorm)
 class KATBlock(Block):
     """timm's pre-norm block, of the same parameters and results.
 
-    Where its second half is LayerNorm and a :class:`flashkat.GRKAN` that nobody has hooks in,
+    Where its second half is LayerNorm and a plain :class:`flashkat.GRKAN` that nobody has hooks in,
     :func:`flashkat.ops.add_norm_rational` adds, normalises and applies the first rational in one pass over memory.
     """
 
@@ -42,6 +42,7 @@ class KATBlock(Block):
             and norm.weight is not None
             and norm.bias is not None
             and type(mlp) is GRKAN
+            and type(mlp.act1) is GroupRational
             and mlp.act1.dim == -1
             and not any(_is_hooked(module) for module in (norm, mlp, mlp.act1))
         )
@@ -50,8 +51,5 @@ class KATBlock(Block):
 def _is_hooked(module: nn.Module) -> bool:
     """Whether someone wants to see or change what goes into a module or comes out of it."""
     return bool(
-        module._forward_pre_hooks
-        or module._forward_hooks
-        or module._backward_pre_hooks
-        or module._backward_hooks
+        module._forward_pre_hooks or module._forward_hooks or module._backward_pre_hooks or module._backward_hooks
     )

@@ -143,7 +143,7 @@ class Launch:
         self,
         kernel: Any,
         grid: tuple[int, int],
-        numbers: tuple[int, ...],
+        numbers: tuple[int | float, ...],
         constants: dict[str, Any],
         warps: int = 1,
         options: dict[str, Any] | None = None,
@@ -175,7 +175,6 @@ class Launch:
         compiled.run(
             *self._grid, stream, compiled.function, compiled.packed_metadata, None, None, None, *pointers, *self._rest
         )
-
 
     def _trace(self, tensors: tuple[Tensor, ...]) -> None:
         """Put the launch into the graph of a compiler, which then launches it itself."""
@@ -319,6 +318,7 @@ def _grid(view: View, per_processor: int, device: torch.device) -> tuple[int, in
 
 @functools.cache
 def processors(device: torch.device) -> int:
+    """How many multiprocessors there are."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 

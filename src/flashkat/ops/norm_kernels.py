@@ -22,7 +22,6 @@ import triton
 import triton.language as tl
 
 from .arithmetic import (
-    add_terms,
     largest_coefficient,
     load_coefficients,
     plain_gradients,
@@ -317,8 +316,8 @@ def add_norm_backward_kernel(
 ):  # fmt: skip
     """The gradient of total, with that of its other uses if GRAD_TOTAL, and each program's share of the sums.
 
-    Written twice if GRAD_BRANCH, in two dtypes. ``partial`` is float64, (M, sums, programs) for da, then the like for db
-    without the factor s(b): a program has one sum for what all channels share, else one for every FOLD vectors.
+    Written twice if GRAD_BRANCH, in two dtypes. ``partial`` is float64, (M, sums, programs) for da, then the like for
+    db without the factor s(b): a program has one sum for what all channels share, else one for every FOLD vectors.
     ``channel_partial`` is float32, (programs, 2, CHANNELS) for weight and bias.
     """
     weight = _load_per_channel(weight_ptr, CHANNELS, CHUNKS, V, BLOCK_VECTORS)
@@ -418,7 +417,7 @@ def _backward_carefully(
     GRAD_TOTAL: tl.constexpr, GRAD_BRANCH: tl.constexpr, CHANNELS: tl.constexpr, CHUNKS: tl.constexpr, V: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_VECTORS: tl.constexpr, FOLD: tl.constexpr,
 ):  # fmt: skip
-    """A program's rows once more, a channel per vector at a time, with its sums, and dz where its result goes, in memory."""
+    """A program's rows once more, a channel per vector at a time, with sums in memory, and dz where its result goes."""
     first, step = tl.program_id(0), tl.num_programs(0)
     nothing = tl.zeros((1, BLOCK_ROWS, BLOCK_VECTORS), tl.float32)
     for run in tl.range(first, tl.cdiv(rows, BLOCK_ROWS), step, num_stages=1):

@@ -186,7 +186,7 @@ def _coefficients(numerator: Tensor, denominator: Tensor) -> Coefficients:
     return numerator.shape, denominator.shape, numerator.dtype, denominator.dtype
 
 
-def _constants(view: Rows, coefficients: Coefficients) -> dict[str, Any]:
+def _constants(coefficients: Coefficients) -> dict[str, Any]:
     (rows_a, m), (rows_b, n) = coefficients[:2]
     return {"M": m, "N": n, "NUMERATOR_SHARED": rows_a == 1, "DENOMINATOR_SHARED": rows_b == 1}
 
@@ -203,7 +203,7 @@ def _forward_launch(
 ) -> Launch:  # fmt: skip
     view = Rows.choose(channels, vector_of(*dtypes[:4]))
     constants = {
-        **_constants(view, coefficients),
+        **_constants(coefficients),
         "BRANCH": has_branch,
         **view.constants(),
         "STAGES": STAGES,
@@ -231,7 +231,7 @@ def _backward_launches(
         (programs, 1),
         (rows, width),
         {
-            **_constants(view, coefficients),
+            **_constants(coefficients),
             "GRAD_TOTAL": has_grad_total,
             "GRAD_BRANCH": dtypes[3] != dtypes[4],
             **view.constants(),

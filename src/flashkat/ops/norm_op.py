@@ -106,41 +106,34 @@ class _Eager(torch.autograd.Function):
         if grad_out is None:
             x_dtype, branch_dtype = ctx.dtypes
             return grad_total.to(x_dtype), grad_total.to(branch_dtype), *(None,) * 6
-        saved = ctx.saved_tensors
         if torch.is_grad_enabled():
             # Someone may want second derivatives.
-            return *_differentiable(grad_total, grad_out, *saved, ctx.eps, *ctx.dtypes), None, None
-        return *_launch().backward(grad_total, grad_out, *saved, *ctx.dtypes), None, None
+            return *_differentiable(grad_total, grad_out, ctx.saved_tensors, ctx.eps, ctx.dtypes), None, None
+        return *_launch().backward(grad_total, grad_out, *ctx.saved_tensors, *ctx.dtypes), None, None
 
 
 def _differentiable(
     grad_total: Tensor | None,
     grad_out: Tensor,
-    total: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    numerator: Tensor,
-    denominator: Tensor,
+    saved: tuple[Tensor, ...],
     eps: float,
-    x_dtype: torch.dtype,
-    branch_dtype: torch.dtype,
+    dtypes: tuple[torch.dtype, torch.dtype],
 ) -> tuple[Tensor, ...]:
     """The gradients by PyTorch's own operators, to be differentiated again."""
+    total, _, _, *parameters = saved
     with torch.enable_grad():
         # Views, so that these are distinct nodes of the graph that the caller's tensors lead into.
         inputs = [
             tensor.view_as(tensor) if tensor.requires_grad else tensor.detach().requires_grad_()
-            for tensor in (total, weight, bias, numerator, denominator)
+            for tensor in (total, *parameters)
         ]
-        out = _norm_rational(*inputs, eps)  # type: ignore[misc]
-        grad, *parameters = torch.autograd.grad(
+        weight, bias, numerator, denominator = inputs[1:]
+        out = _norm_rational(inputs[0], weight, bias, numerator, denominator, eps)
+        grad, *others = torch.autograd.grad(
             out, inputs, grad_out.to(out.dtype), create_graph=True, materialize_grads=True
         )
-        if grad_total is not None:
-            grad = grad + grad_total
-        return grad.to(x_dtype), grad.to(branch_dtype), *parameters
+        grad = grad if grad_total is None else grad + grad_total
+        return grad.to(dtypes[0]), grad.to(dtypes[1]), *others
 
 
 LIBRARY.define(

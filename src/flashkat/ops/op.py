@@ -86,6 +86,7 @@ class _Eager(torch.autograd.Function):
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """The dtype that autocast asks for where ``x`` is, None where it is off."""
     device = x.device.type
     # PyTorch has no autocast for meta tensors, and raises when asked.
     if device != "meta" and torch.is_autocast_enabled(device):
@@ -206,7 +207,6 @@ def _differentiate_twice(ctx, *grads: Tensor):
             [f for f, _ in used], tensors, [g for _, g in used], create_graph=higher, materialize_grads=True
         )
     return *second, None
-
 
 
 def open_to_compilers(name: str, function: Callable[..., Any]) -> None:
