@@ -4,6 +4,7 @@
 :func:`add_norm_rational` is the door, which takes PyTorch's own operators for what the kernels are not for.
 """
 
+import functools
 import importlib
 from typing import Any
 
@@ -84,7 +85,9 @@ def _is_triton(device: torch.device) -> bool:
     return choose_path(device).name == "triton"
 
 
+@functools.cache
 def _launch() -> Any:
+    # Triton is imported where it is used.
     return importlib.import_module(".norm_launch", __package__)
 
 
