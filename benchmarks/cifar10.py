@@ -1,8 +1,9 @@
 """Does a KAT learn CIFAR-10 as well as the ViT of its size under the published recipe, and what does it cost?
 
-Contenders train through ``flashkat train`` with the same flags and seed, at once on one GPU, for the minutes that a
-call is given; the next call goes on where it left off. Speeds are only comparable alone: once training is done, each
-contender trains a few epochs more by itself, in turn, on the images and on one batch held on the device.
+Contenders train through ``flashkat train`` with the same flags and seed, at once, dealt out to the GPUs that there are,
+for the minutes that a call is given; the next call goes on where it left off. Speeds are best compared alone: once
+training is done, each contender trains a few epochs more by itself, in turn, on the images and on one batch held on the
+device (not with ``--rounds 0``; then there are only the speeds of the common training).
 """
 
 import argparse
@@ -18,6 +19,8 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 from flashkat import checkpoints
 
@@ -47,7 +50,8 @@ _RECIPE = (
     *("--mean", "0.485", "0.456", "0.406", "--std", "0.229", "0.224", "0.225"),
     *("--model-ema", "--model-ema-decay", "0.9999", "--model-ema-warmup"),
 )
-_MACHINE = ("--amp", "--torchcompile", "inductor", "--pin-mem")
+# Batches that divide the test images, so that nothing is compiled for a smaller one.
+_MACHINE = ("--amp", "--torchcompile", "inductor", "--pin-mem", "--validation-batch-size", "500")
 _CLASSES = 10
 _FAKE = ("--fake-data", "--num-classes", f"{_CLASSES}", "--train-num-samples", "50000", "--val-num-samples", "1000")
 _TIMED_EPOCHS = 4  # of which the first, which compiles, does not count
@@ -116,20 +120,27 @@ def train(runs: Iterable[Run], data: Path, work: Path, deadline: float) -> dict[
         return {}
     # A process of each run computes; the other cores load images.
     workers = max(1, len(os.sched_getaffinity(0)) // len(runs) - 1)
+    gpus = _visible_gpus()
     processes = {}
     try:
-        for run in runs:
+        for index, run in enumerate(runs):
             log = work / f"{run.name}.log"
             log.parent.mkdir(parents=True, exist_ok=True)
             with log.open("a") as output:
                 command = run.command(data, work, workers)
-                processes[log] = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+                environment = {**os.environ, "CUDA_VISIBLE_DEVICES": gpus[index % len(gpus)]}
+                processes[log] = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
         while any(process.poll() is None for process in processes.values()) and time.monotonic() < deadline:
             time.sleep(0.2)
         ended = {log: process.returncode for log, process in processes.items() if process.poll() is not None}
     finally:
         _stop(processes.values())
     return {str(log.relative_to(work).with_suffix("")): _last_line(log) for log, code in ended.items() if code}
+
+
+def _visible_gpus() -> list[str]:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return visible.split(",") if visible else [str(number) for number in range(max(1, torch.cuda.device_count()))]
 
 
 def _stop(processes: Iterable[subprocess.Popen]) -> None:
@@ -162,6 +173,7 @@ def collect(runs: Iterable[Run], work: Path, errors: dict[str, str]) -> list[Row
                    for row in other.rows(work)[1:]]
             for kind in ("images", "model")
         }  # fmt: skip
+        together = epochs[1:]
         weights = checkpoints.read(work / run.name / "last.pth.tar")["state_dict"]
         losses = [row[name] for row in epochs for name in ("train_loss", "eval_loss", "eval_ema_loss")]
         memory = [row["peak_memory_gib"] for row in epochs if "peak_memory_gib" in row]
@@ -177,6 +189,8 @@ def collect(runs: Iterable[Run], work: Path, errors: dict[str, str]) -> list[Row
                 "images_per_second_with_loading": _spread(row["images_per_second"] for row in measured["images"]),
                 "seconds_per_epoch": _spread(row["seconds"] for row in measured["images"]),
                 "data_wait": _spread(row["data_wait"] for row in measured["images"]),
+                "seconds_per_epoch_together": _spread(row["seconds"] for row in together),
+                "images_per_second_together": _spread(row["images_per_second"] for row in together),
                 "peak_memory_gib": max(memory, default=None),
                 "curve": {
                     name: [row[name] for row in epochs]
@@ -251,7 +265,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         **{name: getattr(args, name) for name in ("epochs", "batch_size", "seed", "in_turn")},
         "top1": "of the last epoch, on the 10,000 test images; ema_top1 of the averaged weights",
         "speed": f"each alone on the machine, in turn, {args.rounds} rounds of {_TIMED_EPOCHS} epochs, without the "
-        "first; images_per_second on one batch on the device, seconds_per_epoch with loading and two evaluations",
+        "first; images_per_second on one batch on the device, seconds_per_epoch with loading and two evaluations; "
+        "together: of all trainings at once, of their epochs without the first",
+        "gpus": len(_visible_gpus()),
         "unfinished": left,
     }
     show("cifar10", [{key: _median(value) for key, value in row.items() if key != "curve"} for row in rows])

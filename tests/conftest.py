@@ -21,6 +21,22 @@ settings.register_profile(
 settings.load_profile("default")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def compiled_where_asked_for():
+    """Training decides as on a CPU: on a GPU each of many runs would compile first, for longer than it trains."""
+    if not HAS_GPU:
+        yield
+        return
+    from flashkat import runtime
+
+    def choose(args, device, training=False):
+        return runtime.choose_compilation(args, torch.device("cpu"), training)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("flashkat.training.run.choose_compilation", choose)
+        yield
+
+
 def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("gpu") and not HAS_GPU:

@@ -93,6 +93,16 @@ def test_other_spellings():
     assert parse("train", "data", "--torchcompile").torchcompile == "inductor"
 
 
+def test_compiling_and_not_contradict_each_other(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        parse("train", "data", "--torchcompile", "--no-compile")
+    assert stopped.value.code == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "--no-compile: not allowed with argument --torchcompile" in err
+    assert "--no-compile" not in flags_of("validate")
+
+
 def test_data_that_needs_no_folder():
     assert parse("train", "--fake-data").data_dir is None
     assert parse("train", "--dataset", "hfds/food101").data_dir is None
@@ -128,6 +138,20 @@ def test_typed_flags_win(config):
     path = config(data_dir="images", batch_size=16, epochs=3)
     args = parse("train", "typed", "--config", path, "-b", 8)
     assert (args.data_dir, args.batch_size, args.epochs) == ("typed", 8, 3)
+
+
+@pytest.mark.parametrize(
+    ("values", "typed", "expected"),
+    [
+        ({"torchcompile": "inductor"}, [], ("inductor", False)),
+        ({"torchcompile": "inductor"}, ["--no-compile"], (None, True)),
+        ({"no_compile": True}, [], (None, True)),
+        ({"no_compile": True}, ["--torchcompile", "eager"], ("eager", False)),
+    ],
+)
+def test_typed_flags_win_over_those_that_contradict_them(config, values, typed, expected):
+    args = parse("train", "data", "-c", config(**values), *typed)
+    assert (args.torchcompile, args.no_compile) == expected
 
 
 def test_a_runs_own_arguments_are_such_a_file(config):

@@ -18,7 +18,7 @@ from .errors import InputError
 from .models import create_model
 from .sampling import own_images
 
-__all__ = ["Metrics", "autocast", "data_config", "evaluate", "model_arguments", "model_from_checkpoint", "with_views"]
+__all__ = ["Metrics", "autocast", "data_config", "evaluate", "model_arguments", "model_from_checkpoint", "prepared"]
 
 
 @dataclass(frozen=True)
@@ -115,9 +115,30 @@ def _moved(images: Tensor, down: int, right: int) -> Tensor:
     return images.index_select(-2, rows).index_select(-1, columns)
 
 
-def with_views(model: nn.Module, views: int) -> nn.Module:
-    """The model itself, or as ``--tta`` asks, its mean over views of each image."""
-    return _Views(model, views) if views > 1 else model
+class _EvenBatches(nn.Module):
+    """A compiled model's outputs, for which batches smaller than one before are filled up: a new size is compiled anew.
+
+    That is cheaper than code for any size, and leaves modes that need one size, such as reduce-overhead, to be chosen.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.size = model, 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        count = len(images)
+        self.size = max(self.size, count)
+        if count < self.size:
+            # At the end of the first dimension, which is the last that it names.
+            images = nn.functional.pad(images, [0] * (2 * images.ndim - 1) + [self.size - count])
+        return self.model(images)[:count]
+
+
+def prepared(model: nn.Module, args: Namespace) -> nn.Module:
+    """What a pass over a data set calls: the model, in even batches where compiled, over views as ``--tta`` asks."""
+    if args.torchcompile:
+        model = _EvenBatches(model)
+    return _Views(model, args.tta) if args.tta > 1 else model
 
 
 @torch.inference_mode()

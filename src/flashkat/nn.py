@@ -190,7 +190,11 @@ class GRKAN(nn.Module):
                 reset()
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.fc1(self.drop1(self.act1(x)))
+        return self.after_first_rational(self.act1(x))
+
+    def after_first_rational(self, x: Tensor) -> Tensor:
+        """What is left to do where the first rational has been applied, by a kernel that does more."""
+        x = self.fc1(self.drop1(x))
         return self.fc2(self.norm(self.drop2(self.act2(x))))
 
     def extra_repr(self) -> str:

@@ -1,16 +1,23 @@
-"""What the device flags ask of the process and of a model: dtype, layout, compilation."""
+"""What the device flags ask of the process and of a model: dtype, layout, precision of products, compilation."""
 
+import contextlib
 import importlib
 import os
+import shutil
+import warnings
 from argparse import Namespace
+from collections.abc import Iterator
 
 import torch
 from timm.layers import set_fast_norm
 from torch import nn
 
-from .errors import InputError, explain
+from .errors import InputError, explain, is_installed
 
-__all__ = ["compile_in_place", "place", "prepare_process"]
+__all__ = ["choose_compilation", "compile_in_place", "place", "prepare_process", "training_products"]
+
+# As Triton looks for one, after the variable CC.
+_C_COMPILERS = ("gcc", "clang", "cc")
 
 
 def prepare_process(args: Namespace) -> None:
@@ -24,8 +31,6 @@ def prepare_process(args: Namespace) -> None:
             importlib.import_module(name)
     if args.amp and args.model_dtype not in (None, "float32"):
         raise InputError(f"--amp needs weights in float32: leave out --amp or --model-dtype {args.model_dtype}")
-    if args.torchcompile_mode and not args.torchcompile:
-        raise InputError("--torchcompile-mode needs --torchcompile")
     if getattr(args, "local_rank", None) is not None:
         # As older launchers pass it; newer ones set the variable.
         os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
@@ -40,12 +45,91 @@ def place(model: nn.Module, args: Namespace, device: torch.device) -> nn.Module:
     return model
 
 
+@contextlib.contextmanager
+def training_products(args: Namespace, device: torch.device) -> Iterator[None]:
+    """On a GPU, multiply float32 matrices in TF32, or with ``--no-tf32`` convolve in float32 too; at the end as before.
+
+    PyTorch by itself takes TF32 for convolutions and float32 for matrices.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    _set_products("highest" if args.no_tf32 else "high", convolutions=not args.no_tf32)
+    try:
+        yield
+    finally:
+        _set_products(*before)
+
+
+def _set_products(matrices: str, convolutions: bool) -> None:
+    with warnings.catch_warnings():
+        # Some versions point to newer settings. Using both kinds is an error, and other code reads these.
+        warnings.filterwarnings("ignore", message="Please use the new API settings")
+        torch.set_float32_matmul_precision(matrices)
+        torch.backends.cudnn.allow_tf32 = convolutions
+
+
+def choose_compilation(args: Namespace, device: torch.device, training: bool = False) -> list[str]:
+    """Settle in ``args.torchcompile`` whether the model is compiled; returns lines about what no flag asked for.
+
+    Training compiles on a GPU unless the flags say otherwise. Evaluating after its epochs then costs one compilation
+    more, which the average of the weights shares. A single evaluation seldom makes up for one: it has to be asked for.
+
+    Raises:
+        InputError: flags that do not go together.
+    """
+    notes: list[str] = []
+    if training:
+        if args.torchcompile and args.no_compile:
+            raise InputError("--torchcompile and --no-compile contradict each other: leave out one")
+        if args.torchcompile and _trains_on_single_images(args):
+            raise InputError("--torchcompile trains on batches of two images or more: give -b 2")
+        if device.type == "cuda" and not (args.torchcompile or args.no_compile):
+            notes = _compile_by_default(args)
+    if args.torchcompile_mode and not args.torchcompile:
+        raise InputError("--torchcompile-mode needs --torchcompile")
+    return notes
+
+
+def _compile_by_default(args: Namespace) -> list[str]:
+    reason = _why_not_compiled(args)
+    if reason:
+        return [f"The model is not compiled: {reason}"]
+    args.torchcompile = "inductor"
+    return ["Compiling the model, which takes a minute or so, once; --no-compile leaves it out"]
+
+
+def _why_not_compiled(args: Namespace) -> str | None:
+    if _trains_on_single_images(args):
+        return "that takes batches of two images or more"
+    if args.fsdp:
+        return "with --fsdp it has to be asked for, by --torchcompile"
+    if not is_installed("triton"):
+        return "Triton is not installed"
+    if os.name == "posix" and not (os.environ.get("CC") or any(map(shutil.which, _C_COMPILERS))):
+        return "Triton finds no C compiler"
+    return None
+
+
+def _trains_on_single_images(args: Namespace) -> bool:
+    """Whether a batch is one image. Compiled, a ViT would train wrong.
+
+    The gradients of its position embedding and class token would share memory (seen with torch 2.15), and whatever is
+    done to the one, adding the next batch's or clipping, is done to both.
+    """
+    halves = args.mixup_mode == "half" and (args.mixup or args.cutmix or args.cutmix_minmax)
+    return args.batch_size // (2 if halves else 1) == 1
+
+
 def compile_in_place(model: nn.Module, args: Namespace) -> None:
     """Have a module's calls compiled as ``--torchcompile`` asks; its state_dict keeps its names.
+
+    It is compiled for each shape anew, as code for all of them would be slower: give it batches of one size.
 
     Raises:
         InputError: there is no such backend or mode.
     """
     if args.torchcompile:
         with explain(f"cannot compile with {args.torchcompile} {args.torchcompile_mode or ''}".rstrip()):
-            model.compile(backend=args.torchcompile, mode=args.torchcompile_mode)
+            model.compile(backend=args.torchcompile, mode=args.torchcompile_mode, dynamic=False)

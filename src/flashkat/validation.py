@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from . import distributed
 from .data import evaluation_loader, open_dataset
 from .errors import InputError, UnreachableError, check_writable, explain, require
-from .evaluation import Meters, autocast, data_config, evaluate, model_from_checkpoint, with_views
-from .runtime import compile_in_place, place, prepare_process
+from .evaluation import Meters, autocast, data_config, evaluate, model_from_checkpoint, prepared
+from .runtime import choose_compilation, compile_in_place, place, prepare_process
 
 __all__ = ["result_text", "run_validation", "validate"]
 
@@ -42,6 +42,7 @@ def run_validation(args: Namespace, say: Say) -> dict[str, Any] | list[dict[str,
     random_seed(args.seed)
     with distributed.joined(args.device) as device:
         _check_processes(args)
+        choose_compilation(args, device)
         is_primary = distributed.is_primary()
         say = say if is_primary else lambda line: None
         jobs = _jobs(args)
@@ -163,8 +164,7 @@ def validate(args: Namespace, device: torch.device, say: Say) -> dict[str, Any]:
         if index % args.log_freq == 0 or index == len(loader) - 1:
             say(_test_line(index, len(loader), clock, meters))
 
-    model = _parallel(place(model, args, device), args, device)
-    model = with_views(model, args.tta)
+    model = prepared(_parallel(place(model, args, device), args, device), args)
     if valid_labels is not None:
         model = _Selected(model, torch.tensor(valid_labels, device=device))
     real_labels = _real_labels(args, dataset)

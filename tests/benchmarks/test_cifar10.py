@@ -33,8 +33,9 @@ def images(tmp_path_factory):
 class InThisProcess:
     """Runs the command at once, without the seconds that a new Python takes."""
 
-    def __init__(self, command, stdout, stderr):
+    def __init__(self, command, stdout, stderr, env):
         assert command[:3] == [sys.executable, "-m", "flashkat"]
+        assert env["CUDA_VISIBLE_DEVICES"] == "0"
         with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stdout):
             self.returncode = main(command[3:])
 

@@ -16,25 +16,31 @@ from pathlib import Path
 import torch, triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from flashkat.ops import launch
+from flashkat.ops import launch, norm_launch
 
 folder, capability, name, layout = sys.argv[1:]
 folder, capability, dtype = Path(folder), int(capability), getattr(torch, name)
-launch._processors = lambda device: 132
-launch._starts_early = lambda device: capability >= 90
+for module in (launch, norm_launch):
+    module.processors = lambda device: 132
+    module.starts_early = lambda device: capability >= 90
 launches = []
 launch.Launch.__call__ = lambda self, *tensors: launches.append((self, tensors))
 
-x = {
-    "channels last": torch.empty(2, 197, 768, dtype=dtype),
-    "channels first": torch.empty(2, 256, 14, 14, dtype=dtype),
-    "odd widths": torch.empty(2, 197, 780, dtype=dtype),
-}[layout]
-dim = 1 if layout == "channels first" else -1
-groups = 1 if layout == "odd widths" else 8
-numerator, denominator = torch.empty(1, 6), torch.empty(groups, 4)
-launch.forward(x, numerator, denominator, dim, dtype)
-launch.backward(x, x, numerator, denominator, dim)
+if layout == "with LayerNorm":
+    x, branch = torch.empty(2, 197, 768), torch.empty(2, 197, 768, dtype=dtype)
+    parameters = torch.empty(768), torch.empty(768), torch.empty(1, 6), torch.empty(8, 4)
+    total, mean, rstd, out = norm_launch.forward(x, branch, *parameters, 1e-6, dtype)
+    norm_launch.backward(total, out, total, mean, rstd, *parameters, x.dtype, dtype)
+else:
+    x = {
+        "channels last": torch.empty(2, 197, 768, dtype=dtype),
+        "channels first": torch.empty(2, 256, 14, 14, dtype=dtype),
+        "odd widths": torch.empty(2, 197, 780, dtype=dtype),
+    }[layout]
+    dim = 1 if layout == "channels first" else -1
+    numerator, denominator = torch.empty(1, 6), torch.empty(1 if layout == "odd widths" else 8, 4)
+    launch.forward(x, numerator, denominator, dim, dtype)
+    launch.backward(x, x, numerator, denominator, dim)
 
 TYPES = {"float64": "*fp64", "float32": "*fp32", "bfloat16": "*bf16", "float16": "*fp16"}
 result = {}
@@ -45,9 +51,10 @@ for made, tensors in launches:
         if argument.endswith("_ptr"):
             kinds[argument] = TYPES[str(next(pointers).dtype).removeprefix("torch.")]
         elif argument not in constants:
-            kinds[argument] = "i32"
+            number = next(numbers)
+            kinds[argument] = "fp32" if isinstance(number, float) else "i32"
             # As a call specialises strides.
-            if next(numbers) == 1 and argument.endswith("_channel"):
+            if number == 1 and argument.endswith("_channel"):
                 constants[argument] = 1
         if argument in constants:
             kinds[argument] = "constexpr"
@@ -74,6 +81,8 @@ print(json.dumps(result))
         (90, "float16", "odd widths"),
         (100, "float32", "channels last"),
         (120, "bfloat16", "channels last"),
+        (80, "float16", "with LayerNorm"),
+        (90, "bfloat16", "with LayerNorm"),
     ],
 )
 def test_compiles(tmp_path, capability, dtype, layout):
@@ -82,7 +91,10 @@ def test_compiles(tmp_path, capability, dtype, layout):
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     used = json.loads(done.stdout)
-    assert used.keys() == {"forward_kernel", "backward_kernel", "sum_partials_kernel"}
+    plain, fused = "forward backward sum_partials", "add_norm_forward add_norm_backward sum_norm_partials"
+    names = fused if layout == "with LayerNorm" else plain
+    assert used.keys() == {f"{name}_kernel" for name in names.split()}
     for usage in used.values():
         assert 0 < usage["REG"] <= 255
-        assert usage["STACK"] == usage["LOCAL"] == 0
+        assert usage["LOCAL"] == 0
+        assert usage["STACK"] <= 32  # a few numbers, once, around a loop

@@ -134,10 +134,14 @@ def test_accumulated_batches_are_one_batch(alone, trained, summary_of):
     assert_same(alone, folder, summary_of)
 
 
-def test_compiled(alone, trained, summary_of):
+def test_compiled(alone, trained, summary_of, monkeypatch):
     """With names of weights that do not show it."""
-    folder, _ = trained("compiled", 2, "-b", 2, "--torchcompile", "aot_eager")
+    monkeypatch.setenv("TORCH_LOGS", "recompiles")
+    folder, output = trained("compiled", 2, "-b", 2, "--torchcompile", "aot_eager")
     assert_same(alone, folder, summary_of)
+    # For evaluation, by either process; of its last batch one has 2 images, the other too, of which one counts.
+    assert output.count("Recompiling function") == 2
+    assert output.count("changed: grad_mode") == 2
 
 
 def test_sharded(alone, trained, summary_of, tmp_path, images):
@@ -246,11 +250,12 @@ def test_exit_status(monkeypatch, capsys, codes, status, line):
 
 @pytest.mark.gpu
 def test_two_gpus(alone, trained, summary_of):
-    """NCCL; in float32 without TF32, so that the results are those of the CPU."""
+    """NCCL; in float32 without TF32, so that the results are those of the CPU. Compiled by default, but for FSDP."""
     if torch.cuda.device_count() < 2:
         pytest.skip("needs two GPUs")
-    folder, output = trained("gpus", 2, "-b", 2, "--device", "cuda")
+    folder, output = trained("gpus", 2, "-b", 2, "--device", "cuda", "--no-tf32")
+    assert output.count("Compiling the model") == 1
     assert "on cuda:0 and 1 more" in output
     assert_same(alone, folder, summary_of)
-    sharded, _ = trained("gpus-sharded", 2, "-b", 2, "--device", "cuda", "--fsdp")
+    sharded, _ = trained("gpus-sharded", 2, "-b", 2, "--device", "cuda", "--fsdp", "--no-tf32")
     assert_same(alone, sharded, summary_of)

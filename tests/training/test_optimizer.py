@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from flashkat.nn import GroupRational
-from flashkat.training.optimizer import create_optimizer, parameter_groups
+from flashkat.training.optimizer import create_optimizer, is_fused, parameter_groups, with_implementation_of
 
 KWARGS = {"img_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 3}
 
@@ -100,3 +100,65 @@ def test_the_scale_counts_without_a_schedule(train):
         if is_coefficient(name):
             assert torch.equal(state[name], fresh[name])
     assert not torch.equal(state["blocks.0.mlp.fc1.bias"], fresh["blocks.0.mlp.fc1.bias"])
+
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--opt", "adamw"], True),
+        (["--opt", "Adam"], True),
+        (["--opt", "lookahead_adamw"], True),
+        (["--opt", "adamw", "--amp", "--amp-dtype", "float16", "--fsdp"], True),
+        (["--opt", "sgd"], True),
+        (["--opt", "momentum", "--amp"], True),
+        # Its first step may be skipped.
+        (["--opt", "sgd", "--amp", "--amp-dtype", "float16"], False),
+        (["--opt", "sgd", "--fsdp"], False),
+        (["--opt", "lamb"], False),
+        (["--opt", "adamw", "--opt-kwargs", "foreach=True"], False),
+        (["--opt", "adamw", "--opt-kwargs", "fused=False"], False),
+    ],
+)
+def test_fused_where_it_can_be(training_args, flags, expected):
+    args = training_args(*flags)
+    assert is_fused(args, GPU) == expected
+    assert not is_fused(args, CPU)
+
+
+@pytest.fixture
+def fused_here(monkeypatch):
+    """Fused as on a GPU: CPUs have such kernels too."""
+    monkeypatch.setattr("flashkat.training.optimizer.is_fused", lambda args, device: is_fused(args, GPU))
+
+
+def test_the_optimiser_is_made_so(model, training_args, fused_here):
+    groups = create_optimizer(model, training_args("--opt", "adamw", "--lr", 0.1)).param_groups
+    assert {group["fused"] for group in groups} == {True}
+
+
+@pytest.mark.parametrize("kind", ["adamw", "sgd"])
+def test_fused_or_not_a_run_goes_on_in_its_own_way(train, monkeypatch, kind):
+    flags = ["--epochs", 2, "--opt", kind, "--lr", 1e-2, "--clip-grad", 1]
+    if kind == "adamw":
+        flags += ["--amp", "--amp-dtype", "float16"]
+    folders = {False: train(*flags, experiment="plain")}
+    with monkeypatch.context() as patch:
+        patch.setattr("flashkat.training.optimizer.is_fused", lambda args, device: is_fused(args, GPU))
+        folders[True] = train(*flags, experiment="fused")
+        resumed = {True: train(*flags, "--resume", folders[False] / "checkpoint-0.pth.tar", experiment="to-fused")}
+    resumed[False] = train(*flags, "--resume", folders[True] / "checkpoint-0.pth.tar", experiment="to-plain")
+    expected = torch.load(folders[False] / "last.pth.tar", weights_only=True)["state_dict"]
+    for fused, folder in resumed.items():
+        checkpoint = torch.load(folder / "last.pth.tar", weights_only=True)
+        assert {group["fused"] for group in checkpoint["optimizer"]["param_groups"]} == {fused or None}
+        torch.testing.assert_close(checkpoint["state_dict"], expected, rtol=1e-3, atol=1e-5)
+
+
+def test_other_settings_of_a_saved_optimiser_stay(model):
+    saved = torch.optim.AdamW(model.parameters(), lr=0.3, fused=True).state_dict()
+    groups = with_implementation_of(torch.optim.AdamW(model.parameters(), lr=0.1), saved)["param_groups"]
+    assert (groups[0]["lr"], groups[0]["fused"]) == (0.3, None)
+    assert saved["param_groups"][0]["fused"] is True

@@ -108,6 +108,14 @@ def test_waiting_for_data_is_shown(train, summary_of, capsys, monkeypatch, share
     assert out.count(f"Training waited for data {share:.0%} of that epoch: try more --workers") == hints
 
 
+def test_peak_memory_is_shown(train, summary_of, capsys, monkeypatch):
+    """Of a GPU, which alone knows it."""
+    monkeypatch.setattr("flashkat.training.loop.peak_memory", lambda model: {"peak_memory_gib": 2.5})
+    (row,) = summary_of(train("--epochs", 1))
+    assert row["peak_memory_gib"] == 2.5
+    assert " images/s  peak 2.50 GiB  data wait" in capsys.readouterr().out
+
+
 def test_fake_data_waits_for_nothing(train, summary_of):
     flags = ["--fake-data", "--num-classes", 2, "--train-num-samples", 40, "--val-num-samples", 4]
     (row,) = summary_of(train("--epochs", 1, *flags))

@@ -3,7 +3,7 @@
 import argparse
 import os
 
-from .parser import ModelKwargs, count, finite, positive, share, size
+from .parser import Instead, ModelKwargs, count, finite, positive, share, size
 
 __all__ = [
     "DEFAULT_MODEL",
@@ -148,8 +148,13 @@ def add_model_kwargs(parser: argparse._ActionsContainer) -> None:
     )
 
 
-def add_device(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
-    """Device, precision and compilation; returns the group, for flags of one command alone."""
+def add_device(parser: argparse.ArgumentParser, compiles: bool = False) -> argparse._ArgumentGroup:
+    """Device, precision and compilation; returns the group, for flags of one command alone.
+
+    Args:
+        parser: to add to.
+        compiles: whether the command does so without being told, so that there is a flag against it.
+    """
     group = parser.add_argument_group("device")
     group.add_argument("--device", metavar="NAME", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
     group.add_argument(
@@ -172,12 +177,26 @@ def add_device(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
         help="dtype of weights and images: float32, bfloat16 or float16, without --amp (default: float32)",
     )
     group.add_argument("--channels-last", action="store_true", help="channels-last layout for model and images")
-    group.add_argument(
+    compilation = group.add_mutually_exclusive_group()
+    compilation.add_argument(
         "--torchcompile",
         nargs="?",
         const="inductor",
+        action=Instead,
+        of={"no_compile": False} if compiles else {},
         metavar="BACKEND",
-        help="compile the model, with inductor or the backend named",
+        help="compile the model, with inductor or the backend named"
+        + (" (default: with inductor on GPUs)" if compiles else ""),
     )
+    if compiles:
+        compilation.add_argument(
+            "--no-compile",
+            nargs=0,
+            const=True,
+            default=False,
+            action=Instead,
+            of={"torchcompile": None},
+            help="do not compile the model, not on GPUs either",
+        )
     group.add_argument("--torchcompile-mode", metavar="MODE", help="torch.compile's mode, such as max-autotune")
     return group

@@ -13,6 +13,7 @@ from ..errors import show_once
 from .left_out import LEFT_OUT
 
 __all__ = [
+    "Instead",
     "KeyValues",
     "ModelKwargs",
     "Parser",
@@ -138,6 +139,22 @@ class Parser(argparse.ArgumentParser):
         except (argparse.ArgumentTypeError, ValueError) as error:
             self.error(f"{where}: {error}")
         return converted if many else converted[0]
+
+
+class Instead(argparse.Action):
+    """Stores a value and undoes what a ``--config`` file said by flags that contradict this one, which is typed.
+
+    ``of`` has the values that these go back to.
+    """
+
+    def __init__(self, *args, of: dict[str, Any], **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.of = of
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        setattr(namespace, self.dest, self.const if self.nargs == 0 else values)
+        for name, value in self.of.items():
+            setattr(namespace, name, value)
 
 
 class KeyValues(argparse.Action):

@@ -93,7 +93,10 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_device(parser: argparse.ArgumentParser) -> None:
-    group = add_device(parser)
+    group = add_device(parser, compiles=True)
+    group.add_argument(
+        "--no-tf32", action="store_true", help="multiply float32 numbers as such, on GPUs too (default: in TF32 there)"
+    )
     group.add_argument(
         "--grad-accum-steps", type=positive, default=1, metavar="N", help="batches per update (default: 1)"
     )

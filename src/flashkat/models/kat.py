@@ -17,6 +17,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..names import compare, describe, model_name, rational_names, rename_rationals
 from ..nn import GRKAN
+from .block import KATBlock
 from .initialisation import kan_mimetic_, variance_preserving_
 
 _INITIALISATIONS = {"kan_mimetic": kan_mimetic_, "variance_preserving": variance_preserving_}
@@ -51,6 +52,7 @@ class KolmogorovArnoldTransformer(VisionTransformer):
         kwargs["mlp_layer"] = partial(
             kwargs.get("mlp_layer", GRKAN), m=m, n=n, num_groups=num_groups, den_groups=den_groups, start=act_init
         )
+        kwargs.setdefault("block_fn", KATBlock)
         if weight_init not in (*_INITIALISATIONS, *_TIMM_INITIALISATIONS):
             known = ", ".join((*_INITIALISATIONS, *filter(None, _TIMM_INITIALISATIONS)))
             raise ValueError(f"unknown weight_init {weight_init!r}: choose one of {known}")

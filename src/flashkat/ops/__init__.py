@@ -1,6 +1,7 @@
 """The operator: its definition, its paths (PyTorch operators, Triton kernels) and its registration with PyTorch."""
 
+from .norm_op import add_norm_rational
 from .op import rational
 from .reference import rational_reference
 
-__all__ = ["rational", "rational_reference"]
+__all__ = ["add_norm_rational", "rational", "rational_reference"]

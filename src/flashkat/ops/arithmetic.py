@@ -18,9 +18,12 @@ Scaled keeps numbers as a mantissa and an integer exponent, so that nothing over
 finite in, finite (or correctly infinite) out.
 """
 
+import torch
 import triton
 import triton.language as tl
 
+# Known beforehand: compilers may compile where no device can be asked.
+_HAS_PTX = tl.constexpr(torch.version.hip is None and not triton.knobs.runtime.interpret)
 # (M + N + 1) max(1, |a|, |b|) max(1, |x|)^degree bounds P and Q. Below these powers of two, the product of P and T, at
 # most N times the square of the bound, is a float32 (float64) number.
 _PLAIN_F32 = tl.constexpr(2.0**60)
@@ -73,7 +76,7 @@ def stays_plain(reach, largest, M: tl.constexpr, N: tl.constexpr):
 @triton.jit
 def reciprocal(q):
     """1 / q for q >= 1 that is not near the largest number, within a unit in the last place."""
-    if q.dtype == tl.float32 and tl.target_info.is_cuda():
+    if _HAS_PTX and q.dtype == tl.float32:
         return tl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [q], q.dtype, is_pure=True, pack=1)
     else:
         return 1.0 / q

@@ -255,11 +255,22 @@ def sum_partials_kernel(
     numerator_sums, denominator_sums, numerator_rows, denominator_rows,
     M: tl.constexpr, N: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """da and db from the partial sums, M of ``numerator_sums`` numbers and N of ``denominator_sums``.
+    """da and db, a program per coefficient. EARLY if it may be on the device before the partial sums are there."""
+    if EARLY:
+        tl.extra.cuda.gdc_wait()
+    add_up_coefficients(
+        tl.program_id(0), partial_ptr, denominator_ptr, grad_numerator_ptr, grad_denominator_ptr,
+        numerator_sums, denominator_sums, numerator_rows, denominator_rows, M, N, BLOCK,
+    )  # fmt: skip
 
-    A program per coefficient adds up a run. EARLY if it may be on the device before the sums are there.
-    """
-    index = tl.program_id(0)
+
+@triton.jit
+def add_up_coefficients(
+    index, partial_ptr, denominator_ptr, grad_numerator_ptr, grad_denominator_ptr,
+    numerator_sums, denominator_sums, numerator_rows, denominator_rows,
+    M: tl.constexpr, N: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Number ``index`` of da and db from the partial sums, M of ``numerator_sums`` numbers and N of those of db."""
     for_b = index - numerator_rows * M
     if for_b < 0:
         length = numerator_sums // numerator_rows
@@ -269,8 +280,6 @@ def sum_partials_kernel(
         start = M * tl.cast(numerator_sums, tl.int64) + (for_b % max(N, 1)).to(tl.int64) * denominator_sums
         start += (for_b // max(N, 1)).to(tl.int64) * length
     total = tl.zeros((BLOCK,), tl.float64)
-    if EARLY:
-        tl.extra.cuda.gdc_wait()
     for begin in tl.range(0, length, BLOCK, num_stages=1):
         offset = begin + tl.arange(0, BLOCK)
         total += tl.load(partial_ptr + start + offset, mask=offset < length, other=0.0)

@@ -14,6 +14,8 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch._subclasses.functional_tensor import FunctionalTensor
+from torch.library import wrap_triton
 from triton.runtime import driver
 
 from . import kernels
@@ -23,8 +25,8 @@ from .reference import compute_dtype
 _TRITON_DTYPE = {torch.float32: tl.float32, torch.float64: tl.float64}
 
 # A program is one warp, so that none waits for another, and its tile has a vector for each of its threads.
-_LANES = 32
-_VECTOR_BYTES = 16
+LANES = 32
+VECTOR_BYTES = 16
 # Contiguous runs of a tile: the longer the better for memory, but no more than this part of the work may be idle.
 _RUNS = (32, 16, 8)
 _IDLE = 1 / 40
@@ -33,12 +35,12 @@ _IDLE = 1 / 40
 _ELEMENTS = 16
 _MOST_TILES = 4
 # Tiles that are on their way from memory while one is computed, and one more.
-_STAGES = 3
-# Partial sums that a program of the last stage adds up at a time, and its warps. Its code comes from memory, as other
-# data has long taken its place in the caches: a thread has few elements, so that there is little code. And a program of
-# few warps finds room beside those of the backward kernel.
-_SUM_BLOCK = 1024
-_SUM_WARPS = 8
+STAGES = 3
+# Partial sums that a program of the last stage adds up at a time, and its warps; where there are fewer, fewer warps, as
+# such programs are many. Its code comes from memory, as other data has long taken its place in the caches: a thread has
+# few elements, so that there is little code. And a program of few warps finds room beside those of the backward kernel.
+SUM_BLOCK = 1024
+SUM_WARPS = 8
 # Programs per multiprocessor, the same number for each of its four schedulers. All fit at once with their registers,
 # and each takes many tiles, so that its coefficients and its sums stay there. Fewer of them read memory in longer runs.
 _FORWARD_PROGRAMS = 16
@@ -111,12 +113,12 @@ class View:
     def tile(self) -> tuple[int, int]:
         """(positions, channels) of a tile: along what is contiguous in memory first."""
         if self.pairs:
-            return 1, 2 * _LANES
+            return 1, 2 * LANES
         if self.channels_are_fast:
             run = min(_RUNS, key=lambda run: max(-self.channels % run / self.channels, _IDLE))
-            return _LANES // run, run
-        run = min(triton.next_power_of_2(self.positions), _LANES)
-        return run, _LANES // run
+            return LANES // run, run
+        run = min(triton.next_power_of_2(self.positions), LANES)
+        return run, LANES // run
 
     def unroll(self) -> int:
         """How many tiles are taken together: as many as make no run longer than its batch needs, by too much."""
@@ -141,7 +143,7 @@ class Launch:
         self,
         kernel: Any,
         grid: tuple[int, int],
-        numbers: tuple[int, ...],
+        numbers: tuple[int | float, ...],
         constants: dict[str, Any],
         warps: int = 1,
         options: dict[str, Any] | None = None,
@@ -154,22 +156,33 @@ class Launch:
         self._compiled: Any = None
 
     def __call__(self, *tensors: Tensor) -> None:
+        if isinstance(tensors[0], FunctionalTensor):
+            self._trace(tensors)
+            return
         pointers, bits = [], 0
         for tensor in tensors:
             pointer = tensor.data_ptr()
             pointers.append(pointer)
             bits |= pointer
         compiled = self._compiled
-        if compiled is None or bits % _VECTOR_BYTES:
+        if compiled is None or bits % VECTOR_BYTES:
             # Triton compiles for the alignment that it finds.
             compiled = self._kernel[self._grid](*tensors, *self._numbers, **self._constants, **self._options)
-            if bits % _VECTOR_BYTES == 0:
+            if bits % VECTOR_BYTES == 0:
                 self._compiled = compiled
             return
         stream = driver.active.get_current_stream(tensors[0].get_device())
         compiled.run(
             *self._grid, stream, compiled.function, compiled.packed_metadata, None, None, None, *pointers, *self._rest
         )
+
+    def _trace(self, tensors: tuple[Tensor, ...]) -> None:
+        """Put the launch into the graph of a compiler, which then launches it itself."""
+        # Options that compilers do not pass on have to do without.
+        constants = {**self._constants, **({"EARLY": False} if "EARLY" in self._constants else {})}
+        wrap_triton(self._kernel)[self._grid](
+            *tensors, *self._numbers, **constants, num_warps=self._options["num_warps"]
+        )  # fmt: skip
 
 
 def forward(x: Tensor, numerator: Tensor, denominator: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
@@ -182,7 +195,7 @@ def forward(x: Tensor, numerator: Tensor, denominator: Tensor, dim: int, dtype: 
     launch = _forward_launch(x.device, x.shape, dim, layouts, coefficients)
     if launch is None:
         return out.copy_(forward(as_three_dimensional(x, dim), numerator, denominator, 1, dtype).view(x.shape))
-    with _on(x.device):
+    with on(x.device):
         launch(x, numerator.contiguous(), denominator.contiguous(), out)
     return out
 
@@ -205,13 +218,13 @@ def backward(
     numerator, denominator = numerator.contiguous(), denominator.contiguous()
     partial = torch.empty(partials, dtype=torch.float64, device=x.device)
     grad_numerator, grad_denominator = torch.empty_like(numerator), torch.empty_like(denominator)
-    with _on(x.device):
+    with on(x.device):
         main(x, grad, grad_x, numerator, denominator, partial)
         add_up(partial, denominator, grad_numerator, grad_denominator)
     return grad_x, grad_numerator, grad_denominator
 
 
-def _on(device: torch.device) -> AbstractContextManager:
+def on(device: torch.device) -> AbstractContextManager:
     """Make ``device`` the current one, which costs something, where it is not."""
     if device.type != "cuda" or torch.cuda.current_device() == device.index:
         return _NOTHING
@@ -255,8 +268,9 @@ def _backward_launches(
     channels = view.tile()[1]
     folds = [channels if rows == 1 else math.gcd(view.width, channels) for rows in (rows_a, rows_b)]
     sums_a, sums_b = (triton.cdiv(view.channels, fold) * programs for fold in folds)
+    block = min(SUM_BLOCK, triton.next_power_of_2(max(sums_a // rows_a, sums_b // rows_b)))
     constants = _constants(view, layouts[0][0], coefficients)
-    early = _starts_early(device)
+    early = starts_early(device)
     main = Launch(
         kernels.backward_kernel,
         grid,
@@ -273,8 +287,8 @@ def _backward_launches(
         kernels.sum_partials_kernel,
         (rows_a * m + rows_b * n, 1),
         (sums_a, sums_b, rows_a, rows_b),
-        {"M": m, "N": n, "BLOCK": _SUM_BLOCK, "EARLY": early},
-        warps=_SUM_WARPS,
+        {"M": m, "N": n, "BLOCK": block, "EARLY": early},
+        warps=max(1, block * SUM_WARPS // SUM_BLOCK),
         options={"launch_pdl": True} if early else {},
     )
     return main, add_up, m * sums_a + n * sums_b
@@ -289,7 +303,7 @@ def _view(shape: torch.Size, dim: int, layouts: tuple[Layout, ...], groups: int)
             strides.append(torch.empty_strided(shape, stride, device="meta").view(sizes).stride())
         except RuntimeError:
             return None
-    vector = _VECTOR_BYTES // max(dtype.itemsize for dtype, _ in layouts)
+    vector = VECTOR_BYTES // max(dtype.itemsize for dtype, _ in layouts)
     return View.choose(sizes, sizes[1] // groups, tuple(strides), vector)
 
 
@@ -298,17 +312,18 @@ def _grid(view: View, per_processor: int, device: torch.device) -> tuple[int, in
     positions, channels = view.tile()
     blocks = triton.cdiv(view.channels, channels)
     runs = view.batches * triton.cdiv(view.positions, positions * view.unroll())
-    most = max(1, per_processor * _processors(device) // blocks)
+    most = max(1, per_processor * processors(device) // blocks)
     return blocks, triton.cdiv(runs, triton.cdiv(runs, most))
 
 
 @functools.cache
-def _processors(device: torch.device) -> int:
+def processors(device: torch.device) -> int:
+    """How many multiprocessors there are."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
 @functools.cache
-def _starts_early(device: torch.device) -> bool:
+def starts_early(device: torch.device) -> bool:
     """Whether a kernel can be on the device before the one that it waits for has ended."""
     return device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device) >= (9, 0)
 
@@ -329,5 +344,5 @@ def _constants(view: View, dtype: torch.dtype, coefficients: Coefficients) -> di
         "BLOCK_POSITIONS": positions,
         "BLOCK_CHANNELS": channels,
         "UNROLL": view.unroll(),
-        "STAGES": _STAGES,
+        "STAGES": STAGES,
     }

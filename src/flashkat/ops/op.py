@@ -5,14 +5,17 @@
 """
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.functional_tensor import FunctionalTensorMode
 
 from .dispatch import choose_path
 from .reference import rational_reference
 
-__all__ = ["rational"]
+__all__ = ["LIBRARY", "TAGS", "autocast_dtype", "is_plain_call", "open_to_compilers", "rational"]
 
 
 def rational(x: Tensor, numerator: Tensor, denominator: Tensor, *, dim: int = -1) -> Tensor:
@@ -40,24 +43,22 @@ def rational(x: Tensor, numerator: Tensor, denominator: Tensor, *, dim: int = -1
         ValueError: shapes, groups, dimension or devices that do not fit together.
     """
     metadata = _metadata(x), _metadata(numerator), _metadata(denominator)
-    if _is_plain_call(x, numerator, denominator):
+    if is_plain_call(x, numerator, denominator):
         _check_once(*metadata, dim)
-        return _Eager.apply(x, numerator, denominator, dim, _autocast_dtype(x))
+        return _Eager.apply(x, numerator, denominator, dim, autocast_dtype(x))
     _check(*metadata, dim)
-    return torch.ops.flashkat.rational(x, numerator, denominator, dim, _autocast_dtype(x))
+    return torch.ops.flashkat.rational(x, numerator, denominator, dim, autocast_dtype(x))
 
 
 _PLAIN_TYPES = (Tensor, torch.nn.Parameter)
 
 
-def _is_plain_call(x: Tensor, numerator: Tensor, denominator: Tensor) -> bool:
+def is_plain_call(*tensors: Tensor) -> bool:
     """Whether nobody looks on: no compiler, tracer, tensor subclass, dispatch mode or function transform."""
     return (
         not torch.compiler.is_compiling()
-        and not x.is_meta
-        and type(x) in _PLAIN_TYPES
-        and type(numerator) in _PLAIN_TYPES
-        and type(denominator) in _PLAIN_TYPES
+        and not tensors[0].is_meta
+        and all(type(tensor) in _PLAIN_TYPES for tensor in tensors)
         and torch._C._len_torch_dispatch_stack() == 0
         and torch._C._functorch.peek_interpreter_stack() is None
         and not torch.jit.is_tracing()
@@ -76,7 +77,7 @@ class _Eager(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         x, numerator, denominator = ctx.saved_tensors
-        if torch.is_grad_enabled() or not _is_plain_call(grad, x, numerator):
+        if torch.is_grad_enabled() or not is_plain_call(grad, x, numerator):
             # Someone may want second derivatives.
             grads = torch.ops.flashkat.rational_backward(grad, x, numerator, denominator, ctx.dim)
         else:
@@ -84,7 +85,8 @@ class _Eager(torch.autograd.Function):
         return *grads, None, None
 
 
-def _autocast_dtype(x: Tensor) -> torch.dtype | None:
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """The dtype that autocast asks for where ``x`` is, None where it is off."""
     device = x.device.type
     # PyTorch has no autocast for meta tensors, and raises when asked.
     if device != "meta" and torch.is_autocast_enabled(device):
@@ -131,38 +133,38 @@ def _check(x: Metadata, numerator: Metadata, denominator: Metadata, dim: int) ->
 _check_once = functools.lru_cache(maxsize=1024)(_check)
 
 
-_library = torch.library.Library("flashkat", "DEF")
-_tags = (torch.Tag.pt2_compliant_tag,)
-_library.define(
-    "rational(Tensor x, Tensor numerator, Tensor denominator, int dim, ScalarType? dtype=None) -> Tensor", tags=_tags
+LIBRARY = torch.library.Library("flashkat", "DEF")
+TAGS = (torch.Tag.pt2_compliant_tag,)
+LIBRARY.define(
+    "rational(Tensor x, Tensor numerator, Tensor denominator, int dim, ScalarType? dtype=None) -> Tensor", tags=TAGS
 )
-_library.define(
+LIBRARY.define(
     "rational_backward(Tensor grad, Tensor x, Tensor numerator, Tensor denominator, int dim)"
     " -> (Tensor, Tensor, Tensor)",
-    tags=_tags,
+    tags=TAGS,
 )
 
 
-@torch.library.impl(_library, "rational", "CompositeExplicitAutograd")
+@torch.library.impl(LIBRARY, "rational", "CompositeExplicitAutograd")
 def _forward(x: Tensor, numerator: Tensor, denominator: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
     return choose_path(x.device).implementation.forward(x, numerator, denominator, dim, dtype or x.dtype)
 
 
-@torch.library.impl(_library, "rational_backward", "CompositeExplicitAutograd")
+@torch.library.impl(LIBRARY, "rational_backward", "CompositeExplicitAutograd")
 def _backward(
     grad: Tensor, x: Tensor, numerator: Tensor, denominator: Tensor, dim: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     return choose_path(x.device).implementation.backward(grad, x, numerator, denominator, dim)
 
 
-@torch.library.register_fake("flashkat::rational", lib=_library)
+@torch.library.register_fake("flashkat::rational", lib=LIBRARY)
 def _fake_forward(
     x: Tensor, numerator: Tensor, denominator: Tensor, dim: int, dtype: torch.dtype | None = None
 ) -> Tensor:
     return torch.empty_like(x, dtype=dtype or x.dtype)
 
 
-@torch.library.register_fake("flashkat::rational_backward", lib=_library)
+@torch.library.register_fake("flashkat::rational_backward", lib=LIBRARY)
 def _fake_backward(
     grad: Tensor, x: Tensor, numerator: Tensor, denominator: Tensor, dim: int
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -207,7 +209,32 @@ def _differentiate_twice(ctx, *grads: Tensor):
     return *second, None
 
 
-torch.library.register_autograd("flashkat::rational", _differentiate, setup_context=_save_forward, lib=_library)
+def open_to_compilers(name: str, function: Callable[..., Any]) -> None:
+    """Let torch.compile look into an operator of GPU tensors, and launch the kernels that ``function`` launches itself.
+
+    Exporters keep the operator, and so do compilers where sizes are not numbers yet.
+    """
+
+    def decompose(mode, op, types, args, kwargs):
+        from torch.export._trace import custom_triton_ops_decomposition_disabled  # slow to import
+
+        tensors = [each for each in args if isinstance(each, Tensor)]
+        sizes = [size for tensor in tensors for size in (*tensor.shape, *tensor.stride())]
+        if (
+            custom_triton_ops_decomposition_disabled()
+            or not all(isinstance(size, int) for size in sizes)
+            or choose_path(tensors[0].device).name != "triton"
+        ):
+            return mode.__torch_dispatch__(op, types, args, kwargs)
+        with mode:
+            return function(*args, **kwargs)
+
+    torch.library.register_torch_dispatch(f"flashkat::{name}", FunctionalTensorMode, decompose, lib=LIBRARY)
+
+
+open_to_compilers("rational", _forward)
+open_to_compilers("rational_backward", _backward)
+torch.library.register_autograd("flashkat::rational", _differentiate, setup_context=_save_forward, lib=LIBRARY)
 torch.library.register_autograd(
-    "flashkat::rational_backward", _differentiate_twice, setup_context=_save_backward, lib=_library
+    "flashkat::rational_backward", _differentiate_twice, setup_context=_save_backward, lib=LIBRARY
 )

@@ -16,7 +16,7 @@ from torch import nn
 
 from .. import distributed
 from ..errors import DivergedError
-from ..evaluation import Meters, Metrics, evaluate, with_views
+from ..evaluation import Meters, Metrics, evaluate, prepared
 from ..sampling import start_epoch
 from .extras import distribute_norms, peak_memory, save_images, share_waited, synchronize
 from .folder import RunFolder
@@ -61,9 +61,7 @@ def run_epochs(
         for model in models.values():
             distribute_norms(model, args)
         if (epoch + 1) % args.val_interval == 0 or epoch + 1 == state.epochs:
-            evaluated = {
-                name: evaluate(with_views(model, args.tta), val_loader, precision) for name, model in models.items()
-            }
+            evaluated = {name: evaluate(prepared(model, args), val_loader, precision) for name, model in models.items()}
             _check_finite(evaluated["state_dict"].loss, f"after epoch {epoch + 1}")
         is_best = bool(evaluated) and _update_best(state, evaluated, args.eval_metric)
         if state.scheduler is not None:
@@ -214,6 +212,8 @@ def _epoch_line(row: dict[str, Any], epochs: int, is_best: bool) -> str:
     if "eval_ema_top1" in row:
         line += f"EMA top-1 {row['eval_ema_top1']:.2f}%  "
     line += f"lr {row['lr']:.2e}  {row['images_per_second']:.0f} images/s"
+    if "peak_memory_gib" in row:
+        line += f"  peak {row['peak_memory_gib']:.2f} GiB"
     if "data_wait" in row:
         line += f"  data wait {row['data_wait']:.0%}"
     return line + ("  best" if is_best else "")

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from timm.optim import (
     create_optimizer_v2,
+    get_optimizer_info,
     list_optimizers,
     optimizer_kwargs,
     param_groups_layer_decay,
@@ -17,7 +18,10 @@ from torch import nn
 from ..errors import InputError, did_you_mean, explain
 from ..nn import GroupRational
 
-__all__ = ["check_optimizer_name", "create_optimizer", "parameter_groups"]
+__all__ = ["check_optimizer_name", "create_optimizer", "is_fused", "parameter_groups", "with_implementation_of"]
+
+# What says how an optimiser computes, not what.
+_IMPLEMENTATION = ("fused", "foreach", "capturable", "differentiable")
 
 
 def check_optimizer_name(opt: str) -> None:
@@ -29,7 +33,7 @@ def check_optimizer_name(opt: str) -> None:
 
 
 def create_optimizer(model: nn.Module, args: Namespace) -> torch.optim.Optimizer:
-    """The optimiser ``args`` name; without flags for the rationals exactly as timm makes it.
+    """The optimiser ``args`` name; without flags for the rationals as timm makes it, on GPUs fused where it can be.
 
     Raises:
         InputError: it does not take what it was given.
@@ -39,7 +43,31 @@ def create_optimizer(model: nn.Module, args: Namespace) -> torch.optim.Optimizer
         options["param_group_fn"] = lambda model: parameter_groups(model, args)
     given = "".join(f" {key}={value}" for key, value in args.opt_kwargs.items())
     with explain(f"cannot make --opt {args.opt}{f' with --opt-kwargs{given}' if given else ''}"):
+        if is_fused(args, next(model.parameters()).device):
+            options["fused"] = True
         return create_optimizer_v2(model, **options)
+
+
+def is_fused(args: Namespace, device: torch.device) -> bool:
+    """Whether PyTorch has one kernel for the whole step on that device, and no flag says how to compute it."""
+    if device.type != "cuda" or args.opt_kwargs.keys() & set(_IMPLEMENTATION):
+        return False
+    kind = get_optimizer_info(args.opt.lower().removeprefix("lookahead_")).opt_class
+    if kind is torch.optim.SGD:
+        # Where the first step of all is skipped, as it is while the scale of the loss is looked for, its momentum would
+        # be whatever the memory held (seen with torch 2.15). Sharded weights have no such kernel of SGD.
+        scales_loss = args.amp and args.amp_dtype == "float16"
+        return not scales_loss and not args.fsdp
+    return kind in (torch.optim.Adam, torch.optim.AdamW)
+
+
+def with_implementation_of(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """A saved state_dict for an optimiser that computes in its own way, whatever that of the run before was."""
+    groups = [dict(group) for group in state["param_groups"]]
+    # Loading says if they are not as many.
+    for saved, own in zip(groups, optimizer.param_groups, strict=False):
+        saved.update({name: own[name] for name in _IMPLEMENTATION if name in own})
+    return {**state, "param_groups": groups}
 
 
 def parameter_groups(model: nn.Module, args: Namespace) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from ..data import check_augmentation, check_same_classes, evaluation_loader, op
 from ..errors import InputError, require
 from ..evaluation import autocast, data_config
 from ..models import check_model_name
-from ..runtime import compile_in_place, place, prepare_process
+from ..runtime import choose_compilation, compile_in_place, place, prepare_process, training_products
 from .folder import RunFolder, discard_if_empty
 from .logging import check_wandb
 from .loop import run_epochs
@@ -46,7 +46,7 @@ def train(args: Namespace) -> Path | None:
     check_wandb(args)
     prepare_process(args)
     _check_names(args)
-    with distributed.joined(args.device) as device:
+    with distributed.joined(args.device) as device, training_products(args, device):
         return _train(args, device)
 
 
@@ -59,6 +59,7 @@ def _check_names(args: Namespace) -> None:
 
 
 def _train(args: Namespace, device: torch.device) -> Path | None:
+    about_compiling = choose_compilation(args, device, training=True)
     random_seed(args.seed)
     with distributed.one_by_one(args.dataset_download):
         train_set = open_dataset(args, args.train_split, is_training=True, num_samples=args.train_num_samples)
@@ -97,7 +98,7 @@ def _train(args: Namespace, device: torch.device) -> Path | None:
             if resumed:
                 notes = [f"Continuing {args.resume} in epoch {state.epoch + 1}, after {state.updates} updates"]
             updates = state.epochs * -(-len(train_loader) // args.grad_accum_steps)
-            for note in (*notes, *average_notes(args, updates)):
+            for note in (*notes, *average_notes(args, updates), *about_compiling):
                 progress.say(note)
             run_epochs(
                 state, train_loader, val_loader, loss_function, mixup, autocast(args, device), folder, progress, args
@@ -157,7 +158,3 @@ def _check_parallel(args: Namespace, device: torch.device) -> None:
         raise InputError("--fsdp keeps a share of the average on each GPU: leave out --model-ema-force-cpu")
     if args.fsdp and args.clip_grad is not None and args.clip_mode == "agc":
         raise InputError("--clip-mode agc needs whole weights, which --fsdp shards: take another mode")
-    if args.torchcompile and args.batch_size == 1:
-        # The gradients of a ViT's position embedding and class token would share memory (seen with torch 2.15), and
-        # whatever is done to the one, adding the next batch's or clipping, is done to both.
-        raise InputError("--torchcompile trains on batches of two images or more: give -b 2")

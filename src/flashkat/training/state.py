@@ -14,6 +14,7 @@ from ..errors import InputError, explain
 from ..evaluation import Meters
 from ..names import compare, describe, rename_rationals
 from ..randomness import random_state, set_random_state
+from .optimizer import with_implementation_of
 from .parallel import full, like
 
 __all__ = ["TrainingState", "load_resumed_weights", "read_resumed"]
@@ -139,7 +140,8 @@ class TrainingState:
         if not isinstance(checkpoint.get("optimizer"), dict):
             raise InputError(f"{args.resume} holds no state of an optimiser: give --no-resume-opt")
         with explain(f"{args.resume} has an optimiser with other parameters: give its flags, or --no-resume-opt"):
-            self.optimizer.load_state_dict(like(checkpoint["optimizer"], self.optimizer))
+            saved = with_implementation_of(self.optimizer, checkpoint["optimizer"])
+            self.optimizer.load_state_dict(like(saved, self.optimizer))
         if self.scaler.is_enabled() and checkpoint.get("amp_scaler"):
             self.scaler.load_state_dict(checkpoint["amp_scaler"])
 

@@ -1,0 +1,55 @@
+"""The block of a KAT: timm's, with the addition, LayerNorm and rational between its halves taken in one."""
+
+from typing import Any
+
+import timm.layers
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from ..nn import GRKAN, GroupRational
+from ..ops import add_norm_rational
+
+__all__ = ["KATBlock"]
+
+_LAYER_NORMS = (nn.LayerNorm, timm.layers.LayerNorm)
+
+
+class KATBlock(Block):
+    """timm's pre-norm block, of the same parameters and results.
+
+    Where its second half is LayerNorm and a plain :class:`flashkat.GRKAN` that nobody has hooks in,
+    :func:`flashkat.ops.add_norm_rational` adds, normalises and applies the first rational in one pass over memory.
+    """
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
+        branch = self.drop_path1(self.ls1(self.attn(self.norm1(x), attn_mask=attn_mask, **kwargs)))
+        if self._is_plain():
+            norm, mlp = self.norm2, self.mlp
+            x, first = add_norm_rational(
+                x, branch, norm.weight, norm.bias, mlp.act1.numerator, mlp.act1.denominator, norm.eps
+            )
+            second = mlp.after_first_rational(first)
+        else:
+            x = x + branch
+            second = self.mlp(self.norm2(x))
+        return x + self.drop_path2(self.ls2(second))
+
+    def _is_plain(self) -> bool:
+        norm, mlp = self.norm2, self.mlp
+        return (
+            type(norm) in _LAYER_NORMS
+            and not getattr(norm, "_fast_norm", False)
+            and norm.weight is not None
+            and norm.bias is not None
+            and type(mlp) is GRKAN
+            and type(mlp.act1) is GroupRational
+            and mlp.act1.dim == -1
+            and not any(_is_hooked(module) for module in (norm, mlp, mlp.act1))
+        )
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    """Whether someone wants to see or change what goes into a module or comes out of it."""
+    return bool(
+        module._forward_pre_hooks or module._forward_hooks or module._backward_pre_hooks or module._backward_hooks
+    )

@@ -1,0 +1,255 @@
+"""A residual addition, LayerNorm and the rational function as PyTorch sees them: one operator where there are kernels.
+
+``torch.ops.flashkat.add_norm_rational`` and ``torch.ops.flashkat.add_norm_rational_backward`` are what compilers see;
+:func:`add_norm_rational` is the door, which takes PyTorch's own operators for what the kernels are not for.
+"""
+
+import functools
+import importlib
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .dispatch import choose_path
+from .op import LIBRARY, TAGS, autocast_dtype, is_plain_call, open_to_compilers, rational
+
+__all__ = ["add_norm_rational"]
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_MOST_CHANNELS = 4096
+
+
+def add_norm_rational(
+    x: Tensor,
+    branch: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    numerator: Tensor,
+    denominator: Tensor,
+    eps: float = 1e-5,
+) -> tuple[Tensor, Tensor]:
+    """x + branch, and the rational function of its LayerNorm: what starts the second half of a transformer's block.
+
+    The same as ``rational(layer_norm(x + branch, weight, bias, eps), numerator, denominator)``, in one pass over memory
+    where the tensors are on a GPU with kernels; the values between are float32 there, whatever the dtypes.
+    Differentiable in all six tensors, any number of times in eager mode.
+
+    Args:
+        x: (..., D), float64, float32, bfloat16 or float16; D channels.
+        branch: of the shape of ``x``.
+        weight: (D,), the scale of the normalised channels.
+        bias: (D,), what is added to these.
+        numerator: (1, m) or (G, m), see :func:`flashkat.rational`.
+        denominator: (1, n) or (G, n).
+        eps: added to the variance.
+
+    Returns:
+        The sum, with the dtype that ``x + branch`` has, and the result, with autocast's where autocast is on.
+
+    Raises:
+        TypeError: see :func:`flashkat.rational`.
+        ValueError: likewise.
+    """
+    dtype = autocast_dtype(x)
+    if not _has_kernels(x, branch, weight, numerator, denominator, dtype):
+        total = x + branch
+        return total, _norm_rational(total, weight, bias, numerator, denominator, eps)
+    tensors = (x, branch, weight, bias, numerator, denominator)
+    if is_plain_call(*tensors):
+        return _Eager.apply(*tensors, eps, dtype)
+    return torch.ops.flashkat.add_norm_rational(*tensors, eps, dtype)[:2]
+
+
+def _norm_rational(
+    total: Tensor, weight: Tensor, bias: Tensor, numerator: Tensor, denominator: Tensor, eps: float
+) -> Tensor:
+    return rational(F.layer_norm(total, weight.shape, weight, bias, eps), numerator, denominator)
+
+
+def _has_kernels(
+    x: Tensor, branch: Tensor, weight: Tensor, numerator: Tensor, denominator: Tensor, dtype: torch.dtype | None
+) -> bool:
+    dtypes = (x.dtype, branch.dtype, dtype or x.dtype)
+    if not x.is_cuda or any(each not in _DTYPES for each in dtypes) or x.shape != branch.shape:
+        return False
+    channels, groups = x.shape[-1], max(numerator.shape[0], denominator.shape[0])
+    vector = 16 // max(each.itemsize for each in dtypes)
+    fits = channels <= _MOST_CHANNELS and channels % (groups * vector) == 0 and weight.shape == (channels,)
+    return fits and _is_triton(x.device)
+
+
+@torch.compiler.assume_constant_result
+def _is_triton(device: torch.device) -> bool:
+    return choose_path(device).name == "triton"
+
+
+@functools.cache
+def _launch() -> Any:
+    # Triton is imported where it is used.
+    return importlib.import_module(".norm_launch", __package__)
+
+
+class _Eager(torch.autograd.Function):
+    """The registered operator without its registration, through which a call takes the host several times as long."""
+
+    @staticmethod
+    def forward(ctx, x, branch, weight, bias, numerator, denominator, eps, dtype):
+        total, mean, rstd, out = _launch().forward(
+            x, branch, weight, bias, numerator, denominator, eps, dtype or torch.promote_types(x.dtype, branch.dtype)
+        )
+        ctx.save_for_backward(total, mean, rstd, weight, bias, numerator, denominator)
+        ctx.eps, ctx.dtypes = eps, (x.dtype, branch.dtype)
+        ctx.set_materialize_grads(False)
+        return total, out
+
+    @staticmethod
+    def backward(ctx, grad_total, grad_out):
+        if grad_out is None:
+            x_dtype, branch_dtype = ctx.dtypes
+            return grad_total.to(x_dtype), grad_total.to(branch_dtype), *(None,) * 6
+        if torch.is_grad_enabled():
+            # Someone may want second derivatives.
+            return *_differentiable(grad_total, grad_out, ctx.saved_tensors, ctx.eps, ctx.dtypes), None, None
+        return *_launch().backward(grad_total, grad_out, *ctx.saved_tensors, *ctx.dtypes), None, None
+
+
+def _differentiable(
+    grad_total: Tensor | None,
+    grad_out: Tensor,
+    saved: tuple[Tensor, ...],
+    eps: float,
+    dtypes: tuple[torch.dtype, torch.dtype],
+) -> tuple[Tensor, ...]:
+    """The gradients by PyTorch's own operators, to be differentiated again."""
+    total, _, _, *parameters = saved
+    with torch.enable_grad():
+        # Views, so that these are distinct nodes of the graph that the caller's tensors lead into.
+        inputs = [
+            tensor.view_as(tensor) if tensor.requires_grad else tensor.detach().requires_grad_()
+            for tensor in (total, *parameters)
+        ]
+        weight, bias, numerator, denominator = inputs[1:]
+        out = _norm_rational(inputs[0], weight, bias, numerator, denominator, eps)
+        grad, *others = torch.autograd.grad(
+            out, inputs, grad_out.to(out.dtype), create_graph=True, materialize_grads=True
+        )
+        grad = grad if grad_total is None else grad + grad_total
+        return grad.to(dtypes[0]), grad.to(dtypes[1]), *others
+
+
+LIBRARY.define(
+    "add_norm_rational(Tensor x, Tensor branch, Tensor weight, Tensor bias, Tensor numerator, Tensor denominator,"
+    " float eps, ScalarType? dtype=None) -> (Tensor, Tensor, Tensor, Tensor)",
+    tags=TAGS,
+)
+LIBRARY.define(
+    "add_norm_rational_backward(Tensor? grad_total, Tensor grad_out, Tensor total, Tensor mean, Tensor rstd,"
+    " Tensor weight, Tensor bias, Tensor numerator, Tensor denominator, ScalarType x_dtype, ScalarType branch_dtype)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    tags=TAGS,
+)
+
+
+def _forward(
+    x: Tensor,
+    branch: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    numerator: Tensor,
+    denominator: Tensor,
+    eps: float,
+    dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """total, out, mean and rstd."""
+    total, mean, rstd, out = _launch().forward(
+        x, branch, weight, bias, numerator, denominator, eps, dtype or torch.promote_types(x.dtype, branch.dtype)
+    )
+    return total, out, mean, rstd
+
+
+def _backward(
+    grad_total: Tensor | None,
+    grad_out: Tensor,
+    total: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    numerator: Tensor,
+    denominator: Tensor,
+    x_dtype: torch.dtype,
+    branch_dtype: torch.dtype,
+) -> tuple[Tensor, ...]:
+    """The gradients; that of the branch is empty where it is that of x, since results must not share memory."""
+    grad_x, grad_branch, *parameters = _launch().backward(
+        grad_total, grad_out, total, mean, rstd, weight, bias, numerator, denominator, x_dtype, branch_dtype
+    )
+    if grad_branch is grad_x:
+        grad_branch = grad_x.new_empty(0)
+    return grad_x, grad_branch, *parameters
+
+
+def _fake_forward(
+    x: Tensor,
+    branch: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    numerator: Tensor,
+    denominator: Tensor,
+    eps: float,
+    dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    like, promoted = x.contiguous(), torch.promote_types(x.dtype, branch.dtype)
+    mean, rstd = (x.new_empty(x.shape[:-1], dtype=torch.float32) for _ in range(2))
+    return torch.empty_like(like, dtype=promoted), torch.empty_like(like, dtype=dtype or promoted), mean, rstd
+
+
+def _fake_backward(
+    grad_total: Tensor | None,
+    grad_out: Tensor,
+    total: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    numerator: Tensor,
+    denominator: Tensor,
+    x_dtype: torch.dtype,
+    branch_dtype: torch.dtype,
+) -> tuple[Tensor, ...]:
+    grad_x = torch.empty_like(total, dtype=x_dtype)
+    grad_branch = total.new_empty(0, dtype=x_dtype) if x_dtype == branch_dtype else grad_x.to(branch_dtype)
+    parameters = (weight, bias, numerator, denominator)
+    return grad_x, grad_branch, *(torch.empty_like(p, memory_format=torch.contiguous_format) for p in parameters)
+
+
+def _save(ctx, inputs, output) -> None:
+    x, branch, weight, bias, numerator, denominator, _, _ = inputs
+    total, _, mean, rstd = output
+    ctx.save_for_backward(total, mean, rstd, weight, bias, numerator, denominator)
+    ctx.dtypes = (x.dtype, branch.dtype)
+    ctx.mark_non_differentiable(mean, rstd)
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(ctx, grad_total: Tensor | None, grad_out: Tensor | None, *_: None):
+    x_dtype, branch_dtype = ctx.dtypes
+    if grad_out is None:
+        assert grad_total is not None
+        return grad_total.to(x_dtype), grad_total.to(branch_dtype), *(None,) * 6
+    grad_x, grad_branch, *parameters = torch.ops.flashkat.add_norm_rational_backward(
+        grad_total, grad_out, *ctx.saved_tensors, x_dtype, branch_dtype
+    )
+    return grad_x, grad_x if x_dtype == branch_dtype else grad_branch, *parameters, None, None
+
+
+for _name, _function, _fake in (
+    ("add_norm_rational", _forward, _fake_forward),
+    ("add_norm_rational_backward", _backward, _fake_backward),
+):
+    torch.library.impl(LIBRARY, _name, "CompositeExplicitAutograd")(_function)
+    torch.library.register_fake(f"flashkat::{_name}", _fake, lib=LIBRARY)
+    open_to_compilers(_name, _function)
+torch.library.register_autograd("flashkat::add_norm_rational", _differentiate, setup_context=_save, lib=LIBRARY)

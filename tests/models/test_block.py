@@ -1,0 +1,88 @@
+"""The block of a KAT gives what timm's gives, and takes the fused way only where nobody could tell."""
+
+import pytest
+import torch
+from timm.models.vision_transformer import Block
+from torch import nn
+
+from flashkat import GRKAN, GroupRational
+from flashkat.models import block as module
+from flashkat.models.block import KATBlock
+
+CHANNELS = 16
+
+
+def make(**options):
+    torch.manual_seed(0)
+    made = KATBlock(CHANNELS, 2, mlp_layer=GRKAN, **options)
+    for parameter in made.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return made
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """How often the fused way was taken."""
+    counted = []
+
+    def fused(*args):
+        counted.append(args)
+        return add_norm_rational(*args)
+
+    add_norm_rational = module.add_norm_rational
+    monkeypatch.setattr(module, "add_norm_rational", fused)
+    return counted
+
+
+@pytest.mark.parametrize("options", [{}, {"init_values": 0.1}, {"drop_path": 0.5}, {"norm_layer": nn.LayerNorm}])
+def test_is_timms_block(options, calls):
+    made, x = make(**options), torch.randn(3, 5, CHANNELS)
+    plain = Block(CHANNELS, 2, mlp_layer=GRKAN, **options)
+    plain.load_state_dict(made.state_dict())
+    for mode in (made.train, made.eval):
+        mode()
+        plain.train(made.training)
+        torch.manual_seed(1)
+        found = made(x)
+        torch.manual_seed(1)
+        assert torch.equal(found, plain(x))
+    assert len(calls) == 2
+
+
+def test_hands_a_mask_on():
+    made, x = make().eval(), torch.randn(1, 3, CHANNELS)
+    mask = torch.eye(3, dtype=torch.bool)
+    alone = torch.cat([made(x[:, i : i + 1]) for i in range(3)], dim=1)
+    torch.testing.assert_close(made(x, attn_mask=mask), alone)
+
+
+class Other(GroupRational):
+    """Another activation, for all that the block knows."""
+
+
+def _hook(made):
+    made.mlp.act1.register_forward_hook(lambda *_: None)
+
+
+def _replace_rational(made):
+    made.mlp.act1 = Other(CHANNELS)
+
+
+def _replace_norm(made):
+    made.norm2 = nn.Identity()
+
+
+@pytest.mark.parametrize("change", [_hook, _replace_rational, _replace_norm])
+def test_changed_parts_are_called(change, calls):
+    made = make()
+    change(made)
+    made(torch.randn(1, 3, CHANNELS)).sum().backward()
+    assert not calls
+    assert made.mlp.act1.numerator.grad is not None
+
+
+def test_a_hook_sees_what_goes_in():
+    made, seen = make(), []
+    made.mlp.act1.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape))
+    made(torch.randn(1, 3, CHANNELS))
+    assert seen == [(1, 3, CHANNELS)]

@@ -1,0 +1,120 @@
+"""What is decided from the flags and the device before a model is made. No GPU is needed to decide for one."""
+
+import warnings
+
+import pytest
+import torch
+
+from flashkat import runtime
+from flashkat.arguments import Parser, add_training_arguments
+from flashkat.errors import InputError
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+def args(*flags):
+    parser = Parser(prog="flashkat train")
+    add_training_arguments(parser)
+    return parser.parse_args(["data", *map(str, flags)])
+
+
+@pytest.fixture
+def choose():
+    """What a run with these flags is compiled with, and the lines about it."""
+
+    def run(device, *flags):
+        chosen = args(*flags)
+        lines = runtime.choose_compilation(chosen, device, training=True)
+        return chosen.torchcompile, lines
+
+    return run
+
+
+@pytest.fixture(autouse=True)
+def complete(monkeypatch):
+    """As if all that compiling needs were there."""
+    monkeypatch.setattr(runtime, "is_installed", lambda module: True)
+    monkeypatch.setenv("CC", "cc")
+
+
+def test_training_compiles_on_a_gpu(choose):
+    backend, lines = choose(GPU)
+    assert backend == "inductor"
+    assert len(lines) == 1
+    assert "a minute or so" in lines[0]
+    assert "--no-compile" in lines[0]
+    assert choose(GPU, "--torchcompile-mode", "max-autotune")[0] == "inductor"
+
+
+@pytest.mark.parametrize(
+    ("device", "flags", "backend"),
+    [
+        (CPU, [], None),
+        (CPU, ["--torchcompile"], "inductor"),
+        (GPU, ["--no-compile"], None),
+        (GPU, ["--torchcompile", "eager"], "eager"),
+    ],
+)
+def test_what_was_asked_for_is_not_commented_on(choose, device, flags, backend):
+    assert choose(device, *flags) == (backend, [])
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        (["-b", 1], "two images or more"),
+        (["-b", 2, "--mixup", 0.5, "--mixup-mode", "half"], "two images or more"),
+        (["--fsdp"], "by --torchcompile"),
+    ],
+)
+def test_what_does_not_compile_is_left_eager(choose, flags, reason):
+    backend, (line,) = choose(GPU, *flags)
+    assert backend is None
+    assert line.startswith("The model is not compiled: ")
+    assert reason in line
+
+
+def test_without_triton_or_a_c_compiler_it_is_left_eager(choose, monkeypatch):
+    monkeypatch.delenv("CC")
+    monkeypatch.setattr(runtime.os, "name", "posix")
+    monkeypatch.setattr(runtime.shutil, "which", lambda name: None)
+    assert choose(GPU) == (None, ["The model is not compiled: Triton finds no C compiler"])
+    monkeypatch.setattr(runtime, "is_installed", lambda module: False)
+    assert choose(GPU) == (None, ["The model is not compiled: Triton is not installed"])
+
+
+@pytest.mark.parametrize(
+    ("device", "flags", "words"),
+    [
+        (CPU, ["--torchcompile-mode", "max-autotune"], "--torchcompile-mode needs --torchcompile"),
+        (GPU, ["--no-compile", "--torchcompile-mode", "max-autotune"], "--torchcompile-mode needs --torchcompile"),
+        (CPU, ["-b", 1, "--torchcompile"], "batches of two images or more"),
+    ],
+)
+def test_flags_that_do_not_go_together(choose, device, flags, words):
+    with pytest.raises(InputError, match=words):
+        choose(device, *flags)
+
+
+def test_a_file_that_contradicts_itself():
+    chosen = args()
+    chosen.torchcompile, chosen.no_compile = "inductor", True
+    with pytest.raises(InputError, match="contradict"):
+        runtime.choose_compilation(chosen, CPU, training=True)
+
+
+def precision():
+    return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+
+
+@pytest.mark.parametrize(
+    ("device", "flags", "expected"),
+    [(GPU, [], ("high", True)), (GPU, ["--no-tf32"], ("highest", False)), (CPU, [], None), (CPU, ["--no-tf32"], None)],
+)
+def test_products(device, flags, expected):
+    before = precision()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with runtime.training_products(args(*flags), device):
+            assert precision() == (expected or before)
+    assert precision() == before
