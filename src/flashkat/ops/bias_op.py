@@ -56,8 +56,10 @@ def linear_rational(x: Tensor, weight: Tensor, bias: Tensor | None, numerator: T
 def _has_kernels(x: Tensor, weight: Tensor, numerator: Tensor, denominator: Tensor) -> bool:
     """Whether vectors of the layer's output, as the kernels see it, lie within groups of channels."""
     dtype = autocast_dtype(x) or x.dtype
+    if not x.is_cuda or x.dtype not in KERNEL_DTYPES or dtype not in KERNEL_DTYPES:
+        return False
     groups, vector = max(numerator.shape[0], denominator.shape[0]), VECTOR_BYTES // dtype.itemsize
-    return x.is_cuda and dtype in KERNEL_DTYPES and weight.shape[0] % (groups * vector) == 0 and is_triton(x.device)
+    return weight.shape[0] % (groups * vector) == 0 and is_triton(x.device)
 
 
 class _Eager(torch.autograd.Function):
