@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .coefficients import starting_coefficients
 from .names import renamings
-from .ops import rational
+from .ops import linear_rational, rational
 
 __all__ = ["GRKAN", "GroupRational"]
 
@@ -96,6 +96,18 @@ class GroupRational(nn.Module):
     def extra_repr(self) -> str:
         tables = f"numerator={tuple(self.numerator.shape)}, denominator={tuple(self.denominator.shape)}"
         return f"{self.channels}, groups={self.groups}, {tables}, start={self.start!r}, dim={self.dim}"
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Whether a module is a GroupRational along the last dimension that nobody has hooks in, and no kind of its own."""
+    return type(module) is GroupRational and module.dim == -1 and not is_hooked(module)
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Whether someone wants to see or change what goes into a module or comes out of it."""
+    return bool(
+        module._forward_pre_hooks or module._forward_hooks or module._backward_pre_hooks or module._backward_hooks
+    )
 
 
 class GRKAN(nn.Module):
@@ -194,8 +206,12 @@ class GRKAN(nn.Module):
 
     def after_first_rational(self, x: Tensor) -> Tensor:
         """What is left to do where the first rational has been applied, by a kernel that does more."""
-        x = self.fc1(self.drop1(x))
-        return self.fc2(self.norm(self.drop2(self.act2(x))))
+        x, linear, second = self.drop1(x), self.fc1, self.act2
+        if type(linear) is nn.Linear and is_plain(second) and not is_hooked(linear):
+            x = linear_rational(x, linear.weight, linear.bias, second.numerator, second.denominator)
+        else:
+            x = second(linear(x))
+        return self.fc2(self.norm(self.drop2(x)))
 
     def extra_repr(self) -> str:
         return f"in_features={self.act1.channels}, hidden_features={self.act2.channels}"

@@ -6,7 +6,7 @@ import timm.layers
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from ..nn import GRKAN, GroupRational
+from ..nn import GRKAN, is_hooked, is_plain
 from ..ops import add_norm_rational
 
 __all__ = ["KATBlock"]
@@ -42,14 +42,7 @@ class KATBlock(Block):
             and norm.weight is not None
             and norm.bias is not None
             and type(mlp) is GRKAN
-            and type(mlp.act1) is GroupRational
-            and mlp.act1.dim == -1
-            and not any(_is_hooked(module) for module in (norm, mlp, mlp.act1))
+            and is_plain(mlp.act1)
+            and not is_hooked(norm)
+            and not is_hooked(mlp)
         )
-
-
-def _is_hooked(module: nn.Module) -> bool:
-    """Whether someone wants to see or change what goes into a module or comes out of it."""
-    return bool(
-        module._forward_pre_hooks or module._forward_hooks or module._backward_pre_hooks or module._backward_hooks
-    )

@@ -85,6 +85,22 @@ def _channels_of_block(channels, BLOCK_CHANNELS: tl.constexpr, PAIRS: tl.constex
     return c, c < (channels // 2 * 2 if PAIRS else channels)
 
 
+@triton.jit
+def _load_bias(pointer, vector, channel, channel_mask, V: tl.constexpr, COMPUTE: tl.constexpr):
+    """What is added to the elements of each channel's vectors, (V or 1, 1, C)."""
+    offsets = (channel * V)[None, None, :] + vector[:, None, None]
+    return tl.load(pointer + offsets, mask=channel_mask[None, None, :], other=0.0).to(COMPUTE)
+
+
+@triton.jit
+def add_in_memory(pointers, values, mask, before):
+    """Store values, or if something came before, add them to what some thread stored then."""
+    tl.debug_barrier()
+    values += tl.where(before > 0, tl.load(pointers, mask=mask, other=0.0), 0.0)
+    tl.debug_barrier()
+    tl.store(pointers, values, mask=mask)
+
+
 # A new batch size compiles nothing. And where vectors are not contiguous, the compiler must not see that channels are
 # aligned: it would give a thread several of them, hence several sets of coefficients.
 _SIZES = ["batches", "positions", "channels", "size", "width"]
@@ -94,14 +110,18 @@ _STRIDES = [f"{name}_{axis}" for name in ("grad", "x", "grad_x", "out") for axis
 
 @triton.jit(do_not_specialize=_SIZES, do_not_specialize_on_alignment=_STRIDES)
 def forward_kernel(
-    x_ptr, numerator_ptr, denominator_ptr, out_ptr,
+    x_ptr, bias_ptr, numerator_ptr, denominator_ptr, out_ptr,
     batches, positions, channels, size, width,
     x_batch, x_vector, x_position, x_channel, out_batch, out_vector, out_position, out_channel,
     M: tl.constexpr, N: tl.constexpr, NUMERATOR_SHARED: tl.constexpr, DENOMINATOR_SHARED: tl.constexpr,
     COMPUTE: tl.constexpr, V: tl.constexpr, CONTIGUOUS: tl.constexpr, PAIRS: tl.constexpr, BATCHED: tl.constexpr,
     BLOCK_POSITIONS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, UNROLL: tl.constexpr, STAGES: tl.constexpr,
+    BIAS: tl.constexpr,
 ):  # fmt: skip
-    """out = F(x). Numerator (1 or G, M) and denominator (1 or G, N) are contiguous; ``width`` channels are a group."""
+    """out = F(x), or with a BIAS for each of V times the channels, whose vectors are contiguous, out = F(x + bias).
+
+    Numerator (1 or G, M) and denominator (1 or G, N) are contiguous; ``width`` channels are a group.
+    """
     c, channel_mask = _channels_of_block(channels, BLOCK_CHANNELS, PAIRS)
     group = c // width
     a = load_coefficients(numerator_ptr, group * 0 if NUMERATOR_SHARED else group, channel_mask, M, False, COMPUTE)
@@ -115,6 +135,8 @@ def forward_kernel(
     p = tl.arange(0, BLOCK_POSITIONS)
     x_pattern = _pattern(x_strides, v, p, c, V, CONTIGUOUS, PAIRS)
     out_pattern = _pattern(out_strides, v, p, c, V, CONTIGUOUS, PAIRS)
+    if BIAS:
+        bias = _load_bias(bias_ptr, v, c, channel_mask, V, COMPUTE)
     reach = tl.zeros((BLOCK_POSITIONS, BLOCK_CHANNELS), COMPUTE)
     for run in tl.range(first, runs, step, num_stages=STAGES):
         batch, start = _find(run, positions, BATCHED, BLOCK_POSITIONS * UNROLL)
@@ -124,6 +146,8 @@ def forward_kernel(
                 _begin(x_ptr, x_strides, batch, start, V, CONTIGUOUS, PAIRS) + x_pattern, mask=inside, other=0.0
             )
             x = x.to(COMPUTE)
+            if BIAS:
+                x += bias
             out = plain_value(x, a, b, M, N)
             reach = tl.maximum(reach, tl.max(tl.abs(x), axis=0))
             pointers = _begin(out_ptr, out_strides, batch, start, V, CONTIGUOUS, PAIRS) + out_pattern
@@ -140,6 +164,8 @@ def forward_kernel(
                 pointers = _begin(x_ptr, x_strides, batch, here, V, CONTIGUOUS, PAIRS)
                 pointers = pointers + _pattern(x_strides, one, p, c, V, CONTIGUOUS, PAIRS)
                 x = tl.load(pointers, mask=inside_slice, other=0.0).to(COMPUTE)
+                if BIAS:
+                    x += _load_bias(bias_ptr, one, c, channel_mask, V, COMPUTE)
                 if stays_plain(tl.max(tl.abs(x)), largest, M, N):
                     out = plain_value(x, a, b, M, N)
                 else:
@@ -151,7 +177,7 @@ def forward_kernel(
 
 @triton.jit(do_not_specialize=_SIZES, do_not_specialize_on_alignment=_STRIDES)
 def backward_kernel(
-    x_ptr, grad_ptr, grad_x_ptr, numerator_ptr, denominator_ptr, partial_ptr,
+    x_ptr, grad_ptr, grad_x_ptr, bias_ptr, numerator_ptr, denominator_ptr, partial_ptr, bias_partial_ptr,
     batches, positions, channels, size, width,
     x_batch, x_vector, x_position, x_channel,
     grad_batch, grad_vector, grad_position, grad_channel,
@@ -160,12 +186,14 @@ def backward_kernel(
     COMPUTE: tl.constexpr, V: tl.constexpr, CONTIGUOUS: tl.constexpr, PAIRS: tl.constexpr, BATCHED: tl.constexpr,
     BLOCK_POSITIONS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, UNROLL: tl.constexpr, STAGES: tl.constexpr,
     NUMERATOR_FOLD: tl.constexpr, DENOMINATOR_FOLD: tl.constexpr, WIDE: tl.constexpr, EARLY: tl.constexpr,
+    BIAS: tl.constexpr,
 ):  # fmt: skip
-    """grad_x = g F'(x), and each program's share of the sums for da and db.
+    """grad_x = g F'(x), or g F'(x + bias), and each program's share of the sums for da and db, and for dbias.
 
     ``partial`` is contiguous float64: (M, channels / NUMERATOR_FOLD, programs of a block of channels) for da, and the
-    like for db without the factor s(b). A sum takes in FOLD channels that share their coefficients. EARLY lets the
-    kernel that adds the sums up come onto the device before this one ends.
+    like for db without the factor s(b). A sum takes in FOLD channels that share their coefficients. ``bias_partial``
+    is float32, (programs of a block, V channels). EARLY lets the kernel that adds the sums up come onto the device
+    before this one ends.
     """
     c, channel_mask = _channels_of_block(channels, BLOCK_CHANNELS, PAIRS)
     group = c // width
@@ -187,6 +215,10 @@ def backward_kernel(
     reach = tl.zeros((BLOCK_POSITIONS, BLOCK_CHANNELS), COMPUTE)
     zero = tl.zeros((BLOCK_POSITIONS, BLOCK_CHANNELS), tl.float64)
     sums = (zero,) * (M + N)
+    if BIAS:
+        bias = _load_bias(bias_ptr, v, c, channel_mask, V, COMPUTE)
+        bias_partial_ptr += first.to(tl.int64) * channels * V
+        bias_sums = tl.zeros((V, BLOCK_POSITIONS, BLOCK_CHANNELS), COMPUTE)
     for run in tl.range(first, runs, step, num_stages=STAGES):
         batch, start = _find(run, positions, BATCHED, BLOCK_POSITIONS * UNROLL)
         for i in tl.static_range(UNROLL):
@@ -200,8 +232,12 @@ def backward_kernel(
                 other=0.0,
             )
             x, g = x.to(COMPUTE), g.to(COMPUTE)
+            if BIAS:
+                x += bias
             grad_x, more = plain_gradients(g, x, a, b, M, N, WIDE)
             terms = more if i == 0 else add_terms(terms, more, M + N)  # noqa: F821
+            if BIAS:
+                bias_sums += grad_x
             reach = tl.maximum(reach, tl.max(tl.abs(x), axis=0))
             pointers = _begin(grad_x_ptr, grad_x_strides, batch, start, V, CONTIGUOUS, PAIRS) + grad_x_pattern
             tl.store(pointers, grad_x.to(grad_x_ptr.dtype.element_ty), mask=inside)
@@ -212,6 +248,9 @@ def backward_kernel(
     overflow = zero
     for k in tl.static_range(M + N):
         overflow += sums[k] - sums[k]
+    if BIAS:
+        places = bias_partial_ptr + (c * V)[None, :] + v[:, None]
+        tl.store(places, tl.sum(bias_sums, axis=1), mask=channel_mask[None, :])
     largest = largest_coefficient(a, b, M, N)
     if (not stays_plain(tl.max(reach), largest, M, N)) | (tl.sum(tl.sum(overflow, axis=1), axis=0) != 0):
         sums = (zero,) * (M + N)
@@ -226,7 +265,12 @@ def backward_kernel(
                 pointers = _begin(grad_ptr, grad_strides, batch, here, V, CONTIGUOUS, PAIRS)
                 pointers = pointers + _pattern(grad_strides, one, p, c, V, CONTIGUOUS, PAIRS)
                 g = tl.load(pointers, mask=inside_slice, other=0.0).to(COMPUTE)
+                if BIAS:
+                    x += _load_bias(bias_ptr, one, c, channel_mask, V, COMPUTE)
                 grad_x, terms = scaled_gradients(g, x, a, b, M, N)
+                if BIAS:
+                    share = tl.sum(tl.sum(grad_x, axis=0), axis=0)
+                    add_in_memory(bias_partial_ptr + c * V + i % V, share, channel_mask, run - first + i // V)
                 sums = add_terms(sums, terms, M + N)
                 pointers = _begin(grad_x_ptr, grad_x_strides, batch, here, V, CONTIGUOUS, PAIRS)
                 pointers = pointers + _pattern(grad_x_strides, one, p, c, V, CONTIGUOUS, PAIRS)
@@ -249,19 +293,53 @@ def _store_sums(partial_ptr, sums, k, channels, BLOCK_CHANNELS: tl.constexpr, FO
     tl.store(partial_ptr + row * tl.num_programs(1) + tl.program_id(1), share, mask=fold * FOLD < channels)
 
 
-@triton.jit(do_not_specialize=["numerator_sums", "denominator_sums", "numerator_rows", "denominator_rows"])
+@triton.jit(
+    do_not_specialize=[
+        "numerator_sums",
+        "denominator_sums",
+        "numerator_rows",
+        "denominator_rows",
+        "programs",
+        "columns",
+    ]
+)
 def sum_partials_kernel(
-    partial_ptr, denominator_ptr, grad_numerator_ptr, grad_denominator_ptr,
-    numerator_sums, denominator_sums, numerator_rows, denominator_rows,
-    M: tl.constexpr, N: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr,
+    partial_ptr, bias_partial_ptr, denominator_ptr, grad_numerator_ptr, grad_denominator_ptr, grad_bias_ptr,
+    numerator_sums, denominator_sums, numerator_rows, denominator_rows, programs, columns,
+    M: tl.constexpr, N: tl.constexpr, BLOCK: tl.constexpr, BLOCK_PROGRAMS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
+    EARLY: tl.constexpr, BIAS: tl.constexpr,
 ):  # fmt: skip
-    """da and db, a program per coefficient. EARLY if it may be on the device before the partial sums are there."""
+    """da and db, a program per coefficient, then with a BIAS dbias, a program for BLOCK_COLUMNS numbers.
+
+    EARLY if it may be on the device before the partial sums are there.
+    """
+    index = tl.program_id(0)
     if EARLY:
         tl.extra.cuda.gdc_wait()
-    add_up_coefficients(
-        tl.program_id(0), partial_ptr, denominator_ptr, grad_numerator_ptr, grad_denominator_ptr,
-        numerator_sums, denominator_sums, numerator_rows, denominator_rows, M, N, BLOCK,
-    )  # fmt: skip
+    coefficients = numerator_rows * M + denominator_rows * N
+    if (not BIAS) or index < coefficients:
+        add_up_coefficients(
+            index, partial_ptr, denominator_ptr, grad_numerator_ptr, grad_denominator_ptr,
+            numerator_sums, denominator_sums, numerator_rows, denominator_rows, M, N, BLOCK,
+        )  # fmt: skip
+    else:
+        column = (index - coefficients) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
+        total = add_up_columns(bias_partial_ptr, column, programs, columns, BLOCK_PROGRAMS, BLOCK_COLUMNS)
+        tl.store(grad_bias_ptr + column, total.to(grad_bias_ptr.dtype.element_ty), mask=column < columns)
+
+
+@triton.jit
+def add_up_columns(
+    partial_ptr, column, programs, columns, BLOCK_PROGRAMS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr
+):  # fmt: skip
+    """The sums over programs of some of the columns of (programs, columns), in float64."""
+    total = tl.zeros((BLOCK_PROGRAMS, BLOCK_COLUMNS), tl.float64)
+    for begin in tl.range(0, programs, BLOCK_PROGRAMS, num_stages=1):
+        program = begin + tl.arange(0, BLOCK_PROGRAMS)
+        mask = (program < programs)[:, None] & (column < columns)[None, :]
+        pointers = partial_ptr + program[:, None] * columns + column[None, :]
+        total += tl.load(pointers, mask=mask, other=0.0).to(tl.float64)
+    return tl.sum(total, axis=0)
 
 
 @triton.jit

@@ -19,14 +19,13 @@ from torch.library import wrap_triton
 from triton.runtime import driver
 
 from . import kernels
-from .layout import as_three_dimensional, outer_channels_inner
+from .layout import VECTOR_BYTES, as_three_dimensional, outer_channels_inner
 from .reference import compute_dtype
 
 _TRITON_DTYPE = {torch.float32: tl.float32, torch.float64: tl.float64}
 
 # A program is one warp, so that none waits for another, and its tile has a vector for each of its threads.
 LANES = 32
-VECTOR_BYTES = 16
 # Contiguous runs of a tile: the longer the better for memory, but no more than this part of the work may be idle.
 _RUNS = (32, 16, 8)
 _IDLE = 1 / 40
@@ -41,6 +40,9 @@ STAGES = 3
 # few elements, so that there is little code. And a program of few warps finds room beside those of the backward kernel.
 SUM_BLOCK = 1024
 SUM_WARPS = 8
+# The same where it is a sum per channel: programs of the kernel before, and channels.
+SUM_PROGRAMS = 256
+SUM_COLUMNS = 16
 # Programs per multiprocessor, the same number for each of its four schedulers. All fit at once with their registers,
 # and each takes many tiles, so that its coefficients and its sums stay there. Fewer of them read memory in longer runs.
 _FORWARD_PROGRAMS = 16
@@ -185,43 +187,62 @@ class Launch:
         )  # fmt: skip
 
 
-def forward(x: Tensor, numerator: Tensor, denominator: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
-    """F(x) as ``dtype``; see :func:`flashkat.rational` for the arguments, which are taken as valid."""
+def forward(
+    x: Tensor, numerator: Tensor, denominator: Tensor, dim: int, dtype: torch.dtype, bias: Tensor | None = None
+) -> Tensor:
+    """F(x) as ``dtype``; see :func:`flashkat.rational` for the arguments, which are taken as valid.
+
+    With a ``bias`` (D,) it is F(x + bias), of contiguous tensors with channels last whose groups hold whole vectors.
+    """
     out = torch.empty_like(x, dtype=dtype)
     if x.numel() == 0:
         return out
     layouts = ((x.dtype, x.stride()), (dtype, out.stride()))
     coefficients = (numerator.shape, denominator.shape, numerator.dtype, denominator.dtype)
-    launch = _forward_launch(x.device, x.shape, dim, layouts, coefficients)
+    launch = _forward_launch(x.device, x.shape, dim, layouts, coefficients, None if bias is None else bias.dtype)
     if launch is None:
         return out.copy_(forward(as_three_dimensional(x, dim), numerator, denominator, 1, dtype).view(x.shape))
     with on(x.device):
-        launch(x, numerator.contiguous(), denominator.contiguous(), out)
+        launch(x, x if bias is None else bias, numerator.contiguous(), denominator.contiguous(), out)
     return out
 
 
 def backward(
-    grad: Tensor, x: Tensor, numerator: Tensor, denominator: Tensor, dim: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients with respect to x, numerator and denominator, each in the dtype of what it belongs to."""
+    grad: Tensor, x: Tensor, numerator: Tensor, denominator: Tensor, dim: int, bias: Tensor | None = None
+) -> tuple[Tensor, ...]:
+    """The gradients of x, numerator, denominator and bias, if any, each in the dtype of what it belongs to."""
     grad_x = torch.empty_like(x)
     if x.numel() == 0:
-        return grad_x, torch.zeros_like(numerator), torch.zeros_like(denominator)
+        return grad_x, *(torch.zeros_like(each) for each in (numerator, denominator, bias) if each is not None)
     layouts = ((x.dtype, x.stride()), (grad.dtype, grad.stride()), (x.dtype, grad_x.stride()))
     coefficients = (numerator.shape, denominator.shape, numerator.dtype, denominator.dtype)
-    launches = _backward_launches(x.device, x.shape, dim, layouts, coefficients)
+    bias_dtype = None if bias is None else bias.dtype
+    launches = _backward_launches(x.device, x.shape, dim, layouts, coefficients, bias_dtype)
     if launches is None:
         grad3, x3 = as_three_dimensional(grad, dim), as_three_dimensional(x, dim)
         grad_x3, grad_numerator, grad_denominator = backward(grad3, x3, numerator, denominator, 1)
         return grad_x.copy_(grad_x3.view(x.shape)), grad_numerator, grad_denominator
-    main, add_up, partials = launches
+    main, add_up, partials, bias_partials = launches
     numerator, denominator = numerator.contiguous(), denominator.contiguous()
     partial = torch.empty(partials, dtype=torch.float64, device=x.device)
     grad_numerator, grad_denominator = torch.empty_like(numerator), torch.empty_like(denominator)
+    if bias is None:
+        with on(x.device):
+            # What a kernel has no use for may be anything.
+            main(x, grad, grad_x, x, numerator, denominator, partial, partial)
+            add_up(partial, partial, denominator, grad_numerator, grad_denominator, grad_numerator)
+        return grad_x, grad_numerator, grad_denominator
+    bias_partial = torch.empty(bias_partials, dtype=torch.float32, device=x.device)
+    grad_bias = torch.empty_like(bias)
     with on(x.device):
-        main(x, grad, grad_x, numerator, denominator, partial)
-        add_up(partial, denominator, grad_numerator, grad_denominator)
-    return grad_x, grad_numerator, grad_denominator
+        main(x, grad, grad_x, bias, numerator, denominator, partial, bias_partial)
+        add_up(partial, bias_partial, denominator, grad_numerator, grad_denominator, grad_bias)
+    return grad_x, grad_numerator, grad_denominator, grad_bias
+
+
+def vector_of(*dtypes: torch.dtype) -> int:
+    """How many elements a thread takes at a time."""
+    return VECTOR_BYTES // max(dtype.itemsize for dtype in dtypes)
 
 
 def on(device: torch.device) -> AbstractContextManager:
@@ -241,7 +262,8 @@ Coefficients = tuple[torch.Size, torch.Size, torch.dtype, torch.dtype]
 
 @functools.lru_cache(maxsize=1024)
 def _forward_launch(
-    device: torch.device, shape: torch.Size, dim: int, layouts: tuple[Layout, ...], coefficients: Coefficients
+    device: torch.device, shape: torch.Size, dim: int, layouts: tuple[Layout, ...], coefficients: Coefficients,
+    bias: torch.dtype | None,
 ) -> Launch | None:  # fmt: skip
     view = _view(shape, dim, layouts, max(coefficients[0][0], coefficients[1][0]))
     if view is None:
@@ -251,15 +273,16 @@ def _forward_launch(
         kernels.forward_kernel,
         grid,
         view.numbers(),
-        _constants(view, layouts[0][0], coefficients),
+        {**_constants(view, layouts[0][0], coefficients), "BIAS": bias is not None},
     )
 
 
 @functools.lru_cache(maxsize=1024)
 def _backward_launches(
-    device: torch.device, shape: torch.Size, dim: int, layouts: tuple[Layout, ...], coefficients: Coefficients
-) -> tuple[Launch, Launch, int] | None:  # fmt: skip
-    """The kernel, the one that adds up its partial sums, and how many of these there are."""
+    device: torch.device, shape: torch.Size, dim: int, layouts: tuple[Layout, ...], coefficients: Coefficients,
+    bias: torch.dtype | None,
+) -> tuple[Launch, Launch, int, int] | None:  # fmt: skip
+    """The kernel, the one that adds up its partial sums, and how many of these there are, the bias's last."""
     view = _view(shape, dim, layouts, max(coefficients[0][0], coefficients[1][0]))
     if view is None:
         return None
@@ -281,17 +304,27 @@ def _backward_launches(
             "DENOMINATOR_FOLD": folds[1],
             "WIDE": layouts[0][0].itemsize > 2,
             "EARLY": early,
+            "BIAS": bias is not None,
         },
     )
+    columns = 0 if bias is None else view.channels * view.vector
     add_up = Launch(
         kernels.sum_partials_kernel,
-        (rows_a * m + rows_b * n, 1),
-        (sums_a, sums_b, rows_a, rows_b),
-        {"M": m, "N": n, "BLOCK": block, "EARLY": early},
-        warps=max(1, block * SUM_WARPS // SUM_BLOCK),
+        (rows_a * m + rows_b * n + triton.cdiv(columns, SUM_COLUMNS), 1),
+        (sums_a, sums_b, rows_a, rows_b, programs, columns),
+        {
+            "M": m,
+            "N": n,
+            "BLOCK": block,
+            "BLOCK_PROGRAMS": SUM_PROGRAMS,
+            "BLOCK_COLUMNS": SUM_COLUMNS,
+            "EARLY": early,
+            "BIAS": bias is not None,
+        },
+        warps=SUM_WARPS if columns else max(1, block * SUM_WARPS // SUM_BLOCK),
         options={"launch_pdl": True} if early else {},
     )
-    return main, add_up, m * sums_a + n * sums_b
+    return main, add_up, m * sums_a + n * sums_b, programs * columns
 
 
 def _view(shape: torch.Size, dim: int, layouts: tuple[Layout, ...], groups: int) -> View | None:
@@ -303,7 +336,7 @@ def _view(shape: torch.Size, dim: int, layouts: tuple[Layout, ...], groups: int)
             strides.append(torch.empty_strided(shape, stride, device="meta").view(sizes).stride())
         except RuntimeError:
             return None
-    vector = VECTOR_BYTES // max(dtype.itemsize for dtype, _ in layouts)
+    vector = vector_of(*(dtype for dtype, _ in layouts))
     return View.choose(sizes, sizes[1] // groups, tuple(strides), vector)
 
 

@@ -5,6 +5,9 @@ import math
 import torch
 from torch import Tensor
 
+# What a thread of a kernel takes from memory at a time.
+VECTOR_BYTES = 16
+
 
 def outer_channels_inner(shape: torch.Size, dim: int) -> tuple[int, int, int]:
     """The sizes before, at, and after dimension ``dim``."""

@@ -30,7 +30,7 @@ from .arithmetic import (
     scaled_value,
     stays_plain,
 )
-from .kernels import add_up_coefficients
+from .kernels import add_in_memory, add_up_coefficients, add_up_columns
 
 
 @triton.jit
@@ -446,8 +446,8 @@ def _backward_carefully(
             )  # fmt: skip
             vectors, mask = _vectors(slice // V, CHANNELS, V, BLOCK_VECTORS)
             pointers = channel_partial_ptr + vectors * V + slice % V
-            _add_in_memory(pointers, tl.sum(tl.sum(dz * n, axis=0), axis=0), mask, run - first)
-            _add_in_memory(pointers + CHANNELS, tl.sum(tl.sum(dz, axis=0), axis=0), mask, run - first)
+            add_in_memory(pointers, tl.sum(tl.sum(dz * n, axis=0), axis=0), mask, run - first)
+            add_in_memory(pointers + CHANNELS, tl.sum(tl.sum(dz, axis=0), axis=0), mask, run - first)
         average, product = _over_row((slopes,), 1, CHANNELS), _over_row((products,), 1, CHANNELS)
         tl.debug_barrier()
         for slice in tl.range(CHUNKS * V, num_stages=1):
@@ -478,16 +478,7 @@ def _add_sums_in_memory(
     for i in tl.static_range(COUNT):
         pointers, mask = _places(partial_ptr, slice // V, i, SHARED, CHANNELS // V, BLOCK_VECTORS, FOLD)
         values = _fold(sums[i], SHARED, BLOCK_VECTORS, FOLD)
-        _add_in_memory(pointers, values, mask, before + (slice if SHARED else slice % V))
-
-
-@triton.jit
-def _add_in_memory(pointers, values, mask, before):
-    """Store values, or if something came before, add them to what some thread stored then."""
-    tl.debug_barrier()
-    values += tl.where(before > 0, tl.load(pointers, mask=mask, other=0.0), 0.0)
-    tl.debug_barrier()
-    tl.store(pointers, values, mask=mask)
+        add_in_memory(pointers, values, mask, before + (slice if SHARED else slice % V))
 
 
 _COUNTS = ["numerator_sums", "denominator_sums", "numerator_rows", "denominator_rows", "programs"]
@@ -499,9 +490,9 @@ def sum_norm_partials_kernel(
     grad_bias_ptr,
     numerator_sums, denominator_sums, numerator_rows, denominator_rows, programs,
     M: tl.constexpr, N: tl.constexpr, CHANNELS: tl.constexpr, BLOCK: tl.constexpr, BLOCK_PROGRAMS: tl.constexpr,
-    BLOCK_CHANNELS: tl.constexpr, EARLY: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """da and db as in ``kernels.py``, a program each, then dweight and dbias, a program for BLOCK_CHANNELS numbers."""
+    """da and db as in ``kernels.py``, a program each, then dweight and dbias, a program for BLOCK_COLUMNS numbers."""
     index = tl.program_id(0)
     coefficients = numerator_rows * M + denominator_rows * N
     if EARLY:
@@ -512,16 +503,8 @@ def sum_norm_partials_kernel(
             numerator_sums, denominator_sums, numerator_rows, denominator_rows, M, N, BLOCK,
         )  # fmt: skip
     else:
-        column = (index - coefficients) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
-        total = tl.zeros((BLOCK_PROGRAMS, BLOCK_CHANNELS), tl.float64)
-        for begin in tl.range(0, programs, BLOCK_PROGRAMS, num_stages=1):
-            program = begin + tl.arange(0, BLOCK_PROGRAMS)
-            mask = (program < programs)[:, None] & (column < 2 * CHANNELS)[None, :]
-            values = tl.load(
-                channel_partial_ptr + program[:, None] * (2 * CHANNELS) + column[None, :], mask=mask, other=0.0
-            )
-            total += values.to(tl.float64)
-        total = tl.sum(total, axis=0)
+        column = (index - coefficients) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
+        total = add_up_columns(channel_partial_ptr, column, programs, 2 * CHANNELS, BLOCK_PROGRAMS, BLOCK_COLUMNS)
         is_weight = column < CHANNELS
         tl.store(grad_weight_ptr + column, total.to(grad_weight_ptr.dtype.element_ty), mask=is_weight)
         is_bias = (column >= CHANNELS) & (column < 2 * CHANNELS)

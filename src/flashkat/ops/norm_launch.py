@@ -14,13 +14,15 @@ from .launch import (
     LANES,
     STAGES,
     SUM_BLOCK,
+    SUM_COLUMNS,
+    SUM_PROGRAMS,
     SUM_WARPS,
-    VECTOR_BYTES,
     Coefficients,
     Launch,
     on,
     processors,
     starts_early,
+    vector_of,
 )
 
 # Channels of a row that a thread takes, at most, if a program of more warps can take the others.
@@ -33,9 +35,6 @@ _ELEMENTS_PER_THREAD = 12
 # Warps per multiprocessor, as many as find room with their registers.
 _FORWARD_WARPS = 16
 _BACKWARD_WARPS = 8
-# What a program of the last stage adds up for weight and bias at a time.
-_BLOCK_PROGRAMS = 256
-_BLOCK_CHANNELS = 16
 
 
 @dataclass(frozen=True)
@@ -85,11 +84,6 @@ class Rows:
         runs = triton.cdiv(rows, self.rows)
         most = max(1, warps // self.warps) * processors(device)
         return triton.cdiv(runs, triton.cdiv(runs, most))
-
-
-def vector_of(*dtypes: torch.dtype) -> int:
-    """How many channels a thread takes at a time."""
-    return VECTOR_BYTES // max(dtype.itemsize for dtype in dtypes)
 
 
 def forward(
@@ -243,15 +237,15 @@ def _backward_launches(
     )
     add_up = Launch(
         norm_kernels.sum_norm_partials_kernel,
-        (rows_a * m + rows_b * n + triton.cdiv(2 * channels, _BLOCK_CHANNELS), 1),
+        (rows_a * m + rows_b * n + triton.cdiv(2 * channels, SUM_COLUMNS), 1),
         (sums_a, sums_b, rows_a, rows_b, programs),
         {
             "M": m,
             "N": n,
             "CHANNELS": channels,
             "BLOCK": SUM_BLOCK,
-            "BLOCK_PROGRAMS": _BLOCK_PROGRAMS,
-            "BLOCK_CHANNELS": _BLOCK_CHANNELS,
+            "BLOCK_PROGRAMS": SUM_PROGRAMS,
+            "BLOCK_COLUMNS": SUM_COLUMNS,
             "EARLY": early,
         },
         SUM_WARPS,

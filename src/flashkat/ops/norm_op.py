@@ -4,20 +4,25 @@
 :func:`add_norm_rational` is the door, which takes PyTorch's own operators for what the kernels are not for.
 """
 
-import functools
-import importlib
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .dispatch import choose_path
-from .op import LIBRARY, TAGS, autocast_dtype, is_plain_call, open_to_compilers, rational
+from .layout import VECTOR_BYTES
+from .op import (
+    KERNEL_DTYPES,
+    LIBRARY,
+    TAGS,
+    autocast_dtype,
+    is_plain_call,
+    is_triton,
+    open_to_compilers,
+    rational,
+    triton_module,
+)
 
 __all__ = ["add_norm_rational"]
 
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _MOST_CHANNELS = 4096
 
 
@@ -72,23 +77,12 @@ def _has_kernels(
     x: Tensor, branch: Tensor, weight: Tensor, numerator: Tensor, denominator: Tensor, dtype: torch.dtype | None
 ) -> bool:
     dtypes = (x.dtype, branch.dtype, dtype or x.dtype)
-    if not x.is_cuda or any(each not in _DTYPES for each in dtypes) or x.shape != branch.shape:
+    if not x.is_cuda or any(each not in KERNEL_DTYPES for each in dtypes) or x.shape != branch.shape:
         return False
     channels, groups = x.shape[-1], max(numerator.shape[0], denominator.shape[0])
-    vector = 16 // max(each.itemsize for each in dtypes)
+    vector = VECTOR_BYTES // max(each.itemsize for each in dtypes)
     fits = channels <= _MOST_CHANNELS and channels % (groups * vector) == 0 and weight.shape == (channels,)
-    return fits and _is_triton(x.device)
-
-
-@torch.compiler.assume_constant_result
-def _is_triton(device: torch.device) -> bool:
-    return choose_path(device).name == "triton"
-
-
-@functools.cache
-def _launch() -> Any:
-    # Triton is imported where it is used.
-    return importlib.import_module(".norm_launch", __package__)
+    return fits and is_triton(x.device)
 
 
 class _Eager(torch.autograd.Function):
@@ -96,7 +90,7 @@ class _Eager(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, branch, weight, bias, numerator, denominator, eps, dtype):
-        total, mean, rstd, out = _launch().forward(
+        total, mean, rstd, out = triton_module("norm_launch").forward(
             x, branch, weight, bias, numerator, denominator, eps, dtype or torch.promote_types(x.dtype, branch.dtype)
         )
         ctx.save_for_backward(total, mean, rstd, weight, bias, numerator, denominator)
@@ -112,7 +106,7 @@ class _Eager(torch.autograd.Function):
         if torch.is_grad_enabled():
             # Someone may want second derivatives.
             return *_differentiable(grad_total, grad_out, ctx.saved_tensors, ctx.eps, ctx.dtypes), None, None
-        return *_launch().backward(grad_total, grad_out, *ctx.saved_tensors, *ctx.dtypes), None, None
+        return *triton_module("norm_launch").backward(grad_total, grad_out, *ctx.saved_tensors, *ctx.dtypes), None, None
 
 
 def _differentiable(
@@ -163,7 +157,7 @@ def _forward(
     dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """total, out, mean and rstd."""
-    total, mean, rstd, out = _launch().forward(
+    total, mean, rstd, out = triton_module("norm_launch").forward(
         x, branch, weight, bias, numerator, denominator, eps, dtype or torch.promote_types(x.dtype, branch.dtype)
     )
     return total, out, mean, rstd
@@ -183,7 +177,7 @@ def _backward(
     branch_dtype: torch.dtype,
 ) -> tuple[Tensor, ...]:
     """The gradients; that of the branch is empty where it is that of x, since results must not share memory."""
-    grad_x, grad_branch, *parameters = _launch().backward(
+    grad_x, grad_branch, *parameters = triton_module("norm_launch").backward(
         grad_total, grad_out, total, mean, rstd, weight, bias, numerator, denominator, x_dtype, branch_dtype
     )
     if grad_branch is grad_x:

@@ -5,6 +5,7 @@
 """
 
 import functools
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,17 @@ from torch._subclasses.functional_tensor import FunctionalTensorMode
 from .dispatch import choose_path
 from .reference import rational_reference
 
-__all__ = ["LIBRARY", "TAGS", "autocast_dtype", "is_plain_call", "open_to_compilers", "rational"]
+__all__ = [
+    "KERNEL_DTYPES",
+    "LIBRARY",
+    "TAGS",
+    "autocast_dtype",
+    "is_plain_call",
+    "is_triton",
+    "open_to_compilers",
+    "rational",
+    "triton_module",
+]
 
 
 def rational(x: Tensor, numerator: Tensor, denominator: Tensor, *, dim: int = -1) -> Tensor:
@@ -92,6 +103,22 @@ def autocast_dtype(x: Tensor) -> torch.dtype | None:
     if device != "meta" and torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
     return None
+
+
+# What the kernels of the operators that do more than the rational compute in float32.
+KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@torch.compiler.assume_constant_result
+def is_triton(device: torch.device) -> bool:
+    """Whether tensors on that device take the path of the Triton kernels."""
+    return choose_path(device).name == "triton"
+
+
+@functools.cache
+def triton_module(name: str) -> Any:
+    """A module of this package that needs Triton, imported where it is first used."""
+    return importlib.import_module(f".{name}", __package__)
 
 
 Metadata = tuple[torch.Size, torch.dtype, torch.device]

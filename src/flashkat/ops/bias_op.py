@@ -1,0 +1,145 @@
+"""A linear layer's bias and the rational function as PyTorch sees them: one operator where there are kernels.
+
+``torch.ops.flashkat.bias_rational`` and ``torch.ops.flashkat.bias_rational_backward`` are what compilers see;
+:func:`linear_rational` is the door, which leaves the bias to the linear layer where the kernels do not take it.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .layout import VECTOR_BYTES
+from .op import (
+    KERNEL_DTYPES,
+    LIBRARY,
+    TAGS,
+    autocast_dtype,
+    is_plain_call,
+    is_triton,
+    open_to_compilers,
+    rational,
+    triton_module,
+)
+
+__all__ = ["linear_rational"]
+
+
+def linear_rational(x: Tensor, weight: Tensor, bias: Tensor | None, numerator: Tensor, denominator: Tensor) -> Tensor:
+    """The rational function of a linear layer's output.
+
+    The same as ``rational(linear(x, weight, bias), numerator, denominator)``. On a GPU with kernels these add the bias,
+    in float32, and have its gradient in the backward pass, which then need not be read once more for that.
+
+    Args:
+        x: (..., C), with autocast of any floating-point dtype, else of that of ``weight``.
+        weight: (D, C).
+        bias: (D,), or None.
+        numerator: (1, m) or (G, m), see :func:`flashkat.rational`.
+        denominator: (1, n) or (G, n).
+
+    Returns:
+        (..., D).
+
+    Raises:
+        TypeError: see :func:`flashkat.rational`.
+        ValueError: likewise.
+    """
+    if bias is None or not _has_kernels(x, weight, numerator, denominator):
+        return rational(F.linear(x, weight, bias), numerator, denominator)
+    tensors = F.linear(x, weight).contiguous(), bias, numerator, denominator
+    dtype = autocast_dtype(x)
+    if is_plain_call(*tensors):
+        return _Eager.apply(*tensors, dtype)
+    return torch.ops.flashkat.bias_rational(*tensors, dtype)
+
+
+def _has_kernels(x: Tensor, weight: Tensor, numerator: Tensor, denominator: Tensor) -> bool:
+    """Whether vectors of the layer's output, as the kernels see it, lie within groups of channels."""
+    dtype = autocast_dtype(x) or x.dtype
+    if not x.is_cuda or x.dtype not in KERNEL_DTYPES or dtype not in KERNEL_DTYPES:
+        return False
+    groups, vector = max(numerator.shape[0], denominator.shape[0]), VECTOR_BYTES // dtype.itemsize
+    return weight.shape[0] % (groups * vector) == 0 and is_triton(x.device)
+
+
+class _Eager(torch.autograd.Function):
+    """The registered operator without its registration, through which a call takes the host several times as long."""
+
+    @staticmethod
+    def forward(ctx, x, bias, numerator, denominator, dtype):
+        ctx.save_for_backward(x, bias, numerator, denominator)
+        return _forward(x, bias, numerator, denominator, dtype)
+
+    @staticmethod
+    def backward(ctx, grad):
+        saved = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            # Someone may want second derivatives.
+            return *_differentiable(grad, *saved), None
+        return *_backward(grad, *saved), None
+
+
+def _differentiable(grad: Tensor, *saved: Tensor) -> tuple[Tensor, ...]:
+    """The gradients by operators that can be differentiated again."""
+    with torch.enable_grad():
+        # Views, so that these are distinct nodes of the graph that the caller's tensors lead into.
+        inputs = [each.view_as(each) if each.requires_grad else each.detach().requires_grad_() for each in saved]
+        x, bias, numerator, denominator = inputs
+        out = rational(x.to(torch.promote_types(x.dtype, bias.dtype)) + bias, numerator, denominator)
+        return torch.autograd.grad(out, inputs, grad.to(out.dtype), create_graph=True, materialize_grads=True)
+
+
+LIBRARY.define(
+    "bias_rational(Tensor x, Tensor bias, Tensor numerator, Tensor denominator, ScalarType? dtype=None) -> Tensor",
+    tags=TAGS,
+)
+LIBRARY.define(
+    "bias_rational_backward(Tensor grad, Tensor x, Tensor bias, Tensor numerator, Tensor denominator)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
+    tags=TAGS,
+)
+
+
+def _forward(
+    x: Tensor, bias: Tensor, numerator: Tensor, denominator: Tensor, dtype: torch.dtype | None = None
+) -> Tensor:
+    return triton_module("launch").forward(x, numerator, denominator, -1, dtype or x.dtype, bias)
+
+
+def _backward(
+    grad: Tensor, x: Tensor, bias: Tensor, numerator: Tensor, denominator: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    # Of vectors, as the kernels take the bias, all tensors are.
+    grad_x, grad_numerator, grad_denominator, grad_bias = triton_module("launch").backward(
+        grad.contiguous(), x, numerator, denominator, -1, bias
+    )
+    return grad_x, grad_bias, grad_numerator, grad_denominator
+
+
+def _fake_forward(
+    x: Tensor, bias: Tensor, numerator: Tensor, denominator: Tensor, dtype: torch.dtype | None = None
+) -> Tensor:
+    return torch.empty_like(x, dtype=dtype or x.dtype)
+
+
+def _fake_backward(grad: Tensor, x: Tensor, bias: Tensor, numerator: Tensor, denominator: Tensor) -> tuple[Tensor, ...]:
+    parameters = bias, numerator, denominator
+    return torch.empty_like(x), *(torch.empty_like(p, memory_format=torch.contiguous_format) for p in parameters)
+
+
+def _save(ctx, inputs, output) -> None:
+    ctx.save_for_backward(*inputs[:4])
+
+
+def _differentiate(ctx, grad: Tensor):
+    return *torch.ops.flashkat.bias_rational_backward(grad, *ctx.saved_tensors), None
+
+
+for _name, _function, _fake in (
+    ("bias_rational", _forward, _fake_forward),
+    ("bias_rational_backward", _backward, _fake_backward),
+):
+    torch.library.impl(LIBRARY, _name, "CompositeExplicitAutograd")(_function)
+    torch.library.register_fake(f"flashkat::{_name}", _fake, lib=LIBRARY)
+    open_to_compilers(_name, _function)
+torch.library.register_autograd("flashkat::bias_rational", _differentiate, setup_context=_save, lib=LIBRARY)
