@@ -50,8 +50,7 @@ _RECIPE = (
     *("--mean", "0.485", "0.456", "0.406", "--std", "0.229", "0.224", "0.225"),
     *("--model-ema", "--model-ema-decay", "0.9999", "--model-ema-warmup"),
 )
-# Batches that divide the test images, so that nothing is compiled for a smaller one.
-_MACHINE = ("--amp", "--torchcompile", "inductor", "--pin-mem", "--validation-batch-size", "500")
+_MACHINE = ("--amp", "--torchcompile", "inductor", "--pin-mem")
 _CLASSES = 10
 _FAKE = ("--fake-data", "--num-classes", f"{_CLASSES}", "--train-num-samples", "50000", "--val-num-samples", "1000")
 _TIMED_EPOCHS = 4  # of which the first, which compiles, does not count

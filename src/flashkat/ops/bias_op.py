@@ -13,11 +13,12 @@ from .op import (
     KERNEL_DTYPES,
     LIBRARY,
     TAGS,
+    as_inputs,
     autocast_dtype,
     is_plain_call,
     is_triton,
-    open_to_compilers,
     rational,
+    register,
     triton_module,
 )
 
@@ -82,8 +83,7 @@ class _Eager(torch.autograd.Function):
 def _differentiable(grad: Tensor, *saved: Tensor) -> tuple[Tensor, ...]:
     """The gradients by operators that can be differentiated again."""
     with torch.enable_grad():
-        # Views, so that these are distinct nodes of the graph that the caller's tensors lead into.
-        inputs = [each.view_as(each) if each.requires_grad else each.detach().requires_grad_() for each in saved]
+        inputs = as_inputs(saved)
         x, bias, numerator, denominator = inputs
         out = rational(x.to(torch.promote_types(x.dtype, bias.dtype)) + bias, numerator, denominator)
         return torch.autograd.grad(out, inputs, grad.to(out.dtype), create_graph=True, materialize_grads=True)
@@ -135,11 +135,6 @@ def _differentiate(ctx, grad: Tensor):
     return *torch.ops.flashkat.bias_rational_backward(grad, *ctx.saved_tensors), None
 
 
-for _name, _function, _fake in (
-    ("bias_rational", _forward, _fake_forward),
-    ("bias_rational_backward", _backward, _fake_backward),
-):
-    torch.library.impl(LIBRARY, _name, "CompositeExplicitAutograd")(_function)
-    torch.library.register_fake(f"flashkat::{_name}", _fake, lib=LIBRARY)
-    open_to_compilers(_name, _function)
+register("bias_rational", _forward, _fake_forward)
+register("bias_rational_backward", _backward, _fake_backward)
 torch.library.register_autograd("flashkat::bias_rational", _differentiate, setup_context=_save, lib=LIBRARY)

@@ -226,18 +226,16 @@ def backward(
     numerator, denominator = numerator.contiguous(), denominator.contiguous()
     partial = torch.empty(partials, dtype=torch.float64, device=x.device)
     grad_numerator, grad_denominator = torch.empty_like(numerator), torch.empty_like(denominator)
-    if bias is None:
-        with on(x.device):
-            # What a kernel has no use for may be anything.
-            main(x, grad, grad_x, x, numerator, denominator, partial, partial)
-            add_up(partial, partial, denominator, grad_numerator, grad_denominator, grad_numerator)
-        return grad_x, grad_numerator, grad_denominator
-    bias_partial = torch.empty(bias_partials, dtype=torch.float32, device=x.device)
-    grad_bias = torch.empty_like(bias)
+    # What a kernel has no use for may be anything.
+    bias_partial, grad_bias = partial, grad_numerator
+    if bias is not None:
+        bias_partial = torch.empty(bias_partials, dtype=torch.float32, device=x.device)
+        grad_bias = torch.empty_like(bias)
     with on(x.device):
-        main(x, grad, grad_x, bias, numerator, denominator, partial, bias_partial)
+        main(x, grad, grad_x, x if bias is None else bias, numerator, denominator, partial, bias_partial)
         add_up(partial, bias_partial, denominator, grad_numerator, grad_denominator, grad_bias)
-    return grad_x, grad_numerator, grad_denominator, grad_bias
+    grads = grad_x, grad_numerator, grad_denominator
+    return grads if bias is None else (*grads, grad_bias)
 
 
 def vector_of(*dtypes: torch.dtype) -> int:
@@ -346,7 +344,12 @@ def _grid(view: View, per_processor: int, device: torch.device) -> tuple[int, in
     blocks = triton.cdiv(view.channels, channels)
     runs = view.batches * triton.cdiv(view.positions, positions * view.unroll())
     most = max(1, per_processor * processors(device) // blocks)
-    return blocks, triton.cdiv(runs, triton.cdiv(runs, most))
+    return blocks, evenly(runs, most)
+
+
+def evenly(runs: int, most: int) -> int:
+    """How many programs take the same number of runs each, or one less, if there can be ``most`` of them."""
+    return triton.cdiv(runs, triton.cdiv(runs, most))
 
 
 @functools.cache
@@ -362,13 +365,9 @@ def starts_early(device: torch.device) -> bool:
 
 
 def _constants(view: View, dtype: torch.dtype, coefficients: Coefficients) -> dict[str, Any]:
-    (rows_a, m), (rows_b, n) = coefficients[:2]
     positions, channels = view.tile()
     return {
-        "M": m,
-        "N": n,
-        "NUMERATOR_SHARED": rows_a == 1,
-        "DENOMINATOR_SHARED": rows_b == 1,
+        **constants_of(coefficients),
         "COMPUTE": _TRITON_DTYPE[compute_dtype(dtype)],
         "V": view.vector,
         "CONTIGUOUS": view.contiguous,
@@ -379,3 +378,9 @@ def _constants(view: View, dtype: torch.dtype, coefficients: Coefficients) -> di
         "UNROLL": view.unroll(),
         "STAGES": STAGES,
     }
+
+
+def constants_of(coefficients: Coefficients) -> dict[str, Any]:
+    """What kernels know of numerator and denominator."""
+    (rows_a, m), (rows_b, n) = coefficients[:2]
+    return {"M": m, "N": n, "NUMERATOR_SHARED": rows_a == 1, "DENOMINATOR_SHARED": rows_b == 1}

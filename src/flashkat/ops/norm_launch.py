@@ -19,6 +19,8 @@ from .launch import (
     SUM_WARPS,
     Coefficients,
     Launch,
+    constants_of,
+    evenly,
     on,
     processors,
     starts_early,
@@ -83,7 +85,7 @@ class Rows:
         """Programs that all have the same number of runs, or one less, and up to so many warps per multiprocessor."""
         runs = triton.cdiv(rows, self.rows)
         most = max(1, warps // self.warps) * processors(device)
-        return triton.cdiv(runs, triton.cdiv(runs, most))
+        return evenly(runs, most)
 
 
 def forward(
@@ -180,11 +182,6 @@ def _coefficients(numerator: Tensor, denominator: Tensor) -> Coefficients:
     return numerator.shape, denominator.shape, numerator.dtype, denominator.dtype
 
 
-def _constants(coefficients: Coefficients) -> dict[str, Any]:
-    (rows_a, m), (rows_b, n) = coefficients[:2]
-    return {"M": m, "N": n, "NUMERATOR_SHARED": rows_a == 1, "DENOMINATOR_SHARED": rows_b == 1}
-
-
 def _width(view: Rows, coefficients: Coefficients) -> int:
     """Vectors of a group."""
     return view.channels // view.vector // max(coefficients[0][0], coefficients[1][0])
@@ -197,7 +194,7 @@ def _forward_launch(
 ) -> Launch:  # fmt: skip
     view = Rows.choose(channels, vector_of(*dtypes[:4]))
     constants = {
-        **_constants(coefficients),
+        **constants_of(coefficients),
         "BRANCH": has_branch,
         **view.constants(),
         "STAGES": STAGES,
@@ -225,7 +222,7 @@ def _backward_launches(
         (programs, 1),
         (rows, width),
         {
-            **_constants(coefficients),
+            **constants_of(coefficients),
             "GRAD_TOTAL": has_grad_total,
             "GRAD_BRANCH": dtypes[3] != dtypes[4],
             **view.constants(),

@@ -13,11 +13,12 @@ from .op import (
     KERNEL_DTYPES,
     LIBRARY,
     TAGS,
+    as_inputs,
     autocast_dtype,
     is_plain_call,
     is_triton,
-    open_to_compilers,
     rational,
+    register,
     triton_module,
 )
 
@@ -90,9 +91,7 @@ class _Eager(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, branch, weight, bias, numerator, denominator, eps, dtype):
-        total, mean, rstd, out = triton_module("norm_launch").forward(
-            x, branch, weight, bias, numerator, denominator, eps, dtype or torch.promote_types(x.dtype, branch.dtype)
-        )
+        total, out, mean, rstd = _forward(x, branch, weight, bias, numerator, denominator, eps, dtype)
         ctx.save_for_backward(total, mean, rstd, weight, bias, numerator, denominator)
         ctx.eps, ctx.dtypes = eps, (x.dtype, branch.dtype)
         ctx.set_materialize_grads(False)
@@ -101,12 +100,16 @@ class _Eager(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_total, grad_out):
         if grad_out is None:
-            x_dtype, branch_dtype = ctx.dtypes
-            return grad_total.to(x_dtype), grad_total.to(branch_dtype), *(None,) * 6
+            return _of_the_sum_alone(grad_total, ctx.dtypes)
         if torch.is_grad_enabled():
             # Someone may want second derivatives.
             return *_differentiable(grad_total, grad_out, ctx.saved_tensors, ctx.eps, ctx.dtypes), None, None
         return *triton_module("norm_launch").backward(grad_total, grad_out, *ctx.saved_tensors, *ctx.dtypes), None, None
+
+
+def _of_the_sum_alone(grad_total: Tensor, dtypes: tuple[torch.dtype, torch.dtype]) -> tuple[Tensor | None, ...]:
+    """The gradients where nobody uses the result."""
+    return grad_total.to(dtypes[0]), grad_total.to(dtypes[1]), *(None,) * 6
 
 
 def _differentiable(
@@ -119,11 +122,7 @@ def _differentiable(
     """The gradients by PyTorch's own operators, to be differentiated again."""
     total, _, _, *parameters = saved
     with torch.enable_grad():
-        # Views, so that these are distinct nodes of the graph that the caller's tensors lead into.
-        inputs = [
-            tensor.view_as(tensor) if tensor.requires_grad else tensor.detach().requires_grad_()
-            for tensor in (total, *parameters)
-        ]
+        inputs = as_inputs((total, *parameters))
         weight, bias, numerator, denominator = inputs[1:]
         out = _norm_rational(inputs[0], weight, bias, numerator, denominator, eps)
         grad, *others = torch.autograd.grad(
@@ -232,18 +231,13 @@ def _differentiate(ctx, grad_total: Tensor | None, grad_out: Tensor | None, *_: 
     x_dtype, branch_dtype = ctx.dtypes
     if grad_out is None:
         assert grad_total is not None
-        return grad_total.to(x_dtype), grad_total.to(branch_dtype), *(None,) * 6
+        return _of_the_sum_alone(grad_total, ctx.dtypes)
     grad_x, grad_branch, *parameters = torch.ops.flashkat.add_norm_rational_backward(
         grad_total, grad_out, *ctx.saved_tensors, x_dtype, branch_dtype
     )
     return grad_x, grad_x if x_dtype == branch_dtype else grad_branch, *parameters, None, None
 
 
-for _name, _function, _fake in (
-    ("add_norm_rational", _forward, _fake_forward),
-    ("add_norm_rational_backward", _backward, _fake_backward),
-):
-    torch.library.impl(LIBRARY, _name, "CompositeExplicitAutograd")(_function)
-    torch.library.register_fake(f"flashkat::{_name}", _fake, lib=LIBRARY)
-    open_to_compilers(_name, _function)
+register("add_norm_rational", _forward, _fake_forward)
+register("add_norm_rational_backward", _backward, _fake_backward)
 torch.library.register_autograd("flashkat::add_norm_rational", _differentiate, setup_context=_save, lib=LIBRARY)

@@ -6,7 +6,7 @@
 
 import functools
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,11 +20,12 @@ __all__ = [
     "KERNEL_DTYPES",
     "LIBRARY",
     "TAGS",
+    "as_inputs",
     "autocast_dtype",
     "is_plain_call",
     "is_triton",
-    "open_to_compilers",
     "rational",
+    "register",
     "triton_module",
 ]
 
@@ -172,26 +173,22 @@ LIBRARY.define(
 )
 
 
-@torch.library.impl(LIBRARY, "rational", "CompositeExplicitAutograd")
 def _forward(x: Tensor, numerator: Tensor, denominator: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
     return choose_path(x.device).implementation.forward(x, numerator, denominator, dim, dtype or x.dtype)
 
 
-@torch.library.impl(LIBRARY, "rational_backward", "CompositeExplicitAutograd")
 def _backward(
     grad: Tensor, x: Tensor, numerator: Tensor, denominator: Tensor, dim: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     return choose_path(x.device).implementation.backward(grad, x, numerator, denominator, dim)
 
 
-@torch.library.register_fake("flashkat::rational", lib=LIBRARY)
 def _fake_forward(
     x: Tensor, numerator: Tensor, denominator: Tensor, dim: int, dtype: torch.dtype | None = None
 ) -> Tensor:
     return torch.empty_like(x, dtype=dtype or x.dtype)
 
 
-@torch.library.register_fake("flashkat::rational_backward", lib=LIBRARY)
 def _fake_backward(
     grad: Tensor, x: Tensor, numerator: Tensor, denominator: Tensor, dim: int
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -217,12 +214,16 @@ def _save_backward(ctx, inputs, output) -> None:
     ctx.save_for_backward(*tensors)
 
 
+def as_inputs(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Views to differentiate by: distinct nodes of the graph that the caller's tensors lead into."""
+    return [t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in tensors]
+
+
 def _differentiate_twice(ctx, *grads: Tensor):
     """Second and higher derivatives come from the definition, by differentiating its derivative."""
     higher = torch.is_grad_enabled()
     with torch.enable_grad():
-        # Views, so that these are distinct nodes of the graph that the caller's tensors lead into.
-        tensors = [t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in ctx.saved_tensors]
+        tensors = as_inputs(ctx.saved_tensors)
         grad, x, numerator, denominator = tensors
         value = rational_reference(x, numerator, denominator, ctx.dim)
         first = torch.autograd.grad(
@@ -236,10 +237,11 @@ def _differentiate_twice(ctx, *grads: Tensor):
     return *second, None
 
 
-def open_to_compilers(name: str, function: Callable[..., Any]) -> None:
-    """Let torch.compile look into an operator of GPU tensors, and launch the kernels that ``function`` launches itself.
+def register(name: str, function: Callable[..., Any], fake: Callable[..., Any]) -> None:
+    """Let ``function`` compute an operator, ``fake`` say what it returns, and compilers launch its kernels themselves.
 
-    Exporters keep the operator, and so do compilers where sizes are not numbers yet.
+    torch.compile looks into an operator of GPU tensors for that. Exporters keep the operator, and so do compilers where
+    sizes are not numbers yet.
     """
 
     def decompose(mode, op, types, args, kwargs):
@@ -250,17 +252,19 @@ def open_to_compilers(name: str, function: Callable[..., Any]) -> None:
         if (
             custom_triton_ops_decomposition_disabled()
             or not all(isinstance(size, int) for size in sizes)
-            or choose_path(tensors[0].device).name != "triton"
+            or not is_triton(tensors[0].device)
         ):
             return mode.__torch_dispatch__(op, types, args, kwargs)
         with mode:
             return function(*args, **kwargs)
 
+    torch.library.impl(LIBRARY, name, "CompositeExplicitAutograd")(function)
+    torch.library.register_fake(f"flashkat::{name}", fake, lib=LIBRARY)
     torch.library.register_torch_dispatch(f"flashkat::{name}", FunctionalTensorMode, decompose, lib=LIBRARY)
 
 
-open_to_compilers("rational", _forward)
-open_to_compilers("rational_backward", _backward)
+register("rational", _forward, _fake_forward)
+register("rational_backward", _backward, _fake_backward)
 torch.library.register_autograd("flashkat::rational", _differentiate, setup_context=_save_forward, lib=LIBRARY)
 torch.library.register_autograd(
     "flashkat::rational_backward", _differentiate_twice, setup_context=_save_backward, lib=LIBRARY
