@@ -50,7 +50,8 @@ _RECIPE = (
     *("--mean", "0.485", "0.456", "0.406", "--std", "0.229", "0.224", "0.225"),
     *("--model-ema", "--model-ema-decay", "0.9999", "--model-ema-warmup"),
 )
-_MACHINE = ("--amp", "--torchcompile", "inductor", "--pin-mem")
+# Without CUDA graphs the host, which launches each kernel, would take most of a step on images this small.
+_MACHINE = ("--amp", "--torchcompile", "inductor", "--torchcompile-mode", "reduce-overhead", "--pin-mem")
 _CLASSES = 10
 _FAKE = ("--fake-data", "--num-classes", f"{_CLASSES}", "--train-num-samples", "50000", "--val-num-samples", "1000")
 _TIMED_EPOCHS = 4  # of which the first, which compiles, does not count
@@ -93,7 +94,8 @@ class Run:
 
 def plan(args: argparse.Namespace) -> list[list[Run]]:
     """What to run, one list after the other: the training, all at once or in turn, and then what measures speed."""
-    common = ("--batch-size", str(args.batch_size), "--seed", str(args.seed), *_RECIPE, *_MACHINE)
+    numbers = {"--batch-size": args.batch_size, "--seed": args.seed, "--val-interval": args.val_interval}
+    common = (*(text for flag, number in numbers.items() for text in (flag, str(number))), *_RECIPE, *_MACHINE)
     flags = {name: (*CONTENDERS[name], *common) for name in args.contenders}
     training = [Run(name, flags[name], args.epochs, resumes=True) for name in args.contenders]
     together = [[run] for run in training] if args.in_turn else [training]
@@ -165,7 +167,8 @@ def collect(runs: Iterable[Run], work: Path, errors: dict[str, str]) -> list[Row
     rows = []
     for run in runs:
         epochs = run.rows(work)
-        if not run.resumes or not epochs:
+        evaluated = [row for row in epochs if "eval_top1" in row]
+        if not run.resumes or not evaluated:
             continue
         measured = {
             kind: [row for other in runs if other.name.startswith(f"alone/{run.name}-{kind}-")
@@ -174,15 +177,15 @@ def collect(runs: Iterable[Run], work: Path, errors: dict[str, str]) -> list[Row
         }  # fmt: skip
         together = epochs[1:]
         weights = checkpoints.read(work / run.name / "last.pth.tar")["state_dict"]
-        losses = [row[name] for row in epochs for name in ("train_loss", "eval_loss", "eval_ema_loss")]
+        losses = [value for row in epochs for name, value in row.items() if name.endswith("_loss")]
         memory = [row["peak_memory_gib"] for row in epochs if "peak_memory_gib" in row]
         rows.append(
             {
                 "contender": run.name,
                 "parameters": sum(tensor.numel() for tensor in weights.values()),
                 "epochs": len(epochs),
-                "top1": epochs[-1]["eval_top1"],
-                "ema_top1": epochs[-1]["eval_ema_top1"],
+                "top1": evaluated[-1]["eval_top1"],
+                "ema_top1": evaluated[-1]["eval_ema_top1"],
                 "finite": all(map(math.isfinite, losses)) and run.name not in errors,
                 "images_per_second": _spread(row["images_per_second"] for row in measured["model"]),
                 "images_per_second_with_loading": _spread(row["images_per_second"] for row in measured["images"]),
@@ -190,10 +193,15 @@ def collect(runs: Iterable[Run], work: Path, errors: dict[str, str]) -> list[Row
                 "data_wait": _spread(row["data_wait"] for row in measured["images"]),
                 "seconds_per_epoch_together": _spread(row["seconds"] for row in together),
                 "images_per_second_together": _spread(row["images_per_second"] for row in together),
+                "data_wait_together": _spread(row["data_wait"] for row in together),
                 "peak_memory_gib": max(memory, default=None),
+                "train_losses": [row["train_loss"] for row in epochs],
                 "curve": {
-                    name: [row[name] for row in epochs]
-                    for name in ("train_loss", "eval_loss", "eval_ema_loss", "eval_top1", "eval_ema_top1")
+                    "epoch": [int(row["epoch"]) + 1 for row in evaluated],
+                    **{
+                        name: [row[name] for row in evaluated]
+                        for name in ("eval_loss", "eval_ema_loss", "eval_top1", "eval_ema_top1")
+                    },
                 },
             }
         )
@@ -227,7 +235,8 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", type=Path, metavar="DIR", help="CIFAR-10 as train/CLASS/* and val/CLASS/*")
     parser.add_argument("--work", type=Path, metavar="DIR", help="for runs and logs (default: output/cifar10)")
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=["KAT", "ViT"], help="who trains")
-    parser.add_argument("--epochs", type=int, default=150, metavar="N", help="default: %(default)s")
+    parser.add_argument("--epochs", type=int, default=200, metavar="N", help="default: %(default)s")
+    parser.add_argument("--val-interval", type=int, default=5, metavar="N", help="evaluate after each N epochs")
     parser.add_argument("--batch-size", type=int, default=128, metavar="N", help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=42, metavar="S", help="default: %(default)s")
     parser.add_argument("--rounds", type=int, default=2, metavar="N", help="of measuring speed (default: %(default)s)")
@@ -261,7 +270,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings = {
         "flags": " ".join((*_RECIPE, *_MACHINE)),
         "contenders": {name: " ".join(CONTENDERS[name]) for name in args.contenders},
-        **{name: getattr(args, name) for name in ("epochs", "batch_size", "seed", "in_turn")},
+        **{name: getattr(args, name) for name in ("epochs", "batch_size", "seed", "val_interval", "in_turn")},
         "top1": "of the last epoch, on the 10,000 test images; ema_top1 of the averaged weights",
         "speed": f"each alone on the machine, in turn, {args.rounds} rounds of {_TIMED_EPOCHS} epochs, without the "
         "first; images_per_second on one batch on the device, seconds_per_epoch with loading and two evaluations; "
@@ -269,7 +278,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         "gpus": len(_visible_gpus()),
         "unfinished": left,
     }
-    show("cifar10", [{key: _median(value) for key, value in row.items() if key != "curve"} for row in rows])
+    show(
+        "cifar10",
+        [{key: _median(value) for key, value in row.items() if key not in ("train_losses", "curve")} for row in rows],
+    )
     finish(args.output, "cifar10", settings, rows, targets(rows, args.epochs))
     if left:
         print(f"not done: {', '.join(left)}; call again to go on")

@@ -108,10 +108,9 @@ def _cifar10(document: Document) -> Figure:
     figure, (accuracy, loss) = _panels(2)
     for index, row in enumerate(document["rows"]):
         colour, curve = f"C{index}", row["curve"]
-        epochs = range(1, row["epochs"] + 1)
-        accuracy.plot(epochs, curve["eval_top1"], color=colour, label=row["contender"])
-        accuracy.plot(epochs, curve["eval_ema_top1"], "--", color=colour, label=f"{row['contender']}, averaged")
-        loss.plot(epochs, curve["train_loss"], color=colour, label=row["contender"])
+        accuracy.plot(curve["epoch"], curve["eval_top1"], color=colour, label=row["contender"])
+        accuracy.plot(curve["epoch"], curve["eval_ema_top1"], "--", color=colour, label=f"{row['contender']}, averaged")
+        loss.plot(range(1, row["epochs"] + 1), row["train_losses"], color=colour, label=row["contender"])
     accuracy.set(xlabel="epoch", ylabel="top-1 in %", title="CIFAR-10, test images")
     loss.set(xlabel="epoch", ylabel="training loss", title="augmented and mixed images")
     for axes in (accuracy, loss):

@@ -145,20 +145,25 @@ def _cifar10(document: Document) -> str:
         "epochs": lambda row: str(row["epochs"]),
         "top-1": lambda row: f"{row['top1']:.2f}%",
         "top-1, averaged": lambda row: f"{row['ema_top1']:.2f}%",
-        "images/s": lambda row: _median(row["images_per_second"], ",.0f"),
-        "seconds per epoch": lambda row: _median(row["seconds_per_epoch"], ".1f"),
-        "of it waiting for data": lambda row: _median(row["data_wait"], ".0%"),
+        "images/s, together": lambda row: _median(row["images_per_second_together"], ",.0f"),
+        "seconds per epoch, together": lambda row: _median(row["seconds_per_epoch_together"], ".1f"),
+        "of it waiting for data": lambda row: _median(row["data_wait_together"], ".0%"),
+        "images/s, alone and without loading": lambda row: _median(row["images_per_second"], ",.0f"),
+        "seconds per epoch, alone": lambda row: _median(row["seconds_per_epoch"], ".1f"),
         "peak memory": lambda row: "" if row["peak_memory_gib"] is None else f"{row['peak_memory_gib']:.2f} GiB",
     }
-    table = [[row["contender"], *(cell(row) for cell in columns.values())] for row in document["rows"]]
+    found = {name: [cell(row) for row in document["rows"]] for name, cell in columns.items()}
+    found = {name: cells for name, cells in found.items() if any(cells)}
+    table = [[row["contender"], *cells] for row, *cells in zip(document["rows"], *found.values(), strict=True)]
+    settings = document["settings"]
     return "\n\n".join(
         [
             "**CIFAR-10.** KAT-T and ViT-T with patches of 4 x 4 pixels, trained from scratch by `flashkat train` with "
             "the published models' recipe, the same flags and seed for all, batches of "
-            f"{document['settings']['batch_size']}. Top-1 is that of the last epoch, of the trained weights and of "
-            "their average. Images/s is the training speed without loading, seconds per epoch are with loading and "
-            "evaluation; both were measured with the machine to themselves.",
-            _markdown(["", *columns], table),
+            f"{settings['batch_size']}, compiled with CUDA graphs. Top-1 is that of the last epoch, of the trained "
+            "weights and of their average. Speeds are medians over epochs, with loading and evaluation unless a column "
+            f"says otherwise: together, of all trainings at once on {settings['gpus']} GPUs of one machine.",
+            _markdown(["", *found], table),
         ]
     )
 

@@ -74,6 +74,13 @@ def test_what_does_not_compile_is_left_eager(choose, flags, reason):
     assert reason in line
 
 
+@pytest.mark.parametrize("mode", ["reduce-overhead", "max-autotune"])
+def test_cuda_graphs_do_not_add_up_gradients(choose, mode):
+    with pytest.raises(InputError, match=f"{mode} keeps the gradients of one batch only: leave it out"):
+        choose(GPU, "--torchcompile-mode", mode, "--grad-accum-steps", 2)
+    assert choose(GPU, "--torchcompile-mode", "default", "--grad-accum-steps", 2)[0] == "inductor"
+
+
 def test_without_triton_or_a_c_compiler_it_is_left_eager(choose, monkeypatch):
     monkeypatch.delenv("CC")
     monkeypatch.setattr(runtime.os, "name", "posix")

@@ -19,6 +19,9 @@ __all__ = ["choose_compilation", "compile_in_place", "place", "prepare_process",
 # As Triton looks for one, after the variable CC.
 _C_COMPILERS = ("gcc", "clang", "cc")
 
+# Those that train by CUDA graphs.
+_GRAPH_MODES = ("reduce-overhead", "max-autotune")
+
 
 def prepare_process(args: Namespace) -> None:
     """Set what has to be set before a model is made.
@@ -83,6 +86,12 @@ def choose_compilation(args: Namespace, device: torch.device, training: bool = F
     if training:
         if args.torchcompile and args.no_compile:
             raise InputError("--torchcompile and --no-compile contradict each other: leave out one")
+        if args.torchcompile_mode in _GRAPH_MODES and args.grad_accum_steps > 1:
+            # PyTorch replays a graph into the gradients that it left before; some versions say so, others lose them.
+            raise InputError(
+                f"--torchcompile-mode {args.torchcompile_mode} keeps the gradients of one batch only: leave it out or "
+                "--grad-accum-steps"
+            )
         if args.torchcompile and _trains_on_single_images(args):
             raise InputError("--torchcompile trains on batches of two images or more: give -b 2")
         if device.type == "cuda" and not (args.torchcompile or args.no_compile):

@@ -32,10 +32,12 @@ def _kernel_rows():
 
 
 def _trained(name, top1, speed):
-    curve = {key: [50.0, top1] for key in ("train_loss", "eval_top1", "eval_ema_top1")}
+    curve = {"epoch": [1, 2], "eval_top1": [50.0, top1], "eval_ema_top1": [50.0, top1]}
     return {
         "contender": name, "parameters": 5363674, "epochs": 2, "top1": top1, "ema_top1": top1 + 0.5, "curve": curve,
-        "images_per_second": speed, "seconds_per_epoch": speed, "data_wait": None, "peak_memory_gib": 1.234,
+        "images_per_second": None, "seconds_per_epoch": None, "images_per_second_together": speed,
+        "seconds_per_epoch_together": speed, "data_wait_together": None, "train_losses": [2.0, 1.0],
+        "peak_memory_gib": 1.234,
     }  # fmt: skip
 
 
@@ -111,7 +113,7 @@ DOCUMENTS = {
         [],
     ),
     "cifar10": (
-        {"batch_size": 128},
+        {"batch_size": 128, "gpus": 2},
         [_trained("KAT", 91.25, {"median": 12345.6, "min": 12000.0, "max": 13000.0}), _trained("ViT", 90.5, None)],
         [common.target("KAT's top-1", 91.25, 88, at_least=True)],
     ),

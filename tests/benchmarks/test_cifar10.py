@@ -60,8 +60,20 @@ def small(monkeypatch):
 def call(small, images, tmp_path):
     def call(*flags):
         output, work = tmp_path / "results" / "cifar10.json", tmp_path / "work"
-        argv = [images, "--work", work, "--output", output, "--batch-size", 4, "--contenders", "KAT", *flags]
-        cifar10.main([str(argument) for argument in argv])
+        argv = [
+            images,
+            "--work",
+            work,
+            "--output",
+            output,
+            "--batch-size",
+            4,
+            "--contenders",
+            "KAT",
+            "--val-interval",
+            1,
+        ]
+        cifar10.main([str(argument) for argument in (*argv, *flags)])
         return common.read(output)
 
     return call
@@ -88,6 +100,13 @@ def test_training_goes_on_and_ends_in_the_readme(call, tmp_path):
     log = (tmp_path / "work" / "KAT.log").read_text()
     assert call("--epochs", 2, "--rounds", 1)["rows"] == document["rows"]
     assert (tmp_path / "work" / "KAT.log").read_text() == log
+
+
+def test_epochs_that_are_not_evaluated(call):
+    (row,) = call("--epochs", 3, "--rounds", 0, "--val-interval", 2)["rows"]
+    assert row["curve"]["epoch"] == [2, 3]
+    assert len(row["train_losses"]) == row["epochs"] == 3
+    assert row["top1"] == row["curve"]["eval_top1"][-1]
 
 
 def test_without_time_nothing_is_begun(call, tmp_path):
