@@ -1,7 +1,7 @@
 """The operator as PyTorch sees it: checks, registration, fake tensors, autograd, autocast.
 
-``torch.ops.flashkat.rational`` and ``torch.ops.flashkat.rational_backward`` are opaque to compilers and exporters;
-:func:`rational` is the public door that checks its arguments and reads autocast.
+``torch.ops.flashkat.rational`` and ``torch.ops.flashkat.rational_backward`` are opaque to exporters, and to compilers
+but for the kernels they launch; :func:`rational` is the public door that checks its arguments and reads autocast.
 """
 
 import functools
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.functional_tensor import FunctionalTensorMode
 
+from .analysis import analyse_once
 from .dispatch import choose_path
 from .reference import rational_reference
 
@@ -255,6 +256,7 @@ def register(name: str, function: Callable[..., Any], fake: Callable[..., Any]) 
             or not is_triton(tensors[0].device)
         ):
             return mode.__torch_dispatch__(op, types, args, kwargs)
+        analyse_once()
         with mode:
             return function(*args, **kwargs)
 
