@@ -99,10 +99,10 @@ class Run:
 
 def plan(args: argparse.Namespace) -> list[list[Run]]:
     """What to run, one list after the other: the training, all at once or in turn, and then what measures speed."""
-    numbers = {"--batch-size": args.batch_size, "--seed": args.seed, "--val-interval": args.val_interval}
-    common = (*(text for flag, number in numbers.items() for text in (flag, str(number))), *_RECIPE, *_MACHINE)
+    common = ("--batch-size", str(args.batch_size), "--seed", str(args.seed), *_RECIPE, *_MACHINE)
     flags = {name: (*CONTENDERS[name], *common) for name in args.contenders}
-    training = [Run(name, flags[name], args.epochs, resumes=True) for name in args.contenders]
+    interval = ("--val-interval", str(args.val_interval))
+    training = [Run(name, (*flags[name], *interval), args.epochs, resumes=True) for name in args.contenders]
     together = [[run] for run in training] if args.in_turn else [training]
     alone = [
         [Run(f"alone/{name}-{kind}-{number}", (*flags[name], *more), _TIMED_EPOCHS)]
@@ -279,7 +279,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "top1": "of the last epoch, on the 10,000 test images; ema_top1 of the averaged weights",
         "speed": f"each alone on the machine, in turn, {args.rounds} rounds of {_TIMED_EPOCHS} epochs, without the "
         "first; images_per_second on one batch on the device, seconds_per_epoch with loading and two evaluations; "
-        "together: of all trainings at once, of their epochs without the first",
+        "together: of all trainings at once, of their epochs without the first, few of which evaluate",
         "gpus": len(_visible_gpus()),
         "unfinished": left,
     }

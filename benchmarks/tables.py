@@ -161,9 +161,10 @@ def _cifar10(document: Document) -> str:
             "**CIFAR-10.** KAT-T and ViT-T with patches of 4 x 4 pixels, trained from scratch by `flashkat train` with "
             "the published models' recipe, but crops of at least 60% of the area, and the same flags and seed for all; "
             f"batches of {settings['batch_size']}, compiled with CUDA graphs. Top-1 is of the last epoch, "
-            "of the weights and of their average. Speeds are medians over epochs, with loading and evaluation "
-            "unless a column says otherwise; together is of all trainings at once, "
-            f"on {settings['gpus']} GPUs of one machine.",
+            "of the weights and of their average. Speeds are medians over epochs: "
+            f"together, of all trainings at once on {settings['gpus']} GPUs of one machine, "
+            f"evaluated after {settings['val_interval']} epochs each; "
+            "alone, with the machine to itself, evaluated after each.",
             _markdown(["", *found], table),
         ]
     )

@@ -167,3 +167,11 @@ def test_contenders_differ_in_nothing_but_their_own_flags(small, images):
         if run.flags[: len(own)] == own
     }
     assert len(rests) == 1
+
+
+def test_speed_is_measured_with_an_evaluation_after_each_epoch(small, images):
+    argv = [str(images), "--contenders", "KAT", "--val-interval", "7"]
+    (training,), *alone = cifar10.plan(common.arguments("cifar10", "", argv, cifar10._add_flags))
+    assert "--val-interval" in training.flags
+    assert alone
+    assert not any("--val-interval" in run.flags for (run,) in alone)
