@@ -8,15 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .layout import VECTOR_BYTES
 from .op import (
-    KERNEL_DTYPES,
     LIBRARY,
     TAGS,
     as_inputs,
     autocast_dtype,
+    has_kernels,
     is_plain_call,
-    is_triton,
     rational,
     register,
     triton_module,
@@ -56,11 +54,7 @@ def linear_rational(x: Tensor, weight: Tensor, bias: Tensor | None, numerator: T
 
 def _has_kernels(x: Tensor, weight: Tensor, numerator: Tensor, denominator: Tensor) -> bool:
     """Whether vectors of the layer's output, as the kernels see it, lie within groups of channels."""
-    dtype = autocast_dtype(x) or x.dtype
-    if not x.is_cuda or x.dtype not in KERNEL_DTYPES or dtype not in KERNEL_DTYPES:
-        return False
-    groups, vector = max(numerator.shape[0], denominator.shape[0]), VECTOR_BYTES // dtype.itemsize
-    return weight.shape[0] % (groups * vector) == 0 and is_triton(x.device)
+    return has_kernels(x, weight.shape[0], numerator, denominator, (autocast_dtype(x) or x.dtype,))
 
 
 class _Eager(torch.autograd.Function):

@@ -19,7 +19,7 @@ from torch.library import wrap_triton
 from triton.runtime import driver
 
 from . import kernels
-from .layout import VECTOR_BYTES, as_three_dimensional, outer_channels_inner
+from .layout import VECTOR_BYTES, as_three_dimensional, outer_channels_inner, vector_of
 from .reference import compute_dtype
 
 _TRITON_DTYPE = {torch.float32: tl.float32, torch.float64: tl.float64}
@@ -236,11 +236,6 @@ def backward(
         add_up(partial, bias_partial, denominator, grad_numerator, grad_denominator, grad_bias)
     grads = grad_x, grad_numerator, grad_denominator
     return grads if bias is None else (*grads, grad_bias)
-
-
-def vector_of(*dtypes: torch.dtype) -> int:
-    """How many elements a thread takes at a time."""
-    return VECTOR_BYTES // max(dtype.itemsize for dtype in dtypes)
 
 
 def on(device: torch.device) -> AbstractContextManager:

@@ -9,6 +9,11 @@ from torch import Tensor
 VECTOR_BYTES = 16
 
 
+def vector_of(*dtypes: torch.dtype) -> int:
+    """How many elements of the widest dtype that is."""
+    return VECTOR_BYTES // max(dtype.itemsize for dtype in dtypes)
+
+
 def outer_channels_inner(shape: torch.Size, dim: int) -> tuple[int, int, int]:
     """The sizes before, at, and after dimension ``dim``."""
     dim = dim % len(shape)

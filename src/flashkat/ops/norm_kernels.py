@@ -53,6 +53,15 @@ def _offsets_of_first(vectors, CHANNELS: tl.constexpr, V: tl.constexpr, BLOCK_RO
 
 
 @triton.jit
+def _tile(
+    chunk, row_mask, CHANNELS: tl.constexpr, V: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_VECTORS: tl.constexpr
+):  # fmt: skip
+    """The offsets of a chunk of a run of rows, and which of them there are, (1, R, C)."""
+    vectors, mask = _vectors(chunk, CHANNELS, V, BLOCK_VECTORS)
+    return _offsets(vectors, CHANNELS, V, BLOCK_ROWS), (row_mask[:, None] & mask[None, :])[None, :, :]
+
+
+@triton.jit
 def _load_per_channel(pointer, CHANNELS: tl.constexpr, CHUNKS: tl.constexpr, V: tl.constexpr, BLOCK: tl.constexpr):
     """A number per channel, as a tuple of CHUNKS tensors (V, 1, C)."""
     found = ()
@@ -75,6 +84,20 @@ def _load_coefficients(
         row = vectors * 0 if SHARED else vectors // width
         found = found + load_coefficients(pointer, row, mask, COUNT, ABSOLUTE, tl.float32)
     return found
+
+
+@triton.jit
+def _load_parameters(
+    weight_ptr, bias_ptr, numerator_ptr, denominator_ptr, width,
+    M: tl.constexpr, N: tl.constexpr, NUMERATOR_SHARED: tl.constexpr, DENOMINATOR_SHARED: tl.constexpr,
+    CHANNELS: tl.constexpr, CHUNKS: tl.constexpr, V: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """weight, bias, numerator and denominator, for all chunks."""
+    weight = _load_per_channel(weight_ptr, CHANNELS, CHUNKS, V, BLOCK)
+    bias = _load_per_channel(bias_ptr, CHANNELS, CHUNKS, V, BLOCK)
+    a = _load_coefficients(numerator_ptr, width, M, NUMERATOR_SHARED, False, CHANNELS, CHUNKS, V, BLOCK)
+    b = _load_coefficients(denominator_ptr, width, N, DENOMINATOR_SHARED, True, CHANNELS, CHUNKS, V, BLOCK)
+    return weight, bias, a, b
 
 
 @triton.jit
@@ -113,9 +136,7 @@ def _forward_rows(
     base = tl.cast(start, tl.int64) * CHANNELS
     total = ()
     for k in tl.static_range(CHUNKS):
-        vectors, mask = _vectors(k, CHANNELS, V, BLOCK_VECTORS)
-        inside = (row_mask[:, None] & mask[None, :])[None, :, :]
-        offsets = _offsets(vectors, CHANNELS, V, BLOCK_ROWS)
+        offsets, inside = _tile(k, row_mask, CHANNELS, V, BLOCK_ROWS, BLOCK_VECTORS)
         value = tl.load(x_ptr + base + offsets, mask=inside, other=0.0).to(tl.float32)
         if BRANCH:
             value += tl.load(branch_ptr + base + offsets, mask=inside, other=0.0).to(tl.float32)
@@ -135,13 +156,11 @@ def _forward_rows(
     tl.store(rstd_ptr + start + row, tl.reshape(rstd, (BLOCK_ROWS,)), mask=row_mask)
     reach = tl.zeros((BLOCK_ROWS, BLOCK_VECTORS), tl.float32)
     for k in tl.static_range(CHUNKS):
-        vectors, mask = _vectors(k, CHANNELS, V, BLOCK_VECTORS)
-        inside = (row_mask[:, None] & mask[None, :])[None, :, :]
+        offsets, inside = _tile(k, row_mask, CHANNELS, V, BLOCK_ROWS, BLOCK_VECTORS)
         z = (total[k] - mean) * rstd * weight[k] + bias[k]
         reach = tl.maximum(reach, tl.max(tl.abs(z), axis=0))
         a_here, b_here = _pick(a, k, M, NUMERATOR_SHARED), _pick(b, k, N, DENOMINATOR_SHARED)
         out = plain_value(z, a_here, b_here, M, N)
-        offsets = _offsets(vectors, CHANNELS, V, BLOCK_ROWS)
         tl.store(out_ptr + base + offsets, out.to(out_ptr.dtype.element_ty), mask=inside)
     return reach
 
@@ -208,13 +227,9 @@ def add_norm_forward_kernel(
 
     ``width`` vectors are a group; numerator (1 or G, M) and denominator (1 or G, N) are contiguous.
     """
-    weight = _load_per_channel(weight_ptr, CHANNELS, CHUNKS, V, BLOCK_VECTORS)
-    bias = _load_per_channel(bias_ptr, CHANNELS, CHUNKS, V, BLOCK_VECTORS)
-    a = _load_coefficients(
-        numerator_ptr, width, M, NUMERATOR_SHARED, False, CHANNELS, CHUNKS, V, BLOCK_VECTORS
-    )  # fmt: skip
-    b = _load_coefficients(
-        denominator_ptr, width, N, DENOMINATOR_SHARED, True, CHANNELS, CHUNKS, V, BLOCK_VECTORS
+    weight, bias, a, b = _load_parameters(
+        weight_ptr, bias_ptr, numerator_ptr, denominator_ptr, width,
+        M, N, NUMERATOR_SHARED, DENOMINATOR_SHARED, CHANNELS, CHUNKS, V, BLOCK_VECTORS,
     )  # fmt: skip
     first, step = tl.program_id(0), tl.num_programs(0)
     runs = tl.cdiv(rows, BLOCK_ROWS)
@@ -270,9 +285,7 @@ def _backward_rows(
     reach = tl.zeros((BLOCK_ROWS, BLOCK_VECTORS), tl.float32)
     normal, slopes, products = (), (), ()
     for k in tl.static_range(CHUNKS):
-        vectors, mask = _vectors(k, CHANNELS, V, BLOCK_VECTORS)
-        inside = (row_mask[:, None] & mask[None, :])[None, :, :]
-        offsets = _offsets(vectors, CHANNELS, V, BLOCK_ROWS)
+        offsets, inside = _tile(k, row_mask, CHANNELS, V, BLOCK_ROWS, BLOCK_VECTORS)
         total = tl.load(total_ptr + base + offsets, mask=inside, other=0.0).to(tl.float32)
         grad = tl.load(grad_out_ptr + base + offsets, mask=inside, other=0.0).to(tl.float32)
         n = (total - mean) * rstd
@@ -292,9 +305,7 @@ def _backward_rows(
         sums_weight, sums_bias = more_weight, more_bias
     average, product = _over_row(slopes, CHUNKS, CHANNELS), _over_row(products, CHUNKS, CHANNELS)
     for k in tl.static_range(CHUNKS):
-        vectors, mask = _vectors(k, CHANNELS, V, BLOCK_VECTORS)
-        inside = (row_mask[:, None] & mask[None, :])[None, :, :]
-        offsets = _offsets(vectors, CHANNELS, V, BLOCK_ROWS)
+        offsets, inside = _tile(k, row_mask, CHANNELS, V, BLOCK_ROWS, BLOCK_VECTORS)
         grad = rstd * (slopes[k] - average - normal[k] * product)
         if GRAD_TOTAL:
             grad += tl.load(grad_total_ptr + base + offsets, mask=inside, other=0.0).to(tl.float32)
@@ -320,13 +331,9 @@ def add_norm_backward_kernel(
     db without the factor s(b): a program has one sum for what all channels share, else one for every FOLD vectors.
     ``channel_partial`` is float32, (programs, 2, CHANNELS) for weight and bias.
     """
-    weight = _load_per_channel(weight_ptr, CHANNELS, CHUNKS, V, BLOCK_VECTORS)
-    bias = _load_per_channel(bias_ptr, CHANNELS, CHUNKS, V, BLOCK_VECTORS)
-    a = _load_coefficients(
-        numerator_ptr, width, M, NUMERATOR_SHARED, False, CHANNELS, CHUNKS, V, BLOCK_VECTORS
-    )  # fmt: skip
-    b = _load_coefficients(
-        denominator_ptr, width, N, DENOMINATOR_SHARED, True, CHANNELS, CHUNKS, V, BLOCK_VECTORS
+    weight, bias, a, b = _load_parameters(
+        weight_ptr, bias_ptr, numerator_ptr, denominator_ptr, width,
+        M, N, NUMERATOR_SHARED, DENOMINATOR_SHARED, CHANNELS, CHUNKS, V, BLOCK_VECTORS,
     )  # fmt: skip
     first, step = tl.program_id(0), tl.num_programs(0)
     runs = tl.cdiv(rows, BLOCK_ROWS)

@@ -24,8 +24,8 @@ from .launch import (
     on,
     processors,
     starts_early,
-    vector_of,
 )
+from .layout import vector_of
 
 # Channels of a row that a thread takes, at most, if a program of more warps can take the others.
 _CHANNELS_PER_THREAD = 16

@@ -8,15 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .layout import VECTOR_BYTES
 from .op import (
-    KERNEL_DTYPES,
     LIBRARY,
     TAGS,
     as_inputs,
     autocast_dtype,
+    has_kernels,
     is_plain_call,
-    is_triton,
     rational,
     register,
     triton_module,
@@ -77,13 +75,12 @@ def _norm_rational(
 def _has_kernels(
     x: Tensor, branch: Tensor, weight: Tensor, numerator: Tensor, denominator: Tensor, dtype: torch.dtype | None
 ) -> bool:
-    dtypes = (x.dtype, branch.dtype, dtype or x.dtype)
-    if not x.is_cuda or any(each not in KERNEL_DTYPES for each in dtypes) or x.shape != branch.shape:
-        return False
-    channels, groups = x.shape[-1], max(numerator.shape[0], denominator.shape[0])
-    vector = VECTOR_BYTES // max(each.itemsize for each in dtypes)
-    fits = channels <= _MOST_CHANNELS and channels % (groups * vector) == 0 and weight.shape == (channels,)
-    return fits and is_triton(x.device)
+    return (
+        x.shape == branch.shape
+        and weight.shape == x.shape[-1:]
+        and weight.numel() <= _MOST_CHANNELS
+        and has_kernels(x, weight.numel(), numerator, denominator, (x.dtype, branch.dtype, dtype or x.dtype))
+    )
 
 
 class _Eager(torch.autograd.Function):

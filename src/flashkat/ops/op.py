@@ -15,16 +15,16 @@ from torch._subclasses.functional_tensor import FunctionalTensorMode
 
 from .analysis import analyse_once
 from .dispatch import choose_path
+from .layout import vector_of
 from .reference import rational_reference
 
 __all__ = [
-    "KERNEL_DTYPES",
     "LIBRARY",
     "TAGS",
     "as_inputs",
     "autocast_dtype",
+    "has_kernels",
     "is_plain_call",
-    "is_triton",
     "rational",
     "register",
     "triton_module",
@@ -108,11 +108,21 @@ def autocast_dtype(x: Tensor) -> torch.dtype | None:
 
 
 # What the kernels of the operators that do more than the rational compute in float32.
-KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def has_kernels(
+    x: Tensor, channels: int, numerator: Tensor, denominator: Tensor, dtypes: Sequence[torch.dtype]
+) -> bool:
+    """Whether there are such kernels for ``x``, and groups of so many channels hold whole vectors of these dtypes."""
+    if not x.is_cuda or any(dtype not in _KERNEL_DTYPES for dtype in (x.dtype, *dtypes)):
+        return False
+    groups = max(numerator.shape[0], denominator.shape[0])
+    return channels % (groups * vector_of(*dtypes)) == 0 and _is_triton(x.device)
 
 
 @torch.compiler.assume_constant_result
-def is_triton(device: torch.device) -> bool:
+def _is_triton(device: torch.device) -> bool:
     """Whether tensors on that device take the path of the Triton kernels."""
     return choose_path(device).name == "triton"
 
@@ -253,7 +263,7 @@ def register(name: str, function: Callable[..., Any], fake: Callable[..., Any]) 
         if (
             custom_triton_ops_decomposition_disabled()
             or not all(isinstance(size, int) for size in sizes)
-            or not is_triton(tensors[0].device)
+            or not _is_triton(tensors[0].device)
         ):
             return mode.__torch_dispatch__(op, types, args, kwargs)
         analyse_once()
