@@ -25,7 +25,7 @@ def choose():
     def run(device, *flags):
         chosen = args(*flags)
         lines = runtime.choose_compilation(chosen, device, training=True)
-        return chosen.torchcompile, lines
+        return chosen.torchcompile, chosen.torchcompile_mode, lines
 
     return run
 
@@ -38,12 +38,22 @@ def complete(monkeypatch):
 
 
 def test_training_compiles_on_a_gpu(choose):
-    backend, lines = choose(GPU)
-    assert backend == "inductor"
+    backend, mode, lines = choose(GPU)
+    assert (backend, mode) == ("inductor", "reduce-overhead")
     assert len(lines) == 1
     assert "a minute or so" in lines[0]
     assert "--no-compile" in lines[0]
-    assert choose(GPU, "--torchcompile-mode", "max-autotune")[0] == "inductor"
+
+
+@pytest.mark.parametrize("mode", ["default", "max-autotune"])
+def test_a_mode_that_was_asked_for_is_kept(choose, mode):
+    assert choose(GPU, "--torchcompile-mode", mode)[:2] == ("inductor", mode)
+
+
+def test_no_cuda_graphs_by_default_where_gradients_add_up_or_several_processes_train(choose, monkeypatch):
+    assert choose(GPU, "--grad-accum-steps", 2)[:2] == ("inductor", None)
+    monkeypatch.setattr(runtime.distributed, "size", lambda: 2)
+    assert choose(GPU)[:2] == ("inductor", None)
 
 
 @pytest.mark.parametrize(
@@ -56,7 +66,7 @@ def test_training_compiles_on_a_gpu(choose):
     ],
 )
 def test_what_was_asked_for_is_not_commented_on(choose, device, flags, backend):
-    assert choose(device, *flags) == (backend, [])
+    assert choose(device, *flags) == (backend, None, [])
 
 
 @pytest.mark.parametrize(
@@ -68,8 +78,8 @@ def test_what_was_asked_for_is_not_commented_on(choose, device, flags, backend):
     ],
 )
 def test_what_does_not_compile_is_left_eager(choose, flags, reason):
-    backend, (line,) = choose(GPU, *flags)
-    assert backend is None
+    backend, mode, (line,) = choose(GPU, *flags)
+    assert (backend, mode) == (None, None)
     assert line.startswith("The model is not compiled: ")
     assert reason in line
 
@@ -85,9 +95,9 @@ def test_without_triton_or_a_c_compiler_it_is_left_eager(choose, monkeypatch):
     monkeypatch.delenv("CC")
     monkeypatch.setattr(runtime.os, "name", "posix")
     monkeypatch.setattr(runtime.shutil, "which", lambda name: None)
-    assert choose(GPU) == (None, ["The model is not compiled: Triton finds no C compiler"])
+    assert choose(GPU) == (None, None, ["The model is not compiled: Triton finds no C compiler"])
     monkeypatch.setattr(runtime, "is_installed", lambda module: False)
-    assert choose(GPU) == (None, ["The model is not compiled: Triton is not installed"])
+    assert choose(GPU) == (None, None, ["The model is not compiled: Triton is not installed"])
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import torch
 from timm.layers import set_fast_norm
 from torch import nn
 
+from . import distributed
 from .errors import InputError, explain, is_installed
 
 __all__ = ["choose_compilation", "compile_in_place", "place", "prepare_process", "training_products"]
@@ -19,7 +20,7 @@ __all__ = ["choose_compilation", "compile_in_place", "place", "prepare_process",
 # As Triton looks for one, after the variable CC.
 _C_COMPILERS = ("gcc", "clang", "cc")
 
-# Those that train by CUDA graphs.
+# Those that train by CUDA graphs, with which the processor need not launch each kernel; the first does nothing else.
 _GRAPH_MODES = ("reduce-overhead", "max-autotune")
 
 
@@ -106,6 +107,8 @@ def _compile_by_default(args: Namespace) -> list[str]:
     if reason:
         return [f"The model is not compiled: {reason}"]
     args.torchcompile = "inductor"
+    if args.torchcompile_mode is None and args.grad_accum_steps == 1 and distributed.size() == 1:
+        args.torchcompile_mode = _GRAPH_MODES[0]
     return ["Compiling the model, which takes a minute or so, once; --no-compile leaves it out"]
 
 

@@ -99,7 +99,7 @@ def test_a_default_is_said_and_saved(train, monkeypatch, capsys):
     monkeypatch.setattr(runtime, "is_installed", lambda module: True)
     monkeypatch.setenv("CC", "cc")
     args = yaml.safe_load((train() / "args.yaml").read_text())
-    assert args["torchcompile"] == "inductor"
+    assert (args["torchcompile"], args["torchcompile_mode"]) == ("inductor", "reduce-overhead")
     assert capsys.readouterr().out.count("Compiling the model, which takes a minute or so, once; --no-compile") == 1
     args = yaml.safe_load((train("--no-compile") / "args.yaml").read_text())
     assert (args["torchcompile"], args["no_compile"]) == (None, True)
@@ -110,6 +110,7 @@ def test_a_default_is_said_and_saved(train, monkeypatch, capsys):
 def test_by_default_on_a_gpu(train, odd_images, compilations, monkeypatch, capsys):
     monkeypatch.setattr("flashkat.training.run.choose_compilation", runtime.choose_compilation)
     flags = ["--epochs", 3, "--model-ema", "--opt", "adamw", "--lr", 1e-3, "--amp", "--amp-dtype", "float16"]
+    flags += ["--tta", 2]
     straight = train(*flags, "--clip-grad", 1, data=odd_images, experiment="straight")
     assert compilations() == ONCE_EACH
     out = capsys.readouterr().out
