@@ -14,6 +14,7 @@ from torch import Tensor
 from torch._subclasses.functional_tensor import FunctionalTensorMode
 
 from .analysis import analyse_once
+from .caching import distinguish_caches
 from .dispatch import choose_path
 from .layout import vector_of
 from .reference import rational_reference
@@ -171,6 +172,8 @@ def _check(x: Metadata, numerator: Metadata, denominator: Metadata, dim: int) ->
 # What has passed once need not be looked at again.
 _check_once = functools.lru_cache(maxsize=1024)(_check)
 
+
+distinguish_caches()
 
 LIBRARY = torch.library.Library("flashkat", "DEF")
 TAGS = (torch.Tag.pt2_compliant_tag,)
