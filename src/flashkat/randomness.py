@@ -59,23 +59,13 @@ def draw_from(seed: int) -> None:
 
 
 @contextlib.contextmanager
-def isolated(seed: int, gpu: bool = False) -> Iterator[None]:
-    """Draw random numbers from ``seed`` within, and leave the process's random states as they were.
-
-    Args:
-        seed: for Python, NumPy, torch on the CPU, and with ``gpu`` torch on the current GPU.
-        gpu: whether random numbers are drawn on a GPU too.
-    """
+def isolated(seed: int) -> Iterator[None]:
+    """Let Python, NumPy, and torch on the CPU draw from ``seed`` within, and leave their states as they were."""
     python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    cuda = torch.cuda.get_rng_state() if gpu else None
     draw_from(seed)
-    if cuda is not None:
-        torch.cuda.manual_seed(seed)
     try:
         yield
     finally:
         random.setstate(python)
         np.random.set_state(numpy)
         torch.set_rng_state(cpu)
-        if cuda is not None:
-            torch.cuda.set_rng_state(cuda)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from timm.data.distributed_sampler import OrderedDistributedSampler, RepeatAugSampler
 from timm.data.loader import PrefetchLoader
+from timm.data.random_erasing import RandomErasing
 from torch.utils.data import (
     DataLoader,
     Dataset,
@@ -22,6 +23,7 @@ from torch.utils.data import (
 )
 
 from . import distributed
+from .erasing import BatchErasing
 from .errors import InputError
 from .randomness import draw_from, isolated, seed_of
 
@@ -83,10 +85,10 @@ class _SeededDataset(Dataset):
 
 
 class _SeededErasing:
-    """timm's RandomErasing of whole batches, which runs a batch ahead of training, with random numbers of its own."""
+    """Erasing of whole batches, which runs a batch ahead of training, with random numbers of its own."""
 
-    def __init__(self, erasing: Any, order: EpochSampler, device: torch.device) -> None:
-        self.erasing, self.order, self.device = erasing, order, device
+    def __init__(self, erasing: RandomErasing, order: EpochSampler) -> None:
+        self.erasing, self.order = BatchErasing(erasing), order
         self.passes = self.batch = 0
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
@@ -95,8 +97,7 @@ class _SeededErasing:
             self.passes, self.batch = order.passes, order.first_batch
         seed = seed_of(order.seed, order.epoch, self.batch, distributed.rank(), 1)
         self.batch += 1
-        with isolated(seed, gpu=self.device.type == "cuda"):
-            return self.erasing(images)
+        return self.erasing(images, seed)
 
 
 def training_order(loader: Any, seed: int) -> Any:
@@ -119,7 +120,7 @@ def training_order(loader: Any, seed: int) -> Any:
         return rebuilt
     loader.loader = rebuilt
     if loader.random_erasing is not None:
-        loader.random_erasing = _SeededErasing(loader.random_erasing, order, loader.device)
+        loader.random_erasing = _SeededErasing(loader.random_erasing, order)
     return loader
 
 
