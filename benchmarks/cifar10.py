@@ -54,7 +54,7 @@ _RECIPE = (
     *("--model-ema", "--model-ema-decay", "0.9999", "--model-ema-warmup"),
 )
 _MIXED_EPOCHS = 175 / 300
-_MACHINE = ("--amp", "--pin-mem")  # compiled, with CUDA graphs, by default
+_MACHINE = ("--amp",)  # compiled, with CUDA graphs, by default
 _CLASSES = 10
 _FAKE = ("--fake-data", "--num-classes", f"{_CLASSES}", "--train-num-samples", "50000", "--val-num-samples", "1000")
 _TIMED_EPOCHS = 4  # of which the first, which compiles, does not count

@@ -309,7 +309,7 @@ def test_training_on_fake_data(tmp_path):
 # --- loaders ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("more", [[], ["--no-prefetcher"], ["--pin-mem"], ["--channels-last"]])
+@pytest.mark.parametrize("more", [[], ["--no-prefetcher"], ["--no-pin-mem"], ["--channels-last"]])
 def test_ways_to_load_are_the_same_images(folder, more):
     assert contents(args_of(folder, *more)) == EXPECTED
 
@@ -377,7 +377,9 @@ def test_views_that_cannot_be(folder, flags, words):
         training_loader(open_dataset(args, "train"), CONFIG, args, CPU)
 
 
-def test_augmentation_flags_reach_timm(folder, monkeypatch):
+@pytest.fixture
+def given(monkeypatch):
+    """What timm's loaders were made with last."""
     given = {}
 
     def create(dataset, **kwargs):
@@ -385,11 +387,26 @@ def test_augmentation_flags_reach_timm(folder, monkeypatch):
         return torch.utils.data.DataLoader([0])
 
     monkeypatch.setattr("flashkat.data.create_loader", create)
+    return given
+
+
+@pytest.mark.parametrize(
+    ("device", "flags", "pinned"), [("cuda", [], True), ("cuda", ["--no-pin-mem"], False), ("cpu", [], False)]
+)
+def test_memory_is_pinned_for_gpus(folder, given, device, flags, pinned):
+    args = args_of(folder, *flags)
+    training_loader(open_dataset(args, "train"), CONFIG, args, torch.device(device))
+    assert given["pin_memory"] == pinned
+    evaluation_loader(open_dataset(args, "validation"), CONFIG, args, torch.device(device))
+    assert given["pin_memory"] == pinned
+
+
+def test_augmentation_flags_reach_timm(folder, given):
     flags = ["--train-crop-mode", "rkrc", "--color-jitter-prob", 0.3, "--grayscale-prob", 0.2, "--recount", 3]
     flags += ["--gaussian-blur-prob", 0.1, "--resplit", "--worker-seeding", "part", "--use-multi-epochs-loader"]
-    args = args_of(folder, *flags, "--pin-mem", "--no-prefetcher", "-j", 3)
+    args = args_of(folder, *flags, "--no-prefetcher", "-j", 3)
     training_loader(open_dataset(args, "train"), CONFIG, args, torch.device("cuda"))
     expected = {"train_crop_mode": "rkrc", "color_jitter_prob": 0.3, "grayscale_prob": 0.2, "re_count": 3}
-    expected |= {"gaussian_blur_prob": 0.1, "re_split": True, "worker_seeding": "part", "pin_memory": True}
+    expected |= {"gaussian_blur_prob": 0.1, "re_split": True, "worker_seeding": "part"}
     expected |= {"use_multi_epochs_loader": True, "use_prefetcher": False, "num_workers": 3}
     assert {name: given[name] for name in expected} == expected

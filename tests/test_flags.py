@@ -68,7 +68,7 @@ DEFAULTS = {
         **{"mixup_off_epoch": 0, "cutmix_minmax": None, "bce_target_thresh": None, "dist_bn": "reduce"},
         **{"model_ema_force_cpu": False, "worker_seeding": "all", "recovery_interval": 0, "checkpoint_hist": 10},
         **{"eval_metric": "top1", "tta": 0, "layer_decay": None, "layer_decay_min_scale": 0.0, "opt_kwargs": {}},
-        **{"opt_eps": None, "opt_betas": None, "validation_batch_size": None, "pin_mem": False, "torchcompile": None},
+        **{"opt_eps": None, "opt_betas": None, "validation_batch_size": None, "torchcompile": None},
         **{"head_init_scale": None, "wandb_tags": [], "resume": "", "initial_checkpoint": "", "pretrained": False},
     },
     "validate": {

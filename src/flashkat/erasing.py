@@ -45,7 +45,8 @@ class BatchErasing:
 
     def _erase(self, images: Tensor, boxes: Sequence[Sequence[int]]) -> None:
         """Erase a box of each image that has one, given as its index, first and last rows, first and last columns."""
-        corners = torch.tensor(boxes).to(images.device, non_blocking=True)
+        # From other memory than pinned the copy would wait for all that the GPU has still to do.
+        corners = torch.tensor(boxes, pin_memory=images.is_cuda).to(images.device, non_blocking=True)
         index, (top, bottom, left, right) = corners[:, 0], corners[:, 1:, None].unbind(1)
         height, width = images.shape[-2:]
         rows, columns = (torch.arange(size, device=images.device) for size in (height, width))

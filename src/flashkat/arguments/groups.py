@@ -92,7 +92,12 @@ def add_data(parser: argparse.ArgumentParser, batch_size: int) -> None:
         metavar="N",
         help="loader processes (default: 4, or the number of cores where that is less)",
     )
-    group.add_argument("--pin-mem", action="store_true", help="load batches into pinned memory")
+    group.add_argument(
+        "--pin-mem",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="load batches for GPUs into pinned memory, from which copying waits for nothing (default: do)",
+    )
     group.add_argument(
         "--no-prefetcher", action="store_true", help="normalise images in the loader's processes, not on the device"
     )

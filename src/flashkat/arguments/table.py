@@ -35,10 +35,10 @@ What differs from timm:
 - `--recovery-interval` counts updates from the beginning of an epoch; the last two recovery checkpoints are kept.
 - `--sync-bn` on CPUs is an error where the model has batch norms, as PyTorch has none of these for CPUs.
 - On GPUs, training compiles the model, on one GPU with CUDA graphs, multiplies float32 numbers in TF32 and takes
-  PyTorch's fused optimisers without being told; `--no-compile`, `--no-tf32` and `--opt-kwargs fused=False` bring timm's
-  defaults back.
-- `--fake-data`, `--fsdp`, `--no-compile`, `--no-tf32`, `--partial`, `--rational-lr-scale`, `--rational-weight-decay`,
-  and `--tta` of `flashkat validate`, are ours.
+  PyTorch's fused optimisers without being told, and every loader pins memory; `--no-compile`, `--no-tf32`,
+  `--opt-kwargs fused=False` and `--no-pin-mem` bring timm's defaults back.
+- `--fake-data`, `--fsdp`, `--no-compile`, `--no-pin-mem`, `--no-tf32`, `--partial`, `--rational-lr-scale`,
+  `--rational-weight-decay`, and `--tta` of `flashkat validate`, are ours.
 """
 
 

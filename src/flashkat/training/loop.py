@@ -28,7 +28,7 @@ __all__ = ["run_epochs"]
 
 _WAIT_WORTH_A_HINT = 0.1
 _WAIT_HINT = (
-    "Training waited for data {share:.0%} of that epoch: try more --workers, --pin-mem, smaller image files or less "
+    "Training waited for data {share:.0%} of that epoch: try more --workers, smaller image files or less "
     "augmentation; --fake-data shows how fast it would go without waiting"
 )
 
