@@ -83,17 +83,21 @@ def test_kernels_match_float64(shape, options):
         assert torch.equal(found, same), name
 
 
-def test_without_a_branch_the_sum_is_x():
-    inputs, grad_total, grad_out = make((5, 64), groups=4, dtypes=(F32, F32, F32))
-    x, _, *parameters = inputs
-    total, mean, rstd, out = norm_launch.forward(x, None, *parameters, 1e-6, F32)
-    assert total is x
-    truth = exact([x, torch.zeros_like(x), *parameters], grad_total, grad_out, 1e-6)
-    assert distance(out, truth[1]) < 1e-6
-    grads = norm_launch.backward(None, grad_out, total, mean, rstd, *parameters, F32, F32)
-    truth = exact([x, torch.zeros_like(x), *parameters], torch.zeros_like(x), grad_out, 1e-6)
+def test_without_a_gradient_of_the_sum():
+    inputs, _, grad_out = make((5, 64), groups=4, dtypes=(F32, F32, F32))
+    total, mean, rstd, _ = norm_launch.forward(*inputs, 1e-6, F32)
+    grads = norm_launch.backward(None, grad_out, total, mean, rstd, *inputs[2:], F32, F32)
+    _, _, truths = exact(inputs, torch.zeros_like(total), grad_out, 1e-6)
     assert grads[0] is grads[1]
-    assert distance(grads[0], truth[2][0]) < 2e-6
+    assert distance(grads[0], truths[0]) < 2e-6
+
+
+def test_what_is_added_to_itself():
+    (x, _, *parameters), grad_total, grad_out = make((5, 64), groups=4, dtypes=(F32, F32, F32))
+    total, _, _, out = norm_launch.forward(x, x, *parameters, 1e-6, F32)
+    truth_total, truth, _ = exact([x, x, *parameters], grad_total, grad_out, 1e-6)
+    assert distance(total, truth_total) < 1e-6
+    assert distance(out, truth) < 1e-6
 
 
 def test_no_rows_give_empty_results_and_zero_gradients():

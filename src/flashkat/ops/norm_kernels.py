@@ -127,7 +127,7 @@ def _over_row(values, CHUNKS: tl.constexpr, CHANNELS: tl.constexpr):
 def _forward_rows(
     x_ptr, branch_ptr, total_ptr, mean_ptr, rstd_ptr, out_ptr, start, rows, eps, weight, bias, a, b,
     M: tl.constexpr, N: tl.constexpr, NUMERATOR_SHARED: tl.constexpr, DENOMINATOR_SHARED: tl.constexpr,
-    BRANCH: tl.constexpr, CHANNELS: tl.constexpr, CHUNKS: tl.constexpr, V: tl.constexpr, BLOCK_ROWS: tl.constexpr,
+    CHANNELS: tl.constexpr, CHUNKS: tl.constexpr, V: tl.constexpr, BLOCK_ROWS: tl.constexpr,
     BLOCK_VECTORS: tl.constexpr,
 ):  # fmt: skip
     """A run of rows, forward; returns the largest |z| of each thread's vectors, (R, C)."""
@@ -138,12 +138,10 @@ def _forward_rows(
     for k in tl.static_range(CHUNKS):
         offsets, inside = _tile(k, row_mask, CHANNELS, V, BLOCK_ROWS, BLOCK_VECTORS)
         value = tl.load(x_ptr + base + offsets, mask=inside, other=0.0).to(tl.float32)
-        if BRANCH:
-            value += tl.load(branch_ptr + base + offsets, mask=inside, other=0.0).to(tl.float32)
-            value = value.to(total_ptr.dtype.element_ty)
-            tl.store(total_ptr + base + offsets, value, mask=inside)
-            value = value.to(tl.float32)
-        total = total + (value,)
+        value += tl.load(branch_ptr + base + offsets, mask=inside, other=0.0).to(tl.float32)
+        value = value.to(total_ptr.dtype.element_ty)
+        tl.store(total_ptr + base + offsets, value, mask=inside)
+        total = total + (value.to(tl.float32),)
     mean = _over_row(total, CHUNKS, CHANNELS)
     squares = ()
     for k in tl.static_range(CHUNKS):
@@ -220,10 +218,10 @@ def add_norm_forward_kernel(
     x_ptr, branch_ptr, weight_ptr, bias_ptr, numerator_ptr, denominator_ptr, total_ptr, mean_ptr, rstd_ptr, out_ptr,
     rows, width, eps,
     M: tl.constexpr, N: tl.constexpr, NUMERATOR_SHARED: tl.constexpr, DENOMINATOR_SHARED: tl.constexpr,
-    BRANCH: tl.constexpr, CHANNELS: tl.constexpr, CHUNKS: tl.constexpr, V: tl.constexpr, BLOCK_ROWS: tl.constexpr,
+    CHANNELS: tl.constexpr, CHUNKS: tl.constexpr, V: tl.constexpr, BLOCK_ROWS: tl.constexpr,
     BLOCK_VECTORS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """total, mean and rstd (rows,), and out; without a BRANCH total is x and not written.
+    """total, mean and rstd (rows,), and out.
 
     ``width`` vectors are a group; numerator (1 or G, M) and denominator (1 or G, N) are contiguous.
     """
@@ -237,7 +235,7 @@ def add_norm_forward_kernel(
     for run in tl.range(first, runs, step, num_stages=STAGES):
         here = _forward_rows(
             x_ptr, branch_ptr, total_ptr, mean_ptr, rstd_ptr, out_ptr, run * BLOCK_ROWS, rows, eps, weight, bias, a, b,
-            M, N, NUMERATOR_SHARED, DENOMINATOR_SHARED, BRANCH, CHANNELS, CHUNKS, V, BLOCK_ROWS, BLOCK_VECTORS,
+            M, N, NUMERATOR_SHARED, DENOMINATOR_SHARED, CHANNELS, CHUNKS, V, BLOCK_ROWS, BLOCK_VECTORS,
         )  # fmt: skip
         reach = tl.maximum(reach, here)
     if not _stays_plain(tl.max(reach), a, b, M, N, NUMERATOR_SHARED, DENOMINATOR_SHARED, CHUNKS):

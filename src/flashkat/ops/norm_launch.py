@@ -90,7 +90,7 @@ class Rows:
 
 def forward(
     x: Tensor,
-    branch: Tensor | None,
+    branch: Tensor,
     weight: Tensor,
     bias: Tensor,
     numerator: Tensor,
@@ -102,7 +102,7 @@ def forward(
 
     Args:
         x: (..., D) float32, bfloat16 or float16.
-        branch: of the same shape, or None, and total is x.
+        branch: of the same shape.
         weight: (D,).
         bias: (D,).
         numerator: (1, m) or (G, m).
@@ -110,9 +110,8 @@ def forward(
         eps: added to the variance.
         dtype: of the result.
     """
-    x = x.contiguous()
-    branch = x if branch is None else branch.contiguous()
-    total = x if branch is x else torch.empty_like(x, dtype=torch.promote_types(x.dtype, branch.dtype))
+    x, branch = x.contiguous(), branch.contiguous()
+    total = torch.empty_like(x, dtype=torch.promote_types(x.dtype, branch.dtype))
     out = torch.empty_like(x, dtype=dtype)
     mean, rstd = (x.new_empty(x.shape[:-1], dtype=torch.float32) for _ in range(2))
     if x.numel():
@@ -123,7 +122,6 @@ def forward(
             (x.dtype, branch.dtype, total.dtype, dtype, weight.dtype, bias.dtype),
             _coefficients(numerator, denominator),
             eps,
-            branch is not x,
         )
         with on(x.device):
             launch(
@@ -190,12 +188,11 @@ def _width(view: Rows, coefficients: Coefficients) -> int:
 @functools.lru_cache(maxsize=1024)
 def _forward_launch(
     device: torch.device, rows: int, channels: int, dtypes: tuple[torch.dtype, ...], coefficients: Coefficients,
-    eps: float, has_branch: bool,
+    eps: float,
 ) -> Launch:  # fmt: skip
     view = Rows.choose(channels, vector_of(*dtypes[:4]))
     constants = {
         **constants_of(coefficients),
-        "BRANCH": has_branch,
         **view.constants(),
         "STAGES": STAGES,
     }
