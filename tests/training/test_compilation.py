@@ -124,3 +124,17 @@ def test_by_default_on_a_gpu(train, odd_images, compilations, monkeypatch, capsy
     for checkpoint in (a, b):
         assert {group["fused"] for group in checkpoint["optimizer"]["param_groups"]} == {True}
     torch.testing.assert_close(a["state_dict"], b["state_dict"])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("more", [[], ["--grad-checkpointing", "--mixup", 0.5]], ids=str)
+def test_cuda_graphs_train_to_the_same(train, odd_images, summary_of, compilations, monkeypatch, more):
+    monkeypatch.setattr("flashkat.training.run.choose_compilation", runtime.choose_compilation)
+    flags = ["--epochs", 3, "--opt", "adamw", "--lr", 1e-3, "--clip-grad", 1, "--model-ema", "--no-tf32", *more]
+    graphs = train(*flags, data=odd_images, experiment="graphs")
+    assert yaml.safe_load((graphs / "args.yaml").read_text())["torchcompile_mode"] == "reduce-overhead"
+    eager = train(*flags, "--no-compile", data=odd_images, experiment="eager")
+    for ours, theirs in zip(summary_of(graphs), summary_of(eager), strict=True):
+        for name in ours:
+            if name.endswith("loss"):
+                assert ours[name] == pytest.approx(theirs[name], rel=1e-3)
