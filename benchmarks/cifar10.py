@@ -46,7 +46,7 @@ KAT starts and trains as the published models; one starts with timm's attention,
 # changed in it for images this small: crops of at least 80% of the area, where timm's smallest, of 8%, would leave 9
 # pixels of the side; a longer warm-up; mixing only in the first 175 of 300 epochs. Evaluation crops nothing off.
 _RECIPE = (
-    *("--opt", "adamw", "--lr", "2e-3", "--weight-decay", "0.05", "--sched", "cosine", "--warmup-epochs", "10"),
+    *("--opt", "adamw", "--lr", "1.5e-3", "--weight-decay", "0.05", "--sched", "cosine", "--warmup-epochs", "10"),
     *("--mixup", "0.8", "--cutmix", "1.0", "--smoothing", "0.1", "--drop-path", "0.1", "--clip-grad", "1"),
     *("--aa", "rand-m9-mstd0.5", "--remode", "pixel", "--reprob", "0.25"),
     *("--scale", "0.8", "1", "--crop-pct", "1"),
