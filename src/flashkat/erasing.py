@@ -58,10 +58,9 @@ class BatchErasing:
     def _filling(self, images: Tensor) -> Tensor:
         """Noise for each pixel or each channel of an image, or zeros."""
         shape = images.shape if self.erasing.per_pixel else (*images.shape[:2], 1, 1)
-        filling = torch.zeros(shape, dtype=images.dtype, device=images.device)
-        if self.erasing.per_pixel or self.erasing.rand_color:
-            filling.normal_(generator=self._generator)
-        return filling
+        if not (self.erasing.per_pixel or self.erasing.rand_color):
+            return images.new_zeros(shape)
+        return torch.randn(shape, generator=self._generator, dtype=images.dtype, device=images.device)
 
 
 class _Boxes:

@@ -20,8 +20,9 @@ __all__ = ["choose_compilation", "compile_in_place", "place", "prepare_process",
 # As Triton looks for one, after the variable CC.
 _C_COMPILERS = ("gcc", "clang", "cc")
 
-# Those that train by CUDA graphs, with which the processor need not launch each kernel; the first does nothing else.
-_GRAPH_MODES = ("reduce-overhead", "max-autotune")
+# With CUDA graphs the processor need not launch each kernel.
+_GRAPHS = "reduce-overhead"
+_GRAPH_MODES = (_GRAPHS, "max-autotune")
 
 
 def prepare_process(args: Namespace) -> None:
@@ -108,7 +109,7 @@ def _compile_by_default(args: Namespace) -> list[str]:
         return [f"The model is not compiled: {reason}"]
     args.torchcompile = "inductor"
     if args.torchcompile_mode is None and args.grad_accum_steps == 1 and distributed.size() == 1:
-        args.torchcompile_mode = _GRAPH_MODES[0]
+        args.torchcompile_mode = _GRAPHS
     return ["Compiling the model, which takes a minute or so, once; --no-compile leaves it out"]
 
 

@@ -106,9 +106,15 @@ def test_a_default_is_said_and_saved(train, monkeypatch, capsys):
     assert "ompil" not in capsys.readouterr().out
 
 
-@pytest.mark.gpu
-def test_by_default_on_a_gpu(train, odd_images, compilations, monkeypatch, capsys):
+@pytest.fixture
+def by_default(monkeypatch):
+    """Training compiles as it does for users, where other tests here have it compile when asked to."""
     monkeypatch.setattr("flashkat.training.run.choose_compilation", runtime.choose_compilation)
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("by_default")
+def test_by_default_on_a_gpu(train, odd_images, compilations, capsys):
     flags = ["--epochs", 3, "--model-ema", "--opt", "adamw", "--lr", 1e-3, "--amp", "--amp-dtype", "float16"]
     flags += ["--tta", 2]
     straight = train(*flags, "--clip-grad", 1, data=odd_images, experiment="straight")
@@ -127,9 +133,9 @@ def test_by_default_on_a_gpu(train, odd_images, compilations, monkeypatch, capsy
 
 
 @pytest.mark.gpu
+@pytest.mark.usefixtures("by_default", "compilations")
 @pytest.mark.parametrize("more", [[], ["--grad-checkpointing", "--mixup", 0.5]], ids=str)
-def test_cuda_graphs_train_to_the_same(train, odd_images, summary_of, compilations, monkeypatch, more):
-    monkeypatch.setattr("flashkat.training.run.choose_compilation", runtime.choose_compilation)
+def test_cuda_graphs_train_to_the_same(train, odd_images, summary_of, more):
     flags = ["--epochs", 3, "--opt", "adamw", "--lr", 1e-3, "--clip-grad", 1, "--model-ema", "--no-tf32", *more]
     graphs = train(*flags, data=odd_images, experiment="graphs")
     assert yaml.safe_load((graphs / "args.yaml").read_text())["torchcompile_mode"] == "reduce-overhead"

@@ -96,7 +96,7 @@ def add_data(parser: argparse.ArgumentParser, batch_size: int) -> None:
         "--pin-mem",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="load batches for GPUs into pinned memory, from which copying waits for nothing (default: do)",
+        help="load batches for GPUs into pinned memory, from which copying waits for nothing (default: on)",
     )
     group.add_argument(
         "--no-prefetcher", action="store_true", help="normalise images in the loader's processes, not on the device"
