@@ -66,6 +66,13 @@ def test_curves_are_drawn_anew(make):
     assert first.shape != second.shape or not np.array_equal(first, second)
 
 
+def test_curves_are_not_drawn_after_epochs_without_evaluation(make):
+    folder = make()
+    folder.record({"epoch": 0, "train_loss": 1.0, "lr": 0.1})
+    assert (folder.path / "summary.csv").is_file()
+    assert not (folder.path / "curves.png").exists()
+
+
 def test_curves_of_what_is_no_number(make):
     folder = make()
     folder.record({**ROW, "eval_loss": float("nan"), "eval_ema_loss": float("inf"), "eval_ema_top1": 0.0})

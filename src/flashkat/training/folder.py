@@ -103,11 +103,13 @@ class RunFolder:
             shutil.copy2(best, self.best_checkpoint)
 
     def record(self, row: dict[str, Any]) -> None:
-        """Add an epoch's row to ``summary.csv`` and draw the curves anew."""
+        """Add an epoch's row to ``summary.csv``, and draw the curves anew if the epoch was evaluated."""
         self._rows.append(row)
         self._write_summary()
         self._log(row)
-        draw_curves(self._rows, self.path / "curves.png")
+        # A picture can take longer than an epoch of small images.
+        if any(name.startswith("eval") for name in row):
+            draw_curves(self._rows, self.path / "curves.png")
 
     def _write_summary(self) -> None:
         # Whole, so that a resumed run's columns may differ, and rows after its checkpoint go.

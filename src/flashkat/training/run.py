@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.utils import ModelEmaV3, random_seed
+from timm.utils import random_seed
 from torch import nn
 
 from .. import distributed
@@ -14,6 +14,7 @@ from ..errors import InputError, require
 from ..evaluation import autocast, data_config
 from ..models import check_model_name
 from ..runtime import choose_compilation, compile_in_place, place, prepare_process, training_products
+from .average import Average
 from .folder import RunFolder, discard_if_empty
 from .logging import check_wandb
 from .loop import run_epochs
@@ -125,7 +126,7 @@ def _build_state(
     ema = None
     if args.model_ema:
         on = torch.device("cpu") if args.model_ema_force_cpu else None
-        ema = ModelEmaV3(model, decay=args.model_ema_decay, use_warmup=args.model_ema_warmup, device=on)
+        ema = Average(model, decay=args.model_ema_decay, use_warmup=args.model_ema_warmup, device=on)
         load_resumed_weights(ema.module, resumed, args, use_ema=True)
     if args.fsdp:
         shard(model)
