@@ -30,8 +30,8 @@ from .randomness import draw_from, isolated, seed_of
 __all__ = ["evaluation_order", "own_images", "start_epoch", "training_order"]
 
 
-class EpochSampler(Sampler[tuple[int, int]]):
-    """The indices of a process's share of an epoch, each with a seed for its augmentation.
+class EpochSampler(Sampler[tuple[int, tuple[int, ...]]]):
+    """The indices of a process's share of an epoch, each with the numbers that the seed of its augmentation is made of.
 
     Args:
         sampler: of the indices, with ``set_epoch``.
@@ -50,7 +50,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
         """What the next iteration is to be: an epoch from one of its batches on. Without it, the epoch after."""
         self.next_pass = (epoch, batch)
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
+    def __iter__(self) -> Iterator[tuple[int, tuple[int, ...]]]:
         self.epoch, self.first_batch = self.next_pass
         self.next_pass = (self.epoch + 1, 0)
         self.passes += 1
@@ -58,7 +58,8 @@ class EpochSampler(Sampler[tuple[int, int]]):
         rank, size = distributed.rank(), distributed.size()
         for number, index in enumerate(self.sampler):
             if number >= self.first_batch * self.batch_size:
-                yield index, seed_of(self.seed, self.epoch, rank + size * number)
+                # Making a seed takes a while, which the loader's processes have and the training process does not.
+                yield index, (self.seed, self.epoch, rank + size * number)
 
     def __len__(self) -> int:
         """Of the whole epoch."""
@@ -66,13 +67,13 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
 
 class _SeededDataset(Dataset):
-    """A data set that takes an index and a seed."""
+    """A data set that takes an index and the numbers of a seed."""
 
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
 
-    def __getitem__(self, drawn: tuple[int, int]) -> Any:
-        index, seed = drawn
+    def __getitem__(self, drawn: tuple[int, tuple[int, ...]]) -> Any:
+        index, seed = drawn[0], seed_of(*drawn[1])
         if get_worker_info() is not None:
             # Nobody else draws in a loader's process, and keeping NumPy's state takes as long as a small image.
             draw_from(seed)

@@ -167,9 +167,7 @@ def _check_finite(loss: float, when: str) -> None:
 def _update(state: TrainingState, args: Namespace) -> None:
     if args.clip_grad is not None:
         state.scaler.unscale_(state.optimizer)
-        # timm leaves the head out of agc.
-        parameters = model_parameters(state.model, exclude_head=args.clip_mode == "agc")
-        dispatch_clip_grad(parameters, args.clip_grad, args.clip_mode)
+        dispatch_clip_grad(_clipped_parameters(state, args), args.clip_grad, args.clip_mode)
     state.scaler.step(state.optimizer)
     state.scaler.update()
     state.optimizer.zero_grad()
@@ -178,6 +176,13 @@ def _update(state: TrainingState, args: Namespace) -> None:
         state.ema.update(state.model, step=state.updates)
     if state.scheduler is not None:
         state.scheduler.step_update(state.updates)
+
+
+def _clipped_parameters(state: TrainingState, args: Namespace) -> Iterable[nn.Parameter]:
+    """All, but for the head with agc, as in timm; from the optimiser, where no modules have to be walked through."""
+    if args.clip_mode == "agc":
+        return model_parameters(state.model, exclude_head=True)
+    return (parameter for group in state.optimizer.param_groups for parameter in group["params"])
 
 
 def _update_best(state: TrainingState, evaluated: dict[str, Metrics], name: str) -> bool:
