@@ -304,3 +304,24 @@ def test_a_batch_larger_than_the_training_set(tmp_path, batch):
     with pytest.raises(InputError, match=f"has 6 images, fewer than a batch of {batch}: give a smaller --batch-size"):
         training_loader(dataset, CONFIG, training_args("-b", str(batch)), CPU)
     assert len(training_loader(dataset, CONFIG, training_args("-b", "6"), CPU)) == 1
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("flags", [[], ["--no-pin-mem"], ["--no-prefetcher"], ["--channels-last"]], ids=str)
+def test_batches_stay_whole_on_a_gpu_that_is_behind(tmp_path, flags):
+    """The host takes all batches while the GPU has yet to look at the first one."""
+    pixels = write_classes(tmp_path / "train", ["cat", "dog"], count=64)
+    known = torch.stack([normalised(value) for value in pixels.values()])
+    classes = torch.tensor([int(path.parent.name == "dog") for path in pixels])
+    gpu = torch.device("cuda")
+    loader = training_loader(open_split(tmp_path, "train"), CONFIG, training_args("-b", "4", "--no-aug", *flags), gpu)
+    seen, targets = [], []
+    for _ in range(2):
+        for images, target in loader:
+            torch.cuda._sleep(2 * 10**7)
+            seen.append(images * 1)
+            targets.append(target * 1)
+    nearest = (torch.cat(seen).cpu()[:, None] - known[None]).abs().amax((2, 3, 4))
+    assert nearest.amin(1).max() < 1e-5
+    assert torch.equal(nearest.argmin(1).bincount(), torch.full((128,), 2))
+    assert torch.equal(classes[nearest.argmin(1)], torch.cat(targets).cpu())

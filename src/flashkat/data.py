@@ -449,8 +449,19 @@ class Batches:
         self.waited = 0.0
         last = time.perf_counter()
         for images, target in self.loader:
+            _keep_until_used(images, target)
             images = images.to(self.device, self._dtype, non_blocking=True).contiguous(memory_format=self._layout)
             target = target.to(self.device, non_blocking=True)
             self.waited += time.perf_counter() - last
             yield images, target
             last = time.perf_counter()
+
+
+def _keep_until_used(*tensors: Tensor) -> None:
+    """Let the memory of what another stream has made wait for the current one, which uses it, before it is used again.
+
+    timm's prefetcher of 1.0.29 writes later batches to the memory of one that the GPU has not got to yet.
+    """
+    for tensor in tensors:
+        if tensor.is_cuda:
+            tensor.record_stream(torch.cuda.current_stream(tensor.device))
