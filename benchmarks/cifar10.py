@@ -28,9 +28,7 @@ from .common import ROOT, Row, arguments, finish, require_gpu, requirement, show
 
 __all__ = ["CONTENDERS", "Run", "collect", "plan", "targets", "train"]
 
-# Patches are pooled, as in Compact Transformers: the KAT's published start leaves the class token, which begins the
-# same for every image, by itself.
-_SIZE = ("--img-size", "32", "--gp", "avg", "--model-kwargs", "patch_size=4")
+_SIZE = ("--img-size", "32", "--model-kwargs", "patch_size=4")
 _KAT = ("--model", "kat_tiny_patch16_224", *_SIZE)
 CONTENDERS = {
     "KAT": _KAT,

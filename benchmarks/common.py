@@ -35,6 +35,7 @@ LABELS = {
     "formula, eager": "formula, eager",
     "floor": "floor: float32 terms, summed exactly",
     "vit": "ViT",
+    "nothing": "floor: Python, no kernels",
 }
 """What tables and figures call a contender, in the order in which they show them."""
 

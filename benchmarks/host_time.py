@@ -2,7 +2,8 @@
 
 On tensors so small that the device always waits for the host: a forward and backward pass through autograd, and a
 forward pass alone without gradients. Times are of one call in a chain of 24, as many as a KAT has: a single call would
-mostly show how long autograd takes to wake its own thread.
+mostly show how long autograd takes to wake its own thread. What any operator written in Python takes is there too: one
+that allocates its results and launches nothing.
 """
 
 import sys
@@ -55,6 +56,7 @@ def _calls(dtype: str, device: str) -> dict[str, dict[str, Call]]:
         "gelu": lambda y, a, b: F.gelu(y),
         "flashkat paper": baselines.flashkat,
         "kat": baselines.kat,
+        "nothing": _Nothing.apply,
     }
 
     def chain(function: Callable[..., Tensor]) -> Tensor:
@@ -74,6 +76,20 @@ def _calls(dtype: str, device: str) -> dict[str, dict[str, Call]]:
         "forward and backward": {name: pair(name) for name in functions},
         "forward alone": {name: forward(name) for name in functions},
     }
+
+
+class _Nothing(torch.autograd.Function):
+    """The memory of an operator's results."""
+
+    @staticmethod
+    def forward(ctx, x, a, b):
+        ctx.save_for_backward(x, a, b)
+        return torch.empty_like(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, a, b = ctx.saved_tensors
+        return torch.empty_like(x), torch.empty_like(a), torch.empty_like(b)
 
 
 def targets(rows: list[Row]) -> list[Row]:

@@ -14,7 +14,7 @@ def _one_microsecond(call):
 
 def test_host_time_runs(device):
     rows = host_time.collect(device, _one_microsecond, 1)
-    assert len(rows) == 2 * 2 * 4
+    assert len(rows) == 2 * 2 * 5
     assert [target["met"] for target in host_time.targets(rows)] == [True, True]
 
 
