@@ -200,6 +200,13 @@ def test_number_of_samples_by_a_flag(shards):
     assert len(open_dataset(args, "validation-{0000..0001}.tar", num_samples=6)) == 6
 
 
+@pytest.mark.parametrize("flags", [["--use-multi-epochs-loader"], ["--aug-splits", 2, "--aa", "rand-m9"]], ids=str)
+def test_what_needs_images_in_any_order(shards, flags, capsys):
+    pytest.importorskip("webdataset")
+    assert main([str(flag) for flag in ("train", shards, *SHARDS, *flags, "-j", 0)]) == 2
+    assert f"{flags[0]} needs images in any order, which" in capsys.readouterr().err
+
+
 def test_classes_that_no_one_lists(shards, capsys):
     pytest.importorskip("webdataset")
     flags = [flag for flag in SHARDS if flag not in ("--num-classes", 2)]
@@ -403,10 +410,10 @@ def test_memory_is_pinned_for_gpus(folder, given, device, flags, pinned):
 
 def test_augmentation_flags_reach_timm(folder, given):
     flags = ["--train-crop-mode", "rkrc", "--color-jitter-prob", 0.3, "--grayscale-prob", 0.2, "--recount", 3]
-    flags += ["--gaussian-blur-prob", 0.1, "--resplit", "--worker-seeding", "part", "--use-multi-epochs-loader"]
+    flags += ["--gaussian-blur-prob", 0.1, "--resplit", "--worker-seeding", "part"]
     args = args_of(folder, *flags, "--no-prefetcher", "-j", 3)
     training_loader(open_dataset(args, "train"), CONFIG, args, torch.device("cuda"))
     expected = {"train_crop_mode": "rkrc", "color_jitter_prob": 0.3, "grayscale_prob": 0.2, "re_count": 3}
     expected |= {"gaussian_blur_prob": 0.1, "re_split": True, "worker_seeding": "part"}
-    expected |= {"use_multi_epochs_loader": True, "use_prefetcher": False, "num_workers": 3}
+    expected |= {"use_prefetcher": False, "num_workers": 3}
     assert {name: given[name] for name in expected} == expected

@@ -74,6 +74,46 @@ def test_an_epoch_can_be_begun_anywhere(as_process, workers):
         assert torch.equal(ours_drawn, theirs_drawn)
 
 
+def continued(count, batch, workers=0):
+    loader = DataLoader(
+        Numbers(count), batch, shuffle=True, drop_last=True, num_workers=workers, persistent_workers=workers > 0
+    )
+    return training_order(loader, seed=5, continued=True)
+
+
+def assert_same(ours, theirs):
+    assert len(ours) == len(theirs)
+    for (indices, drawn), (expected, expected_drawn) in zip(ours, theirs, strict=True):
+        assert torch.equal(indices, expected)
+        assert torch.equal(drawn, expected_drawn)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_continued_epochs_are_the_same_ones(as_process, workers):
+    as_process(1, 2)
+    straight, loader = epochs_of(40, 3, epochs=4), continued(40, 3, workers)
+    assert len(loader) == 6
+    for epoch in straight[:2]:
+        assert_same(list(loader), epoch)
+    start_epoch(loader, 2, 0)  # as training does, though it is what comes next
+    assert_same(list(loader), straight[2])
+    start_epoch(loader, 1, 4)
+    assert_same(list(loader), straight[1][4:])
+    assert_same(list(loader), straight[2])
+    # One that is broken off, and those of an epoch that is not what was loaded ahead.
+    assert_same([next(iter(loader))], straight[3][:1])
+    start_epoch(loader, 3, 0)
+    assert_same(list(loader), straight[3])
+    start_epoch(loader, 0, 0)
+    assert_same(list(loader), straight[0])
+
+
+def test_the_next_epoch_is_loaded_ahead():
+    loader = continued(8, 4, workers=1)
+    list(loader)
+    assert (loader.epoch, loader.order.epoch) == (0, 1)
+
+
 def test_loading_does_not_move_the_random_states():
     before = random_state()
     epochs_of(8, 2, epochs=1)
@@ -93,24 +133,27 @@ def test_random_states_come_back(tmp_path):
     assert drawn == [(torch.rand(()), np.random.randn(), random.gauss(0, 1), random.random()) for _ in range(3)]
 
 
-def erased(start=None):
+def erased(start=None, continued=False):
     loader = PrefetchLoader(
         DataLoader([(torch.zeros(3, 8, 8), 0)] * 12, 4, drop_last=True, shuffle=True),
         device=torch.device("cpu"),
         re_prob=1.0,
         re_mode="pixel",
     )
-    loader = training_order(loader, seed=3)
+    loader = training_order(loader, seed=3, continued=continued)
     if start:
         start_epoch(loader, *start)
     return [[images.clone() for images, _ in loader] for _ in range(1 if start else 2)]
 
 
-def test_erasing_has_numbers_of_its_own():
-    first, second = erased()
+@pytest.mark.parametrize("continued", [False, True])
+def test_erasing_has_numbers_of_its_own(continued):
+    first, second = erased(continued=continued)
+    for ours, theirs in zip((first, second), erased(), strict=True):
+        assert all(torch.equal(*pair) for pair in zip(ours, theirs, strict=True))
     assert not torch.equal(first[0], first[1])
     assert not torch.equal(first[0], second[0])
-    (left,) = erased(start=(1, 2))
+    (left,) = erased(start=(1, 2), continued=continued)
     assert len(left) == 1
     assert torch.equal(left[0], second[2])
 

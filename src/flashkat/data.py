@@ -338,6 +338,8 @@ def training_loader(dataset: Any, config: dict[str, Any], args: Namespace, devic
         if low > high:
             raise InputError(f"--{name} takes the smaller number first, not {low:g} {high:g}")
     _check_views(dataset, args)
+    if args.use_multi_epochs_loader and isinstance(dataset, Stream):
+        raise InputError(f"--use-multi-epochs-loader needs images in any order, which {source} has not: leave it out")
     if args.aug_splits:
         dataset = AugMixDataset(dataset, num_splits=args.aug_splits)
     with explain("cannot load images like this"):
@@ -364,10 +366,9 @@ def training_loader(dataset: Any, config: dict[str, Any], args: Namespace, devic
             re_count=args.recount,
             re_split=args.resplit,
             interpolation=args.train_interpolation,
-            use_multi_epochs_loader=args.use_multi_epochs_loader,
             worker_seeding=args.worker_seeding,
         )
-    return Batches(training_order(loader, args.seed), args, device)
+    return Batches(training_order(loader, args.seed, args.use_multi_epochs_loader), args, device)
 
 
 def _check_views(dataset: Any, args: Namespace) -> None:

@@ -13,6 +13,7 @@ from timm.data.distributed_sampler import OrderedDistributedSampler, RepeatAugSa
 from timm.data.loader import PrefetchLoader
 from timm.data.random_erasing import RandomErasing
 from torch.utils.data import (
+    BatchSampler,
     DataLoader,
     Dataset,
     DistributedSampler,
@@ -30,7 +31,30 @@ from .randomness import draw_from, isolated, seed_of
 __all__ = ["evaluation_order", "own_images", "start_epoch", "training_order"]
 
 
-class EpochSampler(Sampler[tuple[int, tuple[int, ...]]]):
+class _Passes:
+    """Which epoch is passed through, and from which batch on.
+
+    Attributes:
+        seed: of the run.
+        epoch, first_batch: of the pass that is under way.
+        passes: how many were begun.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed, self.next_pass = seed, (0, 0)
+        self.epoch = self.first_batch = self.passes = 0
+
+    def start(self, epoch: int, batch: int) -> None:
+        """What the next iteration is to be: an epoch from one of its batches on. Without it, the epoch after."""
+        self.next_pass = (epoch, batch)
+
+    def _begin(self) -> None:
+        self.epoch, self.first_batch = self.next_pass
+        self.next_pass = (self.epoch + 1, 0)
+        self.passes += 1
+
+
+class EpochSampler(_Passes, Sampler):
     """The indices of a process's share of an epoch, each with the numbers that the seed of its augmentation is made of.
 
     Args:
@@ -40,20 +64,11 @@ class EpochSampler(Sampler[tuple[int, tuple[int, ...]]]):
     """
 
     def __init__(self, sampler: DistributedSampler | RepeatAugSampler, seed: int, batch_size: int) -> None:
-        self.sampler, self.seed, self.batch_size = sampler, seed, batch_size
-        self.next_pass = (0, 0)
-        # Of the pass that is under way.
-        self.epoch = self.first_batch = 0
-        self.passes = 0
-
-    def start(self, epoch: int, batch: int) -> None:
-        """What the next iteration is to be: an epoch from one of its batches on. Without it, the epoch after."""
-        self.next_pass = (epoch, batch)
+        super().__init__(seed)
+        self.sampler, self.batch_size = sampler, batch_size
 
     def __iter__(self) -> Iterator[tuple[int, tuple[int, ...]]]:
-        self.epoch, self.first_batch = self.next_pass
-        self.next_pass = (self.epoch + 1, 0)
-        self.passes += 1
+        self._begin()
         self.sampler.set_epoch(self.epoch)
         rank, size = distributed.rank(), distributed.size()
         for number, index in enumerate(self.sampler):
@@ -85,10 +100,50 @@ class _SeededDataset(Dataset):
         return len(self.dataset)
 
 
+class _Endless(BatchSampler):
+    """The batches of an epoch, then those of the next."""
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        while True:
+            yield from super().__iter__()
+
+
+class ContinuedLoader(_Passes):
+    """A loader that goes on with the next epoch while the last batches of one are taken, and what is done in between.
+
+    Args:
+        loader: over the endless batches of ``order``.
+        order: of its images.
+    """
+
+    def __init__(self, loader: DataLoader, order: EpochSampler) -> None:
+        super().__init__(order.seed)
+        self.loader, self.order, self.dataset = loader, order, loader.dataset
+        # What start_epoch tells where to start, as the order is ahead.
+        self.sampler = self
+        self._batches: Iterator[Any] = iter(())
+        self._next_batch: tuple[int, int] | None = None
+
+    def __iter__(self) -> Iterator[Any]:
+        self._begin()
+        if self._next_batch != (self.epoch, self.first_batch):
+            self.order.start(self.epoch, self.first_batch)
+            self._batches = iter(self.loader)
+        # Until the pass is over, so that one that is broken off is not gone on with.
+        self._next_batch = None
+        for _ in range(self.first_batch, len(self)):
+            yield next(self._batches)
+        self._next_batch = (self.epoch + 1, 0)
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch."""
+        return len(self.loader)
+
+
 class _SeededErasing:
     """Erasing of whole batches, which runs a batch ahead of training, with random numbers of its own."""
 
-    def __init__(self, erasing: RandomErasing, order: EpochSampler) -> None:
+    def __init__(self, erasing: RandomErasing, order: _Passes) -> None:
         self.erasing, self.order = BatchErasing(erasing), order
         self.passes = self.batch = 0
 
@@ -101,10 +156,11 @@ class _SeededErasing:
         return self.erasing(images, seed)
 
 
-def training_order(loader: Any, seed: int) -> Any:
+def training_order(loader: Any, seed: int, continued: bool = False) -> Any:
     """timm's training loader, with every process's share, order and augmentation a function of the seed.
 
-    Of a data set that can only be read in its own order, or a loader that is no plain DataLoader, nothing is changed.
+    If it is to be ``continued``, the next epoch is begun while one ends, see :class:`ContinuedLoader`. Of a data set
+    that can only be read in its own order, or a loader that is no plain DataLoader, nothing is changed.
     """
     plain = loader.loader if isinstance(loader, PrefetchLoader) else loader
     if not _can_be_rebuilt(plain):
@@ -115,20 +171,19 @@ def training_order(loader: Any, seed: int) -> Any:
         sampler = DistributedSampler(
             plain.dataset, distributed.size(), distributed.rank(), shuffle=True, seed=seed, drop_last=True
         )
-    order = EpochSampler(sampler, seed, plain.batch_size)
-    rebuilt = _rebuilt(plain, _SeededDataset(plain.dataset), order)
+    rebuilt = _in_order(plain, EpochSampler(sampler, seed, plain.batch_size), continued)
     if not isinstance(loader, PrefetchLoader):
         return rebuilt
     loader.loader = rebuilt
     if loader.random_erasing is not None:
-        loader.random_erasing = _SeededErasing(loader.random_erasing, order)
+        loader.random_erasing = _SeededErasing(loader.random_erasing, rebuilt.sampler)
     return loader
 
 
 def start_epoch(loader: Any, epoch: int, batch: int) -> bool:
     """Let the next iteration of a loader be an epoch from one of its batches on; False if it cannot start there."""
     order: Any = getattr(loader, "sampler", None)
-    if isinstance(order, EpochSampler):
+    if isinstance(order, _Passes):
         order.start(epoch, batch)
         return True
     # Of loaders that are timm's as they are, what draws the order is told: a sampler, or a data set that is streamed.
@@ -156,7 +211,7 @@ def evaluation_order(loader: Any) -> Any:
                 "give fewer processes"
             )
         sampler = OrderedDistributedSampler(plain.dataset, distributed.size(), distributed.rank())
-    rebuilt = _rebuilt(plain, plain.dataset, sampler)
+    rebuilt = _rebuilt(plain, plain.dataset, **_batches_of(plain, sampler))
     if not isinstance(loader, PrefetchLoader):
         return rebuilt
     loader.loader = rebuilt
@@ -175,12 +230,23 @@ def _can_be_rebuilt(loader: Any) -> bool:
     return type(loader) is DataLoader and not isinstance(loader.dataset, IterableDataset)
 
 
-def _rebuilt(loader: DataLoader, dataset: Dataset, sampler: Sampler) -> DataLoader:
+def _in_order(loader: DataLoader, order: EpochSampler, continued: bool) -> Any:
+    """A loader whose ``sampler`` says, and is told, which pass is taken."""
+    dataset = _SeededDataset(loader.dataset)
+    if not continued:
+        return _rebuilt(loader, dataset, **_batches_of(loader, order))
+    endless = _Endless(order, loader.batch_size, loader.drop_last)
+    return ContinuedLoader(_rebuilt(loader, dataset, batch_sampler=endless), order)
+
+
+def _batches_of(loader: DataLoader, sampler: Sampler) -> dict[str, Any]:
+    return {"sampler": sampler, "batch_size": loader.batch_size, "drop_last": loader.drop_last}
+
+
+def _rebuilt(loader: DataLoader, dataset: Dataset, **order: Any) -> DataLoader:
     return DataLoader(
         dataset,
-        batch_size=loader.batch_size,
-        sampler=sampler,
-        drop_last=loader.drop_last,
+        **order,
         num_workers=loader.num_workers,
         collate_fn=loader.collate_fn,
         pin_memory=loader.pin_memory,

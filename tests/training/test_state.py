@@ -91,9 +91,9 @@ def test_two_epochs_and_two_are_four(train, flags):
     assert_equal(straight, resumed)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_in_the_middle_of_an_epoch(train, workers):
-    flags = ["--epochs", 2, *RANDOM, *AVERAGED, "--opt", "adamw", "--recovery-interval", 1, "-b", 2, "-j", workers]
+@pytest.mark.parametrize("loading", [["-j", 0], ["-j", 2], ["-j", 2, "--use-multi-epochs-loader"]], ids=str)
+def test_in_the_middle_of_an_epoch(train, loading):
+    flags = ["--epochs", 2, *RANDOM, *AVERAGED, "--opt", "adamw", "--recovery-interval", 1, "-b", 2, *loading]
     flags += ["--grad-accum-steps", 3, "--sched-on-updates"]
     straight = train(*flags, experiment="straight")
     # 8 batches are 3 updates, the last one of 2 batches.

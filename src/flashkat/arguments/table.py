@@ -29,7 +29,7 @@ What differs from timm:
   fits of others.
 - `--log-wandb` without wandb is an error; timm trains on with a warning.
 - Each image's augmentation is drawn from the seed, the epoch and its place in the order, so that `--workers` and
-  `--worker-seeding` do not matter to it, but for streamed data and `--use-multi-epochs-loader`.
+  `--worker-seeding` do not matter to it, but for streamed data.
 - Progress is printed as `Epoch 1/300` and one line per epoch; checkpoints and `summary.csv` count epochs from 0, as
   timm's. `eval_top1` is of the model's own weights and `eval_ema_top1` of the averaged ones; `metric` is the better.
 - `--recovery-interval` counts updates from the beginning of an epoch; the last two recovery checkpoints are kept.
