@@ -235,7 +235,7 @@ def _in_order(loader: DataLoader, order: EpochSampler, continued: bool) -> Any:
     dataset = _SeededDataset(loader.dataset)
     if not continued:
         return _rebuilt(loader, dataset, **_batches_of(loader, order))
-    endless = _Endless(order, loader.batch_size, loader.drop_last)
+    endless = _Endless(order, order.batch_size, loader.drop_last)
     return ContinuedLoader(_rebuilt(loader, dataset, batch_sampler=endless), order)
 
 
