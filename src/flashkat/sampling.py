@@ -119,8 +119,6 @@ class ContinuedLoader(_Passes):
     def __init__(self, loader: DataLoader, order: EpochSampler) -> None:
         super().__init__(order.seed)
         self.loader, self.order, self.dataset = loader, order, loader.dataset
-        # What start_epoch tells where to start, as the order is ahead.
-        self.sampler = self
         self._batches: Iterator[Any] = iter(())
         self._next_batch: tuple[int, int] | None = None
 
@@ -134,6 +132,11 @@ class ContinuedLoader(_Passes):
         for _ in range(self.first_batch, len(self)):
             yield next(self._batches)
         self._next_batch = (self.epoch + 1, 0)
+
+    @property
+    def sampler(self) -> _Passes:
+        """What says, and is told, which pass is taken: the loader itself, as the order is ahead."""
+        return self
 
     def __len__(self) -> int:
         """Batches of a whole epoch."""
