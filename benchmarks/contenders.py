@@ -38,7 +38,8 @@ LEGEND = """\
 Contenders take turns, so that every ratio is between times of the same minute. Compiling takes half a minute or so for
 each, so that the command runs in parts: what it runs of sizes and ways takes its place in the result, with the
 contenders that were picked; the rest stays, and has to be of the same code, versions and machine. KAT's kernel takes
-seconds a step in training and is measured a few times only. For example:
+seconds a step in training and is measured a few times only. On several GPUs parts may run at once, each with its own
+CUDA_VISIBLE_DEVICES, where there are processors enough that none waits for one. For example:
 
   --sizes tiny --ways eager compiled
   --sizes tiny --ways graphs --contenders ours vit

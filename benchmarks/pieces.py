@@ -1,7 +1,13 @@
-"""Results that grow: a benchmark that takes too long for one sitting runs in parts, which add up to one file."""
+"""Results that grow: a benchmark that takes too long for one sitting runs in parts, which add up to one file.
 
+Parts may run at once, on a GPU each.
+"""
+
+import contextlib
+import fcntl
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +39,34 @@ def collect_in_pieces(
         SystemExit: the rows in the file are not of this machine, these versions, this commit and these settings.
     """
     rows = _earlier_rows(path, settings)
+    known = _text(path)
     for piece in pieces:
-        new = {_case(row, keys) for row in piece}
-        rows = [row for row in rows if _case(row, keys) not in new] + piece
-        save(path, name, settings, rows, targets(rows))
-    finish(path, name, settings, rows, targets(rows))
+        with _alone(path.parent):
+            if _text(path) != known:  # another process has added to it
+                rows = _earlier_rows(path, settings)
+            new = {_case(row, keys) for row in piece}
+            rows = [row for row in rows if _case(row, keys) not in new] + piece
+            save(path, name, settings, rows, targets(rows))
+            known = _text(path)
+    with _alone(path.parent):
+        rows = rows if _text(path) == known else _earlier_rows(path, settings)
+        finish(path, name, settings, rows, targets(rows))
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One process at a time, of those that write to a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _text(path: Path) -> str | None:
+    return path.read_text() if path.exists() else None
 
 
 def _case(row: Row, keys: Sequence[str]) -> tuple[Any, ...]:

@@ -40,6 +40,19 @@ def test_what_was_measured_stays_when_the_time_runs_out(known_commit, tmp_path):
     assert [row["us"] for row in common.read(path)["rows"]] == [1]
 
 
+def test_parts_that_run_at_once_add_up(known_commit, tmp_path):
+    path = tmp_path / "results" / "b.json"
+
+    def while_another_runs():
+        _measure(path, [[_row("small", "ours", 1)]])
+        yield [_row("tiny", "ours", 2)]
+        yield [_row("base", "ours", 3)]
+        _measure(path, [[_row("tiny", "ours", 4)], [_row("tiny", "vit", 5)]])
+
+    _measure(path, while_another_runs())
+    assert [row["us"] for row in common.read(path)["rows"]] == [1, 3, 5]
+
+
 @pytest.mark.parametrize("key", ["commit", "torch", "gpu", "settings"])
 def test_pieces_of_different_origin_do_not_join(known_commit, tmp_path, key):
     path = tmp_path / "b.json"
