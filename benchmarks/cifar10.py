@@ -45,9 +45,9 @@ KAT starts and trains as the published models; one starts with timm's attention,
 # That of the published models on ImageNet, for one process, with what Compact Transformers (Hassani et al., 2021)
 # changed in it for images this small: crops of at least 80% of the area, where timm's smallest, of 8%, would leave 9
 # pixels of the side; a longer warm-up; mixing only in the first 175 of 300 epochs. Evaluation crops nothing off, and no
-# blocks are dropped, as so few epochs fit no more than the images as they are augmented.
+# blocks are dropped, as the model is too small to fit more than a part of what augmentation makes of the images.
 _RECIPE = (
-    *("--opt", "adamw", "--lr", "1.5e-3", "--weight-decay", "0.05", "--sched", "cosine", "--warmup-epochs", "10"),
+    *("--opt", "adamw", "--lr", "1e-3", "--weight-decay", "0.05", "--sched", "cosine", "--warmup-epochs", "10"),
     *("--mixup", "0.8", "--cutmix", "1.0", "--smoothing", "0.1", "--clip-grad", "1"),
     *("--aa", "rand-m9-mstd0.5", "--remode", "pixel", "--reprob", "0.25"),
     *("--scale", "0.8", "1", "--crop-pct", "1"),
@@ -244,9 +244,9 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", type=Path, metavar="DIR", help="CIFAR-10 as train/CLASS/* and val/CLASS/*")
     parser.add_argument("--work", type=Path, metavar="DIR", help="for runs and logs (default: output/cifar10)")
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=["KAT", "ViT"], help="who trains")
-    parser.add_argument("--epochs", type=int, default=140, metavar="N", help="default: %(default)s")
-    parser.add_argument("--val-interval", type=int, default=10, metavar="N", help="evaluate after each N epochs")
-    parser.add_argument("--batch-size", type=int, default=512, metavar="N", help="default: %(default)s")
+    parser.add_argument("--epochs", type=int, default=300, metavar="N", help="default: %(default)s")
+    parser.add_argument("--val-interval", type=int, default=20, metavar="N", help="evaluate after each N epochs")
+    parser.add_argument("--batch-size", type=int, default=256, metavar="N", help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=42, metavar="S", help="default: %(default)s")
     parser.add_argument("--rounds", type=int, default=2, metavar="N", help="of measuring speed (default: %(default)s)")
     parser.add_argument("--minutes", type=float, default=math.inf, metavar="F", help="stop after these; call again")
