@@ -627,7 +627,7 @@ def test_interrupt_while_training(command, images, monkeypatch):
     monkeypatch.setattr("flashkat.training.loop.evaluate", interrupt)
     status, out, lines, written = command("train", images, *TRAIN)
     assert status == 130
-    assert lines == ["flashkat train: error: interrupted"]
+    assert lines == ["flashkat train: error: interrupted before there was a checkpoint"]
     assert "Train: 1/1" in out
     assert not [path for path in written if path.is_file()]
 
@@ -702,9 +702,10 @@ def test_real_process_interrupted_with_workers(images, tmp_path):
             os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 130
     # In a hundredth of cases Python adds that a loader process lost its connection.
-    assert err.startswith("flashkat train: error: interrupted\n")
-    # What there was by then can be used.
     folder = tmp_path / "output" / "train" / "long"
+    hint = f"go on with --resume {(folder / 'last.pth.tar').relative_to(tmp_path)}"
+    assert err.startswith(f"flashkat train: error: interrupted: {hint}\n")
+    # What there was by then can be used.
     rows = (folder / "summary.csv").read_text().splitlines()
     assert len(rows) >= 3
     assert checkpoints.read(folder / "last.pth.tar")["epoch"] >= len(rows) - 2

@@ -201,10 +201,10 @@ def test_number_of_samples_by_a_flag(shards):
 
 
 @pytest.mark.parametrize("flags", [["--use-multi-epochs-loader"], ["--aug-splits", 2, "--aa", "rand-m9"]], ids=str)
-def test_what_needs_images_in_any_order(shards, flags, capsys):
+def test_what_needs_images_by_number(shards, flags, capsys):
     pytest.importorskip("webdataset")
     assert main([str(flag) for flag in ("train", shards, *SHARDS, *flags, "-j", 0)]) == 2
-    assert f"{flags[0]} needs images in any order, which" in capsys.readouterr().err
+    assert f"{flags[0]} needs images by number, " in capsys.readouterr().err
 
 
 def test_classes_that_no_one_lists(shards, capsys):

@@ -26,7 +26,17 @@ from .names import compare, describe, from_google, model_name, rational_names, r
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["check_output", "fit", "load_weights", "read", "start_from", "weights", "write", "write_weights"]
+__all__ = [
+    "check_output",
+    "fit",
+    "load_weights",
+    "notes_on_average",
+    "read",
+    "start_from",
+    "weights",
+    "write",
+    "write_weights",
+]
 
 # timm's own checkpoints carry their arguments as a Namespace: a bag of names with no behaviour.
 _SAFE_GLOBALS: list[Any] = [argparse.Namespace]
@@ -155,6 +165,13 @@ def check_output(path: Path) -> None:
     if not path.name.endswith(_SUFFIXES):
         raise InputError(f"cannot write {path}: give a name that ends in {', '.join(_SUFFIXES)}")
     check_writable(path)
+
+
+def notes_on_average(checkpoint: dict[str, Any], use_ema: bool) -> list[str]:
+    """What to tell who takes a checkpoint's own weights where the averaged ones have the better metric."""
+    if use_ema or checkpoint.get("metric_weights") != "state_dict_ema":
+        return []
+    return ["These are the trained weights, the averaged ones were better: --use-ema takes those"]
 
 
 def weights(checkpoint: dict[str, Any], use_ema: bool | None = False) -> dict[str, Tensor]:

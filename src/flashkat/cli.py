@@ -31,8 +31,8 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(program, str(error), status=2)
     except DivergedError as error:
         return _fail(program, str(error), status=1)
-    except KeyboardInterrupt:
-        return _fail(program, "interrupted", status=130)
+    except KeyboardInterrupt as error:
+        return _fail(program, f"interrupted{error}", status=130)
     except BrokenPipeError:
         # The reader of our output has gone; a second failure when Python flushes would only confuse.
         sys.stderr.close()
@@ -97,6 +97,11 @@ def _version() -> str:
     return f"flashkat {__version__}"
 
 
+def _note(line: str) -> None:
+    """What is beside a command's result."""
+    print(line, file=sys.stderr, flush=True)
+
+
 def _train(args: argparse.Namespace) -> None:
     from .training import train
 
@@ -108,7 +113,7 @@ def _train(args: argparse.Namespace) -> None:
 def _validate(args: argparse.Namespace) -> None:
     from .validation import result_text, run_validation
 
-    result = run_validation(args, say=lambda line: print(line, file=sys.stderr, flush=True))
+    result = run_validation(args, say=_note)
     if is_primary():
         print(result_text(result))
 
@@ -116,13 +121,13 @@ def _validate(args: argparse.Namespace) -> None:
 def _plot(args: argparse.Namespace) -> None:
     from .tools.plot import plot
 
-    print(f"The rationals are drawn in {plot(args)}")
+    print(f"The rationals are drawn in {plot(args, say=_note)}")
 
 
 def _export(args: argparse.Namespace) -> None:
     from .tools.export import export
 
-    print(f"Wrote {export(args)} tensors to {args.output}, with the names of {args.format}")
+    print(f"Wrote {export(args, say=_note)} tensors to {args.output}, with the names of {args.format}")
 
 
 def _flops(args: argparse.Namespace) -> None:

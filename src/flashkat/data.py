@@ -339,7 +339,7 @@ def training_loader(dataset: Any, config: dict[str, Any], args: Namespace, devic
             raise InputError(f"--{name} takes the smaller number first, not {low:g} {high:g}")
     _check_views(dataset, args)
     if args.use_multi_epochs_loader and isinstance(dataset, Stream):
-        raise InputError(f"--use-multi-epochs-loader needs images in any order, which {source} has not: leave it out")
+        raise InputError(f"--use-multi-epochs-loader needs images by number, {source} is streamed: leave it out")
     if args.aug_splits:
         dataset = AugMixDataset(dataset, num_splits=args.aug_splits)
     with explain("cannot load images like this"):
@@ -377,13 +377,13 @@ def _check_views(dataset: Any, args: Namespace) -> None:
     if args.aug_splits and args.no_prefetcher:
         raise InputError("--aug-splits needs the prefetcher: leave out --no-prefetcher")
     if args.aug_splits and isinstance(dataset, Stream):
-        raise InputError(f"--aug-splits needs images in any order, which {dataset.source} has not")
+        raise InputError(f"--aug-splits needs images by number, and {dataset.source} is streamed")
     if args.aug_splits and args.no_aug:
         raise InputError("--aug-splits needs augmentation: leave out --no-aug")
     if args.aug_repeats and distributed.size() == 1:
         raise InputError("--aug-repeats spreads the views of an image over processes: it needs several, from torchrun")
     if args.aug_repeats and isinstance(dataset, Stream):
-        raise InputError(f"--aug-repeats needs images in any order, which {dataset.source} has not")
+        raise InputError(f"--aug-repeats needs images by number, and {dataset.source} is streamed")
 
 
 def evaluation_loader(

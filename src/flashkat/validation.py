@@ -16,6 +16,7 @@ from timm.utils.misc import natural_key
 from torch import Tensor, nn
 
 from . import distributed
+from .checkpoints import notes_on_average
 from .data import evaluation_loader, open_dataset
 from .errors import InputError, UnreachableError, check_writable, explain, require
 from .evaluation import Meters, autocast, data_config, evaluate, model_from_checkpoint, prepared
@@ -149,8 +150,8 @@ def validate(args: Namespace, device: torch.device, say: Say) -> dict[str, Any]:
     say(f"Validating in {precision}...")
     if args.checkpoint:
         say(f"Loaded state_dict{'_ema' if args.use_ema else ''} from checkpoint '{args.checkpoint}'")
-        if checkpoint.get("metric_weights") == "state_dict_ema" and not args.use_ema:
-            say(f"Its metric, {checkpoint.get('metric')}, is of the averaged weights: --use-ema evaluates these")
+        for note in notes_on_average(checkpoint, args.use_ema):
+            say(note)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     say(f"Model {args.model} created, param count: {parameters}")
     say("Data processing configuration for current model + dataset:")

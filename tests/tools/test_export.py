@@ -73,10 +73,18 @@ def test_kats_names_unless_told_otherwise(checkpoint, tmp_path):
     existing_code(KAT).load_state_dict(read(tmp_path / "theirs.pth"))
 
 
-def test_averaged_weights(checkpoint, tmp_path):
+def test_averaged_weights(checkpoint, tmp_path, capsys):
     export(checkpoint, "-o", tmp_path / "average.pth", "--format", "timm", "--use-ema")
     expected = trained(1).state_dict()
     assert all(torch.equal(value, expected[key]) for key, value in read(tmp_path / "average.pth").items())
+    assert not capsys.readouterr().err
+
+
+def test_says_that_averaged_weights_were_better(checkpoint, tmp_path, capsys):
+    better = {**torch.load(checkpoint, weights_only=True), "metric_weights": "state_dict_ema"}
+    torch.save(better, tmp_path / "better.pth")
+    export(tmp_path / "better.pth", "-o", tmp_path / "own.pth")
+    assert "the averaged ones were better: --use-ema takes those" in capsys.readouterr().err
 
 
 def test_other_dtypes_stay(checkpoint, tmp_path):

@@ -155,6 +155,21 @@ def test_averaged_weights(checkpoint, drawn):
     assert all(torch.equal(value, average[name]) for name, value in drawn[0]["model"].state_dict().items())
 
 
+def test_says_that_averaged_weights_were_better(checkpoint, capsys):
+    checkpoints.write(checkpoint, {**torch.load(checkpoint, weights_only=True), "metric_weights": "state_dict_ema"})
+    assert plot(checkpoint) == 0
+    assert "the averaged ones were better: --use-ema takes those" in capsys.readouterr().err
+
+
+def test_a_picture_that_cannot_be_written(checkpoint, tmp_path, capsys, monkeypatch):
+    def refuse(self, path, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", refuse)
+    assert plot(checkpoint, "-o", tmp_path / "picture.png") == 2
+    assert f"cannot write {tmp_path / 'picture.png'}: No space left on device" in capsys.readouterr().err
+
+
 # --- figures ----------------------------------------------------------------------------------------------------------
 
 

@@ -397,7 +397,8 @@ def test_interrupt_after_an_epoch_keeps_it(images, tiny, tmp_path, capsys, monke
 
     monkeypatch.setattr(loop, "evaluate", interrupt)
     assert train_and_fail(images, tiny, tmp_path / "output", "--epochs", 9) == 130
-    assert capsys.readouterr().err == "flashkat train: error: interrupted\n"
     folder = tmp_path / "output" / "run"
+    hint = f"go on with --resume {folder / 'last.pth.tar'}"
+    assert capsys.readouterr().err == f"flashkat train: error: interrupted: {hint}\n"
     assert len(summary_of(folder)) == 2
     assert torch.load(folder / "last.pth.tar", weights_only=True)["epoch"] == 1

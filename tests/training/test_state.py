@@ -105,6 +105,18 @@ def test_in_the_middle_of_an_epoch(train, loading):
         assert_equal(straight, resumed)
 
 
+@pytest.mark.parametrize("flag", ["--batch-size", "--grad-accum-steps"])
+def test_an_epoch_is_ended_in_the_batches_it_began_with(train, flag, capsys, images, tiny):
+    straight = train("--epochs", 2, "--recovery-interval", 1, "-b", 2, "--grad-accum-steps", 1, "--opt", "sgd")
+    argv = ["train", images, *tiny, "-j", 0, "-b", 2, "--epochs", 3, "--opt", "sgd", flag, 4]
+    capsys.readouterr()
+    assert main([str(each) for each in [*argv, "--resume", straight / "recovery-1-6.pth.tar"]]) == 2
+    before = {"--batch-size": 2, "--grad-accum-steps": 1}[flag]
+    assert f"is from the middle of an epoch with {flag} {before}: give that, or resume" in capsys.readouterr().err
+    # Between two epochs nothing is cut.
+    assert main([str(each) for each in [*argv, "--resume", straight / "last.pth.tar"]]) == 0
+
+
 def test_goes_on_in_its_folder(train, images, tiny, tmp_path, capsys):
     flags = ["--epochs", 4, "--opt", "adamw", "--lr", 1e-3, *AVERAGED]
     straight = train(*flags, experiment="straight")

@@ -60,7 +60,11 @@ def _add_splits(parser: argparse.ArgumentParser) -> None:
         choices=["all", "part"],
         help="loader processes seed NumPy too, or all but it (default: all)",
     )
-    group.add_argument("--use-multi-epochs-loader", action="store_true", help="keep loading across the ends of epochs")
+    group.add_argument(
+        "--use-multi-epochs-loader",
+        action="store_true",
+        help="load an epoch's first batches while the one before ends; needs workers, and data that is not streamed",
+    )
     group.add_argument(
         "--fake-data",
         action="store_true",

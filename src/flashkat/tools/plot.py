@@ -2,7 +2,7 @@
 
 import math
 from argparse import Namespace
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from ..arguments import resolve_device
+from ..checkpoints import notes_on_average
 from ..coefficients import starting_coefficients
 from ..data import evaluation_loader, open_dataset
-from ..errors import InputError, require
+from ..errors import InputError, explain, require
 from ..evaluation import data_config, model_from_checkpoint
 from ..nn import GroupRational
 from ..ops import rational
@@ -32,8 +33,8 @@ _BATCHES_FOR_RANGE = 4
 _SAMPLES = 100_000
 
 
-def plot(args: Namespace) -> Path:
-    """Draw the rationals of ``args.checkpoint`` to ``args.output`` and return its path.
+def plot(args: Namespace, say: Callable[[str], None] = lambda line: None) -> Path:
+    """Draw the rationals of ``args.checkpoint`` to ``args.output`` and return its path; notes go through ``say``.
 
     Raises:
         InputError: a checkpoint or data that do not work, a model without rationals, or an unknown picture format.
@@ -48,7 +49,9 @@ def plot(args: Namespace) -> Path:
         raise InputError(f"cannot draw to {output}: it is a folder")
     if not output.parent.is_dir():
         raise InputError(f"no folder {output.parent} to write {output.name} to")
-    model, checkpoint = model_from_checkpoint(args)
+    model, checkpoint = model_from_checkpoint(args, say)
+    for note in notes_on_average(checkpoint, args.use_ema):
+        say(note)
     if not any(isinstance(module, GroupRational) for module in model.modules()):
         raise InputError(f"{args.model} has no rationals to draw")
     ranges = {}
@@ -61,7 +64,9 @@ def plot(args: Namespace) -> Path:
         ranges = input_ranges(place(model, args, device), batches)
     epoch = checkpoint.get("epoch")
     title = f"{args.model}: learned rationals" + (f" after epoch {epoch + 1}" if isinstance(epoch, int) else "")
-    draw_rationals(model.cpu(), ranges, title).savefig(output, dpi=120)
+    figure = draw_rationals(model.cpu(), ranges, title)
+    with explain(f"cannot write {output}"):
+        figure.savefig(output, dpi=120)
     return output
 
 

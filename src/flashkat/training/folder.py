@@ -159,6 +159,13 @@ class RunFolder:
             old.unlink(missing_ok=True)
         del self._recoveries[:-2]
 
+    def how_to_go_on(self) -> str:
+        """What to add to a message that training was stopped."""
+        checkpoints = [path for name in ("last.pth.tar", "recovery-*.pth.tar") for path in self.path.glob(name)]
+        if not checkpoints:
+            return " before there was a checkpoint"
+        return f": go on with --resume {max(checkpoints, key=lambda path: path.stat().st_mtime)}"
+
 
 def discard_if_empty(made: Sequence[Path]) -> None:
     """Remove the folder of a run that failed before it had anything to keep, and those made for it above.

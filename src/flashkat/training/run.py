@@ -104,6 +104,10 @@ def _train(args: Namespace, device: torch.device) -> Path | None:
             run_epochs(
                 state, train_loader, val_loader, loss_function, mixup, autocast(args, device), folder, progress, args
             )
+    except KeyboardInterrupt:
+        discard_if_empty(made)
+        # What the command line says after its own word.
+        raise KeyboardInterrupt("" if folder is None else folder.how_to_go_on()) from None
     except BaseException:
         discard_if_empty(made)
         raise

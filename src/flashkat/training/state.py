@@ -122,6 +122,8 @@ class TrainingState:
         if not args.no_resume_opt:
             self._restore_optimizer(checkpoint, args)
         _set_ema_state(self.ema, run.get("ema", {}))
+        if self.batch and args.start_epoch is None:
+            _check_same_batches(checkpoint, args)
         processes = run.get("processes", [])
         if len(processes) == distributed.size():
             own = processes[distributed.rank()]
@@ -183,6 +185,18 @@ def load_resumed_weights(model: nn.Module, checkpoint: dict[str, Any], args: Nam
     if differences:
         raise InputError(f"{args.resume} is of a run of another model than the flags ask for: {differences}")
     model.load_state_dict(state)
+
+
+def _check_same_batches(checkpoint: dict[str, Any], args: Namespace) -> None:
+    """Raise InputError unless the batches that are left of an epoch are cut as those that it began with."""
+    saved = checkpoint.get("args", {})
+    for name in ("batch_size", "grad_accum_steps"):
+        before = saved.get(name, getattr(args, name))
+        if before != getattr(args, name):
+            raise InputError(
+                f"{args.resume} is from the middle of an epoch with --{name.replace('_', '-')} {before}: give that, or "
+                "resume from last.pth.tar"
+            )
 
 
 def _ema_state(ema: ModelEmaV3 | None) -> dict[str, Any]:
