@@ -209,8 +209,9 @@ def test_what_cannot_be_resumed(train, refused, tmp_path, write_images):
     last = train("--epochs", 1, "--opt", "adamw") / "last.pth.tar"
     err = refused("--resume", last, "--model", "vit_small_patch16_224")
     assert "is of a run of kat_tiny_patch16_224, not vit_small_patch16_224: give --model kat_tiny_patch16_224" in err
-    assert "is of a run of another model than the flags ask for: 2 of another shape (head.weight" in refused(
-        "--resume", last, "--num-classes", 5
+    assert (
+        "is of a run of another model than the flags ask for, see its args.yaml: 2 of another shape (head.weight"
+        in refused("--resume", last, "--num-classes", 5)
     )
     assert "was trained with --opt adamw: give that, or --no-resume-opt" in refused("--resume", last, "--opt", "sgd")
     assert "optimiser with other parameters" in refused("--resume", last, "--rational-lr-scale", 0.5)

@@ -183,7 +183,9 @@ def load_resumed_weights(model: nn.Module, checkpoint: dict[str, Any], args: Nam
     if differences and arch != args.model:
         raise InputError(f"{args.resume} is of a run of {arch}, not {args.model}: give --model {arch}")
     if differences:
-        raise InputError(f"{args.resume} is of a run of another model than the flags ask for, see its args.yaml: {differences}")
+        raise InputError(
+            f"{args.resume} is of a run of another model than the flags ask for, see its args.yaml: {differences}"
+        )
     model.load_state_dict(state)
 
 
