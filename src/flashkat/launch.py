@@ -7,19 +7,27 @@ is theirs.
 import logging
 import signal
 import sys
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from torch.distributed import run
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+from .arguments import Parser, add_training_arguments
+
 __all__ = ["launch"]
 
 
-def launch(processes: int, flags: Iterable[str]) -> int:
-    """Train in several processes, which all end when one fails; returns the exit status, 128 and more for a signal."""
-    for name in ("torch.distributed.elastic", "torch.distributed.run"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+def launch(processes: int, flags: Sequence[str]) -> int:
+    """Train in several processes, which all end when one fails; returns the exit status, 128 and more for a signal.
+
+    Of flags that cannot be read it says so itself, and exits with status 2.
+    """
+    parser = Parser(prog="flashkat train")
+    add_training_arguments(parser)
+    # Each process would take seconds to find the same mistake.
+    parser.parse_args(flags)
+    logging.disable()
     options = ["--standalone", "--nproc-per-node", str(processes), "-m", "flashkat", "train", *flags]
     try:
         run.run(run.parse_args(options))

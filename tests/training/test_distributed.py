@@ -70,6 +70,38 @@ def refused(tiny, tmp_path):
     return run
 
 
+def test_mistyped_flags_start_no_processes(monkeypatch, capsys):
+    monkeypatch.setattr("torch.distributed.run.run", lambda options: pytest.fail("started"))
+    with pytest.raises(SystemExit) as end:
+        launcher.launch(2, ["data", "--epoch-repeat-s", "3"])
+    assert end.value.code == 2
+    assert "did you mean" in capsys.readouterr().err
+
+
+def test_an_interrupt_is_told_in_one_line(images, tiny, tmp_path):
+    process = subprocess.Popen(
+        ["bash", ROOT / "dist_train.sh", "2", images, *map(str, [*tiny, *FLAGS, "-b", 2, "--epochs", 100000])],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHON": sys.executable},
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # A shell has its background jobs, such as these tests may be, ignore it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    try:
+        assert any(line.startswith("Epoch 2/") for line in process.stdout)
+        os.killpg(process.pid, signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 130
+    assert err.startswith("flashkat train: error: interrupted")
+    assert err.count("\n") == 1
+
+
 @pytest.fixture(scope="module")
 def images(tmp_path_factory, write_images):
     # Of 10 evaluation images two processes have 5 each, of 9 they have 5 and 4.
