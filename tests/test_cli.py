@@ -5,7 +5,6 @@ import io
 import os
 import pickle
 import shutil
-import signal
 import subprocess
 import sys
 import warnings
@@ -17,6 +16,7 @@ import timm
 import torch
 from foreign import google_arrays
 from PIL import Image
+from processes import interrupted
 
 from flashkat import checkpoints
 from flashkat.cli import main
@@ -681,29 +681,12 @@ def test_real_processes_refuse(checkpoint, tmp_path):
 @needs_command
 @pytest.mark.skipif(os.name != "posix", reason="sends a signal to a group of processes")
 def test_real_process_interrupted_with_workers(images, tmp_path):
-    process = subprocess.Popen(
-        [COMMAND, "train", images, *TRAIN, "-j", "2", "--epochs", "100000", "--experiment", "long"],
-        cwd=tmp_path,
-        env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        # A shell has its background jobs, such as these tests may be, ignore it.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    try:
-        assert any(line.startswith("Epoch 2/") for line in process.stdout)
-        # What a terminal does on Ctrl-C: the loader processes get it too.
-        os.killpg(process.pid, signal.SIGINT)
-        _, err = process.communicate(timeout=60)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == 130
-    # In a hundredth of cases Python adds that a loader process lost its connection.
+    command = [COMMAND, "train", images, *TRAIN, "-j", 2, "--epochs", 100000, "--experiment", "long"]
+    status, err = interrupted(command, tmp_path)
+    assert status == 130
     folder = tmp_path / "output" / "train" / "long"
     hint = f"go on with --resume {(folder / 'last.pth.tar').relative_to(tmp_path)}"
+    # In a hundredth of cases Python adds that a loader process lost its connection.
     assert err.startswith(f"flashkat train: error: interrupted: {hint}\n")
     # What there was by then can be used.
     rows = (folder / "summary.csv").read_text().splitlines()

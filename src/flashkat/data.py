@@ -338,8 +338,8 @@ def training_loader(dataset: Any, config: dict[str, Any], args: Namespace, devic
         if low > high:
             raise InputError(f"--{name} takes the smaller number first, not {low:g} {high:g}")
     _check_views(dataset, args)
-    if args.use_multi_epochs_loader and isinstance(dataset, Stream):
-        raise InputError(f"--use-multi-epochs-loader needs images by number, {source} is streamed: leave it out")
+    if args.use_multi_epochs_loader:
+        _check_numbered(dataset, "--use-multi-epochs-loader")
     if args.aug_splits:
         dataset = AugMixDataset(dataset, num_splits=args.aug_splits)
     with explain("cannot load images like this"):
@@ -376,14 +376,20 @@ def _check_views(dataset: Any, args: Namespace) -> None:
         raise InputError("--aug-splits takes 2 or more views of an image, or 0 for none")
     if args.aug_splits and args.no_prefetcher:
         raise InputError("--aug-splits needs the prefetcher: leave out --no-prefetcher")
-    if args.aug_splits and isinstance(dataset, Stream):
-        raise InputError(f"--aug-splits needs images by number, and {dataset.source} is streamed")
+    if args.aug_splits:
+        _check_numbered(dataset, "--aug-splits")
     if args.aug_splits and args.no_aug:
         raise InputError("--aug-splits needs augmentation: leave out --no-aug")
     if args.aug_repeats and distributed.size() == 1:
         raise InputError("--aug-repeats spreads the views of an image over processes: it needs several, from torchrun")
-    if args.aug_repeats and isinstance(dataset, Stream):
-        raise InputError(f"--aug-repeats needs images by number, and {dataset.source} is streamed")
+    if args.aug_repeats:
+        _check_numbered(dataset, "--aug-repeats")
+
+
+def _check_numbered(dataset: Any, flag: str) -> None:
+    """Raise InputError where images cannot be asked for by number, as a flag needs it."""
+    if isinstance(dataset, Stream):
+        raise InputError(f"{flag} needs images by number, {dataset.source} is streamed: leave it out")
 
 
 def evaluation_loader(

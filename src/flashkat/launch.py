@@ -27,7 +27,6 @@ def launch(processes: int, flags: Sequence[str]) -> int:
     add_training_arguments(parser)
     # Each process would take seconds to find the same mistake.
     parser.parse_args(flags)
-    logging.disable()
     options = ["--standalone", "--nproc-per-node", str(processes), "-m", "flashkat", "train", *flags]
     try:
         run.run(run.parse_args(options))
@@ -50,4 +49,6 @@ def _status(codes: dict[int, int]) -> int:
 
 
 if __name__ == "__main__":
+    # Of torchrun's own.
+    logging.disable()
     sys.exit(launch(int(sys.argv[1]), sys.argv[2:]))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import interrupted
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from flashkat import launch as launcher
@@ -79,25 +80,9 @@ def test_mistyped_flags_start_no_processes(monkeypatch, capsys):
 
 
 def test_an_interrupt_is_told_in_one_line(images, tiny, tmp_path):
-    process = subprocess.Popen(
-        ["bash", ROOT / "dist_train.sh", "2", images, *map(str, [*tiny, *FLAGS, "-b", 2, "--epochs", 100000])],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHON": sys.executable},
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        # A shell has its background jobs, such as these tests may be, ignore it.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    try:
-        assert any(line.startswith("Epoch 2/") for line in process.stdout)
-        os.killpg(process.pid, signal.SIGINT)
-        _, err = process.communicate(timeout=60)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == 130
+    command = ["bash", ROOT / "dist_train.sh", 2, images, *tiny, *FLAGS, "-b", 2, "--epochs", 100000]
+    status, err = interrupted(command, tmp_path)
+    assert status == 130
     assert err.startswith("flashkat train: error: interrupted")
     assert err.count("\n") == 1
 

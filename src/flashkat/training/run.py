@@ -104,12 +104,11 @@ def _train(args: Namespace, device: torch.device) -> Path | None:
             run_epochs(
                 state, train_loader, val_loader, loss_function, mixup, autocast(args, device), folder, progress, args
             )
-    except KeyboardInterrupt:
+    except BaseException as error:
         discard_if_empty(made)
-        # What the command line says after its own word.
-        raise KeyboardInterrupt("" if folder is None else folder.how_to_go_on()) from None
-    except BaseException:
-        discard_if_empty(made)
+        if isinstance(error, KeyboardInterrupt) and folder is not None:
+            # What the command line says after its own word.
+            raise KeyboardInterrupt(folder.how_to_go_on()) from None
         raise
     return None if folder is None else folder.path
 
