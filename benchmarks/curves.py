@@ -4,7 +4,9 @@ A KAT of size tiny with patches of 4 x 4 pixels learns CIFAR-10 from one start o
 once for each way to compute. Training magnifies the difference of a rounding, from the start that published KATs have
 (mimetic attention) sooner than from timm's, until it moves the losses as much as another order of batches might. So
 beside the differences between two ways stand those between a training and the same one nudged, from weights that are a
-rounding away: what that changes is no difference between the ways. Products of float32 numbers are not TF32's.
+rounding away: what that changes is no difference between the ways. Products of float32 numbers are not TF32's. Pairs
+may be held against each other in parts, several at once, which add up to one result; those of a start and a precision
+share the training that they are held against, and the nudged one sets the limit of the others.
 """
 
 import argparse
@@ -27,8 +29,9 @@ from torchvision.transforms.functional import pil_to_tensor
 from flashkat.arguments import resolve_device
 from flashkat.ops.reference import rational_reference
 
-from .common import Row, arguments, finish, require_gpu, requirement, show, target
+from .common import Row, arguments, require_gpu, requirement, show, target
 from .contenders import swap_rationals
+from .pieces import collect_in_pieces
 
 __all__ = ["PAIRS", "Plan", "Run", "collect", "read_images", "targets"]
 
@@ -100,18 +103,20 @@ def read_images(folder: Path, count: int) -> tuple[Tensor, Tensor]:
     return torch.stack(images), torch.tensor(labels)
 
 
-def collect(pairs: Iterable[str], plan: Plan, images: Tensor, labels: Tensor, device: torch.device) -> list[Row]:
-    """A row per pair, with both curves and the largest differences between them."""
+def collect(
+    pairs: Iterable[str], plan: Plan, images: Tensor, labels: Tensor, device: torch.device
+) -> Iterator[list[Row]]:
+    """For each pair a row, with both curves and the largest differences between them."""
     curves: dict[Run, list[float]] = {}
-    rows = []
     for name in pairs:
         for run in PAIRS[name]:
             if run not in curves:
                 print(run, file=sys.stderr, flush=True)
                 curves[run] = _losses(run, plan, images, labels, device)
         one, other = PAIRS[name]
-        rows.append({"pair": name, "one": str(one), "other": str(other), **_differences(curves[one], curves[other])})
-    return rows
+        row = {"pair": name, "one": str(one), "other": str(other), **_differences(curves[one], curves[other])}
+        show("curves", [{key: row[key] for key in row if key not in ("curves", "last_losses")}])
+        yield [row]
 
 
 def _losses(run: Run, plan: Plan, images: Tensor, labels: Tensor, device: torch.device) -> list[float]:
@@ -212,8 +217,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     images, labels = read_images(args.data, plan.steps * plan.batch_size)
     if len(images) < plan.batch_size:
         raise SystemExit(f"{args.data}/train has {len(images)} images, fewer than a batch: give a smaller --batch-size")
-    rows = collect(args.pairs, plan, images, labels, resolve_device(args.device))
-    show("curves", [{key: row[key] for key in row if key not in ("curves", "last_losses")} for row in rows])
     settings = {
         **asdict(plan),
         "warmup_steps": _WARMUP,
@@ -221,7 +224,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "apart": _APART,
         "device": args.device,
     }
-    finish(args.output, "curves", settings, rows, targets(rows))
+    rows = collect(args.pairs, plan, images, labels, resolve_device(args.device))
+    collect_in_pieces(args.output, "curves", settings, rows, ("pair",), targets)
 
 
 if __name__ == "__main__":

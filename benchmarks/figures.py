@@ -86,7 +86,7 @@ def _curves(document: Document) -> Figure:
     """What was held against what: the losses' means over some steps, and the difference of every step."""
     figure, (losses, differences) = _panels(2)
     length = document["settings"]["mean_over"]
-    for index, row in enumerate(document["rows"]):
+    for index, row in enumerate(sorted(document["rows"], key=lambda row: row["pair"])):
         one, other = row["curves"]
         steps = range(1, len(one) + 1)
         for curve, line in ((one, "-"), (other, ":")):

@@ -116,7 +116,7 @@ def _curves(document: Document) -> str:
             f"{row['largest_difference_of_means']:.2g}",
             " and ".join(f"{loss:.3f}" for loss in row["last_losses"]),
         ]
-        for row in document["rows"]
+        for row in sorted(document["rows"], key=lambda row: row["pair"])
     ]
     means = f"of means of {settings['mean_over']} steps"
     return "\n\n".join(
