@@ -122,8 +122,8 @@ def _curves(document: Document) -> str:
     return "\n\n".join(
         [
             f"**Loss curves.** The same {settings['steps']} steps on CIFAR-10, batches of {settings['batch_size']}, "
-            "computed in two ways. Nudged is the same computation from a start whose weights are a rounding away: what "
-            "training makes of that is no difference of the computations.",
+            "computed in two ways. Nudged is the same computation from starts whose weights are a rounding away, the "
+            "furthest of those tried: what training makes of that is no difference of the computations.",
             _markdown(
                 [
                     "",
@@ -140,7 +140,9 @@ def _curves(document: Document) -> str:
 
 
 def _cifar10(document: Document) -> str:
+    settings = document["settings"]
     columns = {
+        "flags": lambda row: f"`{settings['contenders'][row['contender']]}`",
         "parameters": lambda row: f"{row['parameters']:,}",
         "epochs": lambda row: str(row["epochs"]),
         "top-1": lambda row: f"{row['top1']:.2f}%",
@@ -155,13 +157,12 @@ def _cifar10(document: Document) -> str:
     found = {name: [cell(row) for row in document["rows"]] for name, cell in columns.items()}
     found = {name: cells for name, cells in found.items() if any(cells)}
     table = [[row["contender"], *cells] for row, *cells in zip(document["rows"], *found.values(), strict=True)]
-    settings = document["settings"]
     return "\n\n".join(
         [
             "**CIFAR-10.** KAT-T and ViT-T with patches of 4 x 4 pixels, trained from scratch by `flashkat train` with "
             "the published models' recipe as adapted to images this small by Compact Transformers (Hassani et al., "
             f"2021: crops of at least 80% of the area, mixing only in the first {settings['mixed_epochs']} epochs, a "
-            "longer warm-up), and the same flags and seed for all; "
+            "longer warm-up), with the same seed and, but for those shown, the same flags for all; "
             f"batches of {settings['batch_size']}, compiled with CUDA graphs. Top-1 is of the last epoch, "
             "of the weights and of their average. Speeds are medians over epochs: "
             f"together, of all trainings at once on {settings['gpus']} GPUs of one machine, "

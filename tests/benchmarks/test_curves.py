@@ -48,12 +48,30 @@ def test_a_nudge_moves_weights_to_their_neighbours():
     layer = torch.nn.Linear(50, 40)
     torch.nn.init.zeros_(layer.bias)
     before = layer.weight.detach().clone()
-    curves._nudge(layer)
+    curves._nudge(layer, 0)
     assert not layer.bias.any()
     for direction in (-1, 0, 1):
         there = before if direction == 0 else torch.nextafter(before, torch.tensor(direction * torch.inf))
         assert 0.2 < (layer.weight == there).float().mean() < 0.5
     assert (layer.weight - before).abs().max() < 1e-7
+    other = torch.nn.Linear(50, 40)
+    other.load_state_dict({"weight": before, "bias": torch.zeros(40)})
+    curves._nudge(other, 1)
+    assert not torch.equal(other.weight, layer.weight)
+
+
+@pytest.mark.parametrize(("means", "furthest"), [((1.1, 1.4, 0.7, 1.0), 1), ((1.1, 1.4, float("nan"), 1.0), 2)])
+def test_the_furthest_nudge_is_shown(folder, monkeypatch, means, furthest):
+    images, labels = curves.read_images(folder, 10)
+
+    def losses(run, *args):
+        return [1.0] * 6 if run.how == "eager" else [means[run.nudge]] * 6
+
+    monkeypatch.setattr(curves, "_losses", losses)
+    ((row,),) = curves.collect(["timm-fp32-nudged"], PLAN, images, labels, torch.device("cpu"))
+    assert row["largest_differences_of_means"] == pytest.approx([abs(m - 1) for m in means], nan_ok=True)
+    assert row["curves"][0] == pytest.approx([means[furthest]] * 6, nan_ok=True)
+    assert row["largest_difference_of_means"] == pytest.approx(abs(means[furthest] - 1), nan_ok=True)
 
 
 def test_differences():

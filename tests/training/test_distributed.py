@@ -120,7 +120,8 @@ def alone(trained):
 def assert_same(folder, other, summary_of):
     for ours, theirs in zip(summary_of(folder), summary_of(other), strict=True):
         for name in TIMES:
-            assert min(ours.pop(name), theirs.pop(name)) > 0
+            # Waiting is a share of the epoch, and rounds to 0 where most of that goes to compiling.
+            assert min(ours.pop(name), theirs.pop(name)) > 0 or name == "data_wait"
         ours.pop("peak_memory_gib", None)  # which GPUs have, not the CPU that ran the other
         assert ours == pytest.approx(theirs, rel=1e-5)
     a, b = (torch.load(path / "last.pth.tar", weights_only=True) for path in (folder, other))
