@@ -369,6 +369,13 @@ class Scores(nn.Module):
         return x
 
 
+class Reversed(nn.Module):
+    """Other scores of the same images."""
+
+    def forward(self, x):
+        return x.flip(1)
+
+
 def test_evaluate_averages_over_images():
     generator = torch.Generator().manual_seed(0)
     scores = torch.randn(23, 7, generator=generator)
@@ -377,17 +384,24 @@ def test_evaluate_averages_over_images():
     # A last batch of another size.
     loader = list(zip(scores.split(10), target.split(10), strict=True))
     seen = []
-    metrics = evaluate(model, loader, nullcontext(), lambda index, meters: seen.append((index, meters.metrics().top1)))
+    models = {"scores": model, "reversed": Reversed()}
+    one_pass = iter(loader)
+    found = evaluate(models, one_pass, nullcontext(), lambda index, meters: seen.append((index, meters.metrics().top1)))
 
     def share(condition):
         return 100 * float(condition.double().mean())
 
-    ranks = (scores > scores.gather(1, target[:, None])).sum(1)
+    def ranks_of(scores):
+        return (scores > scores.gather(1, target[:, None])).sum(1)
+
+    ranks, metrics = ranks_of(scores), found["scores"]
     log_softmax = scores.double() - scores.double().exp().sum(1, keepdim=True).log()
     assert metrics.loss == pytest.approx(-float(log_softmax[range(23), target].mean()), rel=1e-5)
     assert metrics.top1 == pytest.approx(share(ranks == 0), rel=1e-5)
     assert metrics.top5 == pytest.approx(share(ranks < 5), rel=1e-5)
     assert metrics.top1 < metrics.top5 < 100
+    assert found["reversed"].top1 == pytest.approx(share(ranks_of(scores.flip(1)) == 0), rel=1e-5)
+    assert found["reversed"].top1 != metrics.top1
     assert [index for index, _ in seen] == [0, 1, 2]
     assert seen[-1][1] == metrics.top1
     assert seen[0][1] == pytest.approx(share(ranks[:10] == 0), rel=1e-5)
@@ -398,14 +412,14 @@ def test_evaluate_averages_over_images():
 def test_evaluate_with_at_most_five_classes(classes):
     scores = torch.eye(classes).repeat(3, 1)
     target = torch.arange(classes).repeat(3)
-    metrics = evaluate(Scores(), [(scores, target), (scores, target.flip(0))], nullcontext())
+    metrics = evaluate({"": Scores()}, [(scores, target), (scores, target.flip(0))], nullcontext())[""]
     assert metrics.top5 == 100
     assert metrics.top1 == pytest.approx(50 * (1 + float((target == target.flip(0)).double().mean())))
 
 
 def test_evaluate_under_autocast():
     model = Scores()
-    metrics = evaluate(model, [(torch.eye(2), torch.arange(2))] * 2, torch.autocast("cpu", torch.bfloat16))
+    metrics = evaluate({"": model}, [(torch.eye(2), torch.arange(2))] * 2, torch.autocast("cpu", torch.bfloat16))[""]
     assert model.modes == ((False, False, True),) * 2
     assert metrics.top1 == 100
     assert not torch.is_autocast_enabled("cpu")

@@ -196,7 +196,7 @@ def test_metrics_are_those_of_one_process(as_process, monkeypatch):
         as_process(rank, size)
         sums = []
         monkeypatch.setattr(distributed, "total", lambda values: sums.append(values) or values)
-        metrics = evaluate(torch.nn.Identity(), evaluation_order(DataLoader(Right(), 2)), nullcontext())
+        metrics = evaluate({"": torch.nn.Identity()}, evaluation_order(DataLoader(Right(), 2)), nullcontext())[""]
         return metrics, sums[0]
 
     alone, _ = measured(0, 1)

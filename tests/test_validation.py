@@ -205,11 +205,11 @@ def test_averages_over_classes(validate, tmp_path, average, expected):
 def test_smaller_batches_where_memory_does_not_suffice(validate, tmp_path, monkeypatch):
     evaluate, sizes = validation.evaluate, []
 
-    def little_memory(model, loader, *more):
+    def little_memory(models, loader, *more):
         sizes.append(loader.loader.loader.batch_size)
         if sizes[-1] > 2:
             raise RuntimeError("CUDA out of memory. Tried to allocate")
-        return evaluate(model, loader, *more)
+        return evaluate(models, loader, *more)
 
     monkeypatch.setattr(validation, "evaluate", little_memory)
     checkpoint = weights(tmp_path / "weights.pth")

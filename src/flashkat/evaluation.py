@@ -1,7 +1,7 @@
 """Evaluation: loss and accuracy of a model on a data set."""
 
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -143,28 +143,30 @@ def prepared(model: nn.Module, args: Namespace) -> nn.Module:
 
 @torch.inference_mode()
 def evaluate(
-    model: nn.Module,
+    models: Mapping[str, nn.Module],
     loader: Any,
     precision: AbstractContextManager,
     on_batch: Callable[[int, Meters], None] = lambda index, meters: None,
-) -> Metrics:
-    """Evaluate a model on all batches of a loader; ``on_batch`` sees the averages so far.
+) -> dict[str, Metrics]:
+    """Evaluate models, by name, in one pass over all batches of a loader.
 
-    Several processes evaluate a share each, and get the averages over all; ``on_batch`` sees those of the share.
+    Several processes evaluate a share each, and get the averages over all. ``on_batch`` sees those of the share so far,
+    of the first model.
     """
-    model.eval()
-    meters = Meters()
+    meters = {name: Meters() for name in models}
+    for model in models.values():
+        model.eval()
     own, seen = own_images(loader), 0
     for index, (images, target) in enumerate(loader):
-        with precision:
-            output = model(images)
-        if own is not None:
-            output, target = output[: own - seen], target[: own - seen]
-            seen += len(target)
-        if len(target):
-            meters.update(output, target, nn.functional.cross_entropy(output.float(), target))
-        on_batch(index, meters)
-    return meters.metrics()
+        count = len(target) if own is None else min(len(target), own - seen)
+        target, seen = target[:count], seen + count
+        for name, model in models.items():
+            with precision:
+                output = model(images)[:count]
+            if count:
+                meters[name].update(output, target, nn.functional.cross_entropy(output.float(), target))
+        on_batch(index, next(iter(meters.values())))
+    return {name: each.metrics() for name, each in meters.items()}
 
 
 def model_arguments(args: Namespace) -> dict[str, Any]:

@@ -173,7 +173,7 @@ def validate(args: Namespace, device: torch.device, say: Say) -> dict[str, Any]:
         model.register_forward_hook(lambda module, images, output: real_labels.add_result(output))
     averages = _ClassAverages(args.metrics_avg, model) if args.metrics_avg else None
     batches = averages.seeing(loader) if averages else loader
-    metrics = evaluate(model, batches, autocast(args, device), report)
+    (metrics,) = evaluate({args.model: model}, batches, autocast(args, device), report).values()
     top1, top5 = metrics.top1, metrics.top5
     if real_labels is not None:
         top1, top5 = (real_labels.get_accuracy(k=k) for k in (1, 5))

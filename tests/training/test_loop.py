@@ -223,7 +223,9 @@ def test_mixed_targets(start):
 
 def evaluations(monkeypatch, tops):
     tops = iter(tops)
-    monkeypatch.setattr(loop, "evaluate", lambda *_: Metrics(loss=1.0, top1=next(tops), top5=99.0))
+    monkeypatch.setattr(
+        loop, "evaluate", lambda models, *_: {name: Metrics(loss=1.0, top1=next(tops), top5=99.0) for name in models}
+    )
 
 
 def test_best_is_the_first_of_the_highest_top1(start, monkeypatch):

@@ -61,7 +61,7 @@ def run_epochs(
         for model in models.values():
             distribute_norms(model, args)
         if (epoch + 1) % args.val_interval == 0 or epoch + 1 == state.epochs:
-            evaluated = {name: evaluate(prepared(model, args), val_loader, precision) for name, model in models.items()}
+            evaluated = evaluate({name: prepared(models[name], args) for name in models}, val_loader, precision)
             _check_finite(evaluated["state_dict"].loss, f"after epoch {epoch + 1}")
         is_best = bool(evaluated) and _update_best(state, evaluated, args.eval_metric)
         if state.scheduler is not None:
