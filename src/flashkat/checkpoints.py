@@ -20,7 +20,8 @@ from timm.models import adapt_input_conv, clean_state_dict
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
-from .errors import InputError, check_writable, explain
+from .errors import InputError, explain
+from .files import check_writable, replaced
 from .names import compare, describe, from_google, model_name, rational_names, rename_rationals
 
 if TYPE_CHECKING:
@@ -49,13 +50,8 @@ _SUFFIXES = (".pth", ".pth.tar", ".pt", ".bin", ".safetensors")
 
 def write(path: Path, checkpoint: dict[str, Any]) -> None:
     """Write a checkpoint so that at every moment ``path`` is a whole file, the old one or the new one."""
-    partial = path.with_name(path.name + ".partial")
-    try:
+    with replaced(path) as partial:
         torch.save(checkpoint, partial)
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -143,9 +139,8 @@ def write_weights(path: Path, state: dict[str, Tensor]) -> None:
         InputError: the suffix is none of a checkpoint's, or nothing can be written there; nothing is left then.
     """
     check_output(path)
-    partial = path.with_name(path.name + ".partial")
     try:
-        with partial.open("wb") as file:
+        with replaced(path) as partial, partial.open("wb") as file:
             if path.suffix == ".safetensors":
                 from safetensors.torch import save
 
@@ -154,9 +149,7 @@ def write_weights(path: Path, state: dict[str, Tensor]) -> None:
                 file.write(save(copies, {"format": "pt"}))
             else:
                 torch.save(state, file)
-        partial.replace(path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise InputError(f"cannot write {path}: {error.strerror or error}") from error
 
 

@@ -8,7 +8,6 @@ import re
 import sys
 from collections.abc import Callable, Collection, Iterator
 from datetime import timedelta
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -17,7 +16,6 @@ __all__ = [
     "DivergedError",
     "InputError",
     "UnreachableError",
-    "check_writable",
     "did_you_mean",
     "explain",
     "is_installed",
@@ -74,16 +72,6 @@ def did_you_mean(name: str, known: Collection[str], otherwise: str, likeness: fl
     longer = [other for other in known if name and other.startswith(name)]
     nearest = sorted(longer, key=len) or difflib.get_close_matches(name, known, n=1, cutoff=likeness)
     return f"did you mean {nearest[0]!r}?" if nearest else otherwise
-
-
-def check_writable(path: Path) -> None:
-    """Raise InputError unless a file can be written under this name."""
-    if path.is_dir():
-        raise InputError(f"cannot write {path}: it is a folder")
-    if not path.parent.is_dir():
-        raise InputError(f"no folder {path.parent} to write {path.name} to")
-    if not os.access(path.parent, os.W_OK):
-        raise InputError(f"cannot write to {path.parent}: permission denied")
 
 
 def is_installed(module: str) -> bool:

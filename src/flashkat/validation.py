@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from . import distributed
 from .checkpoints import notes_on_average
 from .data import evaluation_loader, open_dataset
-from .errors import InputError, UnreachableError, check_writable, explain, require
+from .errors import InputError, UnreachableError, explain, require
 from .evaluation import Meters, autocast, data_config, evaluate, model_from_checkpoint, prepared
+from .files import check_writable, replaced
 from .runtime import choose_compilation, compile_in_place, place, prepare_process
 
 __all__ = ["result_text", "run_validation", "validate"]
@@ -282,10 +283,11 @@ def _real_labels(args: Namespace, dataset: Any) -> RealLabelsImagenet | None:
 def write_results(path: str, results: dict[str, Any] | list[dict[str, Any]], format: str) -> None:
     """Write one result or several to a CSV or JSON file."""
     if format == "json":
-        Path(path).write_text(json.dumps(results, indent=4) + "\n")
+        with replaced(Path(path)) as partial:
+            partial.write_text(json.dumps(results, indent=4) + "\n")
         return
     rows = results if isinstance(results, list) else [results]
-    with Path(path).open("w", newline="") as file:
+    with replaced(Path(path)) as partial, partial.open("w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)

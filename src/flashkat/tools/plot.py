@@ -15,6 +15,7 @@ from ..coefficients import starting_coefficients
 from ..data import evaluation_loader, open_dataset
 from ..errors import InputError, explain, require
 from ..evaluation import data_config, model_from_checkpoint
+from ..files import check_writable, replaced
 from ..nn import GroupRational
 from ..ops import rational
 from ..runtime import place
@@ -45,10 +46,7 @@ def plot(args: Namespace, say: Callable[[str], None] = lambda line: None) -> Pat
         raise InputError(f"no checkpoint at {args.checkpoint}")
     if output.suffix.lower() not in _FORMATS:
         raise InputError(f"cannot draw to {output}: give a name that ends in {', '.join(_FORMATS)}")
-    if output.is_dir():
-        raise InputError(f"cannot draw to {output}: it is a folder")
-    if not output.parent.is_dir():
-        raise InputError(f"no folder {output.parent} to write {output.name} to")
+    check_writable(output)
     model, checkpoint = model_from_checkpoint(args, say)
     for note in notes_on_average(checkpoint, args.use_ema):
         say(note)
@@ -65,8 +63,8 @@ def plot(args: Namespace, say: Callable[[str], None] = lambda line: None) -> Pat
     epoch = checkpoint.get("epoch")
     title = f"{args.model}: learned rationals" + (f" after epoch {epoch + 1}" if isinstance(epoch, int) else "")
     figure = draw_rationals(model.cpu(), ranges, title)
-    with explain(f"cannot write {output}"):
-        figure.savefig(output, dpi=120)
+    with explain(f"cannot write {output}"), replaced(output) as partial:
+        figure.savefig(partial, dpi=120, format=output.suffix[1:].lower())
     return output
 
 

@@ -14,6 +14,7 @@ import yaml
 from .. import checkpoints
 from ..arguments import DEFAULT_OUTPUT
 from ..errors import InputError
+from ..files import replaced
 from .logging import open_wandb
 
 __all__ = ["RunFolder", "discard_if_empty"]
@@ -114,12 +115,10 @@ class RunFolder:
     def _write_summary(self) -> None:
         # Whole, so that a resumed run's columns may differ, and rows after its checkpoint go.
         columns = list(dict.fromkeys(name for row in self._rows for name in row))
-        partial = self.path / "summary.csv.partial"
-        with partial.open("w", newline="") as file:
+        with replaced(self.path / "summary.csv") as partial, partial.open("w", newline="") as file:
             writer = csv.DictWriter(file, fieldnames=columns)
             writer.writeheader()
             writer.writerows(self._rows)
-        partial.replace(self.path / "summary.csv")
 
     def save(self, checkpoint: dict[str, Any], row: dict[str, Any], best: bool) -> None:
         """Write an epoch's checkpoint as the last one, the best one where this is it, and among the best where it is.
@@ -201,13 +200,11 @@ def _continued(args: Namespace) -> Path | None:
 
 def _link(source: Path, target: Path) -> None:
     """Let ``target`` be the file ``source`` too, at every moment a whole one, by a copy where there are no links."""
-    partial = target.with_name(target.name + ".partial")
-    partial.unlink(missing_ok=True)
-    try:
-        partial.hardlink_to(source)
-    except OSError:
-        shutil.copy2(source, partial)
-    partial.replace(target)
+    with replaced(target) as partial:
+        try:
+            partial.hardlink_to(source)
+        except OSError:
+            shutil.copy2(source, partial)
 
 
 def draw_curves(rows: list[dict[str, Any]], path: Path) -> None:
@@ -230,4 +227,5 @@ def draw_curves(rows: list[dict[str, Any]], path: Path) -> None:
         axes.grid(alpha=0.3)
         if len(names) > 1:
             axes.legend()
-    figure.savefig(path, dpi=120)
+    with replaced(path) as partial:
+        figure.savefig(partial, dpi=120, format=path.suffix[1:])
