@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from .common import LABELS, RESULTS, ROOT, Row, read
@@ -83,23 +85,23 @@ def _host_time(document: Document) -> Figure:
 
 
 def _curves(document: Document) -> Figure:
-    """What was held against what: the losses' means over some steps, and the difference of every step."""
-    figure, (losses, differences) = _panels(2)
+    """How far apart the losses' means over some steps are, a panel per model and start."""
+    rows = sorted(document["rows"], key=lambda row: row["pair"])
+    groups = list(dict.fromkeys(row["pair"].partition("-")[0] for row in rows))
+    figure, panels = _panels(len(groups))
     length = document["settings"]["mean_over"]
-    for index, row in enumerate(sorted(document["rows"], key=lambda row: row["pair"])):
-        one, other = row["curves"]
-        steps = range(1, len(one) + 1)
-        for curve, line in ((one, "-"), (other, ":")):
-            means = [sum(curve[step : step + length]) / length for step in range(len(curve) - length + 1)]
-            losses.plot(steps[length - 1 :], means, line, color=f"C{index}", linewidth=1)
-        apart = [abs(a - b) for a, b in zip(one, other, strict=True)]
-        label = f"{row['one']} - {row['other']}"
-        differences.plot(steps, apart, color=f"C{index}", linewidth=0.8, label=label)
-    losses.set(xlabel="step", ylabel=f"loss, mean of {length} steps", title="CIFAR-10, the same batches")
-    differences.set(
-        xlabel="step", ylabel="difference of a step's losses", yscale="log", title="one way minus the other"
-    )
-    differences.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+    for axes, group in zip(panels, groups, strict=True):
+        for row in (row for row in rows if row["pair"].partition("-")[0] == group):
+            one, other = map(np.asarray, row["curves"])
+            apart = np.abs(np.convolve(one - other, np.full(length, 1 / length), "valid"))
+            label = " ".join(row["pair"].split("-")[:0:-1])
+            axes.plot(np.arange(length, len(one) + 1), apart, linewidth=1, label=label)
+        model = ", ".join(row["other"].split(", ")[:2])
+        axes.set(
+            xlabel="step", ylabel=f"difference of losses, means of {length} steps", yscale="log", ylim=(1e-7, 1),
+            title=f"{model}, against eager",
+        )  # fmt: skip
+        axes.legend(fontsize=7, loc="lower right")
     return figure
 
 
@@ -146,7 +148,9 @@ def _models(rows: list[Row]) -> Figure:
             axes.bar_label(bars, rates, fontsize=6, rotation=90, padding=2)
         axes.set_xticks(range(len(sizes)), [size.capitalize() for size in sizes])
         axes.set(title=_WAYS[way], ylabel="images/s over ViT's; images/s above", ylim=(0, 1.25))
-    panels[-1].legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+    # Not every panel has every contender.
+    patches = [Patch(color=_COLOURS[name], label=LABELS[name]) for name in names]
+    panels[-1].legend(handles=patches, fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
 

@@ -105,7 +105,8 @@ DOCUMENTS = {
         {"steps": 4, "batch_size": 128, "mean_over": 2, "apart": 0.001},
         [
             {
-                "pair": "formula", "one": "KAT, eager, fp32", "other": "KAT, formula, fp32", "steps": 4,
+                "pair": "timm-fp32-formula", "one": "KAT, timm start, formula, fp32",
+                "other": "KAT, timm start, eager, fp32", "steps": 4,
                 "first_loss": 2.3, "apart_at_step": 3, "last_losses": [1.25, 1.26], "largest_difference": 0.034,
                 "largest_difference_of_means": 0.0123, "curves": [[2.3, 2.0, 1.5, 1.0], [2.3, 2.0, 1.534, 1.0]],
             }

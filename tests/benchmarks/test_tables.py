@@ -28,7 +28,10 @@ def test_the_other_results(results):
     assert "| ours | 45.7 | 45.7 | 45.7 | 45.7 |" in text
     assert "At 2^30 elements: 2.90 TB/s forward, 2.90 TB/s backward; the results are right at every size." in text
     assert "| fp32 (8, 197, 768) | 1.23 | 1.23 | 1.23 | 1.23 | 1.23 | 1.23 | 0.84 | 1.26 |" in text
-    assert "| KAT, eager, fp32 | KAT, formula, fp32 | step 3 | 0.034 | 0.012 | 1.250 and 1.260 |" in text
+    assert (
+        "| KAT, timm start, formula, fp32 | KAT, timm start, eager, fp32 | step 3 | 0.034 | 0.012 | 1.250 and 1.260 |"
+        in text
+    )
     assert "| KAT | `--model kat` | 5,363,674 | 2 | 91.25% | 91.75% | 12,346 | 12345.6 | 1.23 GiB |" in text
     assert "| ViT | `--model vit` | 5,363,674 | 2 | 90.50% | 91.00% |  |  | 1.23 GiB |" in text
 
