@@ -26,7 +26,12 @@ for module in (launch, norm_launch):
 launches = []
 launch.Launch.__call__ = lambda self, *tensors: launches.append((self, tensors))
 
-if layout == "with LayerNorm":
+if layout == "with bias":
+    x, bias = torch.empty(2, 197, 3072, dtype=dtype), torch.empty(3072)
+    numerator, denominator = torch.empty(1, 6), torch.empty(8, 4)
+    launch.forward(x, numerator, denominator, -1, dtype, bias)
+    launch.backward(x, x, numerator, denominator, -1, bias)
+elif layout == "with LayerNorm":
     x, branch = torch.empty(2, 197, 768), torch.empty(2, 197, 768, dtype=dtype)
     parameters = torch.empty(768), torch.empty(768), torch.empty(1, 6), torch.empty(8, 4)
     total, mean, rstd, out = norm_launch.forward(x, branch, *parameters, 1e-6, dtype)
@@ -83,6 +88,12 @@ print(json.dumps(result))
         (120, "bfloat16", "channels last"),
         (80, "float16", "with LayerNorm"),
         (90, "bfloat16", "with LayerNorm"),
+        (100, "bfloat16", "with LayerNorm"),
+        (120, "bfloat16", "with LayerNorm"),
+        (80, "bfloat16", "with bias"),
+        (90, "float16", "with bias"),
+        (100, "bfloat16", "with bias"),
+        (120, "bfloat16", "with bias"),
     ],
 )
 def test_compiles(tmp_path, capability, dtype, layout):

@@ -329,3 +329,59 @@ def test_cuda_graph_replay():
     graph.replay()
     for found, expected in zip(captured, step(), strict=True):
         assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "has"),
+    [
+        ({}, True),
+        ({"numerator": torch.ones(8, 6)}, True),
+        ({"numerator": torch.ones(4, 6)}, False),  # rows that are neither one nor the groups'
+        ({"numerator": torch.ones(6)}, False),
+        ({"numerator": torch.ones(1, 0)}, False),
+        ({"denominator": torch.ones(8, 4, dtype=torch.int64)}, False),
+        ({"bias": torch.ones(1)}, False),
+        ({"bias": torch.ones(64, dtype=torch.int64)}, False),
+        ({"x": torch.ones(2, 60)}, False),  # groups of 7.5
+        ({"x": torch.ones(2, 64, dtype=torch.float64)}, False),
+    ],
+)
+def test_kernels_are_for_what_fits(change, has, monkeypatch):
+    """Kernels look at nothing: they would read the memory behind what is too small."""
+    from torch._subclasses import FakeTensorMode
+
+    from flashkat.ops.op import has_kernels
+
+    monkeypatch.setattr("flashkat.ops.op._is_triton", lambda device: True)
+    tensors = {
+        "x": torch.ones(2, 64),
+        "bias": torch.ones(64),
+        "numerator": torch.ones(1, 6),
+        "denominator": torch.ones(8, 4),
+    }
+    with FakeTensorMode() as mode:
+        x, bias, *coefficients = (mode.from_tensor(each).to("cuda") for each in (tensors | change).values())
+        assert has_kernels(x, x.shape[-1], (bias,), coefficients, (x.dtype,)) is has
+        assert not has_kernels(x, x.shape[-1], (bias,), (coefficients[0].cpu(), coefficients[1]), (x.dtype,))
+
+
+@pytest.mark.gpu
+def test_the_doors_of_the_larger_operators_say_what_is_wrong():
+    from flashkat.ops import add_norm_rational, linear_rational
+
+    x, square, one = (torch.ones(size, device="cuda") for size in ((2, 64), (64, 64), (64,)))
+    wrong, denominator = torch.ones(4, 6, device="cuda"), torch.ones(8, 4, device="cuda")
+    fitting = torch.ones(1, 6, device="cuda")
+    for call in (
+        lambda *coefficients: linear_rational(x, square, one, *coefficients),
+        lambda *coefficients: add_norm_rational(x, x, one, one, *coefficients),
+    ):
+        call(fitting, denominator)
+        with pytest.raises(ValueError, match="as many rows as there are groups"):
+            call(wrong, denominator)
+        with pytest.raises(ValueError, match="move both to one device"):
+            call(fitting.cpu(), denominator)
+    with pytest.raises(RuntimeError):
+        linear_rational(x, square, torch.ones(2, device="cuda"), fitting, denominator)
+    with pytest.raises(RuntimeError):
+        add_norm_rational(x, x, one, one[:1], fitting, denominator)

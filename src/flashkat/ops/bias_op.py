@@ -42,8 +42,9 @@ def linear_rational(x: Tensor, weight: Tensor, bias: Tensor | None, numerator: T
     Raises:
         TypeError: see :func:`flashkat.rational`.
         ValueError: likewise.
+        RuntimeError: sizes or devices that a linear layer cannot have, as PyTorch says it.
     """
-    if bias is None or not _has_kernels(x, weight, numerator, denominator):
+    if bias is None or not _has_kernels(x, weight, bias, numerator, denominator):
         return rational(F.linear(x, weight, bias), numerator, denominator)
     tensors = F.linear(x, weight).contiguous(), bias, numerator, denominator
     dtype = autocast_dtype(x)
@@ -52,9 +53,9 @@ def linear_rational(x: Tensor, weight: Tensor, bias: Tensor | None, numerator: T
     return torch.ops.flashkat.bias_rational(*tensors, dtype)
 
 
-def _has_kernels(x: Tensor, weight: Tensor, numerator: Tensor, denominator: Tensor) -> bool:
+def _has_kernels(x: Tensor, weight: Tensor, bias: Tensor, numerator: Tensor, denominator: Tensor) -> bool:
     """Whether vectors of the layer's output, as the kernels see it, lie within groups of channels."""
-    return has_kernels(x, weight.shape[0], numerator, denominator, (autocast_dtype(x) or x.dtype,))
+    return has_kernels(x, weight.shape[0], (bias,), (numerator, denominator), (autocast_dtype(x) or x.dtype,))
 
 
 class _Eager(torch.autograd.Function):

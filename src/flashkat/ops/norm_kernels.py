@@ -422,56 +422,51 @@ def _backward_carefully(
     GRAD_TOTAL: tl.constexpr, GRAD_BRANCH: tl.constexpr, CHANNELS: tl.constexpr, CHUNKS: tl.constexpr, V: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_VECTORS: tl.constexpr, FOLD: tl.constexpr,
 ):  # fmt: skip
-    """A program's rows once more, a channel per vector at a time, with sums in memory, and dz where its result goes."""
+    """A program's rows once more, a channel per vector at a time, with sums in memory.
+
+    And each row twice: a result needs its row's averages of dz, and nothing holds all of a row's dz in float32.
+    """
     first, step = tl.program_id(0), tl.num_programs(0)
-    nothing = tl.zeros((1, BLOCK_ROWS, BLOCK_VECTORS), tl.float32)
+    tl.debug_barrier()  # other threads have written results of theirs where this one will
     for run in tl.range(first, tl.cdiv(rows, BLOCK_ROWS), step, num_stages=1):
-        slopes, products = nothing, nothing
-        for slice in tl.range(CHUNKS * V, num_stages=1):
-            offsets, inside = _careful_place(
-                run * BLOCK_ROWS, slice, rows, CHANNELS, V, BLOCK_ROWS, BLOCK_VECTORS
-            )  # fmt: skip
-            n, z, weight, _, a, b = _careful_tile(
-                total_ptr, mean_ptr, rstd_ptr, weight_ptr, bias_ptr, numerator_ptr, denominator_ptr,
-                run * BLOCK_ROWS, slice, rows, width,
-                M, N, NUMERATOR_SHARED, DENOMINATOR_SHARED, CHANNELS, V, BLOCK_ROWS, BLOCK_VECTORS,
-            )  # fmt: skip
-            grad = tl.load(grad_out_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
-            dz, terms = scaled_gradients(grad, z, a, b, M, N)
-            tl.store(grad_ptr + offsets, dz.to(grad_ptr.dtype.element_ty), mask=inside)
-            slopes += dz * weight
-            products += dz * weight * n
-            _add_sums_in_memory(
-                partial_a_ptr, _slice(terms, 0, M), slice, run - first,
-                M, NUMERATOR_SHARED, CHANNELS, V, BLOCK_VECTORS, FOLD,
-            )  # fmt: skip
-            _add_sums_in_memory(
-                partial_b_ptr, _slice(terms, M, N), slice, run - first,
-                N, DENOMINATOR_SHARED, CHANNELS, V, BLOCK_VECTORS, FOLD,
-            )  # fmt: skip
-            vectors, mask = _vectors(slice // V, CHANNELS, V, BLOCK_VECTORS)
-            pointers = channel_partial_ptr + vectors * V + slice % V
-            add_in_memory(pointers, tl.sum(tl.sum(dz * n, axis=0), axis=0), mask, run - first)
-            add_in_memory(pointers + CHANNELS, tl.sum(tl.sum(dz, axis=0), axis=0), mask, run - first)
-        average, product = _over_row((slopes,), 1, CHANNELS), _over_row((products,), 1, CHANNELS)
-        tl.debug_barrier()
-        for slice in tl.range(CHUNKS * V, num_stages=1):
-            offsets, inside = _careful_place(
-                run * BLOCK_ROWS, slice, rows, CHANNELS, V, BLOCK_ROWS, BLOCK_VECTORS
-            )  # fmt: skip
-            n, _, weight, rstd, _, _ = _careful_tile(
-                total_ptr, mean_ptr, rstd_ptr, weight_ptr, bias_ptr, numerator_ptr, denominator_ptr,
-                run * BLOCK_ROWS, slice, rows, width,
-                M, N, NUMERATOR_SHARED, DENOMINATOR_SHARED, CHANNELS, V, BLOCK_ROWS, BLOCK_VECTORS,
-            )  # fmt: skip
-            slope = tl.load(grad_ptr + offsets, mask=inside, other=0.0).to(tl.float32) * weight
-            grad = rstd * (slope - average - n * product)
-            if GRAD_TOTAL:
-                grad += tl.load(grad_total_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
-            tl.debug_barrier()
-            tl.store(grad_ptr + offsets, grad.to(grad_ptr.dtype.element_ty), mask=inside)
-            if GRAD_BRANCH:
-                tl.store(grad_branch_ptr + offsets, grad.to(grad_branch_ptr.dtype.element_ty), mask=inside)
+        slopes = tl.zeros((1, BLOCK_ROWS, BLOCK_VECTORS), tl.float32)
+        products = tl.zeros((1, BLOCK_ROWS, BLOCK_VECTORS), tl.float32)
+        for turn in tl.range(2, num_stages=1):
+            average, product = _over_row((slopes,), 1, CHANNELS), _over_row((products,), 1, CHANNELS)
+            for slice in tl.range(CHUNKS * V, num_stages=1):
+                offsets, inside = _careful_place(
+                    run * BLOCK_ROWS, slice, rows, CHANNELS, V, BLOCK_ROWS, BLOCK_VECTORS
+                )  # fmt: skip
+                n, z, weight, rstd, a, b = _careful_tile(
+                    total_ptr, mean_ptr, rstd_ptr, weight_ptr, bias_ptr, numerator_ptr, denominator_ptr,
+                    run * BLOCK_ROWS, slice, rows, width,
+                    M, N, NUMERATOR_SHARED, DENOMINATOR_SHARED, CHANNELS, V, BLOCK_ROWS, BLOCK_VECTORS,
+                )  # fmt: skip
+                grad = tl.load(grad_out_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
+                dz, terms = scaled_gradients(grad, z, a, b, M, N)
+                slope = dz * weight
+                if turn == 0:
+                    slopes += slope
+                    products += slope * n
+                    _add_sums_in_memory(
+                        partial_a_ptr, _slice(terms, 0, M), slice, run - first,
+                        M, NUMERATOR_SHARED, CHANNELS, V, BLOCK_VECTORS, FOLD,
+                    )  # fmt: skip
+                    _add_sums_in_memory(
+                        partial_b_ptr, _slice(terms, M, N), slice, run - first,
+                        N, DENOMINATOR_SHARED, CHANNELS, V, BLOCK_VECTORS, FOLD,
+                    )  # fmt: skip
+                    vectors, mask = _vectors(slice // V, CHANNELS, V, BLOCK_VECTORS)
+                    pointers = channel_partial_ptr + vectors * V + slice % V
+                    add_in_memory(pointers, tl.sum(tl.sum(dz * n, axis=0), axis=0), mask, run - first)
+                    add_in_memory(pointers + CHANNELS, tl.sum(tl.sum(dz, axis=0), axis=0), mask, run - first)
+                else:
+                    result = rstd * (slope - average - n * product)
+                    if GRAD_TOTAL:
+                        result += tl.load(grad_total_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
+                    tl.store(grad_ptr + offsets, result.to(grad_ptr.dtype.element_ty), mask=inside)
+                    if GRAD_BRANCH:
+                        tl.store(grad_branch_ptr + offsets, result.to(grad_branch_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit

@@ -55,9 +55,10 @@ def add_norm_rational(
     Raises:
         TypeError: see :func:`flashkat.rational`.
         ValueError: likewise.
+        RuntimeError: sizes or devices that a sum or a LayerNorm cannot have, as PyTorch says it.
     """
     dtype = autocast_dtype(x)
-    if not _has_kernels(x, branch, weight, numerator, denominator, dtype):
+    if not _has_kernels(x, branch, (weight, bias), (numerator, denominator), dtype):
         total = x + branch
         return total, _norm_rational(total, weight, bias, numerator, denominator, eps)
     tensors = (x, branch, weight, bias, numerator, denominator)
@@ -73,13 +74,18 @@ def _norm_rational(
 
 
 def _has_kernels(
-    x: Tensor, branch: Tensor, weight: Tensor, numerator: Tensor, denominator: Tensor, dtype: torch.dtype | None
+    x: Tensor,
+    branch: Tensor,
+    parameters: tuple[Tensor, Tensor],
+    coefficients: tuple[Tensor, Tensor],
+    dtype: torch.dtype | None,
 ) -> bool:
     return (
         x.shape == branch.shape
-        and weight.shape == x.shape[-1:]
-        and weight.numel() <= _MOST_CHANNELS
-        and has_kernels(x, weight.numel(), numerator, denominator, (x.dtype, branch.dtype, dtype or x.dtype))
+        and x.device == branch.device
+        and x.ndim > 0
+        and x.shape[-1] <= _MOST_CHANNELS
+        and has_kernels(x, x.shape[-1], parameters, coefficients, (x.dtype, branch.dtype, dtype or x.dtype))
     )
 
 

@@ -113,12 +113,27 @@ _KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def has_kernels(
-    x: Tensor, channels: int, numerator: Tensor, denominator: Tensor, dtypes: Sequence[torch.dtype]
+    x: Tensor,
+    channels: int,
+    parameters: Sequence[Tensor],
+    coefficients: Sequence[Tensor],
+    dtypes: Sequence[torch.dtype],
 ) -> bool:
-    """Whether there are such kernels for ``x``, and groups of so many channels hold whole vectors of these dtypes."""
+    """Whether there are such kernels for ``x``, and groups of so many channels hold whole vectors of these dtypes.
+
+    Not for ``parameters``, of a number for each channel, or ``coefficients`` that do not fit: PyTorch's own operators
+    say what is wrong with them.
+    """
     if not x.is_cuda or any(dtype not in _KERNEL_DTYPES for dtype in (x.dtype, *dtypes)):
         return False
-    groups = max(numerator.shape[0], denominator.shape[0])
+    if any(each.device != x.device or not each.dtype.is_floating_point for each in (*parameters, *coefficients)):
+        return False
+    if any(each.shape != (channels,) for each in parameters) or any(each.ndim != 2 for each in coefficients):
+        return False
+    rows = [each.shape[0] for each in coefficients]
+    groups = max(rows)
+    if not all(count in (1, groups) for count in rows) or coefficients[0].shape[1] == 0:
+        return False
     return channels % (groups * vector_of(*dtypes)) == 0 and _is_triton(x.device)
 
 
