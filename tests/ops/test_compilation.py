@@ -6,8 +6,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 pytest.importorskip("triton")
+from flashkat.ops import launch, norm_launch
 
 # In a process of its own, where Triton compiles: in this one it may interpret.
 SCRIPT = """
@@ -75,6 +77,59 @@ for made, tensors in launches:
     result[made._kernel.__name__] = {key: int(words[key]) for key in ("REG", "STACK", "LOCAL")}
 print(json.dumps(result))
 """
+
+
+@pytest.fixture
+def compiled_for(monkeypatch):
+    """What would be compiled for x of a shape on a GPU of 132 multiprocessors: all that kernels know beforehand."""
+    for module in (launch, norm_launch):
+        monkeypatch.setattr(module, "processors", lambda device: 132)
+    caches = (
+        launch._forward_launch, launch._backward_launches, norm_launch._forward_launch, norm_launch._backward_launches
+    )  # fmt: skip
+
+    def clear():
+        for cache in caches:
+            cache.cache_clear()
+
+    made = []
+    monkeypatch.setattr(launch.Launch, "__call__", lambda self, *tensors: made.append(self))
+    clear()
+
+    def run(shape, width=None):
+        made.clear()
+        x = torch.empty(shape, device="meta")[..., :width]
+        a, b, channel = (torch.empty(size, device="meta") for size in ((1, 6), (4, 4), x.shape[-1:]))
+        launch.forward(x, a, b, -1, x.dtype)
+        launch.backward(x, x, a, b, -1)
+        if width is None and x.shape[-1] % 16 == 0:
+            launch.backward(x, x, a, b, -1, channel)
+            total, mean, rstd, _ = norm_launch.forward(x, x, channel, channel, a, b, 1e-6, x.dtype)
+            norm_launch.backward(x, x, total, mean, rstd, channel, channel, a, b, x.dtype, x.dtype)
+        return [(each._kernel.__name__, each._constants, each._options) for each in made]
+
+    yield run
+    clear()
+
+
+@pytest.mark.parametrize(("channels", "width"), [(192, None), (768, None), (20, None), (72, 68)])
+def test_batches_and_sequences_of_any_size_take_the_same_kernels(compiled_for, channels, width):
+    first, *others = (
+        compiled_for((batch, length, channels), width)
+        for batch, length in (
+            (128, 197),
+            (1, 197),
+            (2, 197),
+            (16, 197),
+            (1, 7),
+            (1, 50),
+            (8, 65),
+            (1, 1025),
+            (1024, 577),
+        )
+    )
+    assert len(first) >= 3
+    assert all(other == first for other in others)
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,4 @@
-"""The Triton path: how the kernels see a tensor, how large their tiles and grids are, and launching them.
-
-All launch settings are here. They follow from sizes and strides by rule, with no autotuning, and depend on the device
-only through its number of multiprocessors.
-"""
+"""The Triton path: how the kernels see a tensor, how large their tiles and grids are, and launching them."""
 
 import functools
 import math
@@ -18,36 +14,11 @@ from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.library import wrap_triton
 from triton.runtime import driver
 
-from . import kernels
+from . import kernels, settings
 from .layout import VECTOR_BYTES, as_three_dimensional, outer_channels_inner, vector_of
 from .reference import compute_dtype
 
 _TRITON_DTYPE = {torch.float32: tl.float32, torch.float64: tl.float64}
-
-# A program is one warp, so that none waits for another, and its tile has a vector for each of its threads.
-LANES = 32
-# Contiguous runs of a tile: the longer the better for memory, but no more than this part of the work may be idle.
-_RUNS = (32, 16, 8)
-_IDLE = 1 / 40
-
-# Elements of a thread that are taken together, in as many tiles as that needs, but in no more than this.
-_ELEMENTS = 16
-_MOST_TILES = 4
-# Tiles that are on their way from memory while one is computed, and one more.
-STAGES = 3
-# Partial sums that a program of the last stage adds up at a time, and its warps; where there are fewer, fewer warps, as
-# such programs are many. Its code comes from memory, as other data has long taken its place in the caches: a thread has
-# few elements, so that there is little code. And a program of few warps finds room beside those of the backward kernel.
-SUM_BLOCK = 1024
-SUM_WARPS = 8
-# The same where it is a sum per channel: programs of the kernel before, and channels.
-SUM_PROGRAMS = 256
-SUM_COLUMNS = 16
-# Programs per multiprocessor, the same number for each of its four schedulers. All fit at once with their registers,
-# and each takes many tiles, so that its coefficients and its sums stay there. Fewer of them read memory in longer runs.
-_FORWARD_PROGRAMS = 16
-_BACKWARD_PROGRAMS = 12
-_BACKWARD_PROGRAMS_WITH_PAIRS = 8
 
 Strides = tuple[int, int, int]
 
@@ -115,21 +86,22 @@ class View:
     def tile(self) -> tuple[int, int]:
         """(positions, channels) of a tile: along what is contiguous in memory first."""
         if self.pairs:
-            return 1, 2 * LANES
+            return 1, 2 * settings.LANES
         if self.channels_are_fast:
-            run = min(_RUNS, key=lambda run: max(-self.channels % run / self.channels, _IDLE))
-            return LANES // run, run
-        run = min(triton.next_power_of_2(self.positions), LANES)
-        return run, LANES // run
+            run = min(settings.RUNS, key=lambda run: max(-self.channels % run / self.channels, settings.IDLE))
+            return settings.LANES // run, run
+        run = min(triton.next_power_of_2(self.positions), settings.LANES)
+        return run, settings.LANES // run
 
     def unroll(self) -> int:
         """How many tiles are taken together: as many as make no run longer than its batch needs, by too much."""
-        most = min(max(_ELEMENTS // (2 * self.vector if self.pairs else self.vector), 1), _MOST_TILES)
+        most = min(max(settings.ELEMENTS // (2 * self.vector if self.pairs else self.vector), 1), settings.MOST_TILES)
         if not self.batched:
             return most
         positions = self.tile()[0]
         return min(
-            range(most, 0, -1), key=lambda tiles: max(-self.positions % (tiles * positions) / self.positions, _IDLE)
+            range(most, 0, -1),
+            key=lambda tiles: max(-self.positions % (tiles * positions) / self.positions, settings.IDLE),
         )
 
     def numbers(self) -> tuple[int, ...]:
@@ -261,7 +233,7 @@ def _forward_launch(
     view = _view(shape, dim, layouts, max(coefficients[0][0], coefficients[1][0]))
     if view is None:
         return None
-    grid = _grid(view, _FORWARD_PROGRAMS, device)
+    grid = _grid(view, settings.FORWARD_PROGRAMS, device)
     return Launch(
         kernels.forward_kernel,
         grid,
@@ -279,12 +251,16 @@ def _backward_launches(
     view = _view(shape, dim, layouts, max(coefficients[0][0], coefficients[1][0]))
     if view is None:
         return None
-    _, programs = grid = _grid(view, _BACKWARD_PROGRAMS_WITH_PAIRS if view.pairs else _BACKWARD_PROGRAMS, device)
+    per_processor = settings.BACKWARD_PROGRAMS_WITH_PAIRS if view.pairs else settings.BACKWARD_PROGRAMS
+    _, programs = grid = _grid(view, per_processor, device)
     (rows_a, m), (rows_b, n) = coefficients[:2]
     channels = view.tile()[1]
     folds = [channels if rows == 1 else math.gcd(view.width, channels) for rows in (rows_a, rows_b)]
-    sums_a, sums_b = (triton.cdiv(view.channels, fold) * programs for fold in folds)
-    block = min(SUM_BLOCK, triton.next_power_of_2(max(sums_a // rows_a, sums_b // rows_b)))
+    per_program = [triton.cdiv(view.channels, fold) for fold in folds]
+    sums_a, sums_b = (count * programs for count in per_program)
+    # Of as many programs as there can be: another batch size must not compile another kernel.
+    longest = max(per_program[0] // rows_a, per_program[1] // rows_b) * _most_programs(view, per_processor, device)
+    block = min(settings.SUM_BLOCK, triton.next_power_of_2(longest))
     constants = _constants(view, layouts[0][0], coefficients)
     early = starts_early(device)
     main = Launch(
@@ -303,18 +279,18 @@ def _backward_launches(
     columns = 0 if bias is None else view.channels * view.vector
     add_up = Launch(
         kernels.sum_partials_kernel,
-        (rows_a * m + rows_b * n + triton.cdiv(columns, SUM_COLUMNS), 1),
+        (rows_a * m + rows_b * n + triton.cdiv(columns, settings.SUM_COLUMNS), 1),
         (sums_a, sums_b, rows_a, rows_b, programs, columns),
         {
             "M": m,
             "N": n,
             "BLOCK": block,
-            "BLOCK_PROGRAMS": SUM_PROGRAMS,
-            "BLOCK_COLUMNS": SUM_COLUMNS,
+            "BLOCK_PROGRAMS": settings.SUM_PROGRAMS,
+            "BLOCK_COLUMNS": settings.SUM_COLUMNS,
             "EARLY": early,
             "BIAS": bias is not None,
         },
-        warps=SUM_WARPS if columns else max(1, block * SUM_WARPS // SUM_BLOCK),
+        warps=settings.SUM_WARPS if columns else max(1, block * settings.SUM_WARPS // settings.SUM_BLOCK),
         options={"launch_pdl": True} if early else {},
     )
     return main, add_up, m * sums_a + n * sums_b, programs * columns
@@ -335,11 +311,17 @@ def _view(shape: torch.Size, dim: int, layouts: tuple[Layout, ...], groups: int)
 
 def _grid(view: View, per_processor: int, device: torch.device) -> tuple[int, int]:
     """Blocks of channels, and programs for each, which all have the same number of runs of tiles, or one less."""
-    positions, channels = view.tile()
-    blocks = triton.cdiv(view.channels, channels)
-    runs = view.batches * triton.cdiv(view.positions, positions * view.unroll())
-    most = max(1, per_processor * processors(device) // blocks)
-    return blocks, evenly(runs, most)
+    runs = view.batches * triton.cdiv(view.positions, view.tile()[0] * view.unroll())
+    return _blocks(view), evenly(runs, _most_programs(view, per_processor, device))
+
+
+def _blocks(view: View) -> int:
+    return triton.cdiv(view.channels, view.tile()[1])
+
+
+def _most_programs(view: View, per_processor: int, device: torch.device) -> int:
+    """How many programs there can be for each block of channels, however large the batch is."""
+    return max(1, per_processor * processors(device) // _blocks(view))
 
 
 def evenly(runs: int, most: int) -> int:
@@ -371,7 +353,7 @@ def _constants(view: View, dtype: torch.dtype, coefficients: Coefficients) -> di
         "BLOCK_POSITIONS": positions,
         "BLOCK_CHANNELS": channels,
         "UNROLL": view.unroll(),
-        "STAGES": STAGES,
+        "STAGES": settings.STAGES,
     }
 
 

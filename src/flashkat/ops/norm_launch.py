@@ -9,34 +9,9 @@ import torch
 import triton
 from torch import Tensor
 
-from . import norm_kernels
-from .launch import (
-    LANES,
-    STAGES,
-    SUM_BLOCK,
-    SUM_COLUMNS,
-    SUM_PROGRAMS,
-    SUM_WARPS,
-    Coefficients,
-    Launch,
-    constants_of,
-    evenly,
-    on,
-    processors,
-    starts_early,
-)
+from . import norm_kernels, settings
+from .launch import Coefficients, Launch, constants_of, evenly, on, processors, starts_early
 from .layout import vector_of
-
-# Channels of a row that a thread takes, at most, if a program of more warps can take the others.
-_CHANNELS_PER_THREAD = 16
-_MOST_WARPS = 8
-# Tiles of a row, at most: a thread has coefficients and sums for each.
-_CHUNKS = 4
-# Rows that a program takes at a time, so that a thread has as many channels of all of them together, at least.
-_ELEMENTS_PER_THREAD = 12
-# Warps per multiprocessor, as many as find room with their registers.
-_FORWARD_WARPS = 16
-_BACKWARD_WARPS = 8
 
 
 @dataclass(frozen=True)
@@ -53,8 +28,11 @@ class Rows:
     @classmethod
     def choose(cls, channels: int, vector: int) -> "Rows":
         """Chunks that leave the fewest lanes idle, then the fewest of them."""
-        warps = min(triton.next_power_of_2(triton.cdiv(channels, LANES * _CHANNELS_PER_THREAD)), _MOST_WARPS)
-        lanes = LANES * warps
+        warps = min(
+            triton.next_power_of_2(triton.cdiv(channels, settings.LANES * settings.ROW_CHANNELS_PER_THREAD)),
+            settings.MOST_ROW_WARPS,
+        )
+        lanes = settings.LANES * warps
         largest = min(lanes, triton.next_power_of_2(channels // vector))
 
         def chunks_of(vectors: int) -> int:
@@ -63,11 +41,15 @@ class Rows:
         def idle(vectors: int) -> tuple[int, int]:
             return chunks_of(vectors) * vectors, chunks_of(vectors)
 
-        few = [largest // 2**power for power in range(largest.bit_length()) if chunks_of(largest >> power) <= _CHUNKS]
+        few = [
+            largest // 2**power
+            for power in range(largest.bit_length())
+            if chunks_of(largest >> power) <= settings.ROW_CHUNKS
+        ]
         vectors = min(few or [largest], key=idle)
         chunks = chunks_of(vectors)
         rows = lanes // vectors
-        while rows * chunks * vectors * vector < _ELEMENTS_PER_THREAD * lanes:
+        while rows * chunks * vectors * vector < settings.ROW_ELEMENTS_PER_THREAD * lanes:
             rows *= 2
         return cls(channels, vector, chunks, vectors, rows, warps)
 
@@ -194,9 +176,9 @@ def _forward_launch(
     constants = {
         **constants_of(coefficients),
         **view.constants(),
-        "STAGES": STAGES,
+        "STAGES": settings.STAGES,
     }
-    grid = view.programs(rows, _FORWARD_WARPS, device), 1
+    grid = view.programs(rows, settings.ROW_FORWARD_WARPS, device), 1
     kernel = norm_kernels.add_norm_forward_kernel
     return Launch(kernel, grid, (rows, _width(view, coefficients), eps), constants, view.warps)
 
@@ -208,7 +190,7 @@ def _backward_launches(
 ) -> tuple[Launch, Launch, int, tuple[int, int, int]]:  # fmt: skip
     """The kernel, the one that adds up its partial sums, and the sizes of these."""
     view = Rows.choose(channels, vector_of(*dtypes[:5]))
-    programs = view.programs(rows, _BACKWARD_WARPS, device)
+    programs = view.programs(rows, settings.ROW_BACKWARD_WARPS, device)
     width = _width(view, coefficients)
     (rows_a, m), (rows_b, n) = coefficients[:2]
     fold = math.gcd(width, view.vectors)
@@ -223,7 +205,7 @@ def _backward_launches(
             "GRAD_TOTAL": has_grad_total,
             "GRAD_BRANCH": dtypes[3] != dtypes[4],
             **view.constants(),
-            "STAGES": STAGES,
+            "STAGES": settings.STAGES,
             "FOLD": fold,
             "EARLY": early,
         },
@@ -231,18 +213,18 @@ def _backward_launches(
     )
     add_up = Launch(
         norm_kernels.sum_norm_partials_kernel,
-        (rows_a * m + rows_b * n + triton.cdiv(2 * channels, SUM_COLUMNS), 1),
+        (rows_a * m + rows_b * n + triton.cdiv(2 * channels, settings.SUM_COLUMNS), 1),
         (sums_a, sums_b, rows_a, rows_b, programs),
         {
             "M": m,
             "N": n,
             "CHANNELS": channels,
-            "BLOCK": SUM_BLOCK,
-            "BLOCK_PROGRAMS": SUM_PROGRAMS,
-            "BLOCK_COLUMNS": SUM_COLUMNS,
+            "BLOCK": settings.SUM_BLOCK,
+            "BLOCK_PROGRAMS": settings.SUM_PROGRAMS,
+            "BLOCK_COLUMNS": settings.SUM_COLUMNS,
             "EARLY": early,
         },
-        SUM_WARPS,
+        settings.SUM_WARPS,
         {"launch_pdl": True} if early else {},
     )
     return main, add_up, m * sums_a + n * sums_b, (programs, 2, channels)
