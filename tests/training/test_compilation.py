@@ -89,8 +89,8 @@ def test_validation_compiles_once(train, odd_images, compilations, capsys):
     assert compilations() == 1
 
 
-def test_a_default_is_said_and_saved(train, monkeypatch, capsys):
-    """As if on a GPU, up to where training would begin."""
+def test_a_default_is_said(train, monkeypatch, capsys):
+    """As if on a GPU, up to where training would begin. It is no flag of runs that take over this one's."""
     monkeypatch.setattr("flashkat.training.run.run_epochs", lambda *args: None)
     monkeypatch.setattr(
         "flashkat.training.run.choose_compilation",
@@ -98,11 +98,14 @@ def test_a_default_is_said_and_saved(train, monkeypatch, capsys):
     )
     monkeypatch.setattr(runtime, "is_installed", lambda module: True)
     monkeypatch.setenv("CC", "cc")
-    args = yaml.safe_load((train() / "args.yaml").read_text())
-    assert (args["torchcompile"], args["torchcompile_mode"]) == ("inductor", "reduce-overhead")
+    folder = train()
+    args = yaml.safe_load((folder / "args.yaml").read_text())
+    assert (args["torchcompile"], args["torchcompile_mode"]) == (None, None)
     assert capsys.readouterr().out.count("Compiling the model, which takes a minute or so, once; --no-compile") == 1
     args = yaml.safe_load((train("--no-compile") / "args.yaml").read_text())
     assert (args["torchcompile"], args["no_compile"]) == (None, True)
+    train("-c", folder / "args.yaml", "--no-compile")
+    train("-c", folder / "args.yaml", "--grad-accum-steps", 2, "--no-compile")
     assert "ompil" not in capsys.readouterr().out
 
 
@@ -138,7 +141,8 @@ def test_by_default_on_a_gpu(train, odd_images, compilations, capsys):
 def test_cuda_graphs_train_to_the_same(train, odd_images, summary_of, more):
     flags = ["--epochs", 3, "--opt", "adamw", "--lr", 1e-3, "--clip-grad", 1, "--model-ema", "--no-tf32", *more]
     graphs = train(*flags, data=odd_images, experiment="graphs")
-    assert yaml.safe_load((graphs / "args.yaml").read_text())["torchcompile_mode"] == "reduce-overhead"
+    trained = torch.load(graphs / "last.pth.tar", weights_only=True)["args"]
+    assert trained["torchcompile_mode"] == "reduce-overhead"
     eager = train(*flags, "--no-compile", data=odd_images, experiment="eager")
     for ours, theirs in zip(summary_of(graphs), summary_of(eager), strict=True):
         for name in ours:

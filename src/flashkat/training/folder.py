@@ -4,9 +4,10 @@ import contextlib
 import csv
 import shutil
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -32,7 +33,13 @@ class RunFolder:
         made: what was made for a new run, for :func:`discard_if_empty`: the folder, then those above it.
     """
 
-    def __init__(self, args: Namespace, image_size: int, history: Sequence[dict[str, Any]] = ()) -> None:
+    def __init__(
+        self,
+        args: Namespace,
+        image_size: int,
+        history: Sequence[dict[str, Any]] = (),
+        asked: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
         """Make a new folder, numbered if one of the name is there, or go on in that of the checkpoint to resume.
 
         Args:
@@ -40,6 +47,7 @@ class RunFolder:
                 that is a run's, unless one of them names another.
             image_size: in pixels, for the name of a folder without one.
             history: the rows of a resumed run's summary.
+            asked: flags as they were given, for ``args.yaml``, where ``args`` has what was made of them.
 
         Raises:
             InputError: the folder cannot be written.
@@ -54,7 +62,7 @@ class RunFolder:
         self.path = self._make(parent, name) if continued is None else continued
         self.made: list[Path] = [self.path, *above] if continued is None else []
         try:
-            (self.path / "args.yaml").write_text(yaml.safe_dump(vars(args), sort_keys=False))
+            (self.path / "args.yaml").write_text(yaml.safe_dump({**vars(args), **asked}, sort_keys=False))
             if self._rows:
                 self._write_summary()
             if continued is None and args.resume:

@@ -60,6 +60,8 @@ def _check_names(args: Namespace) -> None:
 
 
 def _train(args: Namespace, device: torch.device) -> Path | None:
+    # What is chosen for this run is not a wish of the next that reads its flags.
+    asked = {name: getattr(args, name) for name in ("torchcompile", "torchcompile_mode")}
     about_compiling = choose_compilation(args, device, training=True)
     random_seed(args.seed)
     with distributed.one_by_one(args.dataset_download):
@@ -84,7 +86,7 @@ def _train(args: Namespace, device: torch.device) -> Path | None:
     mixup, loss_function = build_mixup(args), build_loss(args).to(device)
     state = _build_state(model, args, device, len(train_loader), train_set.classes, resumed)
 
-    folder = RunFolder(args, config["input_size"][-1], state.history) if distributed.is_primary() else None
+    folder = RunFolder(args, config["input_size"][-1], state.history, asked) if distributed.is_primary() else None
     made = distributed.gather([] if folder is None else folder.made)[0]
     try:
         batches_done = state.epoch * len(train_loader) + state.batch
