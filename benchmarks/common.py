@@ -280,11 +280,12 @@ def _synchronize() -> None:
 # Targets
 
 
-def target(name: str, value: float, limit: float, at_least: bool = False) -> Row:
-    """A number that has to be at most (or at least) a limit."""
-    met = value >= limit if at_least else value <= limit
+def target(name: str, value: float | None, limit: float, at_least: bool = False) -> Row:
+    """A number that has to be at most (or at least) a limit; None if it was not measured, and so not met."""
+    met = value is not None and (value >= limit if at_least else value <= limit)
     bound = "at least" if at_least else "at most"
-    return {"name": name, "value": float(f"{value:.4g}"), "bound": bound, "limit": limit, "met": met}
+    rounded = None if value is None else float(f"{value:.4g}")
+    return {"name": name, "value": rounded, "bound": bound, "limit": limit, "met": met}
 
 
 def requirement(name: str, holds: bool) -> Row:

@@ -1,8 +1,9 @@
 """Whole models in turn: a KAT with our kernels, the same KAT with the published ones, and timm's ViT of the same size.
 
-Each eager, compiled, and compiled with CUDA graphs. The published kernels are put in the place of the KAT's rationals,
-so that nothing else differs. A compiler sees them as it sees ours, as operators that it cannot look into; eager mode
-calls them directly.
+Each eager, compiled, and compiled with CUDA graphs. The published kernels are put in the place of the KAT's rationals;
+the LayerNorm and the bias before these, which our kernels take in, are PyTorch's or the compiler's then. A compiler
+launches our kernels itself, and calls the published ones as operators that it cannot look into, as KAT's, in CUDA C++,
+is for it. That costs the host some time in each of them, which CUDA graphs leave out.
 """
 
 import functools
@@ -42,7 +43,7 @@ seconds a step in training and is measured a few times only. On several GPUs par
 CUDA_VISIBLE_DEVICES, where there are processors enough that none waits for one. For example:
 
   --sizes tiny --ways eager compiled
-  --sizes tiny --ways graphs --contenders ours vit
+  --sizes tiny --ways graphs --contenders ours vit "flashkat paper"
 
 With --quick, models and batches are toys. That needs no GPU, except with the papers' kernels:
 

@@ -163,7 +163,7 @@ def _loading(document: Document) -> Figure:
         workers = [row["workers"] for row in rows]
         axes.plot(workers, [row["images_per_s"] for row in rows], marker="o", markersize=3, label="loading")
         if rows[0]["step_images_per_s"]:
-            axes.plot(workers, [row["step_images_per_s"] for row in rows], "k:", label="step, compiled KAT-Tiny")
+            axes.plot(workers, [row["step_images_per_s"] for row in rows], "k:", label="step, KAT-Tiny, CUDA graphs")
         axes.legend(fontsize=7)
         axes.set(xlabel="workers", ylabel="images/s", title=f"{kind}, {rows[0]['pixels']} px", ylim=(0, None))
         axes.set_xticks(workers)

@@ -226,7 +226,7 @@ def _loading(document: Document) -> str:
     return "\n\n".join(
         [
             "**Loading.** Images per second of the training loader alone, with the recipes' augmentation, by number of "
-            "workers, and the share of what a training step of a compiled KAT-Tiny takes.",
+            "workers, and the share of what a training step of KAT-Tiny with CUDA graphs takes.",
             _markdown(["", *(f"{count} worker{'s' * (count > 1)}" for count in workers)], table),
         ]
     )
@@ -275,8 +275,12 @@ def _verdict(document: Document) -> str:
     verdict = f"{len(targets) - len(missed)} of {len(targets)} targets met"
     if not missed:
         return f"{verdict}."
-    lines = [f"- {target['name']}: {target['value']}, wanted {target['bound']} {target['limit']}" for target in missed]
-    return "\n".join([f"<details><summary>{verdict}; those missed:</summary>", "", *lines, "", "</details>"])
+    lines = [
+        f"- {target['name']}: {'not measured' if target['value'] is None else target['value']}, "
+        f"wanted {target['bound']} {target['limit']}"
+        for target in missed
+    ]
+    return "\n".join([f"<details><summary>{verdict}; the others:</summary>", "", *lines, "", "</details>"])
 
 
 def _provenance(environment: Row) -> str:
