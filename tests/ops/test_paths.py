@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from oracle import assert_close, exact, exact_scalar
 
 from flashkat.coefficients import FUNCTIONS, starting_coefficients
+from flashkat.ops import native
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 # Rounding steps that the arithmetic may add to each term: Horner, division, and the tree of a sum.
@@ -140,13 +141,12 @@ def test_same_input_gives_the_same_bits(path, dtype):
         assert torch.equal(first[name], second[name]), name
 
 
-def _powers_of_two(dtype, subnormal):
+def _powers_of_two(dtype, subnormal, step=3):
     """Both signs of powers of two over the whole exponent range, the largest value and zeros included."""
     info = torch.finfo(dtype)
     smallest = info.smallest_normal * (info.eps if subnormal else 1)
     low, high = math.frexp(smallest)[1] - 1, math.frexp(info.max)[1] - 1
-    step = 37 if dtype == torch.float64 else 3
-    sizes = [2.0**e for e in range(low, high, step)] + [info.max, 0.0]
+    sizes = [2.0**e for e in range(low, high, 37 if dtype == torch.float64 else step)] + [info.max, 0.0]
     return torch.tensor([sign * size for size in sizes for sign in (1, -1)], dtype=torch.float64).to(dtype)
 
 
@@ -182,18 +182,21 @@ WILD = {
 @pytest.mark.parametrize("coefficients", [*STARTS.items(), *WILD.items()], ids=lambda item: item[0])
 def test_finite_in_finite_out_over_the_whole_range(path, coefficients, dtype):
     """The exact value's neighbourhood or the infinity it overflows to, never NaN, for values and slopes."""
-    _, (numerator, denominator) = coefficients
-    x = _powers_of_two(dtype, path.handles_subnormal(dtype))
-    # A column per channel keeps one wild value from sending the others down the careful way.
+    name, (numerator, denominator) = coefficients
+    # Exact values of all exponents take a while; those of 16 bits are tested one by one elsewhere.
+    every = dtype == torch.float32 and name in ("swish", "random")
+    x = _powers_of_two(dtype, path.handles_subnormal(dtype), step=1 if every else 3)
     a, b = torch.tensor([numerator]), torch.tensor([denominator]).reshape(1, -1)
-    g = torch.ones_like(x)
-    found = _run(path, g[:, None], x[:, None], a, b, -1)
+    # The compiled path takes a wild value's group the careful way, others what is next to it, whatever the groups.
+    dim = 0 if path.implementation is native else -1
+    rows = b.expand(len(x) if dim == 0 else 1, -1).contiguous()
+    found = _run(path, torch.ones_like(x)[:, None], x[:, None], a, rows, dim)
     floor = 0.0 if path.handles_subnormal(dtype) else torch.finfo(dtype).smallest_normal
     ulps = 4 * path.steps(dtype) if dtype in (torch.float32, torch.float64) else path.steps(dtype)
     for value, slope, point in zip(found["value"].flatten(), found["grad_x"].flatten(), x, strict=True):
         truth = exact_scalar(point.item(), a[0].tolist(), b[0].tolist())
-        assert _within(value.item(), truth["value"], truth["value_terms"], dtype, ulps, floor), (point, value)
-        assert _within(slope.item(), truth["slope"], truth["slope_terms"], dtype, 2 * ulps, floor), (point, slope)
+        assert _within(value.item(), truth["value"], truth["value_terms"], dtype, ulps, floor, 4), (point, value)
+        assert _within(slope.item(), truth["slope"], truth["slope_terms"], dtype, ulps, floor, 4), (point, slope)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
