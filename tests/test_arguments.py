@@ -119,6 +119,12 @@ def test_values():
     assert args.model_kwargs == {"m": 5, "act_init": "gelu", "init_values": 1e-4, "class_token": False}
 
 
+def test_values_as_timms_scripts_take_them():
+    args = parse("train", "data", "--interpolation", "", "--aug-repeats", "3.0")
+    assert args.interpolation == ""
+    assert (args.aug_repeats, type(args.aug_repeats)) == (3, int)
+
+
 @pytest.mark.parametrize(("text", "value"), [("true", True), ("false", False), ("none", "none")])
 def test_words_for_truth(text, value):
     assert parse("train", "data", "--model-kwargs", f"class_token={text}").model_kwargs == {"class_token": value}
@@ -145,6 +151,7 @@ def test_help(command, capsys):
     [
         (["data", "-b", "0"], ["-b/--batch-size", "at least 1, not 0"]),
         (["data", "-b", "1.5"], ["-b/--batch-size", "whole number", "1.5"]),
+        (["data", "--aug-repeats", "2.5"], ["--aug-repeats", "whole number", "2.5"]),
         (["data", "-j", "-2"], ["-j/--workers", "at least 0, not -2"]),
         (["data", "--epochs", "0"], ["--epochs", "at least 1"]),
         (["data", "--img-size", "big"], ["--img-size", "'big'"]),

@@ -268,6 +268,12 @@ def test_safetensors_weights_of_a_named_model(validate, images, trained, tmp_pat
     assert validate(images, "--checkpoint", path, *config_flags())[0] == expected
 
 
+def test_no_interpolation_is_the_checkpoints(validate, images, trained):
+    """As timm writes a flag that was not given."""
+    result, _ = validate(images, "--checkpoint", trained / "last.pth.tar", "--interpolation", "")
+    assert result["interpolation"] == "bilinear"
+
+
 def test_weights_alone(validate, images, trained, tmp_path):
     state = torch.load(trained / "last.pth.tar", weights_only=True)["state_dict"]
     torch.save({f"module.{name}": value for name, value in state.items()}, tmp_path / "weights.pth")

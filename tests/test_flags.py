@@ -164,9 +164,12 @@ def test_timms_own_arguments_are_such_a_file(config):
     timms = {"data": "images", "data_dir": None, "dataset": "", "torchscript": False, "fuser": "", "amp_impl": "native"}
     timms |= {"bn_momentum": None, "drop_block": None, "split_bn": False, "naflex_loader": False, "local_rank": 0}
     timms |= {"naflex_max_seq_len": 576, "decay_epochs": 90, "amp_dtype": "float16", "color_jitter": 0.4}
+    timms |= {"interpolation": "", "aug_repeats": 3.0}
     args = parse("train", "-c", config(**timms))
     assert args.data_dir == "images"
     assert args.amp_dtype == "float16"
+    assert not args.interpolation
+    assert args.aug_repeats == 3
 
 
 @pytest.mark.parametrize(

@@ -165,9 +165,27 @@ def test_real_labels(validate, tmp_path):
 def test_real_labels_that_are_not(validate, tmp_path):
     checkpoint = weights(tmp_path / "weights.pth")
     assert "no file" in validate("--checkpoint", checkpoint, "--real-labels", tmp_path / "none", status=2)
-    for text in ("[[0]]", "no labels"):
+    for text, words in (("[[0]]", "has labels for 1 images, not 10"), ("no labels", "Expecting value")):
         (tmp_path / "real.json").write_text(text)
-        assert "50,000" in validate("--checkpoint", checkpoint, "--real-labels", tmp_path / "real.json", status=2)
+        err = validate("--checkpoint", checkpoint, "--real-labels", tmp_path / "real.json", status=2)
+        assert err.count("\n") == 1
+        assert "50,000" in err
+        assert words in err
+
+
+def test_real_labels_of_fewer_than_five_outputs(validate, tmp_path):
+    # Outputs 0 to 2, of which the first is the answer.
+    checkpoint = weights(tmp_path / "weights.pth", answer=0, classes=5)
+    (tmp_path / "real.json").write_text(json.dumps([[0]] * 5 + [[2]] * 3 + [[4]] * 2))
+    (tmp_path / "labels.txt").write_text("0\n1\n2\n")
+    data = tmp_path / "three"
+    for number in range(10):
+        folder = data / f"class{number % 3}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(folder / f"ILSVRC2012_val_{number + 1:08d}.JPEG", "png")
+    flags = ["--valid-labels", tmp_path / "labels.txt", "--real-labels", tmp_path / "real.json"]
+    result, _ = validate("--checkpoint", checkpoint, *flags, data=data)
+    assert (result["top1"], result["top5"]) == (50, 80)
 
 
 def test_valid_labels(validate, tmp_path):
@@ -186,6 +204,17 @@ def test_valid_labels_that_are_not(validate, tmp_path, text, words):
     (tmp_path / "labels.txt").write_text(text)
     checkpoint = weights(tmp_path / "weights.pth")
     assert words in validate("--checkpoint", checkpoint, "--valid-labels", tmp_path / "labels.txt", status=2)
+
+
+def test_valid_labels_beside_a_checkpoints_own_classes(validate, tmp_path):
+    """That these are the data's does not make two of its five outputs enough."""
+    state = torch.load(weights(tmp_path / "weights.pth"), weights_only=True)
+    run = {"state_dict": state, "classes": [f"class{number}" for number in range(5)]}
+    torch.save(run, tmp_path / "run.pth.tar")
+    (tmp_path / "labels.txt").write_text("0\n1\n")
+    err = validate("--checkpoint", tmp_path / "run.pth.tar", "--valid-labels", tmp_path / "labels.txt", status=2)
+    assert err.count("\n") == 1
+    assert "has 5 classes, --valid-labels names 2" in err
 
 
 @pytest.mark.parametrize(

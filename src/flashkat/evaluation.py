@@ -214,7 +214,7 @@ def model_from_checkpoint(
             "mean",
             "std",
         ):
-            if getattr(args, name, None) is None and not (sized and name in ("img_size", "input_size")):
+            if getattr(args, name, None) in (None, "") and not (sized and name in ("img_size", "input_size")):
                 setattr(args, name, trained.get(name))
     if args.num_classes is None and "head.bias" in state:
         args.num_classes = len(state["head.bias"])

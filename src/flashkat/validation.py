@@ -144,6 +144,7 @@ def validate(args: Namespace, device: torch.device, say: Say) -> dict[str, Any]:
         dataset = open_dataset(args, args.split, num_samples=args.num_samples)
     valid_labels = _read_labels(args.valid_labels, model)
     _check_classes(dataset, model, checkpoint, valid_labels)
+    real_labels = _real_labels(args, dataset, model, valid_labels)
     config = data_config(model, args, use_test_size=not args.use_train_size)
     loader = evaluation_loader(dataset, config, args, device)
 
@@ -169,7 +170,6 @@ def validate(args: Namespace, device: torch.device, say: Say) -> dict[str, Any]:
     model = prepared(_parallel(place(model, args, device), args, device), args)
     if valid_labels is not None:
         model = _Selected(model, torch.tensor(valid_labels, device=device))
-    real_labels = _real_labels(args, dataset)
     if real_labels is not None:
         model.register_forward_hook(lambda module, images, output: real_labels.add_result(output))
     averages = _ClassAverages(args.metrics_avg, model) if args.metrics_avg else None
@@ -177,7 +177,7 @@ def validate(args: Namespace, device: torch.device, say: Say) -> dict[str, Any]:
     (metrics,) = evaluate({args.model: model}, batches, autocast(args, device), report).values()
     top1, top5 = metrics.top1, metrics.top5
     if real_labels is not None:
-        top1, top5 = (real_labels.get_accuracy(k=k) for k in (1, 5))
+        top1, top5 = (real_labels.get_accuracy(k=k) for k in real_labels.topk)
     result = {
         "model": args.model,
         "top1": round(top1, 4),
@@ -265,7 +265,10 @@ def _read_labels(path: str, model: Any) -> list[int] | None:
     return labels
 
 
-def _real_labels(args: Namespace, dataset: Any) -> RealLabelsImagenet | None:
+def _real_labels(
+    args: Namespace, dataset: Any, model: Any, valid_labels: list[int] | None
+) -> RealLabelsImagenet | None:
+    """The labels of ``--real-labels``, that count a model's hits among its first and its first five outputs, or all."""
     if not args.real_labels:
         return None
     if not Path(args.real_labels).is_file():
@@ -273,7 +276,11 @@ def _real_labels(args: Namespace, dataset: Any) -> RealLabelsImagenet | None:
     what = "--real-labels are for the 50,000 images of ImageNet's validation split, ILSVRC2012_val_00000001.JPEG to ..."
     with explain(what):
         names = dataset.filenames(basename=True)
-        labels = RealLabelsImagenet(names, real_json=args.real_labels)
+        outputs = model.num_classes if valid_labels is None else len(valid_labels)
+        labelled = len(json.loads(Path(args.real_labels).read_text()))
+        if labelled != len(names):
+            raise InputError(f"{what}: {args.real_labels} has labels for {labelled} images, not {len(names)}")
+        labels = RealLabelsImagenet(names, real_json=args.real_labels, topk=(1, min(5, outputs)))
         unknown = [name for name in names if name not in labels.real_labels]
         if unknown:
             raise InputError(f"{what}, not {unknown[0]}")
@@ -300,11 +307,9 @@ def result_text(result: dict[str, Any] | list[dict[str, Any]]) -> str:
 
 def _check_classes(dataset: Any, model: Any, checkpoint: dict[str, Any], valid_labels: list[int] | None) -> None:
     trained, known = checkpoint.get("classes"), dataset.classes
-    if not known or trained == known:
-        return
-    if valid_labels is not None:
-        if len(valid_labels) != len(known):
-            raise InputError(f"{dataset.source} has {len(known)} classes, --valid-labels names {len(valid_labels)}")
+    if valid_labels is not None and known and len(valid_labels) != len(known):
+        raise InputError(f"{dataset.source} has {len(known)} classes, --valid-labels names {len(valid_labels)}")
+    if valid_labels is not None or not known or trained == known:
         return
     if trained:
         raise InputError(

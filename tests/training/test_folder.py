@@ -35,6 +35,13 @@ def test_names(make, tmp_path):
     assert re.fullmatch(r"\d{8}-\d{6}-kat_tiny_patch16_224-224", make().path.name)
 
 
+@pytest.mark.parametrize("model", ["local-dir:/models/mine", "hf_hub:models/mine"])
+def test_a_model_named_by_a_path_makes_one_folder(make, tmp_path, model):
+    path = make("--model", model).path
+    assert path.parent == tmp_path / "output"
+    assert path.name.endswith("models_mine-224")
+
+
 def test_arguments(make, training_args, tmp_path):
     flags = ["--experiment", "a", "--model-kwargs", "m=5", "act_init=gelu", "--mean", 0.5, 0.5, 0.5, "--lr", 1e-5]
     folder = make(*flags)

@@ -1,6 +1,7 @@
 """What the flags make: the model, its optimiser, the schedule, mixing, the loss."""
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from foreign import google_arrays
 from timm.loss import SoftTargetCrossEntropy
 
 from flashkat.errors import InputError
+from flashkat.training import recipe
 from flashkat.training.optimizer import create_optimizer
 from flashkat.training.recipe import (
     average_notes,
@@ -279,6 +281,23 @@ def test_names_of_schedules(name):
 def test_a_schedule_that_is_not_there(name, hint):
     with pytest.raises(InputError, match=f"^no schedule '{name}' for --sched: {hint}"):
         check_schedule_name(name)
+
+
+def test_plateau_is_made_without_a_warning(args, monkeypatch):
+    """Newer timm has one that nobody saves its state; we do. Every other warning is left."""
+
+    def warn(*args, **kwargs):
+        for text in ("PlateauLRScheduler is deprecated and will go", "something else"):
+            warnings.warn(text, FutureWarning, stacklevel=2)
+        return create(*args, **kwargs)
+
+    create = recipe.create_scheduler_v2
+    monkeypatch.setattr(recipe, "create_scheduler_v2", warn)
+    for make in (check_schedule_name, lambda name: build_schedule(optimizer_of(args()), args("--sched", name), 1)):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            make("plateau")
+        assert [str(warning.message) for warning in caught] == ["something else"]
 
 
 def test_a_schedule_that_older_timm_does_not_know(monkeypatch):

@@ -8,6 +8,8 @@ import torch
 import yaml
 
 from flashkat.cli import main
+from flashkat.names import export
+from flashkat.training.state import read_resumed
 
 # All that is random: augmentation, erasing, mixing, dropping.
 RANDOM = ["--mixup", 0.5, "--reprob", 0.5, "--drop", 0.2, "--drop-path", 0.3, "--aa", "rand-m9-mstd0.5"]
@@ -154,7 +156,32 @@ def test_start_epoch(train):
     again = train(*flags, "--resume", recovery, "--start-epoch", 1, experiment="again")
     last = torch.load(again / "last.pth.tar", weights_only=True)["run"]
     assert (last["epoch"], last["updates"]) == (3, 12)
-    assert [row["epoch"] for row in rows_of(again)] == ["0", "1", "1", "2"]
+    assert [row["epoch"] for row in rows_of(again)] == ["0", "1", "2"]
+
+
+def test_a_best_epoch_that_is_trained_again_is_forgotten(train):
+    flags = ["--opt", "adamw", "--lr", 1e-3, "--warmup-epochs", 0]
+    first = train("--epochs", 2, *flags, experiment="first")
+    checkpoint = torch.load(first / "last.pth.tar", weights_only=True)
+    for row, top1 in zip(checkpoint["run"]["history"], (12.3457, 100.0), strict=True):
+        row["eval_top1"] = top1
+
+    def best_of(best, start):
+        checkpoint["run"]["best"] = {"metric": best, "weights": "state_dict"}
+        torch.save(checkpoint, first / "changed.pth.tar")
+        again = train(
+            "--epochs", 3, *flags, "--resume", first / "changed.pth.tar", "--start-epoch", start, experiment="again"
+        )
+        rows = rows_of(again)
+        assert [row["epoch"] for row in rows] == ["0", "1", "2"]
+        found = torch.load(again / "last.pth.tar", weights_only=True)["run"]["best"]["metric"]
+        return found, max(float(row["eval_top1"]) for row in rows)
+
+    found, highest = best_of(100.0, start=1)
+    assert round(found, 4) == highest
+    # Kept: the epoch is not trained again, or it is none of the rows'.
+    assert best_of(100.0, start=2)[0] == 100
+    assert best_of(101.0, start=1)[0] == 101
 
 
 def test_without_the_state_of_the_optimiser(train):
@@ -187,6 +214,72 @@ def test_a_checkpoint_of_timms_scripts(train):
     assert torch.load(second / "last.pth.tar", weights_only=True)["run"]["updates"] == 12
 
 
+# As KAT's code registers the parts of its MLP; ours has act1 first.
+KAT_ORDER = ("fc1", "act1", "act2", "fc2")
+
+
+def in_kats_order(names):
+    def key(name):
+        block, mlp, part = name.partition(".mlp.")
+        first = next(number for number, other in enumerate(names) if other.startswith(block + mlp))
+        return first, KAT_ORDER.index(part.split(".")[0]) if mlp else 0
+
+    return sorted(names, key=key)
+
+
+def as_kats_code_has_it(checkpoint):
+    """A checkpoint of ours with the names, and in the order, of KAT's code, its optimiser's state too."""
+    state, optimizer = checkpoint["state_dict"], checkpoint["optimizer"]
+    spared = [
+        name for name, value in state.items() if value.ndim == 1 or name.endswith((".bias", "cls_token", "pos_embed"))
+    ]
+    decayed = [name for name in state if name not in spared]
+    groups, moments = [], {}
+    for group, names in zip(optimizer["param_groups"], (spared, decayed), strict=True):
+        number_of = dict(zip(names, group["params"], strict=True))
+        groups.append({**group, "params": []})
+        for name in in_kats_order(names):
+            groups[-1]["params"].append(len(moments))
+            moments[len(moments)] = optimizer["state"][number_of[name]]
+    weights = export(state, "kat", "ours")
+    return {
+        **{key: checkpoint[key] for key in ("arch", "epoch", "args", "version")},
+        "state_dict": {name: weights[name] for name in in_kats_order(list(weights))},
+        "optimizer": {"state": moments, "param_groups": groups},
+    }
+
+
+def test_a_checkpoint_of_kats_code(train):
+    """Its optimiser numbers the parameters in another order; training goes on to the same bits."""
+    kat = ["--opt", "adamw", "--lr", 1e-3, "--weight-decay", 0.05, "--model", "kat_tiny_swish_patch16_224"]
+    first = train("--epochs", 2, *kat, experiment="first")
+    checkpoint = torch.load(first / "last.pth.tar", weights_only=True)
+    torch.save(as_kats_code_has_it(checkpoint), first / "kat.pth.tar")
+    results = [
+        torch.load(
+            train("--epochs", 3, *kat, "--resume", first / name, experiment=name) / "last.pth.tar", weights_only=True
+        )
+        for name in ("last.pth.tar", "kat.pth.tar")
+    ]
+    ours, theirs = (tensors_in({key: result[key] for key in ("state_dict", "optimizer")}) for result in results)
+    assert ours.keys() == theirs.keys()
+    assert [key for key in ours if torch.is_tensor(ours[key]) and not torch.equal(ours[key], theirs[key])] == []
+
+
+@pytest.mark.parametrize(("saved", "lists"), [(None, True), ([], True), (["dark", "light"], False)])
+def test_classes_that_one_side_does_not_list(train, saved, lists, training_args):
+    """They are not other classes."""
+    last = train("--epochs", 1, "--opt", "adamw") / "last.pth.tar"
+    checkpoint = torch.load(last, weights_only=True)
+    if saved is None:
+        del checkpoint["classes"]
+    else:
+        checkpoint["classes"] = saved
+    torch.save(checkpoint, last)
+    resumed = read_resumed(training_args("--resume", last), ["cat", "dog", "cow"] if lists else [])
+    assert resumed["epoch"] == 0
+
+
 @pytest.fixture
 def refused(images, tiny, tmp_path, capsys):
     """The one line that a command is refused with."""
@@ -215,6 +308,11 @@ def test_what_cannot_be_resumed(train, refused, tmp_path, write_images):
     )
     assert "was trained with --opt adamw: give that, or --no-resume-opt" in refused("--resume", last, "--opt", "sgd")
     assert "optimiser with other parameters" in refused("--resume", last, "--rational-lr-scale", 0.5)
+    saved = torch.load(last, weights_only=True)
+    saved["optimizer"]["state"][0]["exp_avg"] = torch.zeros(7)
+    torch.save(saved, tmp_path / "shapes.pth.tar")
+    err = refused("--resume", tmp_path / "shapes.pth.tar", "--epochs", 2)
+    assert "optimiser with other parameters: give its flags, or --no-resume-opt: exp_avg of shape (7,), not (" in err
     assert "has all of its 1 epochs: give more --epochs" in refused("--resume", last, "--epochs", 1)
     assert "no checkpoint at" in refused("--resume", tmp_path / "none.pth.tar")
     torch.save(torch.load(last, weights_only=True)["state_dict"], tmp_path / "weights.pth")

@@ -109,7 +109,7 @@ def add_data(parser: argparse.ArgumentParser, batch_size: int) -> None:
     group.add_argument("--crop-pct", type=share, metavar="F", help="share of the side that evaluation crops to")
     group.add_argument(
         "--interpolation",
-        choices=INTERPOLATIONS,
+        choices=["", *INTERPOLATIONS],
         metavar="NAME",
         help=f"resizing for evaluation: {', '.join(INTERPOLATIONS)} (default: the model's)",
     )

@@ -205,7 +205,8 @@ def number(kind: type, low: float, high: float = math.inf, above: bool = False) 
     def convert(text: str) -> float:
         if "," in text:
             raise argparse.ArgumentTypeError(f"takes numbers with spaces between them, not {text!r}")
-        value = kind(text)
+        # timm has floats for some whole numbers, and its args.yaml 3.0.
+        value = kind(text.removesuffix(".0") if kind is int else text)
         if not (low <= value <= high and math.isfinite(value)) or (above and value == low):
             least = f"more than {low:g}" if above else f"at least {low:g}"
             wanted = f"{least} and at most {high:g}" if high < math.inf else least if low > -math.inf else "finite"

@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 import yaml
+from timm.models import safe_model_name
 
 from .. import checkpoints
 from ..arguments import DEFAULT_OUTPUT
@@ -58,7 +59,7 @@ class RunFolder:
         self._rows, self._history, self._metric = [dict(row) for row in history], args.checkpoint_hist, args.eval_metric
         continued = _continued(args)
         above = [folder for folder in (parent, *parent.parents) if not folder.exists()]
-        name = args.experiment or f"{datetime.now():%Y%m%d-%H%M%S}-{args.model}-{image_size}"
+        name = args.experiment or f"{datetime.now():%Y%m%d-%H%M%S}-{safe_model_name(args.model)}-{image_size}"
         self.path = self._make(parent, name) if continued is None else continued
         self.made: list[Path] = [self.path, *above] if continued is None else []
         try:

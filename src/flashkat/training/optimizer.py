@@ -18,7 +18,18 @@ from torch import nn
 from ..errors import InputError, did_you_mean, explain
 from ..nn import GroupRational
 
-__all__ = ["check_optimizer_name", "create_optimizer", "is_fused", "parameter_groups", "with_implementation_of"]
+__all__ = [
+    "check_optimizer_name",
+    "check_shapes",
+    "create_optimizer",
+    "is_fused",
+    "parameter_groups",
+    "with_implementation_of",
+    "with_order_of",
+]
+
+# What nearly all optimisers keep of a parameter in its own shape; some keep other things in smaller shapes.
+_SHAPED = ("exp_avg", "momentum_buffer")
 
 # What says how an optimiser computes, not what.
 _IMPLEMENTATION = ("fused", "foreach", "capturable", "differentiable")
@@ -68,6 +79,51 @@ def with_implementation_of(optimizer: torch.optim.Optimizer, state: dict[str, An
     for saved, own in zip(groups, optimizer.param_groups, strict=False):
         saved.update({name: own[name] for name in _IMPLEMENTATION if name in own})
     return {**state, "param_groups": groups}
+
+
+def with_order_of(
+    optimizer: torch.optim.Optimizer, state: dict[str, Any], model: nn.Module, names: list[str]
+) -> dict[str, Any]:
+    """A saved state_dict whose parameters are listed in the order of the optimiser's own.
+
+    A state_dict knows parameters by their place in a group, and those of a group are in the order of the modules: in
+    KAT's code ``fc1``, ``act1``, ``act2``, ``fc2``, not as here. The groups themselves are the same.
+
+    Args:
+        optimizer: to load into.
+        state: its saved state_dict.
+        model: whose parameters the optimiser has.
+        names: the names of the model's state_dict, in the order of the model that was saved.
+
+    Raises:
+        ValueError: the groups are not as many, or not as large.
+    """
+    groups = state["param_groups"]
+    sizes, own_sizes = ([len(group["params"]) for group in each] for each in (groups, optimizer.param_groups))
+    if sizes != own_sizes:
+        raise ValueError(f"groups of {sizes} parameters, not of {own_sizes}")
+    rank = {name: place for place, name in enumerate(names)}
+    places = {id(parameter): rank[name] for name, parameter in model.named_parameters()}
+    ordered = []
+    for saved, own in zip(groups, optimizer.param_groups, strict=True):
+        keys = [places[id(parameter)] for parameter in own["params"]]
+        numbers = dict(zip(sorted(keys), saved["params"], strict=True))
+        ordered.append({**saved, "params": [numbers[key] for key in keys]})
+    return {**state, "param_groups": ordered}
+
+
+def check_shapes(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Raise ValueError where a saved state_dict has averages of another shape than the parameters they would be for.
+
+    The optimiser would take it, and fail in its first step.
+    """
+    numbers = [number for group in state["param_groups"] for number in group["params"]]
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for number, parameter in zip(numbers, parameters, strict=True):
+        for name in _SHAPED:
+            average = state["state"].get(number, {}).get(name)
+            if isinstance(average, torch.Tensor) and average.shape != parameter.shape:
+                raise ValueError(f"{name} of shape {tuple(average.shape)}, not {tuple(parameter.shape)}")
 
 
 def parameter_groups(model: nn.Module, args: Namespace) -> list[dict[str, Any]]:

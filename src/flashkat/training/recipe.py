@@ -1,6 +1,7 @@
 """The parts of a run as the flags ask for them: model, learning rate and schedule, loss, mixing."""
 
 import math
+import warnings
 from argparse import Namespace
 from collections.abc import Callable
 from typing import Any
@@ -97,12 +98,19 @@ def check_schedule_name(sched: str) -> None:
         return
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
     try:
-        known = create_scheduler_v2(optimizer, sched=sched)[0] is not None  # None is how older timm answers
+        known = _timms_schedule(optimizer, sched=sched)[0] is not None  # None is how older timm answers
     except ValueError:
         known = False
     if not known:
         hint = did_you_mean(sched.lower(), _SCHEDULES, otherwise=f"try {', '.join(_SCHEDULES)}")
         raise InputError(f"no schedule {sched!r} for --sched: {hint}")
+
+
+def _timms_schedule(optimizer: torch.optim.Optimizer, **options: Any) -> tuple[Scheduler | None, int]:
+    """timm's schedule and its epochs, without its warning that nobody saves the state of plateau's: we do."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="PlateauLRScheduler is deprecated", category=FutureWarning)
+        return create_scheduler_v2(optimizer, **options)
 
 
 def build_schedule(
@@ -121,7 +129,7 @@ def build_schedule(
     if args.lr_noise is not None and len(args.lr_noise) > 2:
         raise InputError(f"--lr-noise takes where noise begins, and perhaps ends, not {len(args.lr_noise)} numbers")
     with explain(f"cannot make --sched {args.sched}"):
-        scheduler, epochs = create_scheduler_v2(optimizer, **options, updates_per_epoch=updates_per_epoch)
+        scheduler, epochs = _timms_schedule(optimizer, **options, updates_per_epoch=updates_per_epoch)
     if scheduler is None:
         # Otherwise the schedule's part.
         for group in optimizer.param_groups:

@@ -1,5 +1,6 @@
 """All that a run needs to continue exactly, in one object: it is trained, saved and restored as a whole."""
 
+import math
 from argparse import Namespace
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +15,7 @@ from ..errors import InputError, explain
 from ..evaluation import Meters
 from ..names import compare, describe, rename_rationals
 from ..randomness import random_state, set_random_state
-from .optimizer import with_implementation_of
+from .optimizer import check_shapes, with_implementation_of, with_order_of
 from .parallel import full, like
 
 __all__ = ["TrainingState", "load_resumed_weights", "read_resumed"]
@@ -102,6 +103,7 @@ class TrainingState:
                 self._restore(checkpoint, run, args, updates_per_epoch)
         if args.start_epoch is not None:
             self.epoch, self.batch, self.meters = args.start_epoch, 0, Meters()
+            self._forget_later_epochs(args.eval_metric)
             self.updates = self.epoch * updates_per_epoch
         if self.epoch >= self.epochs:
             if args.start_epoch is not None:
@@ -109,6 +111,15 @@ class TrainingState:
             raise InputError(f"{args.resume} has all of its {self.epoch} epochs: give more --epochs to go on")
         if self.scheduler is not None and (checkpoint or self.epoch):
             _set_schedule(self.scheduler, run.get("scheduler", {}), self.epoch, self.updates)
+
+    def _forget_later_epochs(self, metric: str) -> None:
+        """Leave out the summary's rows of epochs that are trained again, and the best of all if it is one of these."""
+        kept = [row for row in self.history if row["epoch"] < self.epoch]
+        before, after = _best_of(self.history, metric), _best_of(kept, metric)
+        # A best that is none of the rows', of another metric say, may be from before; rows are rounded.
+        if before != after and round(before["metric"], 4) == round(self.best.get("metric", math.nan), 4):
+            self.best = after
+        self.history = kept
 
     def _restore(
         self, checkpoint: dict[str, Any], run: dict[str, Any], args: Namespace, updates_per_epoch: int
@@ -142,7 +153,10 @@ class TrainingState:
         if not isinstance(checkpoint.get("optimizer"), dict):
             raise InputError(f"{args.resume} holds no state of an optimiser: give --no-resume-opt")
         with explain(f"{args.resume} has an optimiser with other parameters: give its flags, or --no-resume-opt"):
-            saved = with_implementation_of(self.optimizer, checkpoint["optimizer"])
+            names = rename_rationals(checkpoints.weights(checkpoint), self.model.state_dict().keys())
+            saved = with_order_of(self.optimizer, checkpoint["optimizer"], self.model, list(names))
+            saved = with_implementation_of(self.optimizer, saved)
+            check_shapes(self.optimizer, saved)
             self.optimizer.load_state_dict(like(saved, self.optimizer))
         if self.scaler.is_enabled() and checkpoint.get("amp_scaler"):
             self.scaler.load_state_dict(checkpoint["amp_scaler"])
@@ -159,8 +173,9 @@ def read_resumed(args: Namespace, classes: list[str]) -> dict[str, Any]:
     checkpoint = checkpoints.read(args.resume)
     if not isinstance(checkpoint.get("run", {}), dict) or "epoch" not in checkpoint:
         raise InputError(f"{args.resume} holds weights but no run that could be continued")
-    trained = checkpoint.get("classes", classes)
-    if trained != classes:
+    trained = checkpoint.get("classes")
+    # Data that does not list its classes has no other ones.
+    if trained and classes and trained != classes:
         raise InputError(
             f"{args.resume} is of a run with other classes: {len(trained)} from {trained[0]} to {trained[-1]}, "
             f"not {len(classes)} from {classes[0]} to {classes[-1]}"
@@ -187,6 +202,18 @@ def load_resumed_weights(model: nn.Module, checkpoint: dict[str, Any], args: Nam
             f"{args.resume} is of a run of another model than the flags ask for, see its args.yaml: {differences}"
         )
     model.load_state_dict(state)
+
+
+def _best_of(rows: list[dict[str, Any]], metric: str) -> dict[str, Any]:
+    """The best value of a metric in a summary's rows, and which weights had it; empty if no row has any."""
+    found = [
+        {"metric": row[f"{prefix}_{metric}"], "weights": weights}
+        for row in rows
+        for prefix, weights in (("eval", "state_dict"), ("eval_ema", "state_dict_ema"))
+        if f"{prefix}_{metric}" in row
+    ]
+    sign = -1 if metric == "loss" else 1
+    return max(found, key=lambda best: sign * best["metric"], default={})
 
 
 def _check_same_batches(checkpoint: dict[str, Any], args: Namespace) -> None:
