@@ -255,7 +255,9 @@ def test_grey_images_train(mnist, tmp_path, capsys):
         (["--dataset", "cifar10"], "no kind of data set 'cifar10'"),
         (["--dataset", "web/cifar10"], "no kind of data set 'web/cifar10'"),
         (["--dataset", "torch/cifar10"], "--dataset-download downloads it"),
-        (["--dataset", "torch/cifar11"], "Unknown torchvision dataset cifar11"),
+        (["--dataset", "torch/cifar11"], "Unknown torchvision dataset cifar11; did you mean 'cifar10'[?]$"),
+        (["--dataset", "torch/cifar1"], "Unknown torchvision dataset cifar1; did you mean 'cifar10'[?]$"),
+        (["--dataset", "torch/food"], "Unknown torchvision dataset food; there are cifar10, .*, image_folder$"),
     ],
 )
 def test_data_sets_that_are_not_there(tmp_path, flags, words):

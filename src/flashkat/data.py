@@ -25,7 +25,7 @@ from timm.data import (
 from torch import Tensor
 
 from . import distributed
-from .errors import InputError, explain, require_package
+from .errors import InputError, did_you_mean, explain, require_package
 from .sampling import evaluation_order, training_order
 
 __all__ = [
@@ -53,6 +53,12 @@ _PACKAGES = {
     "tfds": "tensorflow_datasets",
 }
 _STREAMED = ("hfids", "wds", "tfds")
+
+# What timm opens of torchvision's.
+_TORCHVISION = (
+    *("cifar10", "cifar100", "mnist", "kmnist", "fashion_mnist", "qmnist"),
+    *("inaturalist", "places365", "imagenet", "image_folder"),
+)
 
 _FAKE_TRAINING_BATCHES, _FAKE_EVALUATION_BATCHES, _FAKE_CLASSES = 100, 10, 1000
 
@@ -193,8 +199,7 @@ def open_dataset(args: Namespace, split: str, is_training: bool = False, num_sam
     if kind in ("torch", "wds") and not (args.dataset_download or Path(args.data_dir).is_dir()):
         raise InputError(f"no data folder at {args.data_dir}")
     source = f"the {split} split of {args.dataset}"
-    hint = "; --dataset-download downloads it" if kind == "torch" and not args.dataset_download else ""
-    with explain(f"cannot open {source}", hint), _quiet_timm():
+    with explain(f"cannot open {source}", _torchvision_hint(args) if kind == "torch" else ""), _quiet_timm():
         dataset = create_dataset(
             args.dataset,
             root=args.data_dir,
@@ -217,6 +222,15 @@ def open_dataset(args: Namespace, split: str, is_training: bool = False, num_sam
         flag = "--train-num-samples" if is_training else "--val-num-samples (--num-samples of flashkat validate)"
         raise InputError(f"{source} does not say how many samples it has: give {flag}")
     return Stream(dataset, source)
+
+
+def _torchvision_hint(args: Namespace) -> str:
+    """What may help where a data set of torchvision's cannot be opened."""
+    # Of "torch/NAME", or "torch/anything/NAME", as timm reads it.
+    name = args.dataset.split("/", 2)[-1].lower()
+    if name not in (*_TORCHVISION, "inat", "folder"):
+        return "; " + did_you_mean(name, _TORCHVISION, f"there are {', '.join(_TORCHVISION)}")
+    return "" if args.dataset_download else "; --dataset-download downloads it"
 
 
 @contextlib.contextmanager
