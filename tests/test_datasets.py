@@ -223,6 +223,64 @@ def test_hugging_face(folder, tmp_path):
         open_dataset(args, "test")
 
 
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory):
+    """Parquet files with the columns image and label: of images, or of the bytes of files without saying so."""
+    datasets = pytest.importorskip("datasets")
+    root = tmp_path_factory.mktemp("tables")
+    rows = {"image": [{"bytes": as_bytes(picture(level)), "path": None} for level, _ in EXPECTED]}
+    rows["label"] = [label for _, label in EXPECTED]
+    for name, decode in (("images", True), ("bytes", False)):
+        (root / name).mkdir()
+        table = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image(decode=decode))
+        table.to_parquet(root / name / "validation.parquet")
+    return root
+
+
+def test_hugging_face_streamed(tables, tmp_path):
+    args = args_of("--dataset", f"hfids/{tables / 'images'}", "--data-dir", tmp_path / "cache")
+    assert contents(args, num_samples=6) == EXPECTED
+    args = args_of("--dataset", f"hfds/{tables / 'bytes'}", "--data-dir", tmp_path / "cache")
+    assert contents(args) == EXPECTED
+
+
+@pytest.mark.parametrize(
+    ("dataset", "flags", "words"),
+    [
+        *(
+            (f"{kind}/", flags, words)
+            for kind in ("hfds", "hfids")
+            for flags, words in (
+                (["--input-key", "img"], "hold image, label, but no 'img': give --input-key$"),
+                (["--target-key", "lab"], "hold image, label, but no 'lab': give --target-key$"),
+            )
+        ),
+        ("hfids/", ["bytes"], "column 'image' of .* holds no images but bytes: --dataset hfds/ reads these$"),
+    ],
+)
+def test_columns_that_are_not_there(tables, tmp_path, dataset, flags, words):
+    name, more = ("bytes", []) if flags == ["bytes"] else ("images", flags)
+    args = args_of("--dataset", f"{dataset}{tables / name}", "--data-dir", tmp_path / "cache", *more)
+    with pytest.raises(InputError, match=words):
+        open_dataset(args, "validation", num_samples=6)
+    # Once it has been read, what it holds is known without a look at a sample.
+    known = args_of("--dataset", f"hfds/{tables / name}", "--data-dir", tmp_path / "cache")
+    assert len(open_dataset(known, "validation")) == 6
+    with pytest.raises(InputError, match=words):
+        open_dataset(args, "validation", num_samples=6)
+
+
+def test_samples_that_cannot_be_read(tmp_path):
+    """What the columns do not show, such as a sample without an image."""
+    datasets = pytest.importorskip("datasets")
+    table = datasets.Dataset.from_dict({"image": [as_bytes(picture(0)), None], "label": [0, 1]})
+    table.cast_column("image", datasets.Image()).to_parquet(tmp_path / "validation.parquet")
+    for kind in ("hfds", "hfids"):
+        args = args_of("--dataset", f"{kind}/{tmp_path}", "--data-dir", tmp_path / "cache")
+        with pytest.raises(InputError, match="cannot read "):
+            contents(args, num_samples=2)
+
+
 def test_torchvisions_folder(folder):
     assert contents(args_of(folder, "--dataset", "torch/folder")) == EXPECTED
 

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from . import distributed
 from .errors import InputError, did_you_mean, explain, require_package
+from .samples import check_columns, check_streamed_columns
 from .sampling import evaluation_order, training_order
 
 __all__ = [
@@ -74,7 +75,8 @@ class ImageFolder(ImageDataset):
         self.source = source or str(root)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        file, target = self.reader[index]
+        with explain(f"cannot read image number {index} of {self.source}"):
+            file, target = self.reader[index]
         try:
             with file:
                 image = Image.open(file).convert(self.input_img_mode)
@@ -125,6 +127,10 @@ class Stream(IterableImageDataset):
     def set_loader_cfg(self, num_workers: int | None = None) -> None:
         """Tell the reader how many processes read; one at least, without which timm 1.0.29 counts no samples."""
         super().set_loader_cfg(num_workers=max(1, num_workers or 1))
+
+    def __iter__(self) -> Iterator[tuple[Any, int]]:
+        with explain(f"cannot read {self.source}"):
+            yield from super().__iter__()
 
     @property
     def classes(self) -> list[str]:
@@ -216,6 +222,10 @@ def open_dataset(args: Namespace, split: str, is_training: bool = False, num_sam
         )
     if kind == "torch":
         return TorchImages(dataset, source, mode)
+    if kind == "hfds":
+        check_columns(dataset.reader, source)
+    if kind == "hfids":
+        check_streamed_columns(dataset.reader, source)
     if kind not in _STREAMED:
         return ImageFolder(args.data_dir, dataset.reader, source, mode)
     if not len(dataset):

@@ -1,0 +1,48 @@
+"""What the samples of a data set hold, looked at once when it is opened, and not when a worker comes upon it."""
+
+from collections.abc import Collection
+from typing import Any
+
+from .errors import InputError, explain
+
+__all__ = ["check_columns", "check_streamed_columns"]
+
+
+def check_columns(reader: Any, source: str) -> None:
+    """Raise InputError unless data of Hugging Face's has the columns that images and classes are read from.
+
+    Args:
+        reader: timm's, of ``hfds/``.
+        source: how a message names the data set.
+    """
+    table, image = reader.dataset, reader.image_key
+    # timm's cast to images makes a column that is not there: one without values.
+    is_made = table.data.column(image).null_count == len(table)
+    columns = [name for name in table.column_names if name != image or not is_made]
+    _require(columns, image, "--input-key", source)
+    _require_target(columns, reader.label_key, source)
+
+
+def check_streamed_columns(reader: Any, source: str) -> None:
+    """As :func:`check_columns`, for timm's reader of ``hfids/``, which also needs images that are said to be such."""
+    columns = reader.builder.info.features
+    if not columns:  # unknown before a sample has been read
+        with explain(f"cannot read {source}"):
+            columns = next(iter(reader.builder.as_streaming_dataset(split=reader.split)), {})
+    image = reader.input_key
+    _require(columns, image, "--input-key", source)
+    _require_target(columns, reader.target_key, source)
+    if isinstance(columns[image], dict) or not getattr(columns[image], "decode", True):
+        raise InputError(f"column {image!r} of {source} holds no images but bytes: --dataset hfds/ reads these")
+
+
+def _require_target(columns: Collection[str], keys: str, source: str) -> None:
+    for key in keys.split(","):
+        # A path leads to the fields of a column.
+        if key.strip() not in columns:
+            _require(columns, key.strip().split("/")[0], "--target-key", source)
+
+
+def _require(keys: Collection[str], key: str, flag: str, source: str) -> None:
+    if key not in keys:
+        raise InputError(f"the samples of {source} hold {', '.join(keys) or 'nothing'}, but no {key!r}: give {flag}")
