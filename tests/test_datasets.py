@@ -184,14 +184,37 @@ def test_shards_train(shards, tmp_path, capsys):
         (["--val-split", "validation-{0000..0001}.tar"], "give --val-num-samples"),
         (["--val-split", "validation"], "split validation not found"),
         (["--train-split", "train-{0000..0001}.tar"], "num_samples"),
+        (["--train-split", "train-{0001..0003}.tar|16"], "train-0002.tar: 2 of the 3 of the train-"),
+        (["--val-split", "nope-0000.tar|6"], "nope-0000.tar: 1 of the 1 of the nope-"),
+        (["--input-key", "img"], "hold png, cls, but no 'img': give --input-key"),
+        (["--target-key", "label"], "hold png, cls, but no 'json': give --target-key"),
+        (["-j", 3], "has 2 shards, fewer than the 3 workers of all processes: give fewer --workers"),
     ],
 )
-def test_shards_that_do_not_say_enough(shards, flags, words, capsys):
+def test_shards_that_will_not_do(shards, flags, words, capsys):
     pytest.importorskip("webdataset")
-    assert main([str(flag) for flag in ("train", shards, *SHARDS, *flags)]) == 2
+    assert main([str(flag) for flag in ("train", shards, *SHARDS, "-j", 0, *flags)]) == 2
     err = capsys.readouterr().err
     assert len(err.splitlines()) == 1
     assert words in err
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_shards_that_give_no_images(shards, split, tmp_path, capsys):
+    """Whose first sample is as it should be, in parts, for which timm's reader leaves out all of them."""
+    pytest.importorskip("webdataset")
+    for path in shards.glob("*.tar"):
+        (tmp_path / path.name).symlink_to(path)
+    for shard in range(2):
+        (tmp_path / f"{split}-{shard:04d}.tar").unlink()
+        with tarfile.open(tmp_path / f"{split}-{shard:04d}.tar", "w") as archive:
+            add(archive, f"{shard}.png", b"no picture")
+            add(archive, f"{shard}.cls", b"1")
+    flags = ["--img-size", 8, *TINY, "-j", 0, "-b", 4, "--epochs", 1, "--output", tmp_path / "output"]
+    assert main([str(flag) for flag in ("train", tmp_path, *SHARDS, *flags)]) == 2
+    error = "flashkat train: error: a whole pass over the data gave no images: see what its files hold"
+    assert error in capsys.readouterr().err
+    assert not (tmp_path / "output").exists()
 
 
 def test_number_of_samples_by_a_flag(shards):

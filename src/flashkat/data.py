@@ -26,7 +26,7 @@ from torch import Tensor
 
 from . import distributed
 from .errors import InputError, did_you_mean, explain, require_package
-from .samples import check_columns, check_streamed_columns
+from .samples import check_columns, check_shards, check_streamed_columns
 from .sampling import evaluation_order, training_order
 
 __all__ = [
@@ -226,6 +226,8 @@ def open_dataset(args: Namespace, split: str, is_training: bool = False, num_sam
         check_columns(dataset.reader, source)
     if kind == "hfids":
         check_streamed_columns(dataset.reader, source)
+    if kind == "wds":
+        check_shards(dataset.reader, source, distributed.size() * max(1, args.workers) if is_training else 1)
     if kind not in _STREAMED:
         return ImageFolder(args.data_dir, dataset.reader, source, mode)
     if not len(dataset):
