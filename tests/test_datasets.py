@@ -14,6 +14,7 @@ from flashkat.arguments import Parser, add_training_arguments
 from flashkat.cli import main
 from flashkat.data import Batches, FakeImages, check_same_classes, evaluation_loader, open_dataset, training_loader
 from flashkat.errors import InputError
+from flashkat.models import create_model
 
 CPU = torch.device("cpu")
 CONFIG = {
@@ -197,6 +198,40 @@ def test_shards_that_will_not_do(shards, flags, words, capsys):
     err = capsys.readouterr().err
     assert len(err.splitlines()) == 1
     assert words in err
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_labels_beyond_the_classes(shards, tmp_path, workers, capsys):
+    pytest.importorskip("webdataset")
+    flags = ["--img-size", 8, *TINY, "-j", workers, "-b", 4, "--epochs", 1, "--output", tmp_path / "output"]
+    assert main([str(flag) for flag in ("train", shards, *SHARDS, "--num-classes", 1, *flags)]) == 2
+    err = capsys.readouterr().err
+    assert err.endswith("has the label 1, which is none of the 1 classes from 0 to 0: see --num-classes\n")
+    assert err.count("\n") == 1
+    flags = ["--model", "kat_tiny_patch16_224", "--img-size", 8, *TINY, "--checkpoint", tmp_path / "checkpoint.pth.tar"]
+    sizes = {"img_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2}
+    model = create_model("kat_tiny_patch16_224", num_classes=1, **sizes)
+    torch.save({"state_dict": model.state_dict()}, flags[-1])
+    flags += ["--num-classes", 1, "-j", workers, "--dataset", "wds/", "--split", "validation-{0000..0001}.tar|6"]
+    assert main([str(flag) for flag in ("validate", shards, *flags)]) == 2
+    assert "has the label 1, which is none of the 1 classes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("target", [2, -1, "cat", None])
+def test_labels_that_are_no_classes(folder, mnist, target):
+    files, digits = (
+        open_dataset(args_of(folder), "train"),
+        open_dataset(args_of(mnist, "--dataset", "torch/mnist"), "val"),
+    )
+    for dataset in (files, digits):
+        dataset.transform = lambda image: image
+        dataset.num_classes = 2
+        assert dataset[0][1] == 0
+    files.reader.samples[0] = (files.reader.samples[0][0], target)
+    digits.dataset.target_transform = lambda _: target
+    for dataset in (files, digits):
+        with pytest.raises(InputError, match=f"has the label {target}, which is none"):
+            dataset[0]
 
 
 @pytest.mark.parametrize("split", ["train", "validation"])

@@ -64,7 +64,26 @@ _TORCHVISION = (
 _FAKE_TRAINING_BATCHES, _FAKE_EVALUATION_BATCHES, _FAKE_CLASSES = 100, 10, 1000
 
 
-class ImageFolder(ImageDataset):
+class _Labelled:
+    """What data sets have in common: the labels they give out are classes of the model, as soon as these are counted.
+
+    A label beyond them is an error here, in a loader's process; on a GPU it would end the whole program.
+    """
+
+    source: str
+    num_classes: int | None = None
+
+    def _checked(self, target: Any) -> Any:
+        is_number = hasattr(target, "__index__")  # Python's or NumPy's
+        if self.num_classes is not None and not (is_number and 0 <= target < self.num_classes):
+            raise InputError(
+                f"{self.source} has the label {target!s:.40}, which is none of the {self.num_classes} classes "
+                f"from 0 to {self.num_classes - 1}: see --num-classes"
+            )
+        return target
+
+
+class ImageFolder(_Labelled, ImageDataset):
     """timm's ImageDataset, but an image that cannot be decoded is an error and not skipped.
 
     Skipping would put a neighbour in its place, and change what an accuracy means.
@@ -75,14 +94,17 @@ class ImageFolder(ImageDataset):
         self.source = source or str(root)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        with explain(f"cannot read image number {index} of {self.source}"):
+        try:
             file, target = self.reader[index]
+        except Exception as error:
+            raise InputError(f"cannot read image number {index} of {self.source}: {error}") from error
         try:
             with file:
                 image = Image.open(file).convert(self.input_img_mode)
         # Damaged files make Pillow raise almost anything, a SyntaxError for a broken PNG among them.
         except Exception as error:
             raise InputError(f"cannot decode the image {self._name(index)}: replace or remove it") from error
+        target = self._checked(target)
         try:
             return self.transform(image), target
         except Exception as error:
@@ -97,7 +119,7 @@ class ImageFolder(ImageDataset):
         return _ordered(getattr(self.reader, "class_to_idx", None) or getattr(self.reader, "class_name_to_idx", {}))
 
 
-class TorchImages(torch.utils.data.Dataset):
+class TorchImages(_Labelled, torch.utils.data.Dataset):
     """A data set of torchvision's, with images in the mode asked for."""
 
     def __init__(self, dataset: Any, source: str, mode: str) -> None:
@@ -112,12 +134,14 @@ class TorchImages(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> tuple[Any, int]:
         try:
             image, target = self.dataset[index]
-            return self.transform(image.convert(self.mode)), target
+            return self.transform(image.convert(self.mode)), self._checked(target)
+        except InputError:
+            raise
         except Exception as error:
             raise InputError(f"cannot read image number {index} of {self.source}: {error}") from error
 
 
-class Stream(IterableImageDataset):
+class Stream(_Labelled, IterableImageDataset):
     """A data set that is read from front to end, such as the shards of a WebDataset."""
 
     def __init__(self, dataset: IterableImageDataset, source: str) -> None:
@@ -130,7 +154,8 @@ class Stream(IterableImageDataset):
 
     def __iter__(self) -> Iterator[tuple[Any, int]]:
         with explain(f"cannot read {self.source}"):
-            yield from super().__iter__()
+            for image, target in super().__iter__():
+                yield image, self._checked(target)
 
     @property
     def classes(self) -> list[str]:

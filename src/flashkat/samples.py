@@ -62,7 +62,7 @@ def check_shards(reader: Any, source: str, readers: int) -> None:
 
     with explain(f"cannot read {paths[0]}"):
         shards = webdataset.SimpleShardList([str(paths[0])])
-        sample = next(iter(webdataset.DataPipeline(shards, webdataset.tarfile_to_samples())), {})
+        sample: dict[str, Any] = next(iter(webdataset.DataPipeline(shards, webdataset.tarfile_to_samples())), {})
     keys = [key for key in sample if not key.startswith("__")]
     # Any of several names will do.
     if not set(reader.input_key.split(";")) & set(keys):

@@ -71,6 +71,7 @@ def _train(args: Namespace, device: torch.device) -> Path | None:
         raise InputError(f"{train_set.source} does not list its classes: give --num-classes")
     if args.num_classes < len(train_set.classes):
         raise InputError(f"--num-classes {args.num_classes} is less than the data's {len(train_set.classes)} classes")
+    train_set.num_classes = val_set.num_classes = args.num_classes
 
     resumed = read_resumed(args, train_set.classes)
     notes: list[str] = []
