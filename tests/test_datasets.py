@@ -10,9 +10,18 @@ import pytest
 import torch
 from PIL import Image
 
+from flashkat import distributed
 from flashkat.arguments import Parser, add_training_arguments
 from flashkat.cli import main
-from flashkat.data import Batches, FakeImages, check_same_classes, evaluation_loader, open_dataset, training_loader
+from flashkat.data import (
+    Batches,
+    FakeImages,
+    check_same_classes,
+    evaluation_loader,
+    image_count,
+    open_dataset,
+    training_loader,
+)
 from flashkat.errors import InputError
 from flashkat.models import create_model
 
@@ -109,6 +118,20 @@ def contents(args, split="validation", **more):
 EXPECTED = [(0, 0), (10, 0), (20, 0), (100, 1), (110, 1), (120, 1)]
 SHARDS = ["--dataset", "wds/", "--num-classes", 2, "--train-split", "train-{0000..0001}.tar|16"]
 SHARDS += ["--val-split", "validation-{0000..0001}.tar|6"]
+
+
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory):
+    """Parquet files with the columns image and label: of images, or of the bytes of files without saying so."""
+    datasets = pytest.importorskip("datasets")
+    root = tmp_path_factory.mktemp("tables")
+    rows = {"image": [{"bytes": as_bytes(picture(level)), "path": None} for level, _ in EXPECTED]}
+    rows["label"] = [label for _, label in EXPECTED]
+    for name, decode in (("images", True), ("bytes", False)):
+        (root / name).mkdir()
+        table = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image(decode=decode))
+        table.to_parquet(root / name / "validation.parquet")
+    return root
 
 
 def test_folder(folder):
@@ -252,6 +275,40 @@ def test_shards_that_give_no_images(shards, split, tmp_path, capsys):
     assert not (tmp_path / "output").exists()
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("kind", ["wds", "hfids"])
+def test_streamed_images_count_once_in_several_processes(shards, tables, tmp_path, kind, workers, monkeypatch):
+    pytest.importorskip("webdataset")
+    args = args_of(shards, *SHARDS, "-b", 2, "-j", workers)
+    if kind == "hfids":
+        args = args_of("--dataset", f"hfids/{tables / 'images'}", "--data-dir", tmp_path, "-b", 2, "-j", workers)
+    monkeypatch.setattr(distributed, "size", lambda: 4)
+    found, batches = [], set()
+    for rank in range(4):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        dataset = open_dataset(args, args.val_split if kind == "wds" else "validation", num_samples=6)
+        # What timm's reader finds in a process of several.
+        dataset.reader.dist_rank, dataset.reader.dist_num_replicas = rank, 4
+        assert image_count(dataset) == 6
+        share = list(evaluation_loader(dataset, CONFIG, args, CPU))
+        batches.add(len(share))
+        for images, target in share:
+            levels = [round(float(image.mean()) * 255) for image in images]
+            found += zip(levels, target.tolist(), strict=False)
+    assert sorted(found) == EXPECTED
+    assert len(batches) == 1
+
+
+def test_streams_of_several_processes_need_not_fill_their_batches(shards, monkeypatch):
+    pytest.importorskip("webdataset")
+    args = args_of(shards, *SHARDS, "-b", 8)
+    monkeypatch.setattr(distributed, "size", lambda: 2)
+    dataset = open_dataset(args, args.train_split, is_training=True)
+    dataset.reader.dist_num_replicas = 2
+    assert image_count(dataset) == 16
+    assert len(training_loader(dataset, CONFIG, args, CPU)) == 1
+
+
 def test_number_of_samples_by_a_flag(shards):
     pytest.importorskip("webdataset")
     args = args_of(shards, *SHARDS)
@@ -279,20 +336,6 @@ def test_hugging_face(folder, tmp_path):
     assert open_dataset(args, "train").classes == list(CLASSES)
     with pytest.raises(InputError, match="cannot open the test split"):
         open_dataset(args, "test")
-
-
-@pytest.fixture(scope="module")
-def tables(tmp_path_factory):
-    """Parquet files with the columns image and label: of images, or of the bytes of files without saying so."""
-    datasets = pytest.importorskip("datasets")
-    root = tmp_path_factory.mktemp("tables")
-    rows = {"image": [{"bytes": as_bytes(picture(level)), "path": None} for level, _ in EXPECTED]}
-    rows["label"] = [label for _, label in EXPECTED]
-    for name, decode in (("images", True), ("bytes", False)):
-        (root / name).mkdir()
-        table = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image(decode=decode))
-        table.to_parquet(root / name / "validation.parquet")
-    return root
 
 
 def test_hugging_face_streamed(tables, tmp_path):

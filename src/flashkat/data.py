@@ -35,6 +35,7 @@ __all__ = [
     "check_augmentation",
     "check_same_classes",
     "evaluation_loader",
+    "image_count",
     "open_dataset",
     "open_split",
     "training_loader",
@@ -156,6 +157,13 @@ class Stream(_Labelled, IterableImageDataset):
         with explain(f"cannot read {self.source}"):
             for image, target in super().__iter__():
                 yield image, self._checked(target)
+
+    def read_whole(self) -> None:
+        """Let this process read all samples and no share; timm's shares repeat some and leave others out, to be even.
+
+        To be called before a loader is made.
+        """
+        self.reader.dist_rank, self.reader.dist_num_replicas = 0, 1
 
     @property
     def classes(self) -> list[str]:
@@ -331,6 +339,11 @@ def _split_folder(root: Path, split: str) -> Path:
     raise InputError(f"{root} has no folder named {' or '.join(dict.fromkeys((split, *synonyms)))}")
 
 
+def image_count(dataset: Any) -> int:
+    """How many images a data set has for all processes together."""
+    return dataset.reader.num_samples if isinstance(dataset, Stream) else len(dataset)
+
+
 def check_augmentation(policy: str | None) -> None:
     """Raise InputError unless timm can make the augmentation that ``--aa`` names."""
     try:
@@ -378,7 +391,8 @@ def training_loader(dataset: Any, config: dict[str, Any], args: Namespace, devic
     elif args.epoch_repeats:
         dataset = _Repeated(dataset, args.epoch_repeats)
     processes = distributed.size()
-    if len(dataset) < args.batch_size * processes:
+    # Of a stream, timm's reader goes on from the beginning until the last batch is full.
+    if not isinstance(dataset, Stream) and len(dataset) < args.batch_size * processes:
         each = f" for each of {processes} processes" if processes > 1 else ""
         raise InputError(
             f"{source} has {len(dataset)} images, fewer than a batch of {args.batch_size}{each}: "
@@ -446,11 +460,16 @@ def _check_numbered(dataset: Any, flag: str) -> None:
 def evaluation_loader(
     dataset: Any, config: dict[str, Any], args: Namespace, device: torch.device, batch_size: int | None = None
 ) -> "Batches":
-    """timm's loader over every image once, in order; of several processes each has a share."""
+    """timm's loader over every image once, in order; of several processes each has a share.
+
+    Each of them reads all of what is streamed, and takes the share from that.
+    """
     batch_size = batch_size or args.batch_size
     if isinstance(dataset, FakeImages):
         dataset.batch_size = batch_size
         return Batches(_Resident(dataset, config, args, device), args, device)
+    if isinstance(dataset, Stream):
+        dataset.read_whole()
     with explain("cannot load images like this"):
         loader = create_loader(
             dataset,
