@@ -67,8 +67,9 @@ def check_shards(reader: Any, source: str, readers: int) -> None:
     # Any of several names will do.
     if not set(reader.input_key.split(";")) & set(keys):
         _require(keys, reader.input_key, "--input-key", source)
-    # A target key names a field of the JSON beside the image.
-    _require(keys, "json" if reader.target_key or reader.split_info.alt_label else "cls", "--target-key", source)
+    # A target key names a field of the JSON beside the image; one that names a file is left to the reader.
+    if (reader.target_key or "cls") not in keys:
+        _require(keys, "json" if reader.target_key or reader.split_info.alt_label else "cls", "--target-key", source)
 
 
 def _require_target(columns: Collection[str], keys: str, source: str) -> None:
