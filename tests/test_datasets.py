@@ -10,10 +10,20 @@ import pytest
 import torch
 from PIL import Image
 
+from flashkat import distributed
 from flashkat.arguments import Parser, add_training_arguments
 from flashkat.cli import main
-from flashkat.data import Batches, FakeImages, check_same_classes, evaluation_loader, open_dataset, training_loader
+from flashkat.data import (
+    Batches,
+    FakeImages,
+    check_same_classes,
+    evaluation_loader,
+    image_count,
+    open_dataset,
+    training_loader,
+)
 from flashkat.errors import InputError
+from flashkat.models import create_model
 
 CPU = torch.device("cpu")
 CONFIG = {
@@ -110,6 +120,20 @@ SHARDS = ["--dataset", "wds/", "--num-classes", 2, "--train-split", "train-{0000
 SHARDS += ["--val-split", "validation-{0000..0001}.tar|6"]
 
 
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory):
+    """Parquet files with the columns image and label: of images, or of the bytes of files without saying so."""
+    datasets = pytest.importorskip("datasets")
+    root = tmp_path_factory.mktemp("tables")
+    rows = {"image": [{"bytes": as_bytes(picture(level)), "path": None} for level, _ in EXPECTED]}
+    rows["label"] = [label for _, label in EXPECTED]
+    for name, decode in (("images", True), ("bytes", False)):
+        (root / name).mkdir()
+        table = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image(decode=decode))
+        table.to_parquet(root / name / "validation.parquet")
+    return root
+
+
 def test_folder(folder):
     assert contents(args_of(folder)) == EXPECTED
     assert contents(args_of(folder, "--dataset", "folder")) == EXPECTED
@@ -184,14 +208,105 @@ def test_shards_train(shards, tmp_path, capsys):
         (["--val-split", "validation-{0000..0001}.tar"], "give --val-num-samples"),
         (["--val-split", "validation"], "split validation not found"),
         (["--train-split", "train-{0000..0001}.tar"], "num_samples"),
+        (["--train-split", "train-{0001..0003}.tar|16"], "train-0002.tar: 2 of the 3 of the train-"),
+        (["--val-split", "nope-0000.tar|6"], "nope-0000.tar: 1 of the 1 of the nope-"),
+        (["--input-key", "img"], "hold png, cls, but no 'img': give --input-key"),
+        (["--target-key", "label"], "hold png, cls, but no 'json': give --target-key"),
+        (["-j", 3], "has 2 shards, fewer than the 3 workers of all processes: give fewer --workers"),
     ],
 )
-def test_shards_that_do_not_say_enough(shards, flags, words, capsys):
+def test_shards_that_will_not_do(shards, flags, words, capsys):
     pytest.importorskip("webdataset")
-    assert main([str(flag) for flag in ("train", shards, *SHARDS, *flags)]) == 2
+    assert main([str(flag) for flag in ("train", shards, *SHARDS, "-j", 0, *flags)]) == 2
     err = capsys.readouterr().err
     assert len(err.splitlines()) == 1
     assert words in err
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_labels_beyond_the_classes(shards, tmp_path, workers, capsys):
+    pytest.importorskip("webdataset")
+    flags = ["--img-size", 8, *TINY, "-j", workers, "-b", 4, "--epochs", 1, "--output", tmp_path / "output"]
+    assert main([str(flag) for flag in ("train", shards, *SHARDS, "--num-classes", 1, *flags)]) == 2
+    err = capsys.readouterr().err
+    assert err.endswith("has the label 1, which is none of the 1 classes from 0 to 0: see --num-classes\n")
+    assert err.count("\n") == 1
+    flags = ["--model", "kat_tiny_patch16_224", "--img-size", 8, *TINY, "--checkpoint", tmp_path / "checkpoint.pth.tar"]
+    sizes = {"img_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2}
+    model = create_model("kat_tiny_patch16_224", num_classes=1, **sizes)
+    torch.save({"state_dict": model.state_dict()}, flags[-1])
+    flags += ["--num-classes", 1, "-j", workers, "--dataset", "wds/", "--split", "validation-{0000..0001}.tar|6"]
+    assert main([str(flag) for flag in ("validate", shards, *flags)]) == 2
+    assert "has the label 1, which is none of the 1 classes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("target", [2, -1, "cat", None])
+def test_labels_that_are_no_classes(folder, mnist, target):
+    files, digits = (
+        open_dataset(args_of(folder), "train"),
+        open_dataset(args_of(mnist, "--dataset", "torch/mnist"), "val"),
+    )
+    for dataset in (files, digits):
+        dataset.transform = lambda image: image
+        dataset.num_classes = 2
+        assert dataset[0][1] == 0
+    files.reader.samples[0] = (files.reader.samples[0][0], target)
+    digits.dataset.target_transform = lambda _: target
+    for dataset in (files, digits):
+        with pytest.raises(InputError, match=f"has the label {target}, which is none"):
+            dataset[0]
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_shards_that_give_no_images(shards, split, tmp_path, capsys):
+    """Whose first sample is as it should be, in parts, for which timm's reader leaves out all of them."""
+    pytest.importorskip("webdataset")
+    for path in shards.glob("*.tar"):
+        (tmp_path / path.name).symlink_to(path)
+    for shard in range(2):
+        (tmp_path / f"{split}-{shard:04d}.tar").unlink()
+        with tarfile.open(tmp_path / f"{split}-{shard:04d}.tar", "w") as archive:
+            add(archive, f"{shard}.png", b"no picture")
+            add(archive, f"{shard}.cls", b"1")
+    flags = ["--img-size", 8, *TINY, "-j", 0, "-b", 4, "--epochs", 1, "--output", tmp_path / "output"]
+    assert main([str(flag) for flag in ("train", tmp_path, *SHARDS, *flags)]) == 2
+    error = "flashkat train: error: a whole pass over the data gave no images: see what its files hold"
+    assert error in capsys.readouterr().err
+    assert not (tmp_path / "output").exists()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("kind", ["wds", "hfids"])
+def test_streamed_images_count_once_in_several_processes(shards, tables, tmp_path, kind, workers, monkeypatch):
+    pytest.importorskip("webdataset")
+    args = args_of(shards, *SHARDS, "-b", 2, "-j", workers)
+    if kind == "hfids":
+        args = args_of("--dataset", f"hfids/{tables / 'images'}", "--data-dir", tmp_path, "-b", 2, "-j", workers)
+    monkeypatch.setattr(distributed, "size", lambda: 4)
+    found, batches = [], set()
+    for rank in range(4):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        dataset = open_dataset(args, args.val_split if kind == "wds" else "validation", num_samples=6)
+        # What timm's reader finds in a process of several.
+        dataset.reader.dist_rank, dataset.reader.dist_num_replicas = rank, 4
+        assert image_count(dataset) == 6
+        share = list(evaluation_loader(dataset, CONFIG, args, CPU))
+        batches.add(len(share))
+        for images, target in share:
+            levels = [round(float(image.mean()) * 255) for image in images]
+            found += zip(levels, target.tolist(), strict=False)
+    assert sorted(found) == EXPECTED
+    assert len(batches) == 1
+
+
+def test_streams_of_several_processes_need_not_fill_their_batches(shards, monkeypatch):
+    pytest.importorskip("webdataset")
+    args = args_of(shards, *SHARDS, "-b", 8)
+    monkeypatch.setattr(distributed, "size", lambda: 2)
+    dataset = open_dataset(args, args.train_split, is_training=True)
+    dataset.reader.dist_num_replicas = 2
+    assert image_count(dataset) == 16
+    assert len(training_loader(dataset, CONFIG, args, CPU)) == 1
 
 
 def test_number_of_samples_by_a_flag(shards):
@@ -221,6 +336,50 @@ def test_hugging_face(folder, tmp_path):
     assert open_dataset(args, "train").classes == list(CLASSES)
     with pytest.raises(InputError, match="cannot open the test split"):
         open_dataset(args, "test")
+
+
+def test_hugging_face_streamed(tables, tmp_path):
+    args = args_of("--dataset", f"hfids/{tables / 'images'}", "--data-dir", tmp_path / "cache")
+    assert contents(args, num_samples=6) == EXPECTED
+    args = args_of("--dataset", f"hfds/{tables / 'bytes'}", "--data-dir", tmp_path / "cache")
+    assert contents(args) == EXPECTED
+
+
+@pytest.mark.parametrize(
+    ("dataset", "flags", "words"),
+    [
+        *(
+            (f"{kind}/", flags, words)
+            for kind in ("hfds", "hfids")
+            for flags, words in (
+                (["--input-key", "img"], "hold image, label, but no 'img': give --input-key$"),
+                (["--target-key", "lab"], "hold image, label, but no 'lab': give --target-key$"),
+            )
+        ),
+        ("hfids/", ["bytes"], "column 'image' of .* holds no images but bytes: --dataset hfds/ reads these$"),
+    ],
+)
+def test_columns_that_are_not_there(tables, tmp_path, dataset, flags, words):
+    name, more = ("bytes", []) if flags == ["bytes"] else ("images", flags)
+    args = args_of("--dataset", f"{dataset}{tables / name}", "--data-dir", tmp_path / "cache", *more)
+    with pytest.raises(InputError, match=words):
+        open_dataset(args, "validation", num_samples=6)
+    # Once it has been read, what it holds is known without a look at a sample.
+    known = args_of("--dataset", f"hfds/{tables / name}", "--data-dir", tmp_path / "cache")
+    assert len(open_dataset(known, "validation")) == 6
+    with pytest.raises(InputError, match=words):
+        open_dataset(args, "validation", num_samples=6)
+
+
+def test_samples_that_cannot_be_read(tmp_path):
+    """What the columns do not show, such as a sample without an image."""
+    datasets = pytest.importorskip("datasets")
+    table = datasets.Dataset.from_dict({"image": [as_bytes(picture(0)), None], "label": [0, 1]})
+    table.cast_column("image", datasets.Image()).to_parquet(tmp_path / "validation.parquet")
+    for kind in ("hfds", "hfids"):
+        args = args_of("--dataset", f"{kind}/{tmp_path}", "--data-dir", tmp_path / "cache")
+        with pytest.raises(InputError, match="cannot read "):
+            contents(args, num_samples=2)
 
 
 def test_torchvisions_folder(folder):
@@ -255,7 +414,9 @@ def test_grey_images_train(mnist, tmp_path, capsys):
         (["--dataset", "cifar10"], "no kind of data set 'cifar10'"),
         (["--dataset", "web/cifar10"], "no kind of data set 'web/cifar10'"),
         (["--dataset", "torch/cifar10"], "--dataset-download downloads it"),
-        (["--dataset", "torch/cifar11"], "Unknown torchvision dataset cifar11"),
+        (["--dataset", "torch/cifar11"], "Unknown torchvision dataset cifar11; did you mean 'cifar10'[?]$"),
+        (["--dataset", "torch/cifar1"], "Unknown torchvision dataset cifar1; did you mean 'cifar10'[?]$"),
+        (["--dataset", "torch/food"], "Unknown torchvision dataset food; there are cifar10, .*, image_folder$"),
     ],
 )
 def test_data_sets_that_are_not_there(tmp_path, flags, words):

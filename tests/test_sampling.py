@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from timm.data.loader import PrefetchLoader
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from flashkat import distributed
 from flashkat.errors import InputError
@@ -171,6 +171,48 @@ def test_every_evaluation_image_counts_once(as_process, count, size):
     assert sorted(seen) == list(range(count))
     # All in step.
     assert len(batches) == 1
+
+
+class Stream(IterableDataset):
+    """Numbers from front to end, of which each of a loader's processes has a part."""
+
+    def __init__(self, count):
+        self.count = count
+
+    def __len__(self):
+        return self.count
+
+    def __iter__(self):
+        worker = get_worker_info()
+        return iter(range(self.count)[worker.id :: worker.num_workers] if worker else range(self.count))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("count", [1, 6, 7, 12])
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_streamed_images_count_once(as_process, size, count, workers):
+    seen, batches = [], set()
+    for rank in range(size):
+        as_process(rank, size)
+        loader = evaluation_order(DataLoader(Stream(count), 2, num_workers=workers, collate_fn=pairs))
+        assert own_images(loader) is None
+        shares = list(loader)
+        assert all(len(images) for images, _ in shares)
+        seen += [number for _, target in shares for number in target.tolist()]
+        batches.add(len(shares))
+    assert sorted(seen) == list(range(count))
+    # All in step.
+    assert len(batches) == 1
+
+
+def pairs(numbers):
+    return torch.tensor(numbers), torch.tensor(numbers)
+
+
+def test_an_empty_stream(as_process):
+    for rank in range(2):
+        as_process(rank, 2)
+        assert list(evaluation_order(DataLoader(Stream(0), 2, collate_fn=pairs))) == []
 
 
 def test_more_processes_than_evaluation_images(as_process):

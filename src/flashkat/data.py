@@ -25,7 +25,8 @@ from timm.data import (
 from torch import Tensor
 
 from . import distributed
-from .errors import InputError, explain, require_package
+from .errors import InputError, did_you_mean, explain, require_package
+from .samples import check_columns, check_shards, check_streamed_columns
 from .sampling import evaluation_order, training_order
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "check_augmentation",
     "check_same_classes",
     "evaluation_loader",
+    "image_count",
     "open_dataset",
     "open_split",
     "training_loader",
@@ -54,10 +56,35 @@ _PACKAGES = {
 }
 _STREAMED = ("hfids", "wds", "tfds")
 
+# What timm opens of torchvision's.
+_TORCHVISION = (
+    *("cifar10", "cifar100", "mnist", "kmnist", "fashion_mnist", "qmnist"),
+    *("inaturalist", "places365", "imagenet", "image_folder"),
+)
+
 _FAKE_TRAINING_BATCHES, _FAKE_EVALUATION_BATCHES, _FAKE_CLASSES = 100, 10, 1000
 
 
-class ImageFolder(ImageDataset):
+class _Labelled:
+    """What data sets have in common: the labels they give out are classes of the model, as soon as these are counted.
+
+    A label beyond them is an error here, in a loader's process; on a GPU it would end the whole program.
+    """
+
+    source: str
+    num_classes: int | None = None
+
+    def _checked(self, target: Any) -> Any:
+        is_number = hasattr(target, "__index__")  # Python's or NumPy's
+        if self.num_classes is not None and not (is_number and 0 <= target < self.num_classes):
+            raise InputError(
+                f"{self.source} has the label {target!s:.40}, which is none of the {self.num_classes} classes "
+                f"from 0 to {self.num_classes - 1}: see --num-classes"
+            )
+        return target
+
+
+class ImageFolder(_Labelled, ImageDataset):
     """timm's ImageDataset, but an image that cannot be decoded is an error and not skipped.
 
     Skipping would put a neighbour in its place, and change what an accuracy means.
@@ -68,13 +95,17 @@ class ImageFolder(ImageDataset):
         self.source = source or str(root)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        file, target = self.reader[index]
+        try:
+            file, target = self.reader[index]
+        except Exception as error:
+            raise InputError(f"cannot read image number {index} of {self.source}: {error}") from error
         try:
             with file:
                 image = Image.open(file).convert(self.input_img_mode)
         # Damaged files make Pillow raise almost anything, a SyntaxError for a broken PNG among them.
         except Exception as error:
             raise InputError(f"cannot decode the image {self._name(index)}: replace or remove it") from error
+        target = self._checked(target)
         try:
             return self.transform(image), target
         except Exception as error:
@@ -89,7 +120,7 @@ class ImageFolder(ImageDataset):
         return _ordered(getattr(self.reader, "class_to_idx", None) or getattr(self.reader, "class_name_to_idx", {}))
 
 
-class TorchImages(torch.utils.data.Dataset):
+class TorchImages(_Labelled, torch.utils.data.Dataset):
     """A data set of torchvision's, with images in the mode asked for."""
 
     def __init__(self, dataset: Any, source: str, mode: str) -> None:
@@ -104,12 +135,14 @@ class TorchImages(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> tuple[Any, int]:
         try:
             image, target = self.dataset[index]
-            return self.transform(image.convert(self.mode)), target
+            return self.transform(image.convert(self.mode)), self._checked(target)
+        except InputError:
+            raise
         except Exception as error:
             raise InputError(f"cannot read image number {index} of {self.source}: {error}") from error
 
 
-class Stream(IterableImageDataset):
+class Stream(_Labelled, IterableImageDataset):
     """A data set that is read from front to end, such as the shards of a WebDataset."""
 
     def __init__(self, dataset: IterableImageDataset, source: str) -> None:
@@ -119,6 +152,18 @@ class Stream(IterableImageDataset):
     def set_loader_cfg(self, num_workers: int | None = None) -> None:
         """Tell the reader how many processes read; one at least, without which timm 1.0.29 counts no samples."""
         super().set_loader_cfg(num_workers=max(1, num_workers or 1))
+
+    def __iter__(self) -> Iterator[tuple[Any, int]]:
+        with explain(f"cannot read {self.source}"):
+            for image, target in super().__iter__():
+                yield image, self._checked(target)
+
+    def read_whole(self) -> None:
+        """Let this process read all samples and no share; timm's shares repeat some and leave others out, to be even.
+
+        To be called before a loader is made.
+        """
+        self.reader.dist_rank, self.reader.dist_num_replicas = 0, 1
 
     @property
     def classes(self) -> list[str]:
@@ -193,8 +238,7 @@ def open_dataset(args: Namespace, split: str, is_training: bool = False, num_sam
     if kind in ("torch", "wds") and not (args.dataset_download or Path(args.data_dir).is_dir()):
         raise InputError(f"no data folder at {args.data_dir}")
     source = f"the {split} split of {args.dataset}"
-    hint = "; --dataset-download downloads it" if kind == "torch" and not args.dataset_download else ""
-    with explain(f"cannot open {source}", hint), _quiet_timm():
+    with explain(f"cannot open {source}", _torchvision_hint(args) if kind == "torch" else ""), _quiet_timm():
         dataset = create_dataset(
             args.dataset,
             root=args.data_dir,
@@ -211,12 +255,27 @@ def open_dataset(args: Namespace, split: str, is_training: bool = False, num_sam
         )
     if kind == "torch":
         return TorchImages(dataset, source, mode)
+    if kind == "hfds":
+        check_columns(dataset.reader, source)
+    if kind == "hfids":
+        check_streamed_columns(dataset.reader, source)
+    if kind == "wds":
+        check_shards(dataset.reader, source, distributed.size() * max(1, args.workers) if is_training else 1)
     if kind not in _STREAMED:
         return ImageFolder(args.data_dir, dataset.reader, source, mode)
     if not len(dataset):
         flag = "--train-num-samples" if is_training else "--val-num-samples (--num-samples of flashkat validate)"
         raise InputError(f"{source} does not say how many samples it has: give {flag}")
     return Stream(dataset, source)
+
+
+def _torchvision_hint(args: Namespace) -> str:
+    """What may help where a data set of torchvision's cannot be opened."""
+    # Of "torch/NAME", or "torch/anything/NAME", as timm reads it.
+    name = args.dataset.split("/", 2)[-1].lower()
+    if name not in (*_TORCHVISION, "inat", "folder"):
+        return "; " + did_you_mean(name, _TORCHVISION, f"there are {', '.join(_TORCHVISION)}")
+    return "" if args.dataset_download else "; --dataset-download downloads it"
 
 
 @contextlib.contextmanager
@@ -280,6 +339,11 @@ def _split_folder(root: Path, split: str) -> Path:
     raise InputError(f"{root} has no folder named {' or '.join(dict.fromkeys((split, *synonyms)))}")
 
 
+def image_count(dataset: Any) -> int:
+    """How many images a data set has for all processes together."""
+    return dataset.reader.num_samples if isinstance(dataset, Stream) else len(dataset)
+
+
 def check_augmentation(policy: str | None) -> None:
     """Raise InputError unless timm can make the augmentation that ``--aa`` names."""
     try:
@@ -327,7 +391,8 @@ def training_loader(dataset: Any, config: dict[str, Any], args: Namespace, devic
     elif args.epoch_repeats:
         dataset = _Repeated(dataset, args.epoch_repeats)
     processes = distributed.size()
-    if len(dataset) < args.batch_size * processes:
+    # Of a stream, timm's reader goes on from the beginning until the last batch is full.
+    if not isinstance(dataset, Stream) and len(dataset) < args.batch_size * processes:
         each = f" for each of {processes} processes" if processes > 1 else ""
         raise InputError(
             f"{source} has {len(dataset)} images, fewer than a batch of {args.batch_size}{each}: "
@@ -395,11 +460,16 @@ def _check_numbered(dataset: Any, flag: str) -> None:
 def evaluation_loader(
     dataset: Any, config: dict[str, Any], args: Namespace, device: torch.device, batch_size: int | None = None
 ) -> "Batches":
-    """timm's loader over every image once, in order; of several processes each has a share."""
+    """timm's loader over every image once, in order; of several processes each has a share.
+
+    Each of them reads all of what is streamed, and takes the share from that.
+    """
     batch_size = batch_size or args.batch_size
     if isinstance(dataset, FakeImages):
         dataset.batch_size = batch_size
         return Batches(_Resident(dataset, config, args, device), args, device)
+    if isinstance(dataset, Stream):
+        dataset.read_whole()
     with explain("cannot load images like this"):
         loader = create_loader(
             dataset,

@@ -53,9 +53,17 @@ class Meters:
             meter.count += int(sums[3])
 
     def metrics(self) -> Metrics:
-        """The averages over the images of all processes, which call this together."""
+        """The averages over the images of all processes, which call this together.
+
+        Raises:
+            InputError: none of them has seen an image.
+        """
         *sums, count = distributed.total(self.sums())
-        return Metrics(*(value / max(count, 1) for value in sums))
+        if not count:
+            raise InputError(
+                "a whole pass over the data gave no images: see what its files hold, and --input-key and --target-key"
+            )
+        return Metrics(*(value / count for value in sums))
 
 
 def autocast(args: Namespace, device: torch.device) -> AbstractContextManager:

@@ -197,13 +197,39 @@ def start_epoch(loader: Any, epoch: int, batch: int) -> bool:
     return batch == 0
 
 
+class _OwnBatches:
+    """Every n-th batch of a loader that is the same in all of n processes, as many for each, so that they go in step.
+
+    Who would have one fewer gets the last one of all once more, without targets: there is nothing in it to count.
+    """
+
+    def __init__(self, loader: Any) -> None:
+        self.loader, self.dataset = loader, loader.dataset
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        rank, size = distributed.rank(), distributed.size()
+        turn = size - 1
+        for number, (images, target) in enumerate(self.loader):
+            turn = number % size
+            if turn == rank:
+                yield images, target
+        if turn < rank:
+            yield images, target[:0]
+
+    def __len__(self) -> int:
+        return -(-len(self.loader) // distributed.size())
+
+
 def evaluation_order(loader: Any) -> Any:
     """timm's evaluation loader, which gives each process its share in order.
 
     All shares are of one size, so that the processes go in step; those past the end of the data set hold an image that
-    is counted elsewhere: :func:`own_images` says how many are not.
+    is counted elsewhere: :func:`own_images` says how many are not. Data that is streamed, which every process has to
+    read whole, is shared by batches.
     """
     plain = loader.loader if isinstance(loader, PrefetchLoader) else loader
+    if isinstance(plain.dataset, IterableDataset) and distributed.size() > 1:
+        return _OwnBatches(loader)
     if not _can_be_rebuilt(plain):
         return loader
     sampler: Sampler = SequentialSampler(plain.dataset)

@@ -144,6 +144,7 @@ def validate(args: Namespace, device: torch.device, say: Say) -> dict[str, Any]:
         dataset = open_dataset(args, args.split, num_samples=args.num_samples)
     valid_labels = _read_labels(args.valid_labels, model)
     _check_classes(dataset, model, checkpoint, valid_labels)
+    dataset.num_classes = model.num_classes if valid_labels is None else len(valid_labels)
     real_labels = _real_labels(args, dataset, model, valid_labels)
     config = data_config(model, args, use_test_size=not args.use_train_size)
     loader = evaluation_loader(dataset, config, args, device)

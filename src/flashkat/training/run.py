@@ -9,7 +9,7 @@ from timm.utils import random_seed
 from torch import nn
 
 from .. import distributed
-from ..data import check_augmentation, check_same_classes, evaluation_loader, open_dataset, training_loader
+from ..data import check_augmentation, check_same_classes, evaluation_loader, image_count, open_dataset, training_loader
 from ..errors import InputError, require
 from ..evaluation import autocast, data_config
 from ..models import check_model_name
@@ -73,6 +73,7 @@ def _train(args: Namespace, device: torch.device) -> Path | None:
         raise InputError(f"{train_set.source} does not list its classes: give --num-classes")
     if args.num_classes < len(train_set.classes):
         raise InputError(f"--num-classes {args.num_classes} is less than the data's {len(train_set.classes)} classes")
+    train_set.num_classes = val_set.num_classes = args.num_classes
 
     resumed = read_resumed(args, train_set.classes)
     notes: list[str] = []
@@ -97,7 +98,8 @@ def _train(args: Namespace, device: torch.device) -> Path | None:
                     f"{args.model}: {parameters:,} parameters on {device}{several}, lr {args.lr:.3g}, "
                     f"writing {folder.path}"
                 )
-            progress.say(f"{len(train_set)} training and {len(val_set)} evaluation images, {args.num_classes} classes")
+            images = f"{image_count(train_set)} training and {image_count(val_set)} evaluation images"
+            progress.say(f"{images}, {args.num_classes} classes")
             if resumed:
                 notes = [f"Continuing {args.resume} in epoch {state.epoch + 1}, after {state.updates} updates"]
             updates = state.epochs * -(-len(train_loader) // args.grad_accum_steps)
