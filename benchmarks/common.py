@@ -20,6 +20,7 @@ from rich.table import Table
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
+QUICK_RESULTS = ROOT / "output" / "benchmarks"
 
 Call = Callable[[], object]
 Measure = Callable[[Call], float]
@@ -65,16 +66,17 @@ def arguments(
     parser.add_argument(
         "--output",
         type=Path,
-        default=RESULTS / f"{name}.json",
         metavar="FILE",
-        help="default: %(default)s",
+        help=f"default: {RESULTS / name}.json, with --quick {QUICK_RESULTS / name}.json",
     )
     parser.add_argument("--quick", action="store_true", help="fewer sizes and repeats, to see that it runs")
     add_flags(parser)
     for part, choices in parts.items():
         text = f"any of {', '.join(choices)} (default: all)"
         parser.add_argument(f"--{part}", nargs="+", metavar="NAME", choices=choices, default=list(choices), help=text)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    args.output = args.output or (QUICK_RESULTS if args.quick else RESULTS) / f"{name}.json"
+    return args
 
 
 def require_gpu() -> None:

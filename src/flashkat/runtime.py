@@ -110,7 +110,7 @@ def _compile_by_default(args: Namespace) -> list[str]:
     args.torchcompile = "inductor"
     if args.torchcompile_mode is None and args.grad_accum_steps == 1 and distributed.size() == 1:
         args.torchcompile_mode = _GRAPHS
-    return ["Compiling the model, which takes a minute or so, once; --no-compile leaves it out"]
+    return ["Compiling the model, which takes a minute or two, once; --no-compile leaves it out"]
 
 
 def _why_not_compiled(args: Namespace) -> str | None:

@@ -13,9 +13,9 @@ formulas) and notes the largest |x|; in the seldom case that plain was not right
 of one element per thread, so that the careful way, seldom taken, costs the plain one no registers.
 
 Dtypes: x, out, grad and grad_x are float64, float32, bfloat16 or float16, each its own; arithmetic is float32, or
-float64 for float64 inputs. Only x is saved between the passes. The sums for da and db are taken over V in float32 for
-16-bit inputs, otherwise and from there on in float64, in a fixed order: over a program's tiles, then over programs. No
-atomics, the same bits every run.
+float64 for float64 inputs. Only x is saved between the passes. The sums for da and db are taken over V and UNROLL tiles
+in float32 for 16-bit inputs, otherwise and from there on in float64, in a fixed order: over a program's runs, then over
+programs. No atomics, the same bits every run.
 """
 
 import triton
