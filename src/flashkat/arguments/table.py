@@ -19,7 +19,9 @@ What differs from timm:
 - `--amp-dtype` is bfloat16 by default (timm: float16), `--model` a KAT, `--num-classes` as many as the data set lists,
   `--workers` no more than there are cores.
 - An image that cannot be decoded is an error that names it; timm puts its neighbour in its place. Streamed data
-  (`wds/`, `hfids/`, `tfds/`) is as timm reads it, which skips such a sample with a warning.
+  (`wds/`, `hfids/`, `tfds/`) is as timm reads it, which skips such a sample with a warning. In evaluation every process
+  reads the whole stream and counts its share, where timm's shares repeat some samples; training on fewer shards than
+  workers is an error.
 - Mixup and cutmix work on the device, on normalised images after random erasing; timm mixes while it collates batches,
   and erases afterwards. `--mixup-mode half` draws a share per image, as `elem`.
 - `--bce-loss` is used without label smoothing and mixing too, where timm falls back to cross-entropy.
@@ -27,7 +29,10 @@ What differs from timm:
 - `--initial-checkpoint` takes averaged weights where there are any, as timm, and a ViT's or a KAT's weights for another
   number of classes or image size, as `--pretrained-path`, which needs no `--pretrained` here. `--partial` takes what
   fits of others.
-- `--log-wandb` without wandb is an error; timm trains on with a warning.
+- `flashkat validate` takes from a checkpoint what it says of its model and its images (size, crop, interpolation, mean,
+  standard deviation), where `--model` is the same or not given; timm takes the model's.
+- `--log-wandb` without wandb, `--wandb-project` and the like without `--log-wandb`, and `--use-ema` of a checkpoint
+  without averaged weights are errors; timm goes on without.
 - Each image's augmentation is drawn from the seed, the epoch and its place in the order, so that `--workers` and
   `--worker-seeding` do not matter to it, but for streamed data.
 - Progress is printed as `Epoch 1/300` and one line per epoch; checkpoints and `summary.csv` count epochs from 0, as
