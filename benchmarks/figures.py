@@ -86,17 +86,18 @@ def _host_time(document: Document) -> Figure:
 
 def _curves(document: Document) -> Figure:
     """How far apart the losses' means over some steps are, a panel per model and start."""
-    rows = sorted(document["rows"], key=lambda row: row["pair"])
-    groups = list(dict.fromkeys(row["pair"].partition("-")[0] for row in rows))
+    groups: dict[str, list[Row]] = {}
+    for row in sorted(document["rows"], key=lambda row: row["pair"]):
+        groups.setdefault(row["pair"].partition("-")[0], []).append(row)
     figure, panels = _panels(len(groups))
     length = document["settings"]["mean_over"]
-    for axes, group in zip(panels, groups, strict=True):
-        for row in (row for row in rows if row["pair"].partition("-")[0] == group):
+    for axes, rows in zip(panels, groups.values(), strict=True):
+        for row in rows:
             one, other = map(np.asarray, row["curves"])
             apart = np.abs(np.convolve(one - other, np.full(length, 1 / length), "valid"))
             label = " ".join(row["pair"].split("-")[:0:-1])
             axes.plot(np.arange(length, len(one) + 1), apart, linewidth=1, label=label)
-        model = ", ".join(row["other"].split(", ")[:2])
+        model = ", ".join(rows[0]["other"].split(", ")[:2])
         axes.set(
             xlabel="step", ylabel=f"difference of losses, means of {length} steps", yscale="log", ylim=(1e-7, 1),
             title=f"{model}, against eager",

@@ -45,18 +45,13 @@ def _kernels(document: Document) -> str:
 
 
 def _rounding(document: Document) -> str:
-    batches = sorted({row["batch"] for row in document["rows"]})
-    batch, largest = batches[0], batches[-1]
-    found = {(row["contender"], row["batch"]): row for row in document["rows"]}
-    rows = {row["contender"]: row for row in document["rows"] if row["batch"] == batch}
+    rows: dict[int, dict[str, Row]] = {}
+    for row in document["rows"]:
+        rows.setdefault(row["batch"], {})[row["contender"]] = row
+    batch, largest = min(rows), max(rows)
     table = [
-        [
-            LABELS[name],
-            *(f"{row[key]:.1e}" for key in ("da_error", "db_error")),
-            "yes" if row["same_bits"] else "no",
-            *(f"{found[name, largest][k]:.1e}" if (name, largest) in found else "" for k in ("da_error", "db_error")),
-        ]
-        for name, row in _in_order(rows)
+        [LABELS[name], *_errors(row), "yes" if row["same_bits"] else "no", *_errors(rows[largest].get(name))]
+        for name, row in _in_order(rows[batch])
     ]
     return "\n\n".join(
         [
@@ -65,6 +60,10 @@ def _rounding(document: Document) -> str:
             _markdown(["", "da", "db", "same bits every run", *(f"{k}, batch {largest}" for k in ("da", "db"))], table),
         ]
     )
+
+
+def _errors(row: Row | None) -> list[str]:
+    return ["" if row is None else f"{row[name]:.1e}" for name in ("da_error", "db_error")]
 
 
 def _host_time(document: Document) -> str:

@@ -145,7 +145,7 @@ def validate(args: Namespace, device: torch.device, say: Say) -> dict[str, Any]:
     valid_labels = _read_labels(args.valid_labels, model)
     _check_classes(dataset, model, checkpoint, valid_labels)
     dataset.num_classes = model.num_classes if valid_labels is None else len(valid_labels)
-    real_labels = _real_labels(args, dataset, model, valid_labels)
+    real_labels = _real_labels(args, dataset)
     config = data_config(model, args, use_test_size=not args.use_train_size)
     loader = evaluation_loader(dataset, config, args, device)
 
@@ -266,9 +266,7 @@ def _read_labels(path: str, model: Any) -> list[int] | None:
     return labels
 
 
-def _real_labels(
-    args: Namespace, dataset: Any, model: Any, valid_labels: list[int] | None
-) -> RealLabelsImagenet | None:
+def _real_labels(args: Namespace, dataset: Any) -> RealLabelsImagenet | None:
     """The labels of ``--real-labels``, that count a model's hits among its first and its first five outputs, or all."""
     if not args.real_labels:
         return None
@@ -277,11 +275,10 @@ def _real_labels(
     what = "--real-labels are for the 50,000 images of ImageNet's validation split, ILSVRC2012_val_00000001.JPEG to ..."
     with explain(what):
         names = dataset.filenames(basename=True)
-        outputs = model.num_classes if valid_labels is None else len(valid_labels)
         labelled = len(json.loads(Path(args.real_labels).read_text()))
         if labelled != len(names):
             raise InputError(f"{what}: {args.real_labels} has labels for {labelled} images, not {len(names)}")
-        labels = RealLabelsImagenet(names, real_json=args.real_labels, topk=(1, min(5, outputs)))
+        labels = RealLabelsImagenet(names, real_json=args.real_labels, topk=(1, min(5, dataset.num_classes)))
         unknown = [name for name in names if name not in labels.real_labels]
         if unknown:
             raise InputError(f"{what}, not {unknown[0]}")

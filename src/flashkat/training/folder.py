@@ -18,6 +18,7 @@ from ..arguments import DEFAULT_OUTPUT
 from ..errors import InputError
 from ..files import replaced
 from .logging import open_wandb
+from .summary import best_of, score
 
 __all__ = ["RunFolder", "discard_if_empty"]
 
@@ -150,12 +151,10 @@ class RunFolder:
 
     def _rank(self, path: Path, row: dict[str, Any]) -> None:
         """Give an epoch's checkpoint its place among the best, from best to worst; equal ones stay in their order."""
-        sign = -1.0 if self._metric == "loss" else 1.0
-        names = (f"{prefix}_{self._metric}" for prefix in ("eval", "eval_ema"))
-        scores = [sign * row[name] for name in names if name in row]
+        best = best_of([row], self._metric)
         self._ranked = [item for item in self._ranked if item[0] != path]
-        if scores:
-            self._ranked.append((path, max(scores)))
+        if best:
+            self._ranked.append((path, score(self._metric, best["metric"])))
             self._ranked.sort(key=lambda item: -item[1])
 
     def save_recovery(self, checkpoint: dict[str, Any], epoch: int, update: int) -> None:

@@ -23,6 +23,7 @@ from .folder import RunFolder
 from .parallel import synchronised
 from .progress import Progress
 from .state import TrainingState
+from .summary import PREFIXES, score
 
 __all__ = ["run_epochs"]
 
@@ -61,7 +62,7 @@ def run_epochs(
         for model in models.values():
             distribute_norms(model, args)
         if (epoch + 1) % args.val_interval == 0 or epoch + 1 == state.epochs:
-            evaluated = evaluate({name: prepared(models[name], args) for name in models}, val_loader, precision)
+            evaluated = evaluate({name: prepared(model, args) for name, model in models.items()}, val_loader, precision)
             _check_finite(evaluated["state_dict"].loss, f"after epoch {epoch + 1}")
         is_best = bool(evaluated) and _update_best(state, evaluated, args.eval_metric)
         if state.scheduler is not None:
@@ -187,10 +188,9 @@ def _clipped_parameters(state: TrainingState, args: Namespace) -> Iterable[nn.Pa
 
 def _update_best(state: TrainingState, evaluated: dict[str, Metrics], name: str) -> bool:
     """Remember the best value of a metric so far and which weights had it, the model's own or their average."""
-    sign = -1 if name == "loss" else 1
-    weights, metrics = max(evaluated.items(), key=lambda item: sign * getattr(item[1], name))
+    weights, metrics = max(evaluated.items(), key=lambda item: score(name, getattr(item[1], name)))
     metric = getattr(metrics, name)
-    if state.best and sign * metric <= sign * state.best["metric"]:
+    if state.best and score(name, metric) <= score(name, state.best["metric"]):
         return False
     state.best = {"metric": metric, "weights": weights}
     return True
@@ -201,7 +201,7 @@ def _summary_row(
 ) -> dict[str, Any]:
     row: dict[str, Any] = {"epoch": epoch, "train_loss": trained.loss}
     for weights, metrics in evaluated.items():
-        prefix = "eval_ema" if weights == "state_dict_ema" else "eval"
+        prefix = PREFIXES[weights]
         row |= {
             f"{prefix}_loss": metrics.loss,
             f"{prefix}_top1": round(metrics.top1, 4),

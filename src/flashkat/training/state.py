@@ -17,6 +17,7 @@ from ..names import compare, describe, rename_rationals
 from ..randomness import random_state, set_random_state
 from .optimizer import check_shapes, with_implementation_of, with_order_of
 from .parallel import full, like
+from .summary import best_of
 
 __all__ = ["TrainingState", "load_resumed_weights", "read_resumed"]
 
@@ -115,7 +116,7 @@ class TrainingState:
     def _forget_later_epochs(self, metric: str) -> None:
         """Leave out the summary's rows of epochs that are trained again, and the best of all if it is one of these."""
         kept = [row for row in self.history if row["epoch"] < self.epoch]
-        before, after = _best_of(self.history, metric), _best_of(kept, metric)
+        before, after = best_of(self.history, metric), best_of(kept, metric)
         # A best that is none of the rows', of another metric say, may be from before; rows are rounded.
         if before != after and round(before["metric"], 4) == round(self.best.get("metric", math.nan), 4):
             self.best = after
@@ -202,18 +203,6 @@ def load_resumed_weights(model: nn.Module, checkpoint: dict[str, Any], args: Nam
             f"{args.resume} is of a run of another model than the flags ask for, see its args.yaml: {differences}"
         )
     model.load_state_dict(state)
-
-
-def _best_of(rows: list[dict[str, Any]], metric: str) -> dict[str, Any]:
-    """The best value of a metric in a summary's rows, and which weights had it; empty if no row has any."""
-    found = [
-        {"metric": row[f"{prefix}_{metric}"], "weights": weights}
-        for row in rows
-        for prefix, weights in (("eval", "state_dict"), ("eval_ema", "state_dict_ema"))
-        if f"{prefix}_{metric}" in row
-    ]
-    sign = -1 if metric == "loss" else 1
-    return max(found, key=lambda best: sign * best["metric"], default={})
 
 
 def _check_same_batches(checkpoint: dict[str, Any], args: Namespace) -> None:
