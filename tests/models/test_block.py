@@ -1,5 +1,7 @@
 """The block of a KAT gives what timm's gives, and takes the fused way only where nobody could tell."""
 
+import weakref
+
 import pytest
 import torch
 from timm.models.vision_transformer import Block
@@ -54,6 +56,18 @@ def test_hands_a_mask_on():
     mask = torch.eye(3, dtype=torch.bool)
     alone = torch.cat([made(x[:, i : i + 1]) for i in range(3)], dim=1)
     torch.testing.assert_close(made(x, attn_mask=mask), alone)
+
+
+@pytest.mark.parametrize("hooked", [False, True])
+def test_what_attention_gave_is_gone_when_the_second_half_needs_memory(hooked):
+    made, branches, alive = make(), [], []
+    if hooked:
+        _hook(made)
+    made.attn.register_forward_hook(lambda *args: branches.append(weakref.ref(args[-1])))
+    made.mlp.fc2.register_forward_pre_hook(lambda *_: alive.append(branches[0]() is not None))
+    with torch.no_grad():
+        made(torch.randn(1, 3, CHANNELS))
+    assert alive == [False]
 
 
 class Other(GroupRational):

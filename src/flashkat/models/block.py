@@ -23,15 +23,16 @@ class KATBlock(Block):
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
         branch = self.drop_path1(self.ls1(self.attn(self.norm1(x), attn_mask=attn_mask, **kwargs)))
-        if self._is_plain():
-            norm, mlp = self.norm2, self.mlp
+        norm, mlp = self.norm2, self.mlp
+        plain = self._is_plain()
+        if plain:
             x, first = add_norm_rational(
                 x, branch, norm.weight, norm.bias, mlp.act1.numerator, mlp.act1.denominator, norm.eps
             )
-            second = mlp.after_first_rational(first)
         else:
             x = x + branch
-            second = self.mlp(self.norm2(x))
+        del branch  # Without gradients the second half can have its memory.
+        second = mlp.after_first_rational(first) if plain else mlp(norm(x))
         return x + self.drop_path2(self.ls2(second))
 
     def _is_plain(self) -> bool:
