@@ -1,10 +1,11 @@
 """How many images a second does loading give, by number of workers, and how many does a training step take?
 
-The loader of flashkat train with the augmentation of the published models' recipes, when nothing waits for a model, on
-folders that are made for this and removed after it: 32-pixel PNGs in CIFAR-10's size, and JPEGs of the size and the
-detail of photographs, and of these made smaller once and for all, cropped to 224 pixels. Erasing and normalising are the device's work; files are in the operating
-system's cache. Where there is a GPU, a training step of the model that takes most images, KAT-Tiny with CUDA graphs, is
-timed after each number of workers. Each kind of --images takes its place in the result.
+The loader of flashkat train with the augmentation of the published models' recipes, when nothing waits for a model,
+on folders that are made for this and removed after it: 32-pixel PNGs in CIFAR-10's size, JPEGs of the size and the
+detail of photographs, and smaller ones that still hold the crops of 224 pixels that are taken of both. Erasing and
+normalising are the device's work; files are in the operating system's cache. Where there is a GPU, a training step of
+the model that takes most images, KAT-Tiny with CUDA graphs, is timed after each number of workers. Each kind of
+--images takes its place in the result.
 """
 
 import os
