@@ -20,6 +20,7 @@ from .common import Call, HostTimer, Measure, Row, alternate, arguments, finish,
 
 __all__ = ["collect", "targets"]
 
+_THREADS = 2
 _GROUPS = 8
 _TARGET = "fp32 (8, 197, 768)"
 _OVER_GELU = 1.5
@@ -91,6 +92,7 @@ def targets(rows: list[Row]) -> list[Row]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run, write and print."""
     args = arguments("cpu", "The CPU path against GELU.", argv)
+    torch.set_num_threads(_THREADS)
     repeats, rounds = (3, 3) if args.quick else (11, 9)
     rows = collect(HostTimer(repeats), rounds)
     settings = {

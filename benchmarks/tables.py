@@ -53,17 +53,28 @@ def _rounding(document: Document) -> str:
         [LABELS[name], *_errors(row), "yes" if row["same_bits"] else "no", *_errors(rows[largest].get(name))]
         for name, row in _in_order(rows[batch])
     ]
+    worst = {
+        name: " and ".join(f"{rows[batch][name][f'{error}_max']:.1e}" for error in _ERRORS)
+        for name in ("ours", "floor")
+    }
+    growth = [f"{rows[largest]['ours'][name] / rows[batch]['ours'][name]:.1f}" for name in _ERRORS]
     return "\n\n".join(
         [
-            f"**Rounding.** Mean absolute error of the coefficients' gradients against float64, median over "
-            f"{document['settings']['seeds']} draws; x ({batch}, 197, 768) in float32, all drawn from N(0, 1).",
+            "**Rounding.** Mean absolute error of the coefficients' gradients against float64 (variance of the error), "
+            f"medians over {document['settings']['seeds']} draws; x ({batch}, 197, 768) in float32, all drawn from "
+            f"N(0, 1). The worst draw has {worst['ours']}, the floor's {worst['floor']}. "
+            f"At {largest // batch} times the batch ours are {' and '.join(growth)} times as large; the sums "
+            f"themselves grow as the square root of the batch, {(largest / batch) ** 0.5:.1f} times.",
             _markdown(["", "da", "db", "same bits every run", *(f"{k}, batch {largest}" for k in ("da", "db"))], table),
         ]
     )
 
 
+_ERRORS = {"da_error": "da_variance", "db_error": "db_variance"}
+
+
 def _errors(row: Row | None) -> list[str]:
-    return ["" if row is None else f"{row[name]:.1e}" for name in ("da_error", "db_error")]
+    return ["" if row is None else f"{row[error]:.1e} ({row[variance]:.1e})" for error, variance in _ERRORS.items()]
 
 
 def _host_time(document: Document) -> str:

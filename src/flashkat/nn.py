@@ -62,7 +62,7 @@ class GroupRational(nn.Module):
         super().__init__()
         if groups < 1:
             raise ValueError(f"groups must be at least 1, not {groups}")
-        if channels % groups != 0:
+        if channels < 1 or channels % groups != 0:
             raise ValueError(f"{channels} channels do not divide into {groups} groups")
         if m < 1 or n < 0:
             raise ValueError(f"a rational needs m >= 1 and n >= 0 coefficients, not m={m} and n={n}")

@@ -96,13 +96,13 @@ def compiled_for(monkeypatch):
     monkeypatch.setattr(launch.Launch, "__call__", lambda self, *tensors: made.append(self))
     clear()
 
-    def run(shape, width=None):
+    def run(shape, width=None, dim=-1, **options):
         made.clear()
-        x = torch.empty(shape, device="meta")[..., :width]
+        x = torch.empty(shape, device="meta").to(**options)[..., :width]
         a, b, channel = (torch.empty(size, device="meta") for size in ((1, 6), (4, 4), x.shape[-1:]))
-        launch.forward(x, a, b, -1, x.dtype)
-        launch.backward(x, x, a, b, -1)
-        if width is None and x.shape[-1] % 16 == 0:
+        launch.forward(x, a, b, dim, x.dtype)
+        launch.backward(x, x, a, b, dim)
+        if width is None and dim == -1 and x.shape[-1] % 16 == 0:
             launch.backward(x, x, a, b, -1, channel)
             total, mean, rstd, _ = norm_launch.forward(x, x, channel, channel, a, b, 1e-6, x.dtype)
             norm_launch.backward(x, x, total, mean, rstd, channel, channel, a, b, x.dtype, x.dtype)
@@ -129,6 +129,14 @@ def test_batches_and_sequences_of_any_size_take_the_same_kernels(compiled_for, c
         )
     )
     assert len(first) >= 3
+    assert all(other == first for other in others)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_batches_of_images_take_the_same_kernels(compiled_for, memory_format):
+    first, *others = (
+        compiled_for((batch, 64, 7, 8), dim=1, memory_format=memory_format) for batch in (128, 1, 2, 16, 1024)
+    )
     assert all(other == first for other in others)
 
 

@@ -1,4 +1,4 @@
-"""Every finite bfloat16 and float16 value, through every start and many random coefficients, against float64."""
+"""Every finite 16-bit value and every float32 power of two, through every start and many coefficients, in float64."""
 
 import pytest
 import torch
@@ -94,3 +94,26 @@ def test_every_value(path, dtype, largest):
                 _assert_within(
                     tensor, *truth[f"{what}{index}"], STEPS_OF_A_TERM, CANCELLATION, f"{what}{index}, {name}"
                 )
+
+
+@pytest.mark.parametrize("largest", [2.0**8, torch.inf], ids=["moderate values", "all values"])
+def test_every_float32_power_of_two(path, largest):
+    """Values and slopes to within four steps, never NaN; a group for each set of coefficients."""
+    if path.interpreted and largest == torch.inf:
+        pytest.skip("takes minutes; test_paths.py has some of them")
+    exponents = torch.arange(-149 if path.handles_subnormal(torch.float32) else -126, 128, dtype=torch.float64)
+    sizes = torch.cat([2.0**exponents, torch.tensor([0.0, torch.finfo(torch.float32).max], dtype=torch.float64)])
+    x = torch.cat([sizes, -sizes]).float()
+    x = x[x.abs() <= largest]
+    g = torch.randn(x.shape, generator=torch.Generator().manual_seed(3))
+    sets = _coefficients(100)
+    a, b = (torch.cat(coefficients) for coefficients in zip(*(rest for _, *rest in sets), strict=True))
+    truths = [_exact(x, g, a[k : k + 1], b[k : k + 1]) for k in range(len(sets))]
+
+    columns, grad_columns = (each[:, None].expand(-1, len(sets)).contiguous().to(path.device) for each in (x, g))
+    a, b = a.to(path.device), b.to(path.device)
+    value = path.implementation.forward(columns, a, b, -1, torch.float32).cpu()
+    grad_x = path.implementation.backward(grad_columns, columns, a, b, -1)[0].cpu()
+    for k, (name, *_) in enumerate(sets):
+        _assert_within(value[:, k], *truths[k]["value"], 4, CANCELLATION, f"value, {name}")
+        _assert_within(grad_x[:, k], *truths[k]["grad_x"], 4, CANCELLATION, f"grad_x, {name}")

@@ -5,6 +5,7 @@ import shutil
 import pytest
 import torch
 from oracle import assert_close, exact
+from torch._dynamo.testing import CompileCounter
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import flashkat
@@ -177,7 +178,7 @@ def test_compiles_whole_and_equals_eager(device, backend, autocast):
 def test_new_batch_sizes_do_not_recompile(device):
     torch._dynamo.reset()
     _, a, b = _inputs(device, torch.float32)
-    counter = torch._dynamo.testing.CompileCounter()
+    counter = CompileCounter()
     compiled = torch.compile(flashkat.rational, fullgraph=True, backend=counter, dynamic=True)
     for batch in (2, 3, 7, 64):
         x = torch.randn(batch, 5, 8, device=device)
@@ -227,6 +228,10 @@ def test_fake_and_meta_tensors_have_the_results_metadata(device):
         ({"numerator": torch.ones(2, 6)}, ValueError, ["(2, 6)", "(4, 4)"]),
         ({"denominator": torch.ones(0, 4)}, ValueError, ["(1, 6)", "(0, 4)"]),
         ({"denominator": torch.ones(3, 4)}, ValueError, ["8 channels", "3 groups"]),
+        ({"numerator": torch.ones(0, 6), "denominator": torch.ones(0, 4)}, ValueError, ["(0, 6)", "(0, 4)"]),
+        ({"x": torch.ones(2, 8).to(torch.float8_e4m3fn)}, TypeError, ["x", "float8"]),
+        ({"denominator": torch.ones(4, 4).to(torch.float8_e5m2)}, TypeError, ["denominator", "float8"]),
+        ({"x": torch.eye(8).to_sparse()}, TypeError, ["x", "sparse", "to_dense"]),
         ({"numerator": torch.ones(1, 6, device="meta")}, ValueError, ["cpu", "meta"]),
     ],
 )
@@ -363,6 +368,44 @@ def test_kernels_are_for_what_fits(change, has, monkeypatch):
         x, bias, *coefficients = (mode.from_tensor(each).to("cuda") for each in (tensors | change).values())
         assert has_kernels(x, x.shape[-1], (bias,), coefficients, (x.dtype,)) is has
         assert not has_kernels(x, x.shape[-1], (bias,), (coefficients[0].cpu(), coefficients[1]), (x.dtype,))
+
+
+def test_transforms_of_torch_func_see_the_definition(device):
+    """Where an operator's derivative would be zero or an error."""
+    x, a, b = (tensor.detach() for tensor in _inputs(device, torch.float64))
+    v = torch.randn(x.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64).to(device)
+
+    def ours(x, a, b):
+        return flashkat.rational(x, a, b, dim=2)
+
+    def definition(x, a, b):
+        return rational_reference(x, a, b, dim=2)
+
+    for transform in (
+        lambda f: torch.func.jvp(f, (x, a, b), (v, a, b)),
+        lambda f: torch.func.grad(lambda *args: (f(*args) * v).sum(), argnums=(0, 1, 2))(x, a, b),
+        lambda f: torch.func.vmap(f, (None, 0, None))(x, torch.stack([a, 2 * a]), b),
+        lambda f: torch.func.jacfwd(torch.func.grad(lambda a: f(x, a, b).square().sum()))(a),
+    ):
+        torch.testing.assert_close(transform(ours), transform(definition))
+    with torch.autocast(device, torch.bfloat16):
+        assert torch.func.vmap(ours, (0, None, None))(x.float()[None], a, b).dtype == torch.bfloat16
+
+
+@pytest.mark.gpu
+def test_transforms_see_through_the_larger_operators():
+    from flashkat.ops import add_norm_rational, linear_rational
+
+    x, square, one = (torch.randn(size, device="cuda") for size in ((2, 64), (64, 64), (64,)))
+    a, b = torch.randn(1, 6, device="cuda"), torch.randn(8, 4, device="cuda")
+    for function in (
+        lambda x: linear_rational(x, square, one, a, b),
+        lambda x: add_norm_rational(x, x, one, one, a, b)[1],
+    ):
+        _, tangent = torch.func.jvp(function, (x,), (square[:2],))
+        leaf = x.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(function(leaf), leaf, torch.ones_like(x))
+        torch.testing.assert_close(tangent.sum(), (gradient * square[:2]).sum(), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.gpu

@@ -131,12 +131,22 @@ def test_empty_tensors_give_empty_results_and_zero_gradients(path, shape):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_same_input_gives_the_same_bits(path, dtype):
+@pytest.mark.parametrize(
+    ("shape", "layout", "dim", "groups"),
+    [
+        ((300, 48), "contiguous", -1, 8),
+        ((3, 11, 40), "sliced", -1, 8),  # groups of 5
+        ((2, 24, 7, 9), "contiguous", 1, 8),
+        ((2, 24, 7, 9), "permuted", 1, 3),
+        ((32, 24), "contiguous", -1, 24),
+    ],
+)
+def test_same_input_gives_the_same_bits(path, dtype, shape, layout, dim, groups):
     generator = torch.Generator().manual_seed(1)
-    x = (torch.randn(300, 48, generator=generator) * 100).to(dtype)
-    g = torch.randn(300, 48, generator=generator).to(dtype)
-    a, b = torch.randn(1, 6, generator=generator), torch.randn(8, 4, generator=generator)
-    first, second = (_run(path, g, x, a, b, -1) for _ in range(2))
+    x, g = (_arrange(torch.randn(shape, generator=generator).to(dtype), layout) for _ in range(2))
+    x[0] *= 100
+    a, b = torch.randn(1, 6, generator=generator), torch.randn(groups, 4, generator=generator)
+    first, second = (_run(path, g, x, a, b, dim) for _ in range(2))
     for name in first:
         assert torch.equal(first[name], second[name]), name
 

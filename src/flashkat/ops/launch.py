@@ -55,6 +55,8 @@ class View:
             vector: V, how many elements a thread takes at a time.
         """
         outer, channels, inner = sizes
+        if outer == 1:  # A single batch may have any stride, and takes the kernels of several.
+            strides = tuple((max(channels * s[1], inner * s[2]), s[1], s[2]) for s in strides)
 
         if inner > 1 and all(s[1] == 1 and s[0] == inner * s[2] for s in strides):
             # Channels last in memory, whatever their place in the shape.

@@ -36,24 +36,27 @@ def rational(x: Tensor, numerator: Tensor, denominator: Tensor, *, dim: int = -1
     """Group-wise rational activation F(x) = P(x) / Q(x), the base function of GR-KAN.
 
     P(x) = a_0 + a_1 x + ... + a_{m-1} x^{m-1} and Q(x) = 1 + |b_1| |x| + ... + |b_n| |x|^n, with coefficients per
-    contiguous group of channels (Yang & Wang, ICLR 2025, section 4). Differentiable in all three tensors, twice and
-    more in eager mode; the derivative of |v| at 0 is taken as +1. The result and the gradients are the same bits
-    every time. For finite inputs they are finite where the exact value fits the dtype, and +-inf, never NaN, where it
-    does not.
+    contiguous group of channels (Yang & Wang, ICLR 2025, section 4). Differentiable in all three tensors; |v| has the
+    derivative +1 at 0. The result and the gradients are the same bits every time. For finite inputs they are finite
+    where the exact value fits the dtype, and +-inf, never NaN, where it does not; the coefficients' gradients in
+    float64 up to 2^959. Gradients whose quotient by Q(x) is below the smallest normal number lose bits on GPUs.
+
+    Second and higher derivatives, in eager mode, and all that transforms of torch.func see (grad, jvp, vmap and others)
+    come from the definition (:func:`flashkat.ops.rational_reference`), which overflows where a power does.
 
     Args:
         x: float64, float32, bfloat16 or float16 tensor of one or more dimensions, with any strides, on any device.
-        numerator: (1, m) or (G, m) floating-point coefficients a_0 ... a_{m-1}, m >= 1; one row is shared by all G
-            groups.
-        denominator: (1, n) or (G, n) floating-point coefficients b_1 ... b_n, n >= 0.
+        numerator: (1, m) or (G, m) coefficients a_0 ... a_{m-1} of any of these dtypes, m >= 1; one row is shared by
+            all G groups.
+        denominator: (1, n) or (G, n) coefficients b_1 ... b_n, likewise, n >= 0.
         dim: the channel dimension of ``x``. Its D channels form G contiguous groups of D / G.
 
     Returns:
         A tensor of the shape and memory format of ``x``. Its dtype is that of ``x``, or autocast's where autocast is
-        on. Arithmetic is float64 for float64 ``x`` and float32 otherwise, whatever the dtype of the coefficients.
+        on. Arithmetic is float64 for float64 ``x`` and float32 otherwise, which the coefficients are rounded to.
 
     Raises:
-        TypeError: a tensor is integer, boolean or complex.
+        TypeError: a tensor is of another dtype, or sparse.
         ValueError: shapes, groups, dimension or devices that do not fit together.
     """
     metadata = _metadata(x), _metadata(numerator), _metadata(denominator)
@@ -61,7 +64,12 @@ def rational(x: Tensor, numerator: Tensor, denominator: Tensor, *, dim: int = -1
         _check_once(*metadata, dim)
         return _Eager.apply(x, numerator, denominator, dim, autocast_dtype(x))
     _check(*metadata, dim)
-    return torch.ops.flashkat.rational(x, numerator, denominator, dim, autocast_dtype(x))
+    dtype = autocast_dtype(x)
+    if _is_transformed():
+        # They cannot look into an operator: some raise, and jvp takes its derivative for zero.
+        value = rational_reference(x, numerator, denominator, dim)
+        return value if dtype is None else value.to(dtype)
+    return torch.ops.flashkat.rational(x, numerator, denominator, dim, dtype)
 
 
 _PLAIN_TYPES = (Tensor, torch.nn.Parameter)
@@ -74,9 +82,14 @@ def is_plain_call(*tensors: Tensor) -> bool:
         and not tensors[0].is_meta
         and all(type(tensor) in _PLAIN_TYPES for tensor in tensors)
         and torch._C._len_torch_dispatch_stack() == 0
-        and torch._C._functorch.peek_interpreter_stack() is None
+        and not _is_transformed()
         and not torch.jit.is_tracing()
     )
+
+
+def _is_transformed() -> bool:
+    """Whether this is a call within a transform of torch.func: grad, jvp, vmap and others; compilers see through it."""
+    return not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None
 
 
 class _Eager(torch.autograd.Function):
@@ -122,9 +135,9 @@ def has_kernels(
     """Whether there are such kernels for ``x``, and groups of so many channels hold whole vectors of these dtypes.
 
     Not for ``parameters``, of a number for each channel, or ``coefficients`` that do not fit: PyTorch's own operators
-    say what is wrong with them.
+    say what is wrong with them. Nor within a transform of torch.func.
     """
-    if not x.is_cuda or any(dtype not in _KERNEL_DTYPES for dtype in (x.dtype, *dtypes)):
+    if not x.is_cuda or any(dtype not in _KERNEL_DTYPES for dtype in (x.dtype, *dtypes)) or _is_transformed():
         return False
     if any(each.device != x.device or not each.dtype.is_floating_point for each in (*parameters, *coefficients)):
         return False
@@ -149,18 +162,25 @@ def triton_module(name: str) -> Any:
     return importlib.import_module(f".{name}", __package__)
 
 
-Metadata = tuple[torch.Size, torch.dtype, torch.device]
+Metadata = tuple[torch.Size, torch.dtype, torch.device, torch.layout]
 
 
 def _metadata(tensor: Tensor) -> Metadata:
-    return tensor.shape, tensor.dtype, tensor.device
+    return tensor.shape, tensor.dtype, tensor.device, tensor.layout
+
+
+_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def _check(x: Metadata, numerator: Metadata, denominator: Metadata, dim: int) -> None:
-    shape, _, device = x
-    for name, (_, dtype, where) in (("x", x), ("numerator", numerator), ("denominator", denominator)):
-        if not dtype.is_floating_point:
-            raise TypeError(f"{name} must be a floating-point tensor, not {dtype}: convert it with .float()")
+    shape, _, device, _ = x
+    for name, (_, dtype, where, layout) in (("x", x), ("numerator", numerator), ("denominator", denominator)):
+        if layout != torch.strided:
+            raise TypeError(f"{name} must be a dense tensor, not {layout}: convert it with .to_dense()")
+        if dtype not in _DTYPES:
+            raise TypeError(
+                f"{name} must be a float64, float32, bfloat16 or float16 tensor, not {dtype}: convert it with .float()"
+            )
         if where != device:
             raise ValueError(f"x is on {device} but {name} is on {where}: move both to one device")
     if len(shape) == 0:
@@ -175,7 +195,7 @@ def _check(x: Metadata, numerator: Metadata, denominator: Metadata, dim: int) ->
         )
     rows = shapes[0][0], shapes[1][0]
     groups = max(rows)
-    if not all(count in (1, groups) for count in rows):
+    if not all(count in (1, groups) for count in rows) or groups == 0:
         raise ValueError(
             "numerator and denominator must have as many rows as there are groups, or one: "
             f"not {shapes[0]} and {shapes[1]}"
