@@ -123,15 +123,19 @@ def _cases(plan: Plan, device: str) -> Iterator[tuple[str, Callable[[str], list[
             rivals = [_gelu, _copy, *(_BASELINES if with_baselines else ())]
             yield "default", _contenders([problem, replace(problem, numerator_rows=8)], rivals, device)
     for width in plan.autocast_widths:
-        yield "autocast", _contenders([Problem((*plan.tokens, width), "fp32", "bf16")], [_copy], device)
-    yield "variants", _contenders(_variants(plan), [_gelu], device)
+        for dtype in (dtype for dtype in plan.dtypes if dtype != "fp32"):
+            problem = Problem((*plan.tokens, width), "fp32", dtype)
+            yield "autocast", _contenders([problem, replace(problem, numerator_rows=8)], [_copy], device)
     for dtype in plan.dtypes:
-        yield "nchw", _contenders([Problem(plan.nchw, dtype, dtype, dim=1)], [_gelu, _copy], device)
+        yield "variants", _contenders(_variants(plan, dtype), [_gelu], device)
+    for dtype in plan.dtypes:
+        problem = Problem(plan.nchw, dtype, dtype, dim=1)
+        yield "nchw", _contenders([problem, replace(problem, numerator_rows=8)], [_gelu, _copy], device)
 
 
-def _variants(plan: Plan) -> list[Problem]:
+def _variants(plan: Plan, dtype: str) -> list[Problem]:
     """The default first, then other numbers of groups, a width that is no multiple of 8, and other degrees."""
-    default = Problem((*plan.tokens, plan.variant_width), "bf16", "bf16")
+    default = Problem((*plan.tokens, plan.variant_width), dtype, dtype)
     odd = replace(default, shape=(*plan.tokens, plan.odd_width))
     groups = [replace(default, groups=groups) for groups in (1, 2, 16, plan.variant_width)]
     shared = [*groups, odd, *(replace(default, m=m, n=n) for m, n in ((4, 2), (8, 6)))]
@@ -301,7 +305,11 @@ def _autocast_targets(row: Row, rows: list[Row]) -> Iterator[Row]:
 
 
 def _variant_targets(row: Row, rows: list[Row]) -> Iterator[Row]:
-    default = next(each for each in rows if each["case"] == "variants" and each["contender"] == "ours")
+    default = next(
+        each
+        for each in rows
+        if (each["case"], each["contender"], each["dtype"]) == ("variants", "ours", row["dtype"])
+    )
     if row is not default:
         at_equal_bytes = (row["median_us"] / row["bytes"]) / (default["median_us"] / default["bytes"])
         yield target(f"time over the default's, {_describe(row)}", at_equal_bytes, _VARIANT_OVER_DEFAULT)

@@ -49,12 +49,12 @@ def test_every_contender_of_every_case_has_a_row(rows):
     assert contenders("default", "forward", dtype="bf16") == ["ours", "gelu", "copy", *others, "ours"]
     assert contenders("default", "backward", dtype="bf16") == ["ours", "gelu", *others, "ours"]
     assert contenders("default", "forward", dtype="fp16") == ["ours", "gelu", "copy", "ours"]
-    assert contenders("autocast", "forward") == ["ours", "copy"]
-    assert contenders("autocast", "backward") == ["ours"]
-    assert contenders("nchw", "backward", dtype="fp16") == ["ours", "gelu"]
+    assert contenders("autocast", "forward", out_dtype="fp16") == ["ours", "copy", "ours"]
+    assert contenders("autocast", "backward", out_dtype="bf16") == ["ours", "ours"]
+    assert contenders("nchw", "backward", dtype="fp16") == ["ours", "gelu", "ours"]
     for direction in ("forward", "backward"):
-        assert contenders("variants", direction).count("ours") == 14
-        assert len(contenders("variants", direction, m=8, n=6)) == 2
+        assert contenders("variants", direction, dtype="fp16").count("ours") == 14
+        assert len(contenders("variants", direction, dtype="bf16", m=8, n=6)) == 2
 
 
 def test_bytes_are_the_fewest_that_the_operation_moves():
@@ -95,13 +95,14 @@ def test_targets_of_the_other_cases():
         _row(case="nchw", direction="backward"), _row("gelu", 99.0, case="nchw", direction="backward")
     ) == [(1.01, 1.08, True)]
     default, wide = _row(case="variants"), _row(case="variants", width=2 * 1536, median_us=280.0)
-    assert _verdicts(default, wide) == [(1.4, 1.5, True)]
+    other = _row(case="variants", dtype="fp32", median_us=1.0)
+    assert _verdicts(other, default, wide) == [(1.4, 1.5, True)]
 
 
 def test_every_row_that_is_ours_has_a_target_at_the_sizes_that_matter(rows):
     names = [target["name"] for target in kernels.targets(rows)]
     assert len(names) == len(set(names))
-    assert len(names) == 2 * (1 + 13 + 2)  # both directions: autocast, variants but the default, NCHW
+    assert len(names) == 2 * 2 * (2 + 13 + 2)  # both directions and dtypes: autocast, variants but the default, NCHW
 
 
 @pytest.mark.gpu
