@@ -36,6 +36,7 @@ _OF_COPY = {
 _NCHW_GELU_RATIO = {"forward": 1.05, "backward": 1.08}
 _AUTOCAST_OVER_LIMIT = 1.15
 _VARIANT_OVER_DEFAULT = 1.5
+_OUTLIER = 10_000.0
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,10 @@ QUICK = replace(FULL, widths=(768,), dtypes=("bf16",), autocast_widths=(1536,), 
 
 @dataclass(frozen=True)
 class Problem:
-    """An operator call: x of ``shape`` and ``dtype``, channels along ``dim``, y of ``out_dtype``, m and n as usual."""
+    """An operator call: x of ``shape`` and ``dtype``, channels along ``dim``, y of ``out_dtype``, m and n as usual.
+
+    ``outliers`` are what of x is too large for plain arithmetic: nothing, one number, or one channel.
+    """
 
     shape: tuple[int, ...]
     dtype: str
@@ -71,6 +75,7 @@ class Problem:
     numerator_rows: int = 1
     m: int = 6
     n: int = 4
+    outliers: str = "none"
 
     def bytes(self, direction: str) -> int:
         elements = 1
@@ -90,6 +95,10 @@ class Tensors:
             return torch.randn(problem.shape, dtype=DTYPES[dtype], device=device, generator=generator)
 
         self.x, self.grad = normal(problem.dtype), normal(problem.out_dtype)
+        if problem.outliers == "number":
+            self.x.view(-1)[self.x.numel() // 2] = _OUTLIER
+        elif problem.outliers == "channel":
+            self.x.select(problem.dim, self.x.shape[problem.dim] // 2).fill_(_OUTLIER)
         self.out = torch.empty_like(self.grad)
         a, b = starting_coefficients("swish", problem.m, problem.n)
         self.a = a.float().to(device).repeat(problem.numerator_rows, 1)
@@ -131,6 +140,10 @@ def _cases(plan: Plan, device: str) -> Iterator[tuple[str, Callable[[str], list[
     for dtype in plan.dtypes:
         problem = Problem(plan.nchw, dtype, dtype, dim=1)
         yield "nchw", _contenders([problem, replace(problem, numerator_rows=8)], [_gelu, _copy], device)
+    for dtype in plan.dtypes:
+        problem = Problem((*plan.tokens, plan.variant_width), dtype, dtype)
+        some = [replace(problem, outliers=outliers) for outliers in ("none", "number", "channel")]
+        yield "outliers", _contenders(some, [], device)
 
 
 def _variants(plan: Plan, dtype: str) -> list[Problem]:
@@ -306,9 +319,7 @@ def _autocast_targets(row: Row, rows: list[Row]) -> Iterator[Row]:
 
 def _variant_targets(row: Row, rows: list[Row]) -> Iterator[Row]:
     default = next(
-        each
-        for each in rows
-        if (each["case"], each["contender"], each["dtype"]) == ("variants", "ours", row["dtype"])
+        each for each in rows if (each["case"], each["contender"], each["dtype"]) == ("variants", "ours", row["dtype"])
     )
     if row is not default:
         at_equal_bytes = (row["median_us"] / row["bytes"]) / (default["median_us"] / default["bytes"])
@@ -325,6 +336,7 @@ _TARGETS: dict[str, Callable[[Row, list[Row]], Iterator[Row]]] = {
     "autocast": _autocast_targets,
     "variants": _variant_targets,
     "nchw": _nchw_targets,
+    "outliers": lambda row, rows: iter(()),  # reported, not held against anything
 }
 
 

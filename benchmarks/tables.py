@@ -35,13 +35,27 @@ def _kernels(document: Document) -> str:
                     ratio = f"{ours['median_us'] / found['gelu']['median_us']:.2f}"
                     table.append([direction, dtype, str(width), *times, ratio, f"{ours['of_copy']:.0%}"])
     header = ["pass", "dtype", "D", *(LABELS[name] for name in names), "ours / GELU", "of copy bandwidth"]
-    return "\n\n".join(
-        [
-            "**Kernels.** Microseconds on the device, everything that a call launches; x (128, 197, D), 8 groups, one "
-            "numerator. The formula is the definition in PyTorch under autograd.",
-            _markdown(header, table),
-        ]
+    text = (
+        "**Kernels.** Microseconds on the device, everything that a call launches; x (128, 197, D), 8 groups, one "
+        "numerator. The formula is the definition in PyTorch under autograd."
     )
+    return "\n\n".join([text, _markdown(header, table), *_outliers(document)])
+
+
+def _outliers(document: Document) -> list[str]:
+    """What numbers cost that are too large for plain arithmetic."""
+    times: dict[tuple[str, str], dict[str, float]] = {}
+    for row in document["rows"]:
+        if row["case"] == "outliers":
+            times.setdefault((row["dtype"], row["direction"]), {})[row["outliers"]] = row["median_us"]
+    if not times:
+        return []
+    table = [
+        [*case, *(f"{found[outliers] / found['none']:.2f}" for outliers in ("number", "channel"))]
+        for case, found in times.items()
+    ]
+    text = "Times over those without, where numbers of x are too large for plain arithmetic, 10,000, at D = 1536:"
+    return [text, _markdown(["dtype", "pass", "one number", "one channel"], table)]
 
 
 def _rounding(document: Document) -> str:

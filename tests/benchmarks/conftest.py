@@ -31,6 +31,15 @@ def _kernel_rows():
                 }  # fmt: skip
 
 
+def _outlier_rows():
+    for direction, factor in (("forward", 1), ("backward", 2)):
+        for time, outliers in ((10.0, "none"), (11.0, "number"), (25.0 * factor, "channel")):
+            yield {
+                "case": "outliers", "direction": direction, "contender": "ours", "shape": [128, 197, 1536],
+                "dtype": "bf16", "numerator_rows": 1, "median_us": time, "outliers": outliers,
+            }  # fmt: skip
+
+
 def _trained(name, top1, speed):
     curve = {"epoch": [1, 2], "eval_top1": [50.0, top1], "eval_ema_top1": [50.0, top1]}
     return {
@@ -60,7 +69,9 @@ DOCUMENTS = {
     "inference": ({}, [*_model_rows(batch=256), *_model_rows(batch=1)], []),
     "loading": ({}, [_loading_row(workers) for workers in (1, 2, 16)], []),
     "kernels": (
-        {}, list(_kernel_rows()), [common.target("forward", 1.04, 1.05), common.target("backward", 1.234, 1.08)]
+        {},
+        [*_kernel_rows(), *_outlier_rows()],
+        [common.target("forward", 1.04, 1.05), common.target("backward", 1.234, 1.08)],
     ),
     "rounding": (
         {"seeds": 15},

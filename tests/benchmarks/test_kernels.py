@@ -55,6 +55,14 @@ def test_every_contender_of_every_case_has_a_row(rows):
     for direction in ("forward", "backward"):
         assert contenders("variants", direction, dtype="fp16").count("ours") == 14
         assert len(contenders("variants", direction, dtype="bf16", m=8, n=6)) == 2
+        for outliers in ("none", "number", "channel"):
+            assert contenders("outliers", direction, dtype="fp16", outliers=outliers) == ["ours"]
+
+
+@pytest.mark.parametrize(("outliers", "count"), [("none", 0), ("number", 1), ("channel", 6)])
+def test_outliers_are_in_the_input(outliers, count):
+    problem = kernels.Problem((2, 3, 16), "bf16", "bf16", outliers=outliers)
+    assert int((kernels.Tensors(problem, "cpu").x > 1000).sum()) == count
 
 
 def test_bytes_are_the_fewest_that_the_operation_moves():

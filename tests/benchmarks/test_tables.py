@@ -18,6 +18,7 @@ def test_kernels(results):
     assert "| backward | bf16 | 768 | 76.8 | 153.6 | 230.4 | 0.50 | 88% |" in text
     assert "1 of 2 targets met; the others" in text
     assert "- backward: 1.234, wanted at most 1.08" in text
+    assert "| bf16 | forward | 1.10 | 2.50 |\n| bf16 | backward | 1.10 | 5.00 |" in text
     assert "*a GPU, torch 2.11, triton 3.6, 2026-01-02, commit 0123456.*" in text
 
 
