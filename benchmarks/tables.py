@@ -1,6 +1,6 @@
 """Write the benchmarks' part of README.md, between its two markers, from the committed results."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -191,9 +191,9 @@ def _cifar10(document: Document) -> str:
     return "\n\n".join(
         [
             "**CIFAR-10.** KAT-T and ViT-T with patches of 4 x 4 pixels, trained from scratch by `flashkat train` with "
-            "the published models' recipe as adapted to images this small by Compact Transformers (Hassani et al., "
-            f"2021: crops of at least 80% of the area, mixing only in the first {settings['mixed_epochs']} epochs, a "
-            "longer warm-up), with the same seed and, but for those shown, the same flags for all; "
+            "the published models' recipe, but for larger crops, as images are small, and a longer warm-up "
+            f"(`{settings['flags']}`), mixing in {_mixed(settings)} epochs; the same seed and, but for those "
+            "shown, the same flags for all; "
             f"batches of {settings['batch_size']}, compiled with CUDA graphs. Top-1 is of the last epoch, "
             "of the weights and of their average. Speeds are medians over epochs: "
             f"together, of all trainings at once on {settings['gpus']} GPUs of one machine, "
@@ -202,6 +202,11 @@ def _cifar10(document: Document) -> str:
             _markdown(["", *found], table),
         ]
     )
+
+
+def _mixed(settings: Mapping[str, Any]) -> str:
+    mixed = settings["mixed_epochs"]
+    return "all" if mixed >= settings["epochs"] else f"the first {mixed}"
 
 
 def _training(document: Document) -> str:

@@ -130,8 +130,8 @@ DOCUMENTS = {
     ),
     "cifar10": (
         {
-            "batch_size": 128, "gpus": 2, "val_interval": 5, "mixed_epochs": 76,
-            "contenders": {"KAT": "--model kat", "ViT": "--model vit"},
+            "batch_size": 128, "gpus": 2, "val_interval": 5, "epochs": 100, "mixed_epochs": 76,
+            "flags": "--scale 0.5 1", "contenders": {"KAT": "--model kat", "ViT": "--model vit"},
         },
         [_trained("KAT", 91.25, {"median": 12345.6, "min": 12000.0, "max": 13000.0}), _trained("ViT", 90.5, None)],
         [common.target("KAT's top-1", 91.25, 88, at_least=True)],

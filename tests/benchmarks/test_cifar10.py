@@ -169,6 +169,13 @@ def test_contenders_differ_in_nothing_but_their_own_flags(small, images):
     assert len(rests) == 1
 
 
+@pytest.mark.parametrize(("given", "off"), [([], "0"), (["--mixed-epochs", "7"], "7")])
+def test_mixing_in_some_epochs_or_in_all(small, images, given, off):
+    argv = [str(images), "--contenders", "KAT", *given]
+    (training,), *_ = cifar10.plan(common.arguments("cifar10", "", argv, cifar10._add_flags))
+    assert training.flags[training.flags.index("--mixup-off-epoch") + 1] == off
+
+
 def test_speed_is_measured_with_an_evaluation_after_each_epoch(small, images):
     argv = [str(images), "--contenders", "KAT", "--val-interval", "7"]
     (training,), *alone = cifar10.plan(common.arguments("cifar10", "", argv, cifar10._add_flags))
