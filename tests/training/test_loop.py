@@ -145,6 +145,20 @@ def test_metrics_are_read_at_intervals_and_last(start, interval, known):
     assert all(rate > 0 for _, _, _, rate in recorder.batches)
 
 
+def test_backward_passes_run_in_the_thread_of_the_forward_pass(start, monkeypatch):
+    seen, backward = [], torch.Tensor.backward
+
+    def spy(*args, **kwargs):
+        seen.append(torch._C._is_multithreading_enabled())
+        backward(*args, **kwargs)
+
+    monkeypatch.setattr(torch.Tensor, "backward", spy)
+    start(train=batches(3))
+    assert seen == [False] * len(seen)
+    assert seen
+    assert torch._C._is_multithreading_enabled()
+
+
 def test_model_is_trained_in_training_mode(start):
     modes = []
 

@@ -119,7 +119,10 @@ def _train_epoch(
                 output = state.trained(images)
                 loss = loss_function(output, target)
             # The average over the group's images; its batches are fewer where the epoch ends.
-            state.scaler.scale(loss / min(accumulated, batches - first_of_group)).backward()
+            loss_of_group = loss / min(accumulated, batches - first_of_group)
+            # Autograd has a thread for each GPU. With one that serves nothing, and the thread starts with cold caches.
+            with torch.autograd.set_multithreading_enabled(False):
+                state.scaler.scale(loss_of_group).backward()
         if is_update:
             _update(state, args)
             updates += 1
