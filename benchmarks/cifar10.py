@@ -51,7 +51,7 @@ _RECIPE = (
     *("--opt", "adamw", "--lr", "1e-3", "--weight-decay", "0.05", "--sched", "cosine", "--warmup-epochs", "10"),
     *("--mixup", "0.8", "--cutmix", "1.0", "--smoothing", "0.1", "--drop-path", "0.1", "--clip-grad", "1"),
     *("--aa", "rand-m9-mstd0.5", "--remode", "pixel", "--reprob", "0.25"),
-    *("--scale", "0.6", "1", "--crop-pct", "1"),
+    *("--scale", "0.7", "1", "--crop-pct", "1"),
     *("--mean", "0.485", "0.456", "0.406", "--std", "0.229", "0.224", "0.225"),
     *("--model-ema", "--model-ema-decay", "0.9999", "--model-ema-warmup"),
 )
@@ -240,7 +240,7 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", type=Path, metavar="DIR", help="CIFAR-10 as train/CLASS/* and val/CLASS/*")
     parser.add_argument("--work", type=Path, metavar="DIR", help="for runs and logs (default: output/cifar10)")
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=["KAT", "ViT"], help="who trains")
-    parser.add_argument("--epochs", type=int, default=240, metavar="N", help="default: %(default)s")
+    parser.add_argument("--epochs", type=int, default=300, metavar="N", help="default: %(default)s")
     parser.add_argument("--mixed-epochs", type=int, metavar="N", help="mix images in the first N (default: all)")
     parser.add_argument("--val-interval", type=int, default=20, metavar="N", help="evaluate after each N epochs")
     parser.add_argument("--batch-size", type=int, default=256, metavar="N", help="default: %(default)s")
