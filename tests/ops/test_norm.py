@@ -60,8 +60,8 @@ def distance(found, truth):
         ((1, 16), {"groups": 2}),
         # Powers that overflow: done again with care.
         ((7, 64), {"groups": 4, "dtypes": (F32, F32, F32), "scale": 1e5}),
-        ((40, 192), {"scale": 1e5, "rows": 8}),
-        ((40, 192), {"scale": 1e5}),
+        ((40, 192), {"scale": 1e5, "rows": 8}),  # several runs of a program
+        ((9, 192), {"scale": 1e5}),
     ],
 )
 def test_kernels_match_float64(shape, options):
