@@ -1,8 +1,8 @@
 """How long does the operator take on a CPU, next to GELU?
 
 Forward and backward pass through autograd, all three gradients, against ``torch.nn.functional.gelu`` with the one that
-it has, in turn in one process. And the path of PyTorch's own operators, which is taken without the compiled library,
-called without autograd.
+it has, in turn in one process with two threads. And the path of PyTorch's own operators, which is taken without the
+compiled library, called without autograd.
 """
 
 import sys

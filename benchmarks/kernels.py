@@ -130,25 +130,27 @@ def _cases(plan: Plan, device: str) -> Iterator[tuple[str, Callable[[str], list[
             problem = Problem((*plan.tokens, width), dtype, dtype)
             with_baselines = dtype in plan.baseline_dtypes and width in plan.baseline_widths
             rivals = [_gelu, _copy, *(_BASELINES if with_baselines else ())]
-            yield "default", _contenders([problem, replace(problem, numerator_rows=8)], rivals, device)
+            yield "default", _contenders(_shared_and_not(problem), rivals, device)
     for width in plan.autocast_widths:
         for dtype in (dtype for dtype in plan.dtypes if dtype != "fp32"):
             problem = Problem((*plan.tokens, width), "fp32", dtype)
-            yield "autocast", _contenders([problem, replace(problem, numerator_rows=8)], [_copy], device)
+            yield "autocast", _contenders(_shared_and_not(problem), [_copy], device)
     for dtype in plan.dtypes:
-        yield "variants", _contenders(_variants(plan, dtype), [_gelu], device)
-    for dtype in plan.dtypes:
-        problem = Problem(plan.nchw, dtype, dtype, dim=1)
-        yield "nchw", _contenders([problem, replace(problem, numerator_rows=8)], [_gelu, _copy], device)
-    for dtype in plan.dtypes:
-        problem = Problem((*plan.tokens, plan.variant_width), dtype, dtype)
-        some = [replace(problem, outliers=outliers) for outliers in ("none", "number", "channel")]
-        yield "outliers", _contenders(some, [], device)
+        default = Problem((*plan.tokens, plan.variant_width), dtype, dtype)
+        outliers = [replace(default, outliers=which) for which in ("none", "number", "channel")]
+        images = Problem(plan.nchw, dtype, dtype, dim=1)
+        yield "variants", _contenders(_variants(default, plan), [_gelu], device)
+        yield "outliers", _contenders(outliers, [], device)
+        yield "nchw", _contenders(_shared_and_not(images), [_gelu, _copy], device)
 
 
-def _variants(plan: Plan, dtype: str) -> list[Problem]:
+def _shared_and_not(problem: Problem) -> list[Problem]:
+    """With one numerator for all groups, and with one for each."""
+    return [problem, replace(problem, numerator_rows=problem.groups)]
+
+
+def _variants(default: Problem, plan: Plan) -> list[Problem]:
     """The default first, then other numbers of groups, a width that is no multiple of 8, and other degrees."""
-    default = Problem((*plan.tokens, plan.variant_width), dtype, dtype)
     odd = replace(default, shape=(*plan.tokens, plan.odd_width))
     groups = [replace(default, groups=groups) for groups in (1, 2, 16, plan.variant_width)]
     shared = [*groups, odd, *(replace(default, m=m, n=n) for m, n in ((4, 2), (8, 6)))]

@@ -345,6 +345,7 @@ def test_cuda_graph_replay():
         ({"numerator": torch.ones(6)}, False),
         ({"numerator": torch.ones(1, 0)}, False),
         ({"denominator": torch.ones(8, 4, dtype=torch.int64)}, False),
+        ({"denominator": torch.ones(8, 4).to(torch.float8_e5m2)}, False),
         ({"bias": torch.ones(1)}, False),
         ({"bias": torch.ones(64, dtype=torch.int64)}, False),
         ({"x": torch.ones(2, 60)}, False),  # groups of 7.5

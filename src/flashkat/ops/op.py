@@ -60,11 +60,11 @@ def rational(x: Tensor, numerator: Tensor, denominator: Tensor, *, dim: int = -1
         ValueError: shapes, groups, dimension or devices that do not fit together.
     """
     metadata = _metadata(x), _metadata(numerator), _metadata(denominator)
+    dtype = autocast_dtype(x)
     if is_plain_call(x, numerator, denominator):
         _check_once(*metadata, dim)
-        return _Eager.apply(x, numerator, denominator, dim, autocast_dtype(x))
+        return _Eager.apply(x, numerator, denominator, dim, dtype)
     _check(*metadata, dim)
-    dtype = autocast_dtype(x)
     if _is_transformed():
         # They cannot look into an operator: some raise, and jvp takes its derivative for zero.
         value = rational_reference(x, numerator, denominator, dim)
@@ -123,6 +123,7 @@ def autocast_dtype(x: Tensor) -> torch.dtype | None:
 
 # What the kernels of the operators that do more than the rational compute in float32.
 _KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_DTYPES = (torch.float64, *_KERNEL_DTYPES)
 
 
 def has_kernels(
@@ -139,7 +140,7 @@ def has_kernels(
     """
     if not x.is_cuda or any(dtype not in _KERNEL_DTYPES for dtype in (x.dtype, *dtypes)) or _is_transformed():
         return False
-    if any(each.device != x.device or not each.dtype.is_floating_point for each in (*parameters, *coefficients)):
+    if any(each.device != x.device or each.dtype not in _DTYPES for each in (*parameters, *coefficients)):
         return False
     if any(each.shape != (channels,) for each in parameters) or any(each.ndim != 2 for each in coefficients):
         return False
@@ -167,9 +168,6 @@ Metadata = tuple[torch.Size, torch.dtype, torch.device, torch.layout]
 
 def _metadata(tensor: Tensor) -> Metadata:
     return tensor.shape, tensor.dtype, tensor.device, tensor.layout
-
-
-_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def _check(x: Metadata, numerator: Metadata, denominator: Metadata, dim: int) -> None:
