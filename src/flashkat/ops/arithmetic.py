@@ -7,12 +7,14 @@
 
 A tile has shape (V, P, C): the V elements of a thread's vector, positions, channels. Coefficients are tuples of M and N
 tensors of shape (1, 1, C), those of the denominator absolute values. Arithmetic has the dtype of the tile, float32 or
-float64. The sums for da and db are taken over V, the plain ones in float64 if WIDE; the caller adds them up in float64,
-and applies s(b_j).
+float64. The sums for da and db are taken over V, the plain ones in that dtype; the caller adds them up in float64, and
+applies s(b_j).
 
 Plain is Horner's scheme, and for the gradients h = g / Q, from which all else is a product: dx = h (P' - s(x) T P/Q),
-terms h x^i and h P/Q |x|^j. It is right while :func:`stays_plain` holds: then no intermediate value overflows unless a
-result or a sum does. (Where |g| < 2^-126 Q, h loses bits as any number below the normal range does.)
+terms h x^i and h P/Q |x|^j. Sums over V in float32 round as well; where inputs are float32 and sums should be as good
+as theirs, PRECISE makes up for it with terms that round less. It is right while :func:`stays_plain` holds: then no
+intermediate value overflows unless a result or a sum does. (Where |g| < 2^-126 Q, h loses bits as any number below the
+normal range does.)
 
 Scaled keeps numbers as a mantissa and an integer exponent, so that nothing overflows before the result itself does:
 finite in, finite (or correctly infinite) out.
@@ -96,52 +98,59 @@ def _numerator(x, a, M: tl.constexpr):
 
 @triton.jit
 def _denominator(u, b, N: tl.constexpr):
-    """Q and T, for u = |x|."""
+    """Q, T, and what the last rounding took from Q, for u = |x|."""
     zero = tl.zeros_like(u)
     value = zero + 1.0
     derivative = zero
+    rest = zero
     if N > 0:
         value = b[N - 1] + zero
         derivative = value
         for j in tl.static_range(1, N):
             value = value * u + b[N - 1 - j]
             derivative = derivative * u + value
-        value = value * u + 1.0
-    return value, derivative
+        most = value
+        value = tl.fma(most, u, 1.0)
+        rest = tl.fma(most, u, 1.0 - value)
+    return value, derivative, rest
 
 
 @triton.jit
 def plain_value(x, a, b, M: tl.constexpr, N: tl.constexpr):
     """F(x) of a tile."""
     p, _ = _numerator(x, a, M)
-    q, _ = _denominator(tl.abs(x), b, N)
+    q, _, _ = _denominator(tl.abs(x), b, N)
     return p / q
 
 
 @triton.jit
-def plain_gradients(g, x, a, b, M: tl.constexpr, N: tl.constexpr, WIDE: tl.constexpr):
-    """dx of a tile, and its terms of the sums for da and db, a tuple of M + N tensors (P, C), float64 if WIDE."""
+def plain_gradients(g, x, a, b, M: tl.constexpr, N: tl.constexpr, PRECISE: tl.constexpr):
+    """dx of a tile, and its terms of the sums for da and db, a tuple of M + N tensors (P, C)."""
     u = tl.abs(x)
     p, dp = _numerator(x, a, M)
-    q, dq = _denominator(u, b, N)
+    q, dq, rest = _denominator(u, b, N)
     r = reciprocal(q)
     y = p * r
     h = g * r
+    if PRECISE:
+        # By what h Q, with what Q lacks, leaves of g: after this h has its own rounding and little more.
+        h = tl.fma(r, tl.fma(-h, rest, tl.fma(-h, q, g)), h)
     dx = h * (dp - tl.where(x < 0, -dq, dq) * y)
     z = h * y
-    if WIDE:
-        h, z, x, u = h.to(tl.float64), z.to(tl.float64), x.to(tl.float64), u.to(tl.float64)
-    # By squares: fewer products and fewer roundings than by x, and the odd powers join the sum in one instruction.
+    # By squares: fewer products, as the odd powers join the sum in one instruction. But the square's rounding counts
+    # each time, and one power after the other has fewer of them.
     square = x * x
     terms = ()
     for i in tl.static_range(M):
-        if i > 0 and i % 2 == 0:
-            h = h * square
-        terms = terms + (tl.sum(h * x if i % 2 else h, axis=0),)
+        if i > 0 and (PRECISE or i % 2 == 0):
+            h = h * (x if PRECISE else square)
+        terms = terms + (tl.sum(h * x if i % 2 == 1 and not PRECISE else h, axis=0),)
     for j in tl.static_range(1, N + 1):
-        if j > 2 and j % 2 == 1:
+        if PRECISE:
+            z = z * u
+        elif j > 2 and j % 2 == 1:
             z = z * square
-        terms = terms + (-tl.sum(z * (u if j % 2 else square), axis=0),)
+        terms = terms + (-tl.sum(z if PRECISE else z * (u if j % 2 else square), axis=0),)
     return dx, terms
 
 

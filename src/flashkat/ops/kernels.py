@@ -13,8 +13,8 @@ formulas) and notes the largest |x|; in the seldom case that plain was not right
 of one element per thread, so that the careful way, seldom taken, costs the plain one no registers.
 
 Dtypes: x, out, grad and grad_x are float64, float32, bfloat16 or float16, each its own; arithmetic is float32, or
-float64 for float64 inputs. Only x is saved between the passes. The sums for da and db are taken over V and UNROLL tiles
-in float32 for 16-bit inputs, otherwise and from there on in float64, in a fixed order: over a program's runs, then over
+float64 for float64 inputs. Only x is saved between the passes. The sums for da and db are taken over V, and for 16-bit
+inputs over UNROLL tiles, in that dtype, from there on in float64, in a fixed order: over a program's runs, then over
 programs. No atomics, the same bits every run.
 """
 
@@ -185,15 +185,16 @@ def backward_kernel(
     M: tl.constexpr, N: tl.constexpr, NUMERATOR_SHARED: tl.constexpr, DENOMINATOR_SHARED: tl.constexpr,
     COMPUTE: tl.constexpr, V: tl.constexpr, CONTIGUOUS: tl.constexpr, PAIRS: tl.constexpr, BATCHED: tl.constexpr,
     BLOCK_POSITIONS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, UNROLL: tl.constexpr, STAGES: tl.constexpr,
-    NUMERATOR_FOLD: tl.constexpr, DENOMINATOR_FOLD: tl.constexpr, WIDE: tl.constexpr, EARLY: tl.constexpr,
+    NUMERATOR_FOLD: tl.constexpr, DENOMINATOR_FOLD: tl.constexpr, PRECISE: tl.constexpr, EARLY: tl.constexpr,
     BIAS: tl.constexpr,
 ):  # fmt: skip
     """grad_x = g F'(x), or g F'(x + bias), and each program's share of the sums for da and db, and for dbias.
 
     ``partial`` is contiguous float64: (M, channels / NUMERATOR_FOLD, programs of a block of channels) for da, and the
     like for db without the factor s(b). A sum takes in FOLD channels that share their coefficients. ``bias_partial``
-    is float32, (programs of a block, V channels). EARLY lets the kernel that adds the sums up come onto the device
-    before this one ends.
+    is float32, (programs of a block, V channels). PRECISE is for inputs of more than 16 bits: float64 sums from each
+    tile on, not from each run of tiles on, of terms that round less. EARLY lets the kernel that adds the sums up come
+    onto the device before this one ends.
     """
     c, channel_mask = _channels_of_block(channels, BLOCK_CHANNELS, PAIRS)
     group = c // width
@@ -234,15 +235,19 @@ def backward_kernel(
             x, g = x.to(COMPUTE), g.to(COMPUTE)
             if BIAS:
                 x += bias
-            grad_x, more = plain_gradients(g, x, a, b, M, N, WIDE)
-            terms = more if i == 0 else add_terms(terms, more, M + N)  # noqa: F821
+            grad_x, more = plain_gradients(g, x, a, b, M, N, PRECISE)
+            if PRECISE:
+                sums = add_terms(sums, more, M + N)
+            else:
+                terms = more if i == 0 else add_terms(terms, more, M + N)  # noqa: F821
             if BIAS:
                 bias_sums += grad_x
             reach = tl.maximum(reach, tl.max(tl.abs(x), axis=0))
             pointers = _begin(grad_x_ptr, grad_x_strides, batch, start, V, CONTIGUOUS, PAIRS) + grad_x_pattern
             tl.store(pointers, grad_x.to(grad_x_ptr.dtype.element_ty), mask=inside)
             start += BLOCK_POSITIONS
-        sums = add_terms(sums, terms, M + N)
+        if not PRECISE:
+            sums = add_terms(sums, terms, M + N)
 
     # A large gradient shows in the sums: they overflow, or are no numbers.
     overflow = zero

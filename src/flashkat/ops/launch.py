@@ -273,7 +273,7 @@ def _backward_launches(
             **constants,
             "NUMERATOR_FOLD": folds[0],
             "DENOMINATOR_FOLD": folds[1],
-            "WIDE": layouts[0][0].itemsize > 2,
+            "PRECISE": layouts[0][0].itemsize > 2,
             "EARLY": early,
             "BIAS": bias is not None,
         },
