@@ -97,7 +97,7 @@ class View:
 
     def unroll(self) -> int:
         """How many tiles are taken together: as many as make no run longer than its batch needs, by too much."""
-        most = min(max(settings.ELEMENTS // (2 * self.vector if self.pairs else self.vector), 1), settings.MOST_TILES)
+        most = settings.VECTORS // 2 if self.pairs else settings.VECTORS
         if not self.batched:
             return most
         positions = self.tile()[0]

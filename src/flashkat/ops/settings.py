@@ -12,9 +12,8 @@ LANES = 32
 # Contiguous runs of a tile: the longer the better for memory, but no more than this part of the work may be idle.
 RUNS = (32, 16, 8)
 IDLE = 1 / 40
-# Elements of a thread that are taken together, in as many tiles as that needs, but in no more than this.
-ELEMENTS = 16
-MOST_TILES = 4
+# Vectors of a thread that are taken together: tiles, or half as many where a tile has two channels for each thread.
+VECTORS = 2
 # Tiles that are on their way from memory while one is computed, and one more.
 STAGES = 3
 # Programs per multiprocessor, the same number for each of its four schedulers. All fit at once with their registers,
