@@ -50,6 +50,17 @@ def test_kernels_match_float64(shape, groups, rows, dtype, out_dtype, scale):
         assert torch.equal(found, same)
 
 
+def test_a_bias_of_any_strides():
+    generator = torch.Generator().manual_seed(3)
+    x, grad, a, b = (normal(generator, *size) for size in ((5, 64), (5, 64), (1, 6), (4, 4)))
+    bias = normal(generator, 64)
+    for same in (torch.stack([bias, bias + 1], dim=-1)[:, 0], bias[:1].expand(64)):
+        dense = same.clone(memory_format=torch.contiguous_format)
+        assert torch.equal(launch.forward(x, a, b, -1, F32, same), launch.forward(x, a, b, -1, F32, dense))
+        found, expected = (launch.backward(grad, x, a, b, -1, each) for each in (same, dense))
+        assert all(map(torch.equal, found, expected))
+
+
 def test_no_rows_give_zero_gradients():
     x = torch.empty(0, 64, device=DEVICE)
     a, b, bias = (torch.ones(*size, device=DEVICE) for size in ((1, 6), (4, 4), (64,)))

@@ -132,6 +132,23 @@ def test_what_is_added_to_itself():
     assert distance(out, truth) < 1e-6
 
 
+def strided(tensor):
+    """The same numbers, each apart from the next."""
+    return torch.stack([tensor, torch.full_like(tensor, torch.nan)], dim=-1)[..., 0]
+
+
+def test_tensors_of_any_strides():
+    inputs, grad_total, grad_out = make((5, 64), groups=4, rows=4)
+    apart, options = [strided(each) for each in inputs], (inputs[0].dtype, inputs[1].dtype)
+    forward = norm_launch.forward(*inputs, 1e-6, grad_out.dtype)
+    found = norm_launch.forward(*apart, 1e-6, grad_out.dtype)
+    assert all(map(torch.equal, found, forward))
+    total, mean, rstd, _ = forward
+    backward = norm_launch.backward(grad_total, grad_out, total, mean, rstd, *inputs[2:], *options)
+    found = norm_launch.backward(strided(grad_total), strided(grad_out), total, mean, rstd, *apart[2:], *options)
+    assert all(map(torch.equal, found, backward))
+
+
 def test_no_rows_give_empty_results_and_zero_gradients():
     inputs, grad_total, grad_out = make((0, 64), groups=4)
     total, mean, rstd, out = norm_launch.forward(*inputs, 1e-6, BF16)

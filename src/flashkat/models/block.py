@@ -24,26 +24,30 @@ class KATBlock(Block):
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
         branch = self.drop_path1(self.ls1(self.attn(self.norm1(x), attn_mask=attn_mask, **kwargs)))
         norm, mlp = self.norm2, self.mlp
-        plain = self._is_plain()
-        if plain:
-            x, first = add_norm_rational(
-                x, branch, norm.weight, norm.bias, mlp.act1.numerator, mlp.act1.denominator, norm.eps
-            )
+        parameters = _plain_parameters(norm, mlp)
+        if parameters is not None:
+            x, first = add_norm_rational(x, branch, *parameters, norm.eps)
         else:
             x = x + branch
         del branch  # Without gradients the second half can have its memory.
-        second = mlp.after_first_rational(first) if plain else mlp(norm(x))
+        second = mlp(norm(x)) if parameters is None else mlp.after_first_rational(first)
         return x + self.drop_path2(self.ls2(second))
 
-    def _is_plain(self) -> bool:
-        norm, mlp = self.norm2, self.mlp
-        return (
-            type(norm) in _LAYER_NORMS
-            and not getattr(norm, "_fast_norm", False)
-            and norm.weight is not None
-            and norm.bias is not None
-            and type(mlp) is GRKAN
-            and is_plain(mlp.act1)
-            and not is_hooked(norm)
-            and not is_hooked(mlp)
-        )
+
+def _plain_parameters(norm: Any, mlp: Any) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+    """Scale, bias, numerator and denominator of a LayerNorm and the first rational behind it, if that is all they do.
+
+    Each is looked up once, which is a good part of what such a block costs the host.
+    """
+    if (
+        type(norm) not in _LAYER_NORMS
+        or type(mlp) is not GRKAN
+        or getattr(norm, "_fast_norm", False)
+        or is_hooked(norm)
+        or is_hooked(mlp)
+    ):
+        return None
+    first, weight, bias = mlp.act1, norm.weight, norm.bias
+    if weight is None or bias is None or not is_plain(first):
+        return None
+    return weight, bias, first.numerator, first.denominator

@@ -15,6 +15,7 @@ from .op import (
     autocast_dtype,
     has_kernels,
     is_plain_call,
+    is_transformed,
     rational,
     register,
     triton_module,
@@ -44,18 +45,17 @@ def linear_rational(x: Tensor, weight: Tensor, bias: Tensor | None, numerator: T
         ValueError: likewise.
         RuntimeError: sizes or devices that a linear layer cannot have, as PyTorch says it.
     """
-    if bias is None or not _has_kernels(x, weight, bias, numerator, denominator):
-        return rational(F.linear(x, weight, bias), numerator, denominator)
-    tensors = F.linear(x, weight).contiguous(), bias, numerator, denominator
     dtype = autocast_dtype(x)
-    if is_plain_call(*tensors):
-        return _Eager.apply(*tensors, dtype)
-    return torch.ops.flashkat.bias_rational(*tensors, dtype)
-
-
-def _has_kernels(x: Tensor, weight: Tensor, bias: Tensor, numerator: Tensor, denominator: Tensor) -> bool:
-    """Whether vectors of the layer's output, as the kernels see it, lie within groups of channels."""
-    return has_kernels(x, weight.shape[0], (bias,), (numerator, denominator), (autocast_dtype(x) or x.dtype,))
+    # Of the layer's output, as the kernels see it.
+    if bias is not None and has_kernels(
+        x, weight.shape[0], (bias,), (numerator, denominator), (x.dtype if dtype is None else dtype,)
+    ):
+        if is_plain_call(x, weight, bias, numerator, denominator):
+            return _Eager.apply(F.linear(x, weight).contiguous(), bias, numerator, denominator, dtype)
+        if not is_transformed():
+            y = F.linear(x, weight).contiguous()
+            return torch.ops.flashkat.bias_rational(y, bias, numerator, denominator, dtype)
+    return rational(F.linear(x, weight, bias), numerator, denominator)
 
 
 class _Eager(torch.autograd.Function):

@@ -173,6 +173,7 @@ def forward(
         return out
     layouts = ((x.dtype, x.stride()), (dtype, out.stride()))
     coefficients = (numerator.shape, denominator.shape, numerator.dtype, denominator.dtype)
+    bias = None if bias is None else bias.contiguous()
     launch = _forward_launch(x.device, x.shape, dim, layouts, coefficients, None if bias is None else bias.dtype)
     if launch is None:
         return out.copy_(forward(as_three_dimensional(x, dim), numerator, denominator, 1, dtype).view(x.shape))
@@ -186,6 +187,7 @@ def backward(
 ) -> tuple[Tensor, ...]:
     """The gradients of x, numerator, denominator and bias, if any, each in the dtype of what it belongs to."""
     grad_x = torch.empty_like(x)
+    bias = None if bias is None else bias.contiguous()
     if x.numel() == 0:
         return grad_x, *(torch.zeros_like(each) for each in (numerator, denominator, bias) if each is not None)
     layouts = ((x.dtype, x.stride()), (grad.dtype, grad.stride()), (x.dtype, grad_x.stride()))

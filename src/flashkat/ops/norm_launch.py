@@ -92,23 +92,22 @@ def forward(
         eps: added to the variance.
         dtype: of the result.
     """
-    x, branch = x.contiguous(), branch.contiguous()
+    x, branch, *parameters = _dense(x, branch, weight, bias, numerator, denominator)
     total = torch.empty_like(x, dtype=torch.promote_types(x.dtype, branch.dtype))
     out = torch.empty_like(x, dtype=dtype)
-    mean, rstd = (x.new_empty(x.shape[:-1], dtype=torch.float32) for _ in range(2))
+    mean = x.new_empty(x.shape[:-1], dtype=torch.float32)
+    rstd = torch.empty_like(mean)
     if x.numel():
         launch = _forward_launch(
             x.device,
-            x.numel() // x.shape[-1],
+            mean.numel(),
             x.shape[-1],
             (x.dtype, branch.dtype, total.dtype, dtype, weight.dtype, bias.dtype),
             _coefficients(numerator, denominator),
             eps,
         )
         with on(x.device):
-            launch(
-                x, branch, weight, bias, numerator.contiguous(), denominator.contiguous(), total, mean, rstd, out
-            )  # fmt: skip
+            launch(x, branch, *parameters, total, mean, rstd, out)
     return total, mean, rstd, out
 
 
@@ -129,9 +128,8 @@ def backward(
 
     Those of x and branch are one tensor where their dtypes are one.
     """
-    grad_out = grad_out.contiguous()
+    grad_out, weight, bias, numerator, denominator = _dense(grad_out, weight, bias, numerator, denominator)
     grad_total = None if grad_total is None else grad_total.contiguous()
-    numerator, denominator = numerator.contiguous(), denominator.contiguous()
     grad_x = torch.empty_like(total, dtype=x_dtype)
     grad_branch = grad_x if branch_dtype == x_dtype else torch.empty_like(total, dtype=branch_dtype)
     parameters = weight, bias, numerator, denominator
@@ -156,6 +154,11 @@ def backward(
         )  # fmt: skip
         add_up(partial, channel_partial, denominator, grads[2], grads[3], grads[0], grads[1])
     return grad_x, grad_branch, grads[0], grads[1], grads[2], grads[3]
+
+
+def _dense(*tensors: Tensor) -> list[Tensor]:
+    """Tensors as the kernels take them, which know no strides."""
+    return [tensor.contiguous() for tensor in tensors]
 
 
 def _coefficients(numerator: Tensor, denominator: Tensor) -> Coefficients:

@@ -15,6 +15,7 @@ from .op import (
     autocast_dtype,
     has_kernels,
     is_plain_call,
+    is_transformed,
     rational,
     register,
     triton_module,
@@ -58,13 +59,14 @@ def add_norm_rational(
         RuntimeError: sizes or devices that a sum or a LayerNorm cannot have, as PyTorch says it.
     """
     dtype = autocast_dtype(x)
-    if not _has_kernels(x, branch, (weight, bias), (numerator, denominator), dtype):
-        total = x + branch
-        return total, _norm_rational(total, weight, bias, numerator, denominator, eps)
-    tensors = (x, branch, weight, bias, numerator, denominator)
-    if is_plain_call(*tensors):
-        return _Eager.apply(*tensors, eps, dtype)
-    return torch.ops.flashkat.add_norm_rational(*tensors, eps, dtype)[:2]
+    if _has_kernels(x, branch, (weight, bias), (numerator, denominator), dtype):
+        if is_plain_call(x, branch, weight, bias, numerator, denominator):
+            return _Eager.apply(x, branch, weight, bias, numerator, denominator, eps, dtype)
+        if not is_transformed():
+            tensors = x, branch, weight, bias, numerator, denominator
+            return torch.ops.flashkat.add_norm_rational(*tensors, eps, dtype)[:2]
+    total = x + branch
+    return total, _norm_rational(total, weight, bias, numerator, denominator, eps)
 
 
 def _norm_rational(

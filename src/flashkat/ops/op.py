@@ -26,6 +26,7 @@ __all__ = [
     "autocast_dtype",
     "has_kernels",
     "is_plain_call",
+    "is_transformed",
     "rational",
     "register",
     "triton_module",
@@ -65,14 +66,14 @@ def rational(x: Tensor, numerator: Tensor, denominator: Tensor, *, dim: int = -1
         _check_once(*metadata, dim)
         return _Eager.apply(x, numerator, denominator, dim, dtype)
     _check(*metadata, dim)
-    if _is_transformed():
+    if is_transformed():
         # They cannot look into an operator: some raise, and jvp takes its derivative for zero.
         value = rational_reference(x, numerator, denominator, dim)
         return value if dtype is None else value.to(dtype)
     return torch.ops.flashkat.rational(x, numerator, denominator, dim, dtype)
 
 
-_PLAIN_TYPES = (Tensor, torch.nn.Parameter)
+_PLAIN_TYPES = frozenset((Tensor, torch.nn.Parameter))
 
 
 def is_plain_call(*tensors: Tensor) -> bool:
@@ -80,14 +81,14 @@ def is_plain_call(*tensors: Tensor) -> bool:
     return (
         not torch.compiler.is_compiling()
         and not tensors[0].is_meta
-        and all(type(tensor) in _PLAIN_TYPES for tensor in tensors)
+        and _PLAIN_TYPES.issuperset(map(type, tensors))
         and torch._C._len_torch_dispatch_stack() == 0
-        and not _is_transformed()
+        and not is_transformed()
         and not torch.jit.is_tracing()
     )
 
 
-def _is_transformed() -> bool:
+def is_transformed() -> bool:
     """Whether this is a call within a transform of torch.func: grad, jvp, vmap and others; compilers see through it."""
     return not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None
 
@@ -131,24 +132,18 @@ def has_kernels(
     channels: int,
     parameters: Sequence[Tensor],
     coefficients: Sequence[Tensor],
-    dtypes: Sequence[torch.dtype],
+    dtypes: tuple[torch.dtype, ...],
 ) -> bool:
     """Whether there are such kernels for ``x``, and groups of so many channels hold whole vectors of these dtypes.
 
     Not for ``parameters``, of a number for each channel, or ``coefficients`` that do not fit: PyTorch's own operators
-    say what is wrong with them. Nor within a transform of torch.func.
+    say what is wrong with them.
     """
-    if not x.is_cuda or any(dtype not in _KERNEL_DTYPES for dtype in (x.dtype, *dtypes)) or _is_transformed():
+    if not x.is_cuda:
         return False
-    if any(each.device != x.device or each.dtype not in _DTYPES for each in (*parameters, *coefficients)):
-        return False
-    if any(each.shape != (channels,) for each in parameters) or any(each.ndim != 2 for each in coefficients):
-        return False
-    rows = [each.shape[0] for each in coefficients]
-    groups = max(rows)
-    if not all(count in (1, groups) for count in rows) or coefficients[0].shape[1] == 0:
-        return False
-    return channels % (groups * vector_of(*dtypes)) == 0 and _is_triton(x.device)
+    fit = _fit if torch.compiler.is_compiling() else _fit_once
+    tensors = tuple(map(_metadata, parameters)), tuple(map(_metadata, coefficients))
+    return fit(x.device, x.dtype, channels, *tensors, dtypes) and _is_triton(x.device)
 
 
 @torch.compiler.assume_constant_result
@@ -202,8 +197,30 @@ def _check(x: Metadata, numerator: Metadata, denominator: Metadata, dim: int) ->
         raise ValueError(f"{shape[dim]} channels (dim {dim} of x) do not divide into {groups} groups")
 
 
-# What has passed once need not be looked at again.
-_check_once = functools.lru_cache(maxsize=1024)(_check)
+def _fit(
+    device: torch.device,
+    dtype: torch.dtype,
+    channels: int,
+    parameters: tuple[Metadata, ...],
+    coefficients: tuple[Metadata, ...],
+    dtypes: tuple[torch.dtype, ...],
+) -> bool:
+    if any(each not in _KERNEL_DTYPES for each in (dtype, *dtypes)):
+        return False
+    for _, each, where, layout in (*parameters, *coefficients):
+        if each not in _DTYPES or where != device or layout != torch.strided:
+            return False
+    if any(shape != (channels,) for shape, *_ in parameters) or any(len(shape) != 2 for shape, *_ in coefficients):
+        return False
+    rows = [shape[0] for shape, *_ in coefficients]
+    groups = max(rows)
+    if not all(count in (1, groups) for count in rows) or coefficients[0][0][1] == 0:
+        return False
+    return channels % (groups * vector_of(*dtypes)) == 0
+
+
+# What has been looked at once need not be looked at again.
+_check_once, _fit_once = functools.lru_cache(maxsize=1024)(_check), functools.lru_cache(maxsize=1024)(_fit)
 
 
 distinguish_caches()
