@@ -104,10 +104,19 @@ def is_plain(module: nn.Module) -> bool:
 
 
 def is_hooked(module: nn.Module) -> bool:
-    """Whether someone wants to see or change what goes into a module or comes out of it."""
+    """Whether someone wants to see or change what goes into a module or comes out of it, or what it does."""
     return bool(
-        module._forward_pre_hooks or module._forward_hooks or module._backward_pre_hooks or module._backward_hooks
+        module._forward_pre_hooks
+        or module._forward_hooks
+        or module._backward_pre_hooks
+        or module._backward_hooks
+        or "forward" in module.__dict__
     )
+
+
+def hooks_are_global() -> bool:
+    """Whether someone wants to see or change what goes into modules or comes out of them, whichever they are."""
+    return bool(nn.modules.module._has_any_global_hook())
 
 
 class GRKAN(nn.Module):
@@ -207,7 +216,7 @@ class GRKAN(nn.Module):
     def after_first_rational(self, x: Tensor) -> Tensor:
         """What is left to do where the first rational has been applied, by a kernel that does more."""
         x, linear, second = self.drop1(x), self.fc1, self.act2
-        if type(linear) is nn.Linear and is_plain(second) and not is_hooked(linear):
+        if type(linear) is nn.Linear and is_plain(second) and not is_hooked(linear) and not hooks_are_global():
             x = linear_rational(x, linear.weight, linear.bias, second.numerator, second.denominator)
         else:
             x = second(linear(x))

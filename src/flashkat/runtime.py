@@ -99,7 +99,7 @@ def choose_compilation(args: Namespace, device: torch.device, training: bool = F
         if device.type == "cuda" and not (args.torchcompile or args.no_compile):
             notes = _compile_by_default(args)
     if args.torchcompile_mode and not args.torchcompile:
-        raise InputError("--torchcompile-mode needs --torchcompile")
+        raise InputError("--torchcompile-mode needs --torchcompile, where training is not compiled by default")
     return notes
 
 

@@ -71,9 +71,10 @@ def test_gpu_timer_times_the_device():
 
     cycles = 1_000_000
     timer = common.GpuTimer()
-    short, long = timer(lambda: torch.cuda._sleep(cycles)), timer(lambda: torch.cuda._sleep(2 * cycles))
+    # Others may use the device.
+    short, long = (min(timer(lambda: torch.cuda._sleep(n * cycles)) for _ in range(5)) for n in (1, 2))  # noqa: B023
     assert short > 100
-    assert long > 1.2 * short  # about twice as long, but others may use the device
+    assert long == pytest.approx(2 * short, rel=0.1)
 
 
 def test_targets():

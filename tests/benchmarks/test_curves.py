@@ -99,12 +99,15 @@ def test_targets(pair, apart, last, met):
     row = {"pair": pair, "one": "a", "other": "b", "largest_difference_of_means": apart}
     row |= {"first_loss": 2.3, "last_losses": [1.0, last]}
     nudged = {**row, "pair": "published-fp32-nudged", "largest_difference_of_means": 0.1, "last_losses": [1.0, 1.0]}
-    assert [target["met"] for target in curves.targets([row, nudged])] == [*met, True]
+    not_measured = [False] * (len(curves.PAIRS) - 2)
+    assert [target["met"] for target in curves.targets([row, nudged])] == [*met, True, *not_measured]
 
 
 def test_command(folder, tmp_path, capsys):
     output = tmp_path / "curves.json"
     flags = [str(folder), "--quick", "--device", "cpu", "--pairs", "timm-fp32-formula", "--output", str(output)]
+    with pytest.raises(SystemExit, match=r"there is no folder .*nowhere/train: give the folder of CIFAR-10"):
+        curves.main([str(tmp_path / "nowhere"), *flags[1:]])
     with pytest.raises(SystemExit, match="has 10 images, fewer than a batch: give a smaller --batch-size"):
         curves.main(flags)
     curves.main([*flags, "--batch-size", "4", "--steps", "3"])

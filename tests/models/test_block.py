@@ -86,13 +86,25 @@ def _replace_norm(made):
     made.norm2 = nn.Identity()
 
 
-@pytest.mark.parametrize("change", [_hook, _replace_rational, _replace_norm])
+def _override(made):
+    plain = made.mlp.forward
+    made.mlp.forward = lambda x: plain(x)
+
+
+@pytest.mark.parametrize("change", [_hook, _override, _replace_rational, _replace_norm])
 def test_changed_parts_are_called(change, calls):
     made = make()
     change(made)
     made(torch.randn(1, 3, CHANNELS)).sum().backward()
     assert not calls
     assert made.mlp.act1.numerator.grad is not None
+
+
+def test_a_global_hook_sees_every_part():
+    made, seen = make(), []
+    with nn.modules.module.register_module_forward_hook(lambda module, *_: seen.append(module)):
+        made(torch.randn(1, 3, CHANNELS))
+    assert {made.norm2, made.mlp, made.mlp.act1, made.mlp.fc1, made.mlp.act2} <= set(seen)
 
 
 def test_a_hook_sees_what_goes_in():

@@ -350,6 +350,8 @@ def test_cuda_graph_replay():
         ({"bias": torch.ones(64, dtype=torch.int64)}, False),
         ({"x": torch.ones(2, 60)}, False),  # groups of 7.5
         ({"x": torch.ones(2, 64, dtype=torch.float64)}, False),
+        ({"bias": torch.ones(64, dtype=torch.float64)}, False),  # PyTorch adds no float64 to less
+        ({"numerator": torch.ones(0, 6), "denominator": torch.ones(0, 4)}, False),
     ],
 )
 def test_kernels_are_for_what_fits(change, has, monkeypatch):
@@ -367,8 +369,25 @@ def test_kernels_are_for_what_fits(change, has, monkeypatch):
     }
     with FakeTensorMode() as mode:
         x, bias, *coefficients = (mode.from_tensor(each).to("cuda") for each in (tensors | change).values())
-        assert has_kernels(x, x.shape[-1], (bias,), coefficients, (x.dtype,)) is has
-        assert not has_kernels(x, x.shape[-1], (bias,), (coefficients[0].cpu(), coefficients[1]), (x.dtype,))
+        for plain in (True, False):
+            assert has_kernels(x, x.shape[-1], (bias,), coefficients, (x.dtype,), plain) is has
+            mixed = coefficients[0].cpu(), coefficients[1]
+            assert not has_kernels(x, x.shape[-1], (bias,), mixed, (x.dtype,), plain)
+
+
+def test_kernels_are_for_sizes_that_are_not_numbers_yet(monkeypatch):
+    """Tracers ask with symbols, which cannot be looked up."""
+    from torch._subclasses import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    from flashkat.ops import linear_rational
+
+    monkeypatch.setattr("flashkat.ops.op._is_triton", lambda device: True)
+    with FakeTensorMode(shape_env=ShapeEnv()) as mode:
+        symbolic = mode.from_tensor(torch.ones(48, 32), static_shapes=False).to("cuda")
+        x, bias = symbolic.new_ones(2, symbolic.shape[1]), symbolic.new_ones(symbolic.shape[0])
+        a, b = (torch.ones(size, device="cuda") for size in ((1, 6), (2, 4)))
+        assert linear_rational(x, symbolic, bias, a, b).shape == (2, 48)
 
 
 def test_transforms_of_torch_func_see_the_definition(device):
@@ -391,6 +410,38 @@ def test_transforms_of_torch_func_see_the_definition(device):
         torch.testing.assert_close(transform(ours), transform(definition))
     with torch.autocast(device, torch.bfloat16):
         assert torch.func.vmap(ours, (0, None, None))(x.float()[None], a, b).dtype == torch.bfloat16
+
+
+def test_many_gradients_at_once(device):
+    inputs = _inputs(device, torch.float64)
+    y = flashkat.rational(*inputs, dim=2)
+    grads = torch.randn(3, *y.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64).to(device)
+    for higher in (False, True):
+        found = torch.autograd.grad(y, inputs, grads, is_grads_batched=True, create_graph=higher, retain_graph=True)
+        each = [torch.autograd.grad(y, inputs, grad, retain_graph=True) for grad in grads]
+        for many, ones in zip(found, zip(*each, strict=True), strict=True):
+            torch.testing.assert_close(many, torch.stack(ones))
+            assert many.requires_grad is higher
+    jacobian = torch.autograd.functional.jacobian
+    act = flashkat.GroupRational(8, 4, start="gelu", dtype=torch.float64, device=device)
+    x = torch.randn(8, generator=torch.Generator().manual_seed(3), dtype=torch.float64).to(device)
+    torch.testing.assert_close(jacobian(act, x, vectorize=True), jacobian(act, x))
+
+
+@pytest.mark.gpu
+def test_many_gradients_at_once_of_the_larger_operators():
+    from flashkat.ops import add_norm_rational, linear_rational
+
+    generator = torch.Generator("cuda").manual_seed(4)
+    sizes = (2, 64), (64, 64), (64,), (1, 6), (8, 4)
+    leaves = [torch.randn(size, device="cuda", generator=generator).requires_grad_() for size in sizes]
+    x, square, one, a, b = leaves
+    grads = torch.randn(3, 2, 64, device="cuda", generator=generator)
+    for y in (linear_rational(x, square, one, a, b), add_norm_rational(x, x, one, one, a, b)[1]):
+        found = torch.autograd.grad(y, (x, one, a, b), grads, is_grads_batched=True, retain_graph=True)
+        each = [torch.autograd.grad(y, (x, one, a, b), grad, retain_graph=True) for grad in grads]
+        for many, ones in zip(found, zip(*each, strict=True), strict=True):
+            torch.testing.assert_close(many, torch.stack(ones), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.gpu

@@ -6,7 +6,7 @@ import timm.layers
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from ..nn import GRKAN, is_hooked, is_plain
+from ..nn import GRKAN, hooks_are_global, is_hooked, is_plain
 from ..ops import add_norm_rational
 
 __all__ = ["KATBlock"]
@@ -45,6 +45,7 @@ def _plain_parameters(norm: Any, mlp: Any) -> tuple[Tensor, Tensor, Tensor, Tens
         or getattr(norm, "_fast_norm", False)
         or is_hooked(norm)
         or is_hooked(mlp)
+        or hooks_are_global()
     ):
         return None
     first, weight, bias = mlp.act1, norm.weight, norm.bias

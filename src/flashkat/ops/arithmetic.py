@@ -98,7 +98,7 @@ def _numerator(x, a, M: tl.constexpr):
 
 @triton.jit
 def _denominator(u, b, N: tl.constexpr):
-    """Q, T, and what the last rounding took from Q, for u = |x|."""
+    """Q, T, and what the last rounding took from Q (while Q < 2^24 exactly), for u = |x|."""
     zero = tl.zeros_like(u)
     value = zero + 1.0
     derivative = zero

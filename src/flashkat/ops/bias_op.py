@@ -11,9 +11,10 @@ from torch import Tensor
 from .op import (
     LIBRARY,
     TAGS,
-    as_inputs,
     autocast_dtype,
+    differentiate,
     has_kernels,
+    is_batch,
     is_plain_call,
     is_transformed,
     rational,
@@ -45,12 +46,14 @@ def linear_rational(x: Tensor, weight: Tensor, bias: Tensor | None, numerator: T
         ValueError: likewise.
         RuntimeError: sizes or devices that a linear layer cannot have, as PyTorch says it.
     """
+    if bias is None or weight.ndim != 2:
+        return rational(F.linear(x, weight, bias), numerator, denominator)
     dtype = autocast_dtype(x)
+    plain = is_plain_call(x, weight, bias, numerator, denominator)
     # Of the layer's output, as the kernels see it.
-    if bias is not None and has_kernels(
-        x, weight.shape[0], (bias,), (numerator, denominator), (x.dtype if dtype is None else dtype,)
-    ):
-        if is_plain_call(x, weight, bias, numerator, denominator):
+    dtypes = (x.dtype if dtype is None else dtype,)
+    if has_kernels(x, weight.shape[0], (bias,), (numerator, denominator), dtypes, plain):
+        if plain:
             return _Eager.apply(F.linear(x, weight).contiguous(), bias, numerator, denominator, dtype)
         if not is_transformed():
             y = F.linear(x, weight).contiguous()
@@ -69,19 +72,15 @@ class _Eager(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         saved = ctx.saved_tensors
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or is_batch(grad):
             # Someone may want second derivatives.
-            return *_differentiable(grad, *saved), None
+            return *differentiate(_defined, grad, *saved), None
         return *_backward(grad, *saved), None
 
 
-def _differentiable(grad: Tensor, *saved: Tensor) -> tuple[Tensor, ...]:
-    """The gradients by operators that can be differentiated again."""
-    with torch.enable_grad():
-        inputs = as_inputs(saved)
-        x, bias, numerator, denominator = inputs
-        out = rational(x.to(torch.promote_types(x.dtype, bias.dtype)) + bias, numerator, denominator)
-        return torch.autograd.grad(out, inputs, grad.to(out.dtype), create_graph=True, materialize_grads=True)
+def _defined(x: Tensor, bias: Tensor, numerator: Tensor, denominator: Tensor) -> Tensor:
+    """By operators that can be differentiated again."""
+    return rational(x.to(torch.promote_types(x.dtype, bias.dtype)) + bias, numerator, denominator)
 
 
 LIBRARY.define(

@@ -192,9 +192,9 @@ def backward_kernel(
 
     ``partial`` is contiguous float64: (M, channels / NUMERATOR_FOLD, programs of a block of channels) for da, and the
     like for db without the factor s(b). A sum takes in FOLD channels that share their coefficients. ``bias_partial``
-    is float32, (programs of a block, V channels). PRECISE is for inputs of more than 16 bits: float64 sums from each
-    tile on, not from each run of tiles on, of terms that round less. EARLY lets the kernel that adds the sums up come
-    onto the device before this one ends.
+    is float32, (programs of a block, V channels). PRECISE is for inputs of more than 16 bits: terms round less, and
+    each tile's are added to the float64 sums, not each run's. EARLY lets the kernel that adds the sums up come onto the
+    device before this one ends.
     """
     c, channel_mask = _channels_of_block(channels, BLOCK_CHANNELS, PAIRS)
     group = c // width

@@ -11,9 +11,10 @@ from torch import Tensor
 from .op import (
     LIBRARY,
     TAGS,
-    as_inputs,
     autocast_dtype,
+    differentiate,
     has_kernels,
+    is_batch,
     is_plain_call,
     is_transformed,
     rational,
@@ -59,8 +60,9 @@ def add_norm_rational(
         RuntimeError: sizes or devices that a sum or a LayerNorm cannot have, as PyTorch says it.
     """
     dtype = autocast_dtype(x)
-    if _has_kernels(x, branch, (weight, bias), (numerator, denominator), dtype):
-        if is_plain_call(x, branch, weight, bias, numerator, denominator):
+    plain = is_plain_call(x, branch, weight, bias, numerator, denominator)
+    if _has_kernels(x, branch, (weight, bias), (numerator, denominator), dtype, plain):
+        if plain:
             return _Eager.apply(x, branch, weight, bias, numerator, denominator, eps, dtype)
         if not is_transformed():
             tensors = x, branch, weight, bias, numerator, denominator
@@ -81,13 +83,14 @@ def _has_kernels(
     parameters: tuple[Tensor, Tensor],
     coefficients: tuple[Tensor, Tensor],
     dtype: torch.dtype | None,
+    plain: bool,
 ) -> bool:
     return (
         x.shape == branch.shape
         and x.device == branch.device
         and x.ndim > 0
         and x.shape[-1] <= _MOST_CHANNELS
-        and has_kernels(x, x.shape[-1], parameters, coefficients, (x.dtype, branch.dtype, dtype or x.dtype))
+        and has_kernels(x, x.shape[-1], parameters, coefficients, (x.dtype, branch.dtype, dtype or x.dtype), plain)
     )
 
 
@@ -106,7 +109,7 @@ class _Eager(torch.autograd.Function):
     def backward(ctx, grad_total, grad_out):
         if grad_out is None:
             return _of_the_sum_alone(grad_total, ctx.dtypes)
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or is_batch(grad_total, grad_out):
             # Someone may want second derivatives.
             return *_differentiable(grad_total, grad_out, ctx.saved_tensors, ctx.eps, ctx.dtypes), None, None
         return *triton_module("norm_launch").backward(grad_total, grad_out, *ctx.saved_tensors, *ctx.dtypes), None, None
@@ -124,17 +127,11 @@ def _differentiable(
     eps: float,
     dtypes: tuple[torch.dtype, torch.dtype],
 ) -> tuple[Tensor, ...]:
-    """The gradients by PyTorch's own operators, to be differentiated again."""
+    """The gradients by PyTorch's own operators, which can be differentiated again."""
     total, _, _, *parameters = saved
-    with torch.enable_grad():
-        inputs = as_inputs((total, *parameters))
-        weight, bias, numerator, denominator = inputs[1:]
-        out = _norm_rational(inputs[0], weight, bias, numerator, denominator, eps)
-        grad, *others = torch.autograd.grad(
-            out, inputs, grad_out.to(out.dtype), create_graph=True, materialize_grads=True
-        )
-        grad = grad if grad_total is None else grad + grad_total
-        return grad.to(dtypes[0]), grad.to(dtypes[1]), *others
+    grad, *others = differentiate(_norm_rational, grad_out, total, *parameters, eps)
+    grad = grad if grad_total is None else grad + grad_total
+    return grad.to(dtypes[0]), grad.to(dtypes[1]), *others
 
 
 LIBRARY.define(

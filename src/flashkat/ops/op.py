@@ -24,7 +24,9 @@ __all__ = [
     "TAGS",
     "as_inputs",
     "autocast_dtype",
+    "differentiate",
     "has_kernels",
+    "is_batch",
     "is_plain_call",
     "is_transformed",
     "rational",
@@ -105,12 +107,28 @@ class _Eager(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         x, numerator, denominator = ctx.saved_tensors
-        if torch.is_grad_enabled() or not is_plain_call(grad, x, numerator):
+        if is_batch(grad):
+            grads = differentiate(rational_reference, grad, x, numerator, denominator, ctx.dim)
+        elif torch.is_grad_enabled() or not is_plain_call(grad, x, numerator):
             # Someone may want second derivatives.
             grads = torch.ops.flashkat.rational_backward(grad, x, numerator, denominator, ctx.dim)
         else:
             grads = choose_path(x.device).implementation.backward(grad, x, numerator, denominator, ctx.dim)
         return *grads, None, None
+
+
+def is_batch(*grads: Tensor | None) -> bool:
+    """Whether these are many gradients at once, of torch.autograd's ``is_grads_batched``, which kernels cannot read."""
+    return not all(grad is None or torch._C._has_storage(grad) for grad in grads)
+
+
+def differentiate(function: Callable[..., Tensor], grad: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
+    """The gradients of ``function`` in the tensors that ``inputs`` begin with, which can be differentiated again."""
+    higher = torch.is_grad_enabled()
+    with torch.enable_grad():
+        leaves = as_inputs([each for each in inputs if isinstance(each, Tensor)])
+        out = function(*leaves, *inputs[len(leaves) :])
+        return torch.autograd.grad(out, leaves, grad.to(out.dtype), create_graph=higher, materialize_grads=True)
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
@@ -133,17 +151,18 @@ def has_kernels(
     parameters: Sequence[Tensor],
     coefficients: Sequence[Tensor],
     dtypes: tuple[torch.dtype, ...],
+    plain: bool,
 ) -> bool:
     """Whether there are such kernels for ``x``, and groups of so many channels hold whole vectors of these dtypes.
 
     Not for ``parameters``, of a number for each channel, or ``coefficients`` that do not fit: PyTorch's own operators
-    say what is wrong with them.
+    say what is wrong with them. Sizes are numbers in a ``plain`` call.
     """
-    if not x.is_cuda:
+    if not x.is_cuda or x.layout != torch.strided:
         return False
-    fit = _fit if torch.compiler.is_compiling() else _fit_once
+    fit = _fit_once if plain else _fit
     tensors = tuple(map(_metadata, parameters)), tuple(map(_metadata, coefficients))
-    return fit(x.device, x.dtype, channels, *tensors, dtypes) and _is_triton(x.device)
+    return bool(fit(x.device, x.dtype, channels, *tensors, dtypes)) and _is_triton(x.device)
 
 
 @torch.compiler.assume_constant_result
@@ -207,14 +226,17 @@ def _fit(
 ) -> bool:
     if any(each not in _KERNEL_DTYPES for each in (dtype, *dtypes)):
         return False
-    for _, each, where, layout in (*parameters, *coefficients):
-        if each not in _DTYPES or where != device or layout != torch.strided:
-            return False
+    if any(where != device or layout != torch.strided for *_, where, layout in (*parameters, *coefficients)):
+        return False
+    if any(each not in _KERNEL_DTYPES for _, each, *_ in parameters):
+        return False
+    if any(each not in _DTYPES for _, each, *_ in coefficients):
+        return False
     if any(shape != (channels,) for shape, *_ in parameters) or any(len(shape) != 2 for shape, *_ in coefficients):
         return False
     rows = [shape[0] for shape, *_ in coefficients]
     groups = max(rows)
-    if not all(count in (1, groups) for count in rows) or coefficients[0][0][1] == 0:
+    if groups == 0 or not all(count in (1, groups) for count in rows) or coefficients[0][0][1] == 0:
         return False
     return channels % (groups * vector_of(*dtypes)) == 0
 
