@@ -412,6 +412,7 @@ def test_grey_images_train(mnist, tmp_path, capsys):
     ("flags", "words"),
     [
         (["--dataset", "cifar10"], "no kind of data set 'cifar10'"),
+        (["--dataset", "torch/"], "--dataset torch/ needs a name: torch/NAME"),
         (["--dataset", "web/cifar10"], "no kind of data set 'web/cifar10'"),
         (["--dataset", "torch/cifar10"], "--dataset-download downloads it"),
         (["--dataset", "torch/cifar11"], "Unknown torchvision dataset cifar11; did you mean 'cifar10'[?]$"),

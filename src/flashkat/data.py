@@ -55,6 +55,7 @@ _PACKAGES = {
     "tfds": "tensorflow_datasets",
 }
 _STREAMED = ("hfids", "wds", "tfds")
+_SHARDS_HINT = "; where no _info.json lists its splits, the split names shards, such as 'train-{000..099}.tar'"
 
 # What timm opens of torchvision's.
 _TORCHVISION = (
@@ -225,7 +226,7 @@ def open_dataset(args: Namespace, split: str, is_training: bool = False, num_sam
     if getattr(args, "fake_data", False):
         batch, few = args.batch_size, _FAKE_TRAINING_BATCHES if is_training else _FAKE_EVALUATION_BATCHES
         return FakeImages(args.num_classes or _FAKE_CLASSES, max(1, (num_samples or few * batch) // batch), batch)
-    kind, slash, _ = args.dataset.partition("/")
+    kind, slash, name = args.dataset.partition("/")
     kind = kind.lower()
     mode = args.input_img_mode or ("L" if _channels(args) == 1 else "RGB")
     if not slash and kind in ("", "folder", "tar"):
@@ -234,11 +235,14 @@ def open_dataset(args: Namespace, split: str, is_training: bool = False, num_sam
         raise InputError(
             f"no kind of data set {args.dataset!r}: leave it out for a folder, or try torch/cifar10, hfds/, wds/"
         )
+    if not name and kind != "wds":
+        raise InputError(f"--dataset {kind}/ needs a name: {kind}/NAME")
     require_package(_PACKAGES[kind], f"--dataset {kind}/")
     if kind in ("torch", "wds") and not (args.dataset_download or Path(args.data_dir).is_dir()):
         raise InputError(f"no data folder at {args.data_dir}")
     source = f"the {split} split of {args.dataset}"
-    with explain(f"cannot open {source}", _torchvision_hint(args) if kind == "torch" else ""), _quiet_timm():
+    hint = _torchvision_hint(args) if kind == "torch" else _SHARDS_HINT if kind == "wds" else ""
+    with explain(f"cannot open {source}", hint), _quiet_timm():
         dataset = create_dataset(
             args.dataset,
             root=args.data_dir,

@@ -139,6 +139,15 @@ def test_goes_on_in_its_folder(train, images, tiny, tmp_path, capsys):
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
+def test_averages_that_are_left_out_are_named(train, capsys):
+    first = train("--epochs", 1, *AVERAGED)
+    capsys.readouterr()
+    train("--epochs", 2, "--resume", first / "last.pth.tar", experiment="without")
+    assert capsys.readouterr().out.count("Its averaged weights are left out, as this run has no --model-ema") == 1
+    train("--epochs", 2, *AVERAGED, "--resume", first / "last.pth.tar", experiment="with")
+    assert "averaged weights are left out" not in capsys.readouterr().out
+
+
 def test_more_epochs_than_planned(train):
     short = train("--epochs", 1, "--opt", "adamw", "--lr", 1e-3, experiment="short")
     longer = train("--epochs", 3, "--opt", "adamw", "--lr", 1e-3, "--resume", short / "last.pth.tar", experiment="long")

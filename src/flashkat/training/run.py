@@ -102,6 +102,8 @@ def _train(args: Namespace, device: torch.device) -> Path | None:
             progress.say(f"{images}, {args.num_classes} classes")
             if resumed:
                 notes = [f"Continuing {args.resume} in epoch {state.epoch + 1}, after {state.updates} updates"]
+                if "state_dict_ema" in resumed and state.ema is None:
+                    notes.append("Its averaged weights are left out, as this run has no --model-ema")
             updates = state.epochs * -(-len(train_loader) // args.grad_accum_steps)
             for note in (*notes, *average_notes(args, updates), *about_compiling):
                 progress.say(note)

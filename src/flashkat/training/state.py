@@ -173,7 +173,10 @@ def read_resumed(args: Namespace, classes: list[str]) -> dict[str, Any]:
         return {}
     checkpoint = checkpoints.read(args.resume)
     if not isinstance(checkpoint.get("run", {}), dict) or "epoch" not in checkpoint:
-        raise InputError(f"{args.resume} holds weights but no run that could be continued")
+        raise InputError(
+            f"{args.resume} holds weights but no run that could be continued: start from them, with "
+            "--initial-checkpoint"
+        )
     trained = checkpoint.get("classes")
     # Data that does not list its classes has no other ones.
     if trained and classes and trained != classes:
