@@ -4,8 +4,6 @@
 sharded WebDatasets, torchvision's. ``training_loader`` and ``evaluation_loader`` make batches of them.
 """
 
-import contextlib
-import logging
 import time
 from argparse import Namespace
 from collections.abc import Iterator
@@ -25,7 +23,7 @@ from timm.data import (
 from torch import Tensor
 
 from . import distributed
-from .errors import InputError, did_you_mean, explain, require_package
+from .errors import InputError, did_you_mean, explain, quiet, require_package
 from .samples import check_columns, check_shards, check_streamed_columns
 from .sampling import evaluation_order, training_order
 
@@ -242,7 +240,8 @@ def open_dataset(args: Namespace, split: str, is_training: bool = False, num_sam
         raise InputError(f"no data folder at {args.data_dir}")
     source = f"the {split} split of {args.dataset}"
     hint = _torchvision_hint(args) if kind == "torch" else _SHARDS_HINT if kind == "wds" else ""
-    with explain(f"cannot open {source}", hint), _quiet_timm():
+    # They warn of optional files, and of each retry.
+    with explain(f"cannot open {source}", hint), quiet("timm.data.readers", "huggingface_hub"):
         dataset = create_dataset(
             args.dataset,
             root=args.data_dir,
@@ -280,18 +279,6 @@ def _torchvision_hint(args: Namespace) -> str:
     if name not in (*_TORCHVISION, "inat", "folder"):
         return "; " + did_you_mean(name, _TORCHVISION, f"there are {', '.join(_TORCHVISION)}")
     return "" if args.dataset_download else "; --dataset-download downloads it"
-
-
-@contextlib.contextmanager
-def _quiet_timm() -> Iterator[None]:
-    """Without timm's warnings about optional files; what is missing without them is an error of ours."""
-    logger = logging.getLogger("timm.data.readers")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def _channels(args: Namespace) -> int:

@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import importlib.util
+import logging
 import os
 import re
 import sys
@@ -20,6 +21,7 @@ __all__ = [
     "explain",
     "is_installed",
     "launched_processes",
+    "quiet",
     "require",
     "require_package",
     "show_once",
@@ -77,6 +79,20 @@ def did_you_mean(name: str, known: Collection[str], otherwise: str, likeness: fl
 def is_installed(module: str) -> bool:
     """Whether a module can be imported."""
     return module in sys.modules or importlib.util.find_spec(module) is not None
+
+
+@contextlib.contextmanager
+def quiet(*libraries: str) -> Iterator[None]:
+    """Without warnings of libraries, named as their loggers, about what will be an InputError if it matters."""
+    loggers = [logging.getLogger(library) for library in libraries]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def require_package(module: str, flag: str, hint: str = "") -> None:

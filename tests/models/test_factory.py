@@ -1,5 +1,7 @@
 """create_model: timm's, with None for the default and one line for each mistake."""
 
+import logging
+
 import pytest
 import timm
 import torch
@@ -181,7 +183,11 @@ def test_an_image_size_that_is_padded():
 
 @pytest.mark.parametrize(("offline", "words"), [(False, "cannot be reached"), (True, "was not downloaded before")])
 def test_a_hub_that_cannot_be_reached(offline, words, monkeypatch):
+    logger = logging.getLogger("huggingface_hub.utils")
+    told = logger.isEnabledFor(logging.WARNING)
+
     def fail(*args, **kwargs):
+        assert not logger.isEnabledFor(logging.WARNING)  # of each retry
         raise LocalEntryNotFoundError("look at your cable")
 
     monkeypatch.setattr(timm, "create_model", fail)
@@ -189,3 +195,4 @@ def test_a_hub_that_cannot_be_reached(offline, words, monkeypatch):
     with pytest.raises(InputError, match=words) as caught:
         create_model("kat_tiny_patch16_224", pretrained=True)
     assert isinstance(caught.value, UnreachableError) != offline
+    assert logger.isEnabledFor(logging.WARNING) is told

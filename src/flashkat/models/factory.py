@@ -13,7 +13,7 @@ from huggingface_hub.utils import LocalEntryNotFoundError
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from ..errors import InputError, UnreachableError, did_you_mean, explain
+from ..errors import InputError, UnreachableError, did_you_mean, explain, quiet
 
 __all__ = ["check_model_name", "create_model"]
 
@@ -40,7 +40,7 @@ def create_model(name: str, **kwargs: Any) -> nn.Module:
     check_model_name(name)
     arguments = {key: value for key, value in kwargs.items() if value is not None}
     given = " ".join(f"{key}={value}" for key, value in arguments.items())
-    with explain(f"cannot create {name} with {given}"):
+    with explain(f"cannot create {name} with {given}"), quiet("huggingface_hub"):
         try:
             model = timm.create_model(name, **arguments)
         except LocalEntryNotFoundError as error:
