@@ -71,8 +71,12 @@ def test_gpu_timer_times_the_device():
 
     cycles = 1_000_000
     timer = common.GpuTimer()
-    # Others may use the device.
-    short, long = (min(timer(lambda: torch.cuda._sleep(n * cycles)) for _ in range(5)) for n in (1, 2))  # noqa: B023
+
+    def least(cycles):
+        """Others may use the device."""
+        return min(timer(lambda: torch.cuda._sleep(cycles)) for _ in range(5))
+
+    short, long = least(cycles), least(2 * cycles)
     assert short > 100
     assert long == pytest.approx(2 * short, rel=0.1)
 

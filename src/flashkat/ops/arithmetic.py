@@ -137,20 +137,27 @@ def plain_gradients(g, x, a, b, M: tl.constexpr, N: tl.constexpr, PRECISE: tl.co
         h = tl.fma(r, tl.fma(-h, rest, tl.fma(-h, q, g)), h)
     dx = h * (dp - tl.where(x < 0, -dq, dq) * y)
     z = h * y
-    # By squares: fewer products, as the odd powers join the sum in one instruction. But the square's rounding counts
-    # each time, and one power after the other has fewer of them.
-    square = x * x
     terms = ()
-    for i in tl.static_range(M):
-        if i > 0 and (PRECISE or i % 2 == 0):
-            h = h * (x if PRECISE else square)
-        terms = terms + (tl.sum(h * x if i % 2 == 1 and not PRECISE else h, axis=0),)
-    for j in tl.static_range(1, N + 1):
-        if PRECISE:
+    if PRECISE:
+        # One power after the other: of squares each has the rounding of the square, too.
+        for i in tl.static_range(M):
+            if i > 0:
+                h = h * x
+            terms = terms + (tl.sum(h, axis=0),)
+        for _ in tl.static_range(N):
             z = z * u
-        elif j > 2 and j % 2 == 1:
-            z = z * square
-        terms = terms + (-tl.sum(z if PRECISE else z * (u if j % 2 else square), axis=0),)
+            terms = terms + (-tl.sum(z, axis=0),)
+    else:
+        # By squares: fewer products, as the odd powers join the sum in one instruction.
+        square = x * x
+        for i in tl.static_range(M):
+            if i > 0 and i % 2 == 0:
+                h = h * square
+            terms = terms + (tl.sum(h * x if i % 2 else h, axis=0),)
+        for j in tl.static_range(1, N + 1):
+            if j > 2 and j % 2 == 1:
+                z = z * square
+            terms = terms + (-tl.sum(z * (u if j % 2 else square), axis=0),)
     return dx, terms
 
 

@@ -310,11 +310,7 @@ def _differentiate_twice(ctx, *grads: Tensor):
     higher = torch.is_grad_enabled()
     with torch.enable_grad():
         tensors = as_inputs(ctx.saved_tensors)
-        grad, x, numerator, denominator = tensors
-        value = rational_reference(x, numerator, denominator, ctx.dim)
-        first = torch.autograd.grad(
-            value, (x, numerator, denominator), grad.to(value.dtype), create_graph=True, materialize_grads=True
-        )
+        first = differentiate(rational_reference, *tensors, ctx.dim)
         # A constant (m = 1, n = 0) has gradients that depend on nothing.
         used = [(f, g) for f, g in zip(first, grads, strict=True) if f.requires_grad]
         second = torch.autograd.grad(
