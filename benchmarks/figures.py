@@ -109,17 +109,25 @@ def _curves(document: Document) -> Figure:
 def _cifar10(document: Document) -> Figure:
     """Accuracy and training loss over the epochs; averaged weights are dashed."""
     figure, (accuracy, loss) = _panels(2)
-    for index, row in enumerate(document["rows"]):
-        colour, curve = f"C{index}", row["curve"]
-        accuracy.plot(curve["epoch"], curve["eval_top1"], color=colour, label=row["contender"])
-        accuracy.plot(curve["epoch"], curve["eval_ema_top1"], "--", color=colour, label=f"{row['contender']}, averaged")
-        loss.plot(range(1, row["epochs"] + 1), row["train_losses"], color=colour, label=row["contender"])
+    names = list(dict.fromkeys(row["contender"] for row in document["rows"]))
+    for row in document["rows"]:
+        name, curve = row["contender"], row["curve"]
+        colour = f"C{names.index(name)}"
+        accuracy.plot(curve["epoch"], curve["eval_top1"], color=colour, label=_once(accuracy, name))
+        averaged = _once(accuracy, f"{name}, averaged")
+        accuracy.plot(curve["epoch"], curve["eval_ema_top1"], "--", color=colour, label=averaged)
+        loss.plot(range(1, row["epochs"] + 1), row["train_losses"], color=colour, label=_once(loss, name))
     accuracy.set(xlabel="epoch", ylabel="top-1 in %", title="CIFAR-10, test images")
     loss.set(xlabel="epoch", ylabel="training loss", title="augmented and mixed images")
     for axes in (accuracy, loss):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend()
     return figure
+
+
+def _once(axes: Axes, label: str) -> str:
+    """For the legend: a line of the same kind as one before, from another seed, goes without."""
+    return "_nolegend_" if label in axes.get_legend_handles_labels()[1] else label
 
 
 def _training(document: Document) -> Figure:

@@ -1,5 +1,6 @@
 """Write the benchmarks' part of README.md, between its two markers, from the committed results."""
 
+import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -172,12 +173,15 @@ def _curves(document: Document) -> str:
 
 def _cifar10(document: Document) -> str:
     settings = document["settings"]
+    seeds: dict[str, list[Row]] = {}
+    for row in document["rows"]:
+        seeds.setdefault(row["contender"], []).append(row)
     columns = {
         "flags": lambda row: f"`{settings['contenders'][row['contender']]}`",
         "parameters": lambda row: f"{row['parameters']:,}",
         "epochs": lambda row: str(row["epochs"]),
-        "top-1": lambda row: f"{row['top1']:.2f}%",
-        "top-1, averaged": lambda row: f"{row['ema_top1']:.2f}%",
+        "top-1": lambda row: _mean([each["top1"] for each in seeds[row["contender"]]]),
+        "top-1, averaged": lambda row: _mean([each["ema_top1"] for each in seeds[row["contender"]]]),
         "images/s, together": lambda row: _median(row["images_per_second_together"], ",.0f"),
         "seconds per epoch, together": lambda row: _median(row["seconds_per_epoch_together"], ".1f"),
         "of it waiting for data": lambda row: _median(row["data_wait_together"], ".0%"),
@@ -185,23 +189,35 @@ def _cifar10(document: Document) -> str:
         "seconds per epoch, alone": lambda row: _median(row["seconds_per_epoch"], ".1f"),
         "peak memory": lambda row: "" if row["peak_memory_gib"] is None else f"{row['peak_memory_gib']:.2f} GiB",
     }
-    found = {name: [cell(row) for row in document["rows"]] for name, cell in columns.items()}
+    firsts = [rows[0] for rows in seeds.values()]
+    found = {name: [cell(row) for row in firsts] for name, cell in columns.items()}
     found = {name: cells for name, cells in found.items() if any(cells)}
-    table = [[row["contender"], *cells] for row, *cells in zip(document["rows"], *found.values(), strict=True)]
+    table = [[row["contender"], *cells] for row, *cells in zip(firsts, *found.values(), strict=True)]
     return "\n\n".join(
         [
             "**CIFAR-10.** KAT-T and ViT-T with patches of 4 x 4 pixels, trained from scratch by `flashkat train` with "
             "the published models' recipe, but for larger crops, as images are small, and a longer warm-up "
-            f"(`{settings['flags']}`), mixing in {_mixed(settings)} epochs; the same seed and, but for those "
+            f"(`{settings['flags']}`), mixing in {_mixed(settings)} epochs; the same seeds and, but for those "
             "shown, the same flags for all; "
             f"batches of {settings['batch_size']}, compiled with CUDA graphs. Top-1 is of the last epoch, "
-            "of the weights and of their average. Speeds are medians over epochs: "
+            f"of the weights and of their average{_over_seeds(settings)}. Speeds are medians over epochs: "
             f"together, of all trainings at once on {settings['gpus']} GPUs of one machine, "
             f"evaluated after {settings['val_interval']} epochs each; "
             "alone, with the machine to itself, evaluated after each.",
             _markdown(["", *found], table),
         ]
     )
+
+
+def _mean(values: Sequence[float]) -> str:
+    """Of percentages, and each."""
+    each = f" ({', '.join(f'{value:.2f}' for value in values)})" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.2f}%{each}"
+
+
+def _over_seeds(settings: Mapping[str, Any]) -> str:
+    several = len(settings["seeds"]) > 1
+    return f", the mean over seeds {', '.join(map(str, settings['seeds']))}, and of each" if several else ""
 
 
 def _mixed(settings: Mapping[str, Any]) -> str:

@@ -92,14 +92,14 @@ def test_training_goes_on_and_ends_in_the_readme(call, tmp_path):
     for name in ("images_per_second", "images_per_second_with_loading", "seconds_per_epoch"):
         assert 0 < row[name]["min"] <= row[name]["median"] <= row[name]["max"]
     assert all(found["met"] for found in document["targets"])
-    assert "in epoch 2, after 2 updates" in (tmp_path / "work" / "KAT.log").read_text()
+    assert "in epoch 2, after 2 updates" in (tmp_path / "work" / "KAT-42.log").read_text()
 
     assert re.search(r"\| KAT \| `[^|]+` \| [\d,]+ \| 2 \| ", tables.render(tmp_path / "results"))
     assert len(figures.draw(tmp_path / "results", tmp_path / "pictures")) == 1
     # Nothing is left to do.
-    log = (tmp_path / "work" / "KAT.log").read_text()
+    log = (tmp_path / "work" / "KAT-42.log").read_text()
     assert call("--epochs", 2, "--rounds", 1)["rows"] == document["rows"]
-    assert (tmp_path / "work" / "KAT.log").read_text() == log
+    assert (tmp_path / "work" / "KAT-42.log").read_text() == log
 
 
 def test_epochs_that_are_not_evaluated(call):
@@ -118,14 +118,14 @@ def test_without_time_nothing_is_begun(call, tmp_path):
 def test_a_failure_is_told(call, capsys):
     with pytest.raises(SystemExit, match="no epoch is finished"):
         call("--epochs", 1, "--rounds", 0, "--batch-size", 5)
-    assert "KAT failed: flashkat train: error: mixup and cutmix pair up images" in capsys.readouterr().err
+    assert "KAT-42 failed: flashkat train: error: mixup and cutmix pair up images" in capsys.readouterr().err
 
 
 def test_what_runs_is_interrupted_at_the_deadline(monkeypatch, tmp_path):
     """What was done counts as no failure."""
     script = "import pathlib, sys, time; path = pathlib.Path(sys.argv[1])\ntry: path.touch(); time.sleep(60)\n"
     script += "except KeyboardInterrupt: path.write_text('interrupted'); sys.exit(130)"
-    runs = [cifar10.Run(name, (), 1) for name in "ab"]
+    runs = [cifar10.Run(name, 1, (), 1) for name in "ab"]
     started = [tmp_path / run.name for run in runs]
     monkeypatch.setattr(
         cifar10.Run, "command", lambda run, *_: [sys.executable, "-c", script, str(tmp_path / run.name)]
@@ -137,8 +137,8 @@ def test_what_runs_is_interrupted_at_the_deadline(monkeypatch, tmp_path):
 
 
 def _row(name, top1=90.0, **changes):
-    row = {"contender": name, "parameters": 1000, "epochs": 3, "top1": top1, "ema_top1": top1, "finite": True}
-    return {**row, **changes}
+    row = {"contender": name, "seed": 42, "parameters": 1000, "epochs": 3, "finite": True}
+    return {**row, "top1": top1, "ema_top1": top1, **changes}
 
 
 @pytest.mark.parametrize(
@@ -155,6 +155,25 @@ def _row(name, top1=90.0, **changes):
 )
 def test_judging(kat, vit, missed):
     assert sum(not found["met"] for found in cifar10.targets([kat, vit], 3)) == missed
+
+
+def test_judging_by_means_over_seeds():
+    rows = [_row("KAT", 88.4), _row("ViT", 88.9), _row("KAT", 90.0, seed=43), _row("ViT", 89.3, seed=43)]
+    assert all(found["met"] for found in cifar10.targets(rows, 3))
+    rows[2]["finite"] = False
+    assert [found["name"] for found in cifar10.targets(rows, 3) if not found["met"]] == [
+        "KAT, seed 43, has finite losses"
+    ]
+
+
+def test_each_trains_with_each_seed_and_is_timed_with_one(small, images):
+    argv = [str(images), "--contenders", "KAT", "ViT", "--seeds", "4", "5"]
+    training, *alone = cifar10.plan(common.arguments("cifar10", "", argv, cifar10._add_flags))
+    assert [run.name for run in training] == ["KAT-4", "ViT-4", "KAT-5", "ViT-5"]
+    assert all(run.flags[run.flags.index("--seed") + 1] == str(run.seed) for run in training)
+    assert {run.name for (run,) in alone[:4]} == {
+        f"alone/{name}-4-{kind}-0" for name in ("KAT", "ViT") for kind in ("images", "model")
+    }
 
 
 def test_contenders_differ_in_nothing_but_their_own_flags(small, images):

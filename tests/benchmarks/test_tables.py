@@ -33,8 +33,9 @@ def test_the_other_results(results):
         "| KAT, timm start, formula, fp32 | KAT, timm start, eager, fp32 | step 3 | 0.034 | 0.012 | 1.250 and 1.260 |"
         in text
     )
-    assert "| KAT | `--model kat` | 5,363,674 | 2 | 91.25% | 91.75% | 12,346 | 12345.6 | 1.23 GiB |" in text
-    assert "| ViT | `--model vit` | 5,363,674 | 2 | 90.50% | 91.00% |  |  | 1.23 GiB |" in text
+    assert "| KAT | `--model kat` | 5,363,674 | 2 | 91.50% (91.25, 91.75) | 92.00% (91.75, 92.25) | 12,346 | " in text
+    assert "mean over seeds 1, 2, and of each" in text
+    assert "| ViT | `--model vit` | 5,363,674 | 2 | 90.25% (90.50, 90.00) | 90.75% (91.00, 90.50) |  |  | 1.23" in text
 
 
 def test_models_and_loading(results):

@@ -168,7 +168,10 @@ def test_compiles_whole_and_equals_eager(device, backend, autocast):
     with torch.autocast(device, torch.bfloat16, enabled=autocast):
         expected, found = function(x, a, b), compiled(x, a, b)
     assert found.dtype == expected.dtype
-    assert torch.equal(found, expected)
+    if device == "cpu":
+        assert torch.equal(found, expected)
+    else:  # of small tensors by a formula of its own
+        torch.testing.assert_close(found, expected)
     weights = torch.randn_like(expected)
     expected_grads, found_grads = (torch.autograd.grad(value, (x, a, b), weights) for value in (expected, found))
     for e, f in zip(expected_grads, found_grads, strict=True):

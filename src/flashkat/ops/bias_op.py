@@ -14,6 +14,7 @@ from .op import (
     autocast_dtype,
     differentiate,
     has_kernels,
+    in_float64,
     is_batch,
     is_plain_call,
     is_transformed,
@@ -121,6 +122,12 @@ def _fake_backward(grad: Tensor, x: Tensor, bias: Tensor, numerator: Tensor, den
     return torch.empty_like(x), *(torch.empty_like(p, memory_format=torch.contiguous_format) for p in parameters)
 
 
+def _formula(
+    x: Tensor, bias: Tensor, numerator: Tensor, denominator: Tensor, dtype: torch.dtype | None = None
+) -> Tensor:
+    return in_float64(x.float() + bias.float(), numerator, denominator, -1, dtype or x.dtype)
+
+
 def _save(ctx, inputs, output) -> None:
     ctx.save_for_backward(*inputs[:4])
 
@@ -129,6 +136,6 @@ def _differentiate(ctx, grad: Tensor):
     return *torch.ops.flashkat.bias_rational_backward(grad, *ctx.saved_tensors), None
 
 
-register("bias_rational", _forward, _fake_forward)
+register("bias_rational", _forward, _fake_forward, _formula)
 register("bias_rational_backward", _backward, _fake_backward)
 torch.library.register_autograd("flashkat::bias_rational", _differentiate, setup_context=_save, lib=LIBRARY)

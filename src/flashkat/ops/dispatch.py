@@ -12,6 +12,8 @@ from . import aten, native
 
 # Triton 3 generates code for compute capability 8.0 and newer with all the dtypes that the kernels use.
 _MINIMUM_CAPABILITY = (8, 0)
+# With half as many units for float64 as for float32; others have a 32nd or a 64th.
+_FLOAT64_CAPABILITIES = {(8, 0), (9, 0), (10, 0)}
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,12 @@ def choose_path(device: torch.device) -> Path:
         stacklevel=2,
     )
     return Path("aten", reason, aten)
+
+
+@functools.cache
+def has_fast_float64(device: torch.device) -> bool:
+    """Whether a GPU computes in float64 about as fast as in float32."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) in _FLOAT64_CAPABILITIES
 
 
 def _why_not_triton(device: torch.device) -> str | None:

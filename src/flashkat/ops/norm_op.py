@@ -14,6 +14,7 @@ from .op import (
     autocast_dtype,
     differentiate,
     has_kernels,
+    in_float64,
     is_batch,
     is_plain_call,
     is_transformed,
@@ -220,6 +221,21 @@ def _fake_backward(
     return grad_x, grad_branch, *(torch.empty_like(p, memory_format=torch.contiguous_format) for p in parameters)
 
 
+def _formula(
+    x: Tensor,
+    branch: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    numerator: Tensor,
+    denominator: Tensor,
+    eps: float,
+    dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    total = x + branch
+    z, mean, rstd = torch.native_layer_norm(total.float(), weight.shape, weight.float(), bias.float(), eps)
+    return total, in_float64(z, numerator, denominator, -1, dtype or total.dtype), mean.squeeze(-1), rstd.squeeze(-1)
+
+
 def _save(ctx, inputs, output) -> None:
     x, branch, weight, bias, numerator, denominator, _, _ = inputs
     total, _, mean, rstd = output
@@ -240,6 +256,6 @@ def _differentiate(ctx, grad_total: Tensor | None, grad_out: Tensor | None, *_: 
     return grad_x, grad_x if x_dtype == branch_dtype else grad_branch, *parameters, None, None
 
 
-register("add_norm_rational", _forward, _fake_forward)
+register("add_norm_rational", _forward, _fake_forward, _formula)
 register("add_norm_rational_backward", _backward, _fake_backward)
 torch.library.register_autograd("flashkat::add_norm_rational", _differentiate, setup_context=_save, lib=LIBRARY)

@@ -1,7 +1,8 @@
 """The operator as PyTorch sees it: checks, registration, fake tensors, autograd, autocast.
 
 ``torch.ops.flashkat.rational`` and ``torch.ops.flashkat.rational_backward`` are opaque to exporters, and to compilers
-but for the kernels they launch; :func:`rational` is the public door that checks its arguments and reads autocast.
+but for the kernels they launch, or a formula that they fuse where a tensor is small; :func:`rational` is the public
+door that checks its arguments and reads autocast.
 """
 
 import functools
@@ -13,9 +14,10 @@ import torch
 from torch import Tensor
 from torch._subclasses.functional_tensor import FunctionalTensorMode
 
+from . import settings
 from .analysis import analyse_once
 from .caching import distinguish_caches
-from .dispatch import choose_path
+from .dispatch import choose_path, has_fast_float64
 from .layout import vector_of
 from .reference import rational_reference
 
@@ -26,6 +28,7 @@ __all__ = [
     "autocast_dtype",
     "differentiate",
     "has_kernels",
+    "in_float64",
     "is_batch",
     "is_plain_call",
     "is_transformed",
@@ -285,6 +288,12 @@ def _fake_backward(
     )
 
 
+def in_float64(x: Tensor, numerator: Tensor, denominator: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
+    """F(x) by its definition, in which float32 numbers cannot overflow: what compilers fuse with what is beside it."""
+    value = rational_reference(x.double(), numerator.float(), denominator.float(), dim)
+    return value.float().to(dtype or x.dtype)
+
+
 def _save_forward(ctx, inputs, output) -> None:
     x, numerator, denominator, ctx.dim, _ = inputs
     ctx.save_for_backward(x, numerator, denominator)
@@ -319,11 +328,35 @@ def _differentiate_twice(ctx, *grads: Tensor):
     return *second, None
 
 
-def register(name: str, function: Callable[..., Any], fake: Callable[..., Any]) -> None:
+# No more powers than that: the largest of float32, 2^128, times a coefficient as large is below 2^1023 then.
+_FLOAT64_DEGREE = 6
+
+
+def _is_fused(x: Tensor, coefficients: Sequence[Tensor]) -> bool:
+    """Whether F(x) is left to a compiler, which fuses it with what is before and after it.
+
+    Of a small tensor that takes less time than launching a kernel takes the host.
+    """
+    m, n = (each.shape[1] for each in coefficients)
+    return (
+        x.numel() <= settings.FUSED_ELEMENTS
+        and x.dtype != torch.float64
+        and max(m - 1, n) <= _FLOAT64_DEGREE
+        and has_fast_float64(x.device)
+    )
+
+
+def register(
+    name: str,
+    function: Callable[..., Any],
+    fake: Callable[..., Any],
+    formula: Callable[..., Any] | None = None,
+) -> None:
     """Let ``function`` compute an operator, ``fake`` say what it returns, and compilers launch its kernels themselves.
 
-    torch.compile looks into an operator of GPU tensors for that. Exporters keep the operator, and so do compilers where
-    sizes are not numbers yet.
+    torch.compile looks into an operator of GPU tensors for that, and where these are small takes ``formula``, of the
+    same arguments, numerator and denominator after the other tensors. Exporters keep the operator, and so do compilers
+    where sizes are not numbers yet.
     """
 
     def decompose(mode, op, types, args, kwargs):
@@ -337,8 +370,10 @@ def register(name: str, function: Callable[..., Any], fake: Callable[..., Any]) 
             or not _is_triton(tensors[0].device)
         ):
             return mode.__torch_dispatch__(op, types, args, kwargs)
-        analyse_once()
         with mode:
+            if formula is not None and _is_fused(tensors[0], tensors[-2:]):
+                return formula(*args, **kwargs)
+            analyse_once()
             return function(*args, **kwargs)
 
     torch.library.impl(LIBRARY, name, "CompositeExplicitAutograd")(function)
@@ -346,7 +381,7 @@ def register(name: str, function: Callable[..., Any], fake: Callable[..., Any]) 
     torch.library.register_torch_dispatch(f"flashkat::{name}", FunctionalTensorMode, decompose, lib=LIBRARY)
 
 
-register("rational", _forward, _fake_forward)
+register("rational", _forward, _fake_forward, in_float64)
 register("rational_backward", _backward, _fake_backward)
 torch.library.register_autograd("flashkat::rational", _differentiate, setup_context=_save_forward, lib=LIBRARY)
 torch.library.register_autograd(

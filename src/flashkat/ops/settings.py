@@ -42,3 +42,6 @@ ROW_ELEMENTS_PER_THREAD = 12
 # Warps per multiprocessor, as many as find room with their registers.
 ROW_FORWARD_WARPS = 16
 ROW_BACKWARD_WARPS = 8
+
+# Up to so many elements compilers fuse the forward pass into other kernels instead of launching ours.
+FUSED_ELEMENTS = 2**20

@@ -1,0 +1,127 @@
+"""Small tensors in compiled code: the formula that compilers fuse, in place of kernels."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from oracle import assert_close, exact
+from torch._dynamo.backends.common import aot_autograd
+
+import flashkat
+from flashkat.ops import op, rational_reference, settings
+
+F32, F16, BF16, F64 = torch.float32, torch.float16, torch.bfloat16, torch.float64
+
+
+@pytest.fixture
+def compile_whole(device, monkeypatch):
+    """Compile as for a GPU with kernels and fast float64, and note what operators are left."""
+    monkeypatch.setattr(op, "_is_triton", lambda device: True)
+    monkeypatch.setattr(op, "has_fast_float64", lambda device: True)
+    torch.compiler.reset()
+
+    def run(function, *args):
+        names = []
+
+        def note(graph, _):
+            names.extend(str(node.target) for node in graph.graph.nodes)
+            return graph.forward
+
+        found = torch.compile(function, fullgraph=True, backend=aot_autograd(fw_compiler=note))(*args)
+        assert not any("flashkat" in name or "triton" in name for name in names)
+        if device == "cuda":
+            found = torch.compile(function, fullgraph=True)(*args)
+        return found
+
+    return run
+
+
+def normal(generator, *size, dtype=F32, device="cpu"):
+    return torch.randn(*size, generator=generator, dtype=F64).to(dtype).to(device)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "scale", "coefficients"),
+    [
+        (F32, 1, 1),
+        (F32, 1e37, 1e37),
+        (F32, 1e-37, 1e37),
+        (F32, 1e37, 0),
+        (BF16, 1, 1),
+        (BF16, 1e37, 1e37),
+        (F16, 1e4, 1),
+    ],
+)
+@pytest.mark.parametrize(("shape", "dim"), [((3, 7, 24), -1), ((2, 24, 5), 1), ((24,), 0), ((0, 24), 1)])
+def test_values(compile_whole, device, dtype, scale, coefficients, shape, dim):
+    generator = torch.Generator().manual_seed(7)
+    x = (scale * normal(generator, *shape)).to(dtype)
+    a, b = normal(generator, 1, 6), coefficients * normal(generator, 4, 4)
+    found = compile_whole(lambda *args: flashkat.rational(*args, dim=dim), *(t.to(device) for t in (x, a, b)))
+    assert (found.dtype, found.shape) == (dtype, x.shape)
+    assert_close(found.cpu(), exact(torch.zeros_like(x), x, a, b, dim)["value"], 1, "value")
+
+
+def test_float64_coefficients_are_rounded_as_ever(compile_whole, device):
+    x, a, b = torch.full((1, 8), 3.0), torch.full((1, 2), 1 / 3, dtype=F64), torch.full((1, 1), 1 / 7, dtype=F64)
+    found = compile_whole(flashkat.rational, *(t.to(device) for t in (x, a, b)))
+    truth = rational_reference(x.double(), a.float().double(), b.float().double())
+    assert torch.equal(found.cpu(), truth.float())
+
+
+@pytest.mark.parametrize("dtype", [None, BF16])
+def test_with_bias(compile_whole, device, dtype):
+    generator = torch.Generator().manual_seed(8)
+    x, bias = normal(generator, 5, 3, 16, device=device), normal(generator, 16, device=device)
+    a, b = normal(generator, 1, 6, device=device), normal(generator, 2, 4, device=device)
+    found = compile_whole(torch.ops.flashkat.bias_rational.default, x, bias, a, b, dtype)
+    truth = rational_reference((x + bias).double(), a.double(), b.double()).to(dtype or F32)
+    torch.testing.assert_close(found, truth)
+
+
+@pytest.mark.parametrize(("dtypes", "dtype"), [((F32, F32), None), ((F32, BF16), BF16), ((F16, F16), None)])
+def test_with_addition_and_layer_norm(compile_whole, device, dtypes, dtype):
+    generator = torch.Generator().manual_seed(9)
+    x, branch = (normal(generator, 5, 3, 16, dtype=each, device=device) for each in dtypes)
+    weight, bias = (normal(generator, 16, device=device) for _ in range(2))
+    a, b = normal(generator, 1, 6, device=device), normal(generator, 2, 4, device=device)
+    args = x, branch, weight, bias, a, b, 1e-5, dtype
+    total, out, mean, rstd = compile_whole(torch.ops.flashkat.add_norm_rational.default, *args)
+    promoted = torch.promote_types(*dtypes)
+    assert (total.dtype, out.dtype, mean.shape, rstd.shape) == (promoted, dtype or promoted, x.shape[:-1], x.shape[:-1])
+    torch.testing.assert_close(total, x + branch)
+    # A compiler normalises the sum before or after it is rounded.
+    wide = total.double()
+    near = {"rtol": 1e-2, "atol": 1e-2} if F16 in dtypes or BF16 in dtypes else {"rtol": 1e-5, "atol": 1e-5}
+    torch.testing.assert_close(mean.double(), wide.mean(-1), **near)
+    torch.testing.assert_close(rstd.double(), (wide.var(-1, unbiased=False) + 1e-5).rsqrt(), **near)
+    z = F.layer_norm(wide, (16,), weight.double(), bias.double(), 1e-5)
+    torch.testing.assert_close(out.double(), rational_reference(z, a.double(), b.double()), **near)
+
+
+def test_kernels_are_launched_for_all_else(monkeypatch):
+    monkeypatch.setattr(op, "has_fast_float64", lambda device: device.type == "cpu")
+
+    def is_fused(size=settings.FUSED_ELEMENTS, dtype=F32, m=7, n=6, device="cpu"):
+        coefficients = SimpleNamespace(shape=(1, m)), SimpleNamespace(shape=(1, n))
+        return op._is_fused(torch.empty(size, dtype=dtype, device=device), coefficients)
+
+    assert is_fused()
+    assert is_fused(dtype=BF16)
+    for other in ({"size": settings.FUSED_ELEMENTS + 1}, {"dtype": F64}, {"m": 8}, {"n": 7}, {"device": "meta"}):
+        assert not is_fused(**other)
+
+
+@pytest.mark.gpu
+def test_a_step_has_the_gradients_of_the_kernels():
+    torch.compiler.reset()
+    generator = torch.Generator().manual_seed(10)
+    leaves = [normal(generator, *size, device="cuda").requires_grad_() for size in ((9, 64), (1, 6), (4, 4))]
+
+    def step(function):
+        out = function(*leaves)
+        return out, *torch.autograd.grad(out.square().sum(), leaves)
+
+    for found, eager in zip(step(torch.compile(flashkat.rational)), step(flashkat.rational), strict=True):
+        torch.testing.assert_close(found, eager)
