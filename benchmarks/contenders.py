@@ -189,7 +189,8 @@ def _start(make: Callable[[], Call]) -> tuple[Call, Row]:
     torch.cuda.empty_cache()  # while a CUDA graph is recorded, unused memory cannot be given back
     held = None
     if torch.cuda.is_available():
-        torch.ones(1, 1, device="cuda").mm(torch.ones(1, 1, device="cuda"))  # cuBLAS keeps 32 MiB from its first call on
+        # cuBLAS keeps 32 MiB from its first call on.
+        torch.ones(1, 1, device="cuda").mm(torch.ones(1, 1, device="cuda"))
         held = torch.cuda.memory_allocated()
     step = make()
     start = time.perf_counter()
