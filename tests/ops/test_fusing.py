@@ -63,6 +63,16 @@ def test_values(compile_whole, device, dtype, scale, coefficients, shape, dim):
     assert_close(found.cpu(), exact(torch.zeros_like(x), x, a, b, dim)["value"], 1, "value")
 
 
+def test_without_channels(compile_whole, device):
+    x, a, b = (torch.zeros(*size, device=device, requires_grad=True) for size in ((3, 0, 5), (1, 6), (8, 4)))
+    found = compile_whole(lambda *args: flashkat.rational(*args, dim=1).detach(), x, a, b)
+    assert found.shape == x.shape
+    reference = rational_reference(x, a, b, 1)
+    assert reference.shape == x.shape
+    reference.sum().backward()
+    assert (x.grad.shape, a.grad.shape, b.grad.shape) == (x.shape, a.shape, b.shape)
+
+
 def test_float64_coefficients_are_rounded_as_ever(compile_whole, device):
     x, a, b = torch.full((1, 8), 3.0), torch.full((1, 2), 1 / 3, dtype=F64), torch.full((1, 1), 1 / 7, dtype=F64)
     found = compile_whole(flashkat.rational, *(t.to(device) for t in (x, a, b)))

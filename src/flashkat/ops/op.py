@@ -290,7 +290,11 @@ def _fake_backward(
 
 def in_float64(x: Tensor, numerator: Tensor, denominator: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
     """F(x) by its definition, in which float32 numbers cannot overflow: what compilers fuse with what is beside it."""
-    value = rational_reference(x.double(), numerator.float(), denominator.float(), dim)
+    groups = max(numerator.shape[0], denominator.shape[0])
+    channels = x.shape[dim] // groups or 1
+    # A row for each channel: by rows of groups Inductor takes a LayerNorm, fused with this, for one of strided memory.
+    a, b = (each.float().expand(groups, -1).repeat_interleave(channels, 0) for each in (numerator, denominator))
+    value = rational_reference(x.double(), a, b, dim)
     return value.float().to(dtype or x.dtype)
 
 

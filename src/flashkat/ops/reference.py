@@ -46,7 +46,7 @@ def rational_reference(x: Tensor, numerator: Tensor, denominator: Tensor, dim: i
     groups = max(numerator.shape[0], denominator.shape[0])
     dtype = compute_dtype(x.dtype)
     dim = dim % x.ndim
-    grouped = x.to(dtype).unflatten(dim, (groups, -1)) if x.shape[dim] else x.to(dtype).unsqueeze(dim)
+    grouped = x.to(dtype).unflatten(dim, (groups, x.shape[dim] // groups))
     trailing = (1,) * (grouped.ndim - dim - 1)
     a = [column.reshape(-1, *trailing) for column in numerator.to(dtype).unbind(1)]
     b = [_absolute(column).reshape(-1, *trailing) for column in denominator.to(dtype).unbind(1)]
