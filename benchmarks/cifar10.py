@@ -38,6 +38,7 @@ CONTENDERS = {
     "KAT-published-start": _PUBLISHED_KAT,
     "KAT-no-decay": (*_KAT, "--rational-weight-decay", "0"),
     "KAT-slow": (*_KAT, "--rational-lr-scale", "0.1"),
+    "KAT-low-degree": (*_KAT, "m=4", "n=2"),
 }
 """Their flags, by name.
 
