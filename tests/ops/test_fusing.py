@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from oracle import assert_close, exact
 from torch._dynamo.backends.common import aot_autograd
+from torch._inductor.utils import fresh_cache
 
 import flashkat
 from flashkat.ops import op, rational_reference, settings
@@ -121,6 +122,28 @@ def test_kernels_are_launched_for_all_else(monkeypatch):
     assert is_fused(dtype=BF16)
     for other in ({"size": settings.FUSED_ELEMENTS + 1}, {"dtype": F64}, {"m": 8}, {"n": 7}, {"device": "meta"}):
         assert not is_fused(**other)
+
+
+@pytest.mark.parametrize(("mode", "expected"), [("default", True), ("reduce-overhead", False)])
+def test_cuda_graphs_launch_kernels_sooner(device, monkeypatch, mode, expected):
+    is_fused, found = op._is_fused, []
+
+    def fuse(*args):
+        found.append(is_fused(*args))
+        return True  # a CPU cannot launch kernels
+
+    for name, value in (
+        ("_is_triton", lambda device: True),
+        ("has_fast_float64", lambda device: True),
+        ("_is_fused", fuse),
+    ):
+        monkeypatch.setattr(op, name, value)
+    torch.compiler.reset()
+    size = settings.FUSED_ELEMENTS_IN_GRAPHS + 1
+    sizes = ((size,), (1, 2), (1, 1))
+    with fresh_cache():
+        torch.compile(flashkat.rational, mode=mode)(*(torch.ones(*each, device=device) for each in sizes))
+    assert set(found) == {expected}
 
 
 @pytest.mark.gpu

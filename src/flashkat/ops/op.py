@@ -339,11 +339,14 @@ _FLOAT64_DEGREE = 6
 def _is_fused(x: Tensor, coefficients: Sequence[Tensor]) -> bool:
     """Whether F(x) is left to a compiler, which fuses it with what is before and after it.
 
-    Of a small tensor that takes less time than launching a kernel takes the host.
+    Of a small tensor that takes less time than launching a kernel takes the host, or, with CUDA graphs, the GPU.
     """
+    from torch._inductor import config  # slow to import
+
     m, n = (each.shape[1] for each in coefficients)
+    most = settings.FUSED_ELEMENTS_IN_GRAPHS if config.triton.cudagraphs else settings.FUSED_ELEMENTS
     return (
-        x.numel() <= settings.FUSED_ELEMENTS
+        x.numel() <= most
         and x.dtype != torch.float64
         and max(m - 1, n) <= _FLOAT64_DEGREE
         and has_fast_float64(x.device)

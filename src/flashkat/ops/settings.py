@@ -43,5 +43,7 @@ ROW_ELEMENTS_PER_THREAD = 12
 ROW_FORWARD_WARPS = 16
 ROW_BACKWARD_WARPS = 8
 
-# Up to so many elements compilers fuse the forward pass into other kernels instead of launching ours.
+# Up to so many elements compilers fuse the forward pass into other kernels instead of launching ours; fewer where CUDA
+# graphs leave out what launching takes the host.
 FUSED_ELEMENTS = 2**20
+FUSED_ELEMENTS_IN_GRAPHS = 2**19
