@@ -10,7 +10,7 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._inductor.utils import fresh_cache
 
 import flashkat
-from flashkat.ops import op, rational_reference, settings
+from flashkat.ops import add_norm_rational, op, rational_reference, settings
 
 F32, F16, BF16, F64 = torch.float32, torch.float16, torch.bfloat16, torch.float64
 
@@ -36,6 +36,11 @@ def compile_whole(device, monkeypatch):
         return found
 
     return run
+
+
+def in_order(tensor, order):
+    """The same numbers, in memory in an order of dimensions."""
+    return tensor.permute(order).contiguous().permute([order.index(dim) for dim in range(tensor.ndim)])
 
 
 def normal(generator, *size, dtype=F32, device="cpu"):
@@ -91,16 +96,18 @@ def test_with_bias(compile_whole, device, dtype):
     torch.testing.assert_close(found, truth)
 
 
+@pytest.mark.parametrize("order", [(0, 1, 2), (0, 2, 1), (1, 0, 2)])
 @pytest.mark.parametrize(("dtypes", "dtype"), [((F32, F32), None), ((F32, BF16), BF16), ((F16, F16), None)])
-def test_with_addition_and_layer_norm(compile_whole, device, dtypes, dtype):
+def test_with_addition_and_layer_norm(compile_whole, device, dtypes, dtype, order):
     generator = torch.Generator().manual_seed(9)
-    x, branch = (normal(generator, 5, 3, 16, dtype=each, device=device) for each in dtypes)
+    x, branch = (in_order(normal(generator, 5, 3, 16, dtype=each, device=device), order) for each in dtypes)
     weight, bias = (normal(generator, 16, device=device) for _ in range(2))
     a, b = normal(generator, 1, 6, device=device), normal(generator, 2, 4, device=device)
     args = x, branch, weight, bias, a, b, 1e-5, dtype
     total, out, mean, rstd = compile_whole(torch.ops.flashkat.add_norm_rational.default, *args)
     promoted = torch.promote_types(*dtypes)
     assert (total.dtype, out.dtype, mean.shape, rstd.shape) == (promoted, dtype or promoted, x.shape[:-1], x.shape[:-1])
+    assert all(each.is_contiguous() for each in (total, out, mean, rstd))
     torch.testing.assert_close(total, x + branch)
     # A compiler normalises the sum before or after it is rounded.
     wide = total.double()
@@ -157,4 +164,21 @@ def test_a_step_has_the_gradients_of_the_kernels():
         return out, *torch.autograd.grad(out.square().sum(), leaves)
 
     for found, eager in zip(step(torch.compile(flashkat.rational)), step(flashkat.rational), strict=True):
+        torch.testing.assert_close(found, eager)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("order", [(0, 1, 2), (0, 2, 1), (1, 0, 2)])
+def test_a_step_with_layer_norm_has_the_gradients_of_the_kernels(order):
+    torch.compiler.reset()
+    generator = torch.Generator().manual_seed(11)
+    sizes = ((5, 3, 64), (5, 3, 64), (64,), (64,), (1, 6), (4, 4))
+    leaves = [normal(generator, *size, device="cuda") for size in sizes]
+    leaves = [each.requires_grad_() for each in (in_order(leaves[0], order), *leaves[1:])]
+
+    def step(function):
+        total, out = function(*leaves)
+        return total, out, *torch.autograd.grad(out.square().sum() + total.pow(3).sum(), leaves)
+
+    for found, eager in zip(step(torch.compile(add_norm_rational)), step(add_norm_rational), strict=True):
         torch.testing.assert_close(found, eager)

@@ -145,7 +145,8 @@ def test_tensors_of_any_strides():
     assert all(map(torch.equal, found, forward))
     total, mean, rstd, _ = forward
     backward = norm_launch.backward(grad_total, grad_out, total, mean, rstd, *inputs[2:], *options)
-    found = norm_launch.backward(strided(grad_total), strided(grad_out), total, mean, rstd, *apart[2:], *options)
+    saved = (strided(each) for each in (total, mean, rstd))
+    found = norm_launch.backward(strided(grad_total), strided(grad_out), *saved, *apart[2:], *options)
     assert all(map(torch.equal, found, backward))
 
 

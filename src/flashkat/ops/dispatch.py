@@ -12,7 +12,8 @@ from . import aten, native
 
 # Triton 3 generates code for compute capability 8.0 and newer with all the dtypes that the kernels use.
 _MINIMUM_CAPABILITY = (8, 0)
-# With half as many units for float64 as for float32; others have a 32nd or a 64th.
+# With half as many units for float64 as for float32; others have a 32nd or a 64th. So have the variants H20 and H800 of
+# 9.0, which cannot be told by their capability: the same results there, more slowly.
 _FLOAT64_CAPABILITIES = {(8, 0), (9, 0), (10, 0)}
 
 

@@ -128,7 +128,8 @@ def backward(
 
     Those of x and branch are one tensor where their dtypes are one.
     """
-    grad_out, weight, bias, numerator, denominator = _dense(grad_out, weight, bias, numerator, denominator)
+    grad_out, total, mean, rstd = _dense(grad_out, total, mean, rstd)
+    weight, bias, numerator, denominator = _dense(weight, bias, numerator, denominator)
     grad_total = None if grad_total is None else grad_total.contiguous()
     grad_x = torch.empty_like(total, dtype=x_dtype)
     grad_branch = grad_x if branch_dtype == x_dtype else torch.empty_like(total, dtype=branch_dtype)

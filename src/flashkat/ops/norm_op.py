@@ -215,7 +215,7 @@ def _fake_backward(
     x_dtype: torch.dtype,
     branch_dtype: torch.dtype,
 ) -> tuple[Tensor, ...]:
-    grad_x = torch.empty_like(total, dtype=x_dtype)
+    grad_x = torch.empty_like(total, dtype=x_dtype, memory_format=torch.contiguous_format)
     grad_branch = total.new_empty(0, dtype=x_dtype) if x_dtype == branch_dtype else grad_x.to(branch_dtype)
     parameters = (weight, bias, numerator, denominator)
     return grad_x, grad_branch, *(torch.empty_like(p, memory_format=torch.contiguous_format) for p in parameters)
@@ -231,7 +231,7 @@ def _formula(
     eps: float,
     dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    total = x + branch
+    total = (x + branch).contiguous()  # as the kernels, which read it in the backward pass, have it
     z, mean, rstd = torch.native_layer_norm(total.float(), weight.shape, weight.float(), bias.float(), eps)
     return total, in_float64(z, numerator, denominator, -1, dtype or total.dtype), mean.squeeze(-1), rstd.squeeze(-1)
 

@@ -289,7 +289,10 @@ def _fake_backward(
 
 
 def in_float64(x: Tensor, numerator: Tensor, denominator: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
-    """F(x) by its definition, in which float32 numbers cannot overflow: what compilers fuse with what is beside it."""
+    """F(x) by its definition, which compilers fuse with what is beside it.
+
+    Float32 numbers cannot overflow there up to degree ``_FLOAT64_DEGREE``.
+    """
     groups = max(numerator.shape[0], denominator.shape[0])
     channels = x.shape[dim] // groups or 1
     # A row for each channel: by rows of groups Inductor takes a LayerNorm, fused with this, for one of strided memory.
@@ -339,7 +342,8 @@ _FLOAT64_DEGREE = 6
 def _is_fused(x: Tensor, coefficients: Sequence[Tensor]) -> bool:
     """Whether F(x) is left to a compiler, which fuses it with what is before and after it.
 
-    Of a small tensor that takes less time than launching a kernel takes the host, or, with CUDA graphs, the GPU.
+    Launching a kernel takes the host longer than the formula takes the GPU. CUDA graphs, those that Inductor makes,
+    spare the host that, so that there the formula has to be faster than the kernel itself: for fewer elements.
     """
     from torch._inductor import config  # slow to import
 
