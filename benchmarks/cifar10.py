@@ -43,7 +43,7 @@ CONTENDERS = {
 """Their flags, by name.
 
 All start as timm's ViT does, but for one KAT, whose attention starts as in the published models; two train the
-coefficients otherwise than these.
+coefficients otherwise than these, and one has rationals of degrees 3 over 2 in place of 5 over 4.
 """
 
 # That of the published models on ImageNet, for one process, but for what images this small need: crops of a fifth of

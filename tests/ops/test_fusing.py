@@ -16,11 +16,16 @@ F32, F16, BF16, F64 = torch.float32, torch.float16, torch.bfloat16, torch.float6
 
 
 @pytest.fixture
-def compile_whole(device, monkeypatch):
-    """Compile as for a GPU with kernels and fast float64, and note what operators are left."""
+def fast_gpu(monkeypatch):
+    """Compile as for a GPU with kernels and fast float64."""
     monkeypatch.setattr(op, "_is_triton", lambda device: True)
     monkeypatch.setattr(op, "has_fast_float64", lambda device: True)
     torch.compiler.reset()
+
+
+@pytest.fixture
+def compile_whole(device, fast_gpu):
+    """Compile as for that GPU, and note what operators are left."""
 
     def run(function, *args):
         names = []
@@ -132,20 +137,14 @@ def test_kernels_are_launched_for_all_else(monkeypatch):
 
 
 @pytest.mark.parametrize(("mode", "expected"), [("default", True), ("reduce-overhead", False)])
-def test_cuda_graphs_launch_kernels_sooner(device, monkeypatch, mode, expected):
+def test_cuda_graphs_launch_kernels_sooner(device, fast_gpu, monkeypatch, mode, expected):
     is_fused, found = op._is_fused, []
 
     def fuse(*args):
         found.append(is_fused(*args))
         return True  # a CPU cannot launch kernels
 
-    for name, value in (
-        ("_is_triton", lambda device: True),
-        ("has_fast_float64", lambda device: True),
-        ("_is_fused", fuse),
-    ):
-        monkeypatch.setattr(op, name, value)
-    torch.compiler.reset()
+    monkeypatch.setattr(op, "_is_fused", fuse)
     size = settings.FUSED_ELEMENTS_IN_GRAPHS + 1
     sizes = ((size,), (1, 2), (1, 1))
     with fresh_cache():
@@ -153,32 +152,29 @@ def test_cuda_graphs_launch_kernels_sooner(device, monkeypatch, mode, expected):
     assert set(found) == {expected}
 
 
+def assert_steps_agree(function, loss, leaves):
+    """Results and gradients, compiled and eager."""
+    torch.compiler.reset()
+
+    def step(call):
+        results = call(*leaves)
+        return results, torch.autograd.grad(loss(results), leaves)
+
+    torch.testing.assert_close(step(torch.compile(function)), step(function))
+
+
 @pytest.mark.gpu
 def test_a_step_has_the_gradients_of_the_kernels():
-    torch.compiler.reset()
     generator = torch.Generator().manual_seed(10)
     leaves = [normal(generator, *size, device="cuda").requires_grad_() for size in ((9, 64), (1, 6), (4, 4))]
-
-    def step(function):
-        out = function(*leaves)
-        return out, *torch.autograd.grad(out.square().sum(), leaves)
-
-    for found, eager in zip(step(torch.compile(flashkat.rational)), step(flashkat.rational), strict=True):
-        torch.testing.assert_close(found, eager)
+    assert_steps_agree(flashkat.rational, lambda out: out.square().sum(), leaves)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("order", [(0, 1, 2), (0, 2, 1), (1, 0, 2)])
 def test_a_step_with_layer_norm_has_the_gradients_of_the_kernels(order):
-    torch.compiler.reset()
     generator = torch.Generator().manual_seed(11)
     sizes = ((5, 3, 64), (5, 3, 64), (64,), (64,), (1, 6), (4, 4))
-    leaves = [normal(generator, *size, device="cuda") for size in sizes]
-    leaves = [each.requires_grad_() for each in (in_order(leaves[0], order), *leaves[1:])]
-
-    def step(function):
-        total, out = function(*leaves)
-        return total, out, *torch.autograd.grad(out.square().sum() + total.pow(3).sum(), leaves)
-
-    for found, eager in zip(step(torch.compile(add_norm_rational)), step(add_norm_rational), strict=True):
-        torch.testing.assert_close(found, eager)
+    x, *others = (normal(generator, *size, device="cuda") for size in sizes)
+    leaves = [each.requires_grad_() for each in (in_order(x, order), *others)]
+    assert_steps_agree(add_norm_rational, lambda results: results[0].pow(3).sum() + results[1].square().sum(), leaves)
