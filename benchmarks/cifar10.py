@@ -31,19 +31,20 @@ __all__ = ["CONTENDERS", "Run", "collect", "plan", "targets", "train"]
 
 _SIZE = ("--img-size", "32", "--model-kwargs", "patch_size=4")
 _PUBLISHED_KAT = ("--model", "kat_tiny_patch16_224", *_SIZE)
-_KAT = (*_PUBLISHED_KAT, "weight_init=")
+_PUBLISHED_DEGREES = (*_PUBLISHED_KAT, "weight_init=")
+_KAT = (*_PUBLISHED_DEGREES, "m=4", "n=2")
 CONTENDERS = {
     "KAT": _KAT,
     "ViT": ("--model", "vit_tiny_patch16_224", *_SIZE),
+    "KAT-published-degrees": _PUBLISHED_DEGREES,
     "KAT-published-start": _PUBLISHED_KAT,
     "KAT-no-decay": (*_KAT, "--rational-weight-decay", "0"),
     "KAT-slow": (*_KAT, "--rational-lr-scale", "0.1"),
-    "KAT-low-degree": (*_KAT, "m=4", "n=2"),
 }
 """Their flags, by name.
 
-All start as timm's ViT does, but for one KAT, whose attention starts as in the published models; two train the
-coefficients otherwise than these, and one has rationals of degrees 3 over 2 in place of 5 over 4.
+Those called KAT start as timm's ViT does and have rationals of degrees 3 over 2. One has the published models' degrees,
+5 over 4, and one the published start of attention too; the last two train the coefficients otherwise than weights.
 """
 
 # That of the published models on ImageNet, for one process, but for what images this small need: crops of a fifth of

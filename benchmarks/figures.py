@@ -147,6 +147,7 @@ def _models(rows: list[Row]) -> Figure:
     figure, panels = _panels(len(ways))
     names = [name for name, _ in _by_contender(rows)]
     width = 0.8 / len(names)
+    highest = 1.15 * max(row["over_vit"] or 0 for row in rows)  # with room for a number
     for axes, way in zip(panels, ways, strict=True):
         for index, name in enumerate(names):
             found = [row for row in rows if (row["way"], row["contender"]) == (way, name) and row["over_vit"]]
@@ -156,7 +157,7 @@ def _models(rows: list[Row]) -> Figure:
             rates = [f"{row['images_per_s']:,.0f}" for row in found]
             axes.bar_label(bars, rates, fontsize=6, rotation=90, padding=2)
         axes.set_xticks(range(len(sizes)), [size.capitalize() for size in sizes])
-        axes.set(title=_WAYS[way], ylabel="images/s over ViT's; images/s above", ylim=(0, 1.25))
+        axes.set(title=_WAYS[way], ylabel="images/s over ViT's; images/s above", ylim=(0, highest))
     # Not every panel has every contender.
     patches = [Patch(color=_COLOURS[name], label=LABELS[name]) for name in names]
     panels[-1].legend(handles=patches, fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
