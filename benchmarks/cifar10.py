@@ -1,4 +1,4 @@
-"""Does a KAT learn CIFAR-10 as well as the ViT of its size under the published recipe, and what does it cost?
+"""Does a KAT learn CIFAR-10 as well as the ViT of its size under nearly the published recipe, and what does it cost?
 
 Contenders train through ``flashkat train`` with the same flags and seeds, at once, dealt out to the GPUs that there
 are, for the minutes that a call is given; the next call goes on where it left off. Accuracies are compared by their
@@ -43,8 +43,8 @@ CONTENDERS = {
 }
 """Their flags, by name.
 
-Those called KAT start as timm's ViT does and have rationals of degrees 3 over 2. One has the published models' degrees,
-5 over 4, and one the published start of attention too; the last two train the coefficients otherwise than weights.
+KAT starts as timm's ViT does and has rationals of degrees 3 over 2; KAT-published-degrees has 5 over 4, and
+KAT-published-start the published start of attention too. The last two are KAT with coefficients trained otherwise.
 """
 
 # That of the published models on ImageNet, for one process, but for what images this small need: crops of a fifth of

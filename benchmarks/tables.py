@@ -193,6 +193,8 @@ def _cifar10(document: Document) -> str:
     found = {name: [cell(row) for row in firsts] for name, cell in columns.items()}
     found = {name: cells for name, cells in found.items() if any(cells)}
     table = [[row["contender"], *cells] for row, *cells in zip(firsts, *found.values(), strict=True)]
+    is_timed = any(name.endswith("alone") for name in found)
+    alone = "; alone, with the machine to itself, evaluated after each" if is_timed else ""
     return "\n\n".join(
         [
             "**CIFAR-10.** KAT-T and ViT-T with patches of 4 x 4 pixels, trained from scratch by `flashkat train` with "
@@ -200,10 +202,9 @@ def _cifar10(document: Document) -> str:
             f"(`{settings['flags']}`), mixing in {_mixed(settings)} epochs; the same seeds and, but for those "
             "shown, the same flags for all; "
             f"batches of {settings['batch_size']}, compiled with CUDA graphs. Top-1 is of the last epoch, "
-            f"of the weights and of their average{_over_seeds(settings)}. Speeds are medians over epochs: "
-            f"together, of all trainings at once on {settings['gpus']} GPUs of one machine, "
-            f"evaluated after {settings['val_interval']} epochs each; "
-            "alone, with the machine to itself, evaluated after each.",
+            f"of the weights and of their average{_over_seeds(settings)}. Speeds are medians over epochs "
+            f"from the first seed: together, of all trainings at once on {settings['gpus']} GPUs of one machine, "
+            f"evaluated after {settings['val_interval']} epochs each{alone}.",
             _markdown(["", *found], table),
         ]
     )
