@@ -263,14 +263,20 @@ def targets(rows: list[Row], epochs: int) -> list[Row]:
 
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("data", type=Path, metavar="DIR", help="CIFAR-10 as train/CLASS/* and val/CLASS/*")
+    parser.add_argument("data", type=Path, metavar="DIR", help="CIFAR-10's images as train/CLASS/* and val/CLASS/*")
     parser.add_argument("--work", type=Path, metavar="DIR", help="for runs and logs (default: output/cifar10)")
-    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=["KAT", "ViT"], help="who trains")
+    parser.add_argument(
+        "--contenders", nargs="+", choices=CONTENDERS, default=["KAT", "ViT"], help="who trains (default: KAT ViT)"
+    )
     parser.add_argument("--epochs", type=int, default=300, metavar="N", help="default: %(default)s")
     parser.add_argument("--mixed-epochs", type=int, metavar="N", help="mix images in the first N (default: all)")
-    parser.add_argument("--val-interval", type=int, default=20, metavar="N", help="evaluate after each N epochs")
+    parser.add_argument(
+        "--val-interval", type=int, default=20, metavar="N", help="evaluate after each N epochs (default: %(default)s)"
+    )
     parser.add_argument("--batch-size", type=int, default=256, metavar="N", help="default: %(default)s")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[42], metavar="S", help="each trains once with each")
+    parser.add_argument(
+        "--seeds", nargs="+", type=int, default=[42], metavar="S", help="each trains once with each (default: 42)"
+    )
     parser.add_argument("--rounds", type=int, default=2, metavar="N", help="of measuring speed (default: %(default)s)")
     parser.add_argument("--minutes", type=float, default=math.inf, metavar="F", help="stop after these; call again")
     parser.add_argument("--in-turn", action="store_true", help="train one after the other, not at once")

@@ -9,7 +9,7 @@ is for it. That costs the host some time in each of them, which CUDA graphs leav
 import functools
 import gc
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,12 +19,25 @@ from torch import Tensor, nn
 
 import flashkat
 
-from .common import Call, Measure, Row, alternate
+from .common import Call, Measure, Row, alternate, require_gpu
 
-__all__ = ["CONTENDERS", "LEGEND", "SIZES", "TOY", "USUAL", "WAYS", "Scale", "compare", "make_model", "swap_rationals"]
+__all__ = [
+    "CONTENDERS",
+    "LEGEND",
+    "SIZES",
+    "TOY",
+    "USUAL",
+    "WAYS",
+    "Scale",
+    "check_device",
+    "compare",
+    "make_model",
+    "swap_rationals",
+]
 
 SIZES = ("tiny", "small", "base")
-CONTENDERS = ("ours", "vit", "flashkat paper", "kat")
+_PAPERS = ("flashkat paper", "kat")
+CONTENDERS = ("ours", "vit", *_PAPERS)
 WAYS: dict[str, Callable[[nn.Module], Callable[..., Tensor]]] = {
     "eager": lambda model: model,
     "compiled": lambda model: torch.compile(model, dynamic=False),
@@ -66,6 +79,14 @@ USUAL = Scale({"img_size": 224}, 2**20)
 TOY = Scale({"img_size": 32, "depth": 1, "embed_dim": 16, "num_heads": 2}, 2)
 
 Operator = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def check_device(contenders: Sequence[str], quick: bool) -> None:
+    """End the program with one line where contenders cannot run here, or would not say anything about GPUs."""
+    if quick and set(contenders).intersection(_PAPERS) and not torch.cuda.is_available():
+        raise SystemExit("the papers' kernels need a CUDA GPU, and torch sees none here: give --contenders ours vit")
+    if not quick:
+        require_gpu()
 
 
 def make_model(contender: str, size: str, device: str, **kwargs: Any) -> nn.Module:

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from .common import Call, Measure, Row, StepTimer, arguments, require_gpu, target
-from .contenders import CONTENDERS, LEGEND, SIZES, TOY, USUAL, WAYS, Scale, compare, make_model
+from .common import Call, Measure, Row, StepTimer, arguments, target
+from .contenders import CONTENDERS, LEGEND, SIZES, TOY, USUAL, WAYS, Scale, check_device, compare, make_model
 from .pieces import collect_in_pieces
 
 __all__ = ["BATCHES", "Plan", "collect", "targets"]
@@ -79,8 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     plan = Plan(**{name: getattr(args, name) for name in parts})
     if args.quick:
         plan = replace(plan, scale=TOY, rounds=2)
-    else:
-        require_gpu()
+    check_device(plan.contenders, quick=args.quick)
     settings = {
         "batches": BATCHES,
         "scale": asdict(plan.scale),

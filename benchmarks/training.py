@@ -17,8 +17,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from .common import Call, Measure, Row, StepTimer, arguments, require_gpu, target
-from .contenders import CONTENDERS, LEGEND, SIZES, TOY, USUAL, WAYS, Scale, compare, make_model
+from .common import Call, Measure, Row, StepTimer, arguments, target
+from .contenders import CONTENDERS, LEGEND, SIZES, TOY, USUAL, WAYS, Scale, check_device, compare, make_model
 from .pieces import collect_in_pieces
 
 __all__ = ["CASES", "Case", "Plan", "collect", "make_step", "targets"]
@@ -128,8 +128,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     plan = Plan(**{name: getattr(args, name) for name in parts})
     if args.quick:
         plan = replace(plan, scale=TOY, rounds=2)
-    else:
-        require_gpu()
+    check_device(plan.contenders, quick=args.quick)
     torch.set_float32_matmul_precision("high")  # TF32
     settings = {
         "cases": {name: asdict(case) for name, case in CASES.items()},

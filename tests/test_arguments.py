@@ -130,6 +130,15 @@ def test_words_for_truth(text, value):
     assert parse("train", "data", "--model-kwargs", f"class_token={text}").model_kwargs == {"class_token": value}
 
 
+def test_pairs_in_quotes_are_refused(capsys):
+    for text in ("m=4 n=2", "m=4,n=2"):
+        with pytest.raises(SystemExit):
+            parse("train", "data", "--model-kwargs", text)
+        assert f"takes KEY=VALUE pairs with spaces between them and no quotes around all, not {text!r}" in (
+            capsys.readouterr().err
+        )
+
+
 def test_parsing_twice_does_not_share_values():
     parse("train", "data", "--model-kwargs", "m=5")
     assert parse("train", "data").model_kwargs == {}

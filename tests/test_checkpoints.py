@@ -124,6 +124,16 @@ def test_safetensors(tmp_path):
     assert same(found["state_dict"], content()["state_dict"])
 
 
+def test_what_may_not_be_read(tmp_path, monkeypatch):
+    def refuse(path, *args):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    (tmp_path / "a.pth").write_bytes(WHOLE)
+    monkeypatch.setattr(Path, "open", refuse)  # modes do not stop whoever is root
+    with pytest.raises(InputError, match=r"cannot read .*a\.pth: Permission denied$"):
+        checkpoints.read(tmp_path / "a.pth")
+
+
 @given(st.integers(0, len(WHOLE) - 1))
 @example(0)
 @example(1)

@@ -281,6 +281,13 @@ def test_weights_alone(validate, images, trained, tmp_path):
     assert validate(images, "--checkpoint", tmp_path / "weights.pth", *config_flags())[0] == expected
 
 
+@pytest.mark.parametrize("name", ["flash_kat_tiny_patch16_224", "kat_tiny_swish_patch16_224"])
+def test_other_names_of_a_model_take_what_its_checkpoint_says(validate, images, trained, name):
+    expected, _ = validate(images, "--checkpoint", trained / "last.pth.tar")
+    found, _ = validate(images, "--checkpoint", trained / "last.pth.tar", "--model", name)
+    assert found == {**expected, "model": name}
+
+
 def test_checkpoint_of_timms_own_script(validate, images, trained, tmp_path):
     ours = torch.load(trained / "last.pth.tar", weights_only=True)
     args = argparse.Namespace(

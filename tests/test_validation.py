@@ -104,8 +104,9 @@ def test_several_models(validate, tmp_path, monkeypatch, by):
     if by == "pattern":
         monkeypatch.setattr(timm, "list_models", lambda pattern, **kwargs: names if pattern == asked else [])
     monkeypatch.chdir(tmp_path)
-    results, _ = validate("--checkpoint", path, "--model", asked)
+    results, err = validate("--checkpoint", path, "--model", asked)
     assert sorted(result["model"] for result in results) == names
+    assert err.endswith("Wrote results-all.csv\n")
     assert (tmp_path / "results-all.csv").read_text().startswith("model,top1,")
 
 

@@ -58,14 +58,16 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a PyTorch, ``.safetensors`` or ``.npz`` file to the CPU without running code.
 
     Raises:
-        InputError: the file is missing, truncated, no checkpoint, or would need to run code to load; an ``.npz`` is
-            not of one of Google's original ViTs.
+        InputError: the file is missing, may not be read, is truncated, no checkpoint, or would need to run code to
+            load; an ``.npz`` is not of one of Google's original ViTs.
     """
     path = Path(path)
     if path.is_dir():
         raise InputError(f"{path} is a folder: name a checkpoint in it, such as {path / 'last.pth.tar'}")
     if not path.is_file():
         raise InputError(f"no checkpoint at {path}")
+    with explain(f"cannot read {path}"):
+        path.open("rb").close()
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     if path.suffix == ".npz":

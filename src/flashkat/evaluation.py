@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from . import checkpoints, distributed
 from .arguments import DEFAULT_MODEL
 from .errors import InputError
-from .models import create_model
+from .models import create_model, is_same_model
 from .sampling import own_images
 
 __all__ = ["Metrics", "autocast", "data_config", "evaluate", "model_arguments", "model_from_checkpoint", "prepared"]
@@ -208,7 +208,7 @@ def model_from_checkpoint(
     if not args.model and args.checkpoint and not arch:
         raise InputError(f"{args.checkpoint} does not say what model it is of: give --model, and --model-kwargs if any")
     args.model = args.model or arch or DEFAULT_MODEL
-    if args.model == arch and trained:
+    if trained and arch and is_same_model(args.model, arch):
         args.model_kwargs = {**trained.get("model_kwargs", {}), **args.model_kwargs}
         sized = args.img_size is not None or args.input_size is not None
         for name in (

@@ -104,16 +104,20 @@ def export(state: Mapping[str, Tensor], format: str, name: str) -> dict[str, Ten
     differences = describe(compare(dict.fromkeys(expected), {key: renamed[key] for key in rational_names(renamed)}))
     if differences:
         raise InputError(f"the rationals of {name} are not whole: {differences}")
-    for key, role in expected.items():
-        shape = tuple(renamed[key].shape)
-        if not _fits(format, role, shape):
-            raise InputError(f"{format}'s code has no place for {key} {shape} of {name}: {_LIMITS[format]}")
+    shapes = {key: (role, tuple(renamed[key].shape)) for key, role in expected.items()}
+    misfits = {other: [key for key, each in shapes.items() if not _fits(other, *each)] for other in FORMATS}
+    if misfits[format]:
+        key = misfits[format][0]
+        raise InputError(
+            f"{format}'s code has no place for {key} {shapes[key][1]} of {name}, it knows {_LIMITS[format]}: "
+            f"give --format {' or '.join(other for other, keys in misfits.items() if not keys)}"
+        )
     return renamed
 
 
 _LIMITS = {
-    "kat": "it knows one numerator of 6 coefficients and 8 denominators of 4; flashkat and timm know more",
-    "flashkat": "it knows numerators of 6 coefficients and denominators of 4; timm knows more",
+    "kat": "one numerator of 6 coefficients and 8 denominators of 4",
+    "flashkat": "numerators of 6 coefficients and denominators of 4",
 }
 
 

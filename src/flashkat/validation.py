@@ -57,6 +57,7 @@ def run_validation(args: Namespace, say: Say) -> dict[str, Any] | list[dict[str,
         )
         if args.results_file and is_primary:
             write_results(args.results_file, results, args.results_format)
+            say(f"Wrote {args.results_file}")
     return results
 
 

@@ -64,6 +64,15 @@ def test_quick_commands_add_to_their_result(module, monkeypatch, tmp_path):
     }
 
 
+@pytest.mark.parametrize("flags", [["--quick"], []])
+@pytest.mark.parametrize("module", [training, inference])
+def test_without_a_gpu_a_line_says_what_needs_one(module, flags, monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match="CUDA GPU, and torch sees none here"):
+        module.main([*flags, "--output", str(tmp_path / "result.json")])
+    assert not list(tmp_path.iterdir())
+
+
 def test_sizes_that_a_case_does_not_have_are_left_out(device):
     plan = training.Plan(("base",), cases=("bf16-1024",))
     assert list(training.collect(plan, device, _one_millisecond)) == []

@@ -13,7 +13,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from flashkat import GRKAN
-from flashkat.models import KolmogorovArnoldTransformer
+from flashkat.models import KolmogorovArnoldTransformer, is_same_model
 
 NAMES = [
     f"{prefix}_{size}{suffix}_patch16_224"
@@ -24,6 +24,22 @@ NAMES = [
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 5}
 # Per block two rationals, each with 6 shared numerator coefficients and 8 groups of 4 denominator coefficients.
 RATIONALS_PER_BLOCK = 2 * (6 + 8 * 4)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("kat_tiny_patch16_224", "flash_kat_tiny_swish_patch16_224", True),
+        ("kat_tiny_patch16_224.vitft", "kat_tiny_patch16_224", True),
+        ("kat_tiny_patch16_224", "kat_tiny_gelu_patch16_224", False),
+        ("kat_tiny_patch16_224", "kat_small_patch16_224", False),
+        ("vit_tiny_patch16_224", "vit_tiny_patch16_224.augreg_in21k", True),
+        ("vit_tiny_patch16_224", "kat_tiny_patch16_224", False),
+        ("local-dir:./a", "local-dir:./b", False),
+    ],
+)
+def test_names_of_one_model(one, other, same):
+    assert is_same_model(one, other) is same
 
 
 def small(name="kat_tiny_patch16_224", seed=0, **kwargs):

@@ -46,6 +46,15 @@ def test_model(args):
     assert model(torch.zeros(2, 1, 8, 8)).shape == (2, 4)
 
 
+def test_no_start_but_from_weights(args, tmp_path):
+    skip = ["--model-kwargs", *TINY[3:], "weight_init=skip"]
+    with pytest.raises(InputError, match="weight_init=skip leaves weights that are not loaded undefined: leave it out"):
+        build_model(args(*skip))
+    torch.save(build_model(args()).state_dict(), tmp_path / "weights.pth")
+    model = build_model(args(*skip, "--initial-checkpoint", tmp_path / "weights.pth"))
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
 def test_input_size(args):
     model = build_model(args("--input-size", 1, 8, 16))
     assert model(torch.zeros(2, 1, 8, 16)).shape == (2, 4)

@@ -49,7 +49,12 @@ def add_validation_arguments(parser: argparse.ArgumentParser) -> None:
         "--num-gpu", type=positive, default=1, metavar="N", help="GPUs to spread batches over (default: 1)"
     )
     group.add_argument("--retry", action="store_true", help="try smaller batches where the memory does not suffice")
-    group.add_argument("--results-file", default="", metavar="FILE", help="file to write results to")
+    group.add_argument(
+        "--results-file",
+        default="",
+        metavar="FILE",
+        help="file to write results to (default: none; of several models, as in timm, results-all.csv)",
+    )
     group.add_argument("--results-format", default="csv", choices=["csv", "json"], help="its format (default: csv)")
     group.add_argument("--log-freq", type=positive, default=10, metavar="N", help="batches between lines (default: 10)")
 

@@ -149,7 +149,8 @@ def add_model_kwargs(parser: argparse._ActionsContainer) -> None:
         default={},
         action=ModelKwargs,
         metavar="KEY=VALUE",
-        help="more arguments of the model, such as m=6 n=4 num_groups=1 den_groups=8",
+        help="more arguments of the model, such as m=6 n=4 num_groups=1 den_groups=8, in place of all that a --config "
+        "gives; a checkpoint's own are kept where only others are given",
     )
 
 

@@ -176,7 +176,10 @@ class KeyValues(argparse.Action):
                 raise argparse.ArgumentError(self, f"takes KEY=VALUE, not {value!r}")
             try:
                 pairs[key] = ast.literal_eval(_BOOLEANS.get(text, text))
-            except (ValueError, SyntaxError):
+            except (ValueError, SyntaxError) as error:
+                if "=" in text:
+                    wrong = f"takes KEY=VALUE pairs with spaces between them and no quotes around all, not {value!r}"
+                    raise argparse.ArgumentError(self, wrong) from error
                 pairs[key] = text
         try:
             self.check(pairs, parser)

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import build_model_with_cfg, clean_state_dict, generate_default_cfgs, register_model
+from timm.models import build_model_with_cfg, clean_state_dict, generate_default_cfgs, is_model, register_model
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor
 
@@ -55,7 +55,7 @@ class KolmogorovArnoldTransformer(VisionTransformer):
         kwargs.setdefault("block_fn", KATBlock)
         if weight_init not in (*_INITIALISATIONS, *_TIMM_INITIALISATIONS):
             known = ", ".join((*_INITIALISATIONS, *filter(None, _TIMM_INITIALISATIONS)))
-            raise ValueError(f"unknown weight_init {weight_init!r}: choose one of {known}")
+            raise ValueError(f"unknown weight_init {weight_init!r}: choose one of {known}, or nothing for timm's start")
         super().__init__(*args, weight_init="skip", **kwargs)
         if weight_init != "skip":
             self.weight_init_mode = weight_init
@@ -130,6 +130,19 @@ _VARIANTS = {
     for size in _SIZES
     for suffix, start in _STARTS.items()
 }
+
+
+def is_same_model(one: str, other: str) -> bool:
+    """Whether two names are of one model, whatever weights their tags ask for; KATs have several."""
+    return _variant_of(one) == _variant_of(other)
+
+
+def _variant_of(name: str) -> str | tuple[str, str]:
+    if not is_model(name):  # on a hub, or a folder's
+        return name
+    architecture = name.partition(".")[0]
+    return _VARIANTS.get(architecture, architecture)
+
 
 default_cfgs = generate_default_cfgs(
     {key: value for name, variant in _VARIANTS.items() for key, value in _configurations(name, *variant).items()}

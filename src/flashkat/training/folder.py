@@ -64,7 +64,9 @@ class RunFolder:
         self.path = self._make(parent, name) if continued is None else continued
         self.made: list[Path] = [self.path, *above] if continued is None else []
         try:
-            (self.path / "args.yaml").write_text(yaml.safe_dump({**vars(args), **asked}, sort_keys=False))
+            # Who reads these flags for another run means neither this one's folder nor what it went on from.
+            flags = {**vars(args), **asked, "experiment": "", "resume": ""}
+            (self.path / "args.yaml").write_text(yaml.safe_dump(flags, sort_keys=False))
             if self._rows:
                 self._write_summary()
             if continued is None and args.resume:

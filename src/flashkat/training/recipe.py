@@ -52,6 +52,8 @@ def build_model(args: Namespace, say: Callable[[str], None] = lambda line: None)
     }
     if args.pretrained_path:  # in place of the published weights
         kwargs["pretrained"] = None
+    if kwargs.get("weight_init") == "skip" and not _takes_weights(args):
+        raise InputError("--model-kwargs weight_init=skip leaves weights that are not loaded undefined: leave it out")
     model: Any = create_model(args.model, **kwargs)
     for path in filter(None, (args.pretrained_path, args.initial_checkpoint)):
         for note in checkpoints.start_from(model, path, partial=args.partial):
@@ -61,6 +63,10 @@ def build_model(args: Namespace, say: Callable[[str], None] = lambda line: None)
         with explain(f"{args.model} has no gradient checkpointing"):
             model.set_grad_checkpointing()
     return model
+
+
+def _takes_weights(args: Namespace) -> bool:
+    return bool(args.pretrained or args.pretrained_path or args.initial_checkpoint or args.resume)
 
 
 def average_notes(args: Namespace, updates: int) -> list[str]:

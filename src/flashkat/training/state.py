@@ -203,7 +203,8 @@ def load_resumed_weights(model: nn.Module, checkpoint: dict[str, Any], args: Nam
         raise InputError(f"{args.resume} is of a run of {arch}, not {args.model}: give --model {arch}")
     if differences:
         raise InputError(
-            f"{args.resume} is of a run of another model than the flags ask for, see its args.yaml: {differences}"
+            f"{args.resume} is of a run of another model than the flags ask for, its args.yaml has them for -c: "
+            f"{differences}"
         )
     model.load_state_dict(state)
 
