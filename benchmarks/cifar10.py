@@ -61,6 +61,7 @@ _RECIPE = (
 # Compiled, with CUDA graphs, by default. Epochs of seconds would spend much of them on filling the loader again.
 _MACHINE = ("--amp", "--use-multi-epochs-loader")
 _CLASSES = 10
+_TORCHVISIONS = "cifar-10-batches-py"
 _FAKE = ("--fake-data", "--num-classes", f"{_CLASSES}", "--train-num-samples", "50000", "--val-num-samples", "1000")
 _TIMED_EPOCHS = 4  # of which the first, which compiles, does not count
 _TOP1 = 88.0
@@ -107,6 +108,8 @@ class Run:
     def command(self, data: Path, work: Path, workers: int) -> list[str]:
         """What to call, to go on or begin; what cannot be gone on with is removed."""
         command = [sys.executable, "-m", "flashkat", "train", str(data), *self.flags, "--epochs", str(self.epochs)]
+        if (data / _TORCHVISIONS).is_dir():
+            command += ["--dataset", "torch/cifar10"]
         command += ["--workers", str(workers), "--checkpoint-hist", "1"]
         folder = work / self.name
         command += ["--output", str(folder.parent), "--experiment", folder.name]
@@ -263,7 +266,7 @@ def targets(rows: list[Row], epochs: int) -> list[Row]:
 
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("data", type=Path, metavar="DIR", help="CIFAR-10's images as train/CLASS/* and val/CLASS/*")
+    parser.add_argument("data", type=Path, metavar="DIR", help=f"CIFAR-10: train/CLASS/* and val/CLASS/*, or torchvision's {_TORCHVISIONS}")
     parser.add_argument("--work", type=Path, metavar="DIR", help="for runs and logs (default: output/cifar10)")
     parser.add_argument(
         "--contenders", nargs="+", choices=CONTENDERS, default=["KAT", "ViT"], help="who trains (default: KAT ViT)"

@@ -188,6 +188,14 @@ def test_contenders_differ_in_nothing_but_their_own_flags(small, images):
     assert len(rests) == 1
 
 
+def test_images_in_folders_or_as_torchvision_downloads_them(tmp_path):
+    run = cifar10.Run("KAT", 1, (), 1)
+    assert "--dataset" not in run.command(tmp_path, tmp_path / "work", 1)
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    command = run.command(tmp_path, tmp_path / "work", 1)
+    assert command[command.index("--dataset") + 1] == "torch/cifar10"
+
+
 @pytest.mark.parametrize(("given", "off"), [([], "0"), (["--mixed-epochs", "7"], "7")])
 def test_mixing_in_some_epochs_or_in_all(small, images, given, off):
     argv = [str(images), "--contenders", "KAT", *given]
