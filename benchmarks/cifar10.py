@@ -266,7 +266,12 @@ def targets(rows: list[Row], epochs: int) -> list[Row]:
 
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("data", type=Path, metavar="DIR", help=f"CIFAR-10: train/CLASS/* and val/CLASS/*, or torchvision's {_TORCHVISIONS}")
+    parser.add_argument(
+        "data",
+        type=Path,
+        metavar="DIR",
+        help=f"CIFAR-10: train/CLASS/* and val/CLASS/*, or torchvision's {_TORCHVISIONS}",
+    )
     parser.add_argument("--work", type=Path, metavar="DIR", help="for runs and logs (default: output/cifar10)")
     parser.add_argument(
         "--contenders", nargs="+", choices=CONTENDERS, default=["KAT", "ViT"], help="who trains (default: KAT ViT)"

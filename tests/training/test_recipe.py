@@ -15,12 +15,12 @@ from flashkat.errors import InputError
 from flashkat.training import recipe
 from flashkat.training.optimizer import create_optimizer
 from flashkat.training.recipe import (
-    average_notes,
     build_loss,
     build_mixup,
     build_model,
     build_schedule,
     check_schedule_name,
+    length_notes,
     scaled_lr,
 )
 from flashkat.training.state import TrainingState
@@ -148,11 +148,20 @@ def test_pretrained_from_a_path_downloads_nothing(args, tmp_path):
 
 def test_an_average_that_remembers_the_start_is_noted(args):
     slow = ["--model-ema", "--model-ema-decay", 0.999]
-    (note,) = average_notes(args(*slow), 100)
+    (note,) = length_notes(args(*slow), 100)
     assert "will be 90% those at the start: try --model-ema-warmup" in note
-    assert not average_notes(args(*slow), 10_000)
-    assert not average_notes(args(*slow, "--model-ema-warmup"), 100)
-    assert not average_notes(args(), 100)
+    assert not length_notes(args(*slow), 10_000)
+    assert not length_notes(args(*slow, "--model-ema-warmup"), 100)
+    assert not length_notes(args(), 100)
+
+
+def test_warm_up_that_does_not_end_is_noted(args):
+    (note,) = length_notes(args("--epochs", 5, "--lr", 0.01), 100)
+    assert note.startswith(
+        "Warm-up takes 5 epochs and training 5, so that the learning rate never is 0.01: try a lower"
+    )
+    for flags in (["--epochs", 6], ["--epochs", 5, "--warmup-epochs", 4], ["--epochs", 5, "--warmup-prefix"]):
+        assert not length_notes(args(*flags), 100)
 
 
 # --- optimiser --------------------------------------------------------------------------------------------------------

@@ -71,7 +71,7 @@ def test_what_a_run_leaves_behind(train, summary_of, capsys, curves):
     for name in ("last.pth.tar", "model_best.pth.tar"):
         checkpoint = torch.load(folder / name, weights_only=True)
         assert checkpoint["arch"] == "kat_tiny_patch16_224"
-        assert checkpoint["args"] == args
+        assert checkpoint["args"] == {**args, "experiment": "run"}
         assert checkpoint["classes"] == ["dark", "light"]
         assert all(torch.isfinite(value).all() for value in checkpoint["state_dict"].values())
         assert checkpoint["optimizer"]["param_groups"]

@@ -20,12 +20,12 @@ from ..evaluation import model_arguments
 from ..models import create_model
 
 __all__ = [
-    "average_notes",
     "build_loss",
     "build_mixup",
     "build_model",
     "build_schedule",
     "check_schedule_name",
+    "length_notes",
     "scaled_lr",
 ]
 
@@ -69,12 +69,20 @@ def _takes_weights(args: Namespace) -> bool:
     return bool(args.pretrained or args.pretrained_path or args.initial_checkpoint or args.resume)
 
 
-def average_notes(args: Namespace, updates: int) -> list[str]:
-    """A line where so many updates are too few for the average to forget the weights that training starts from."""
+def length_notes(args: Namespace, updates: int) -> list[str]:
+    """Lines where so many updates are too few: for warm-up to end, or for the average to forget where it started."""
+    notes = []
+    if args.warmup_epochs >= args.epochs and not args.warmup_prefix and args.sched != "none":
+        notes.append(
+            f"Warm-up, --warmup-epochs {args.warmup_epochs}, does not end within --epochs {args.epochs}, so that the "
+            f"learning rate never is {args.lr:.3g}: try a shorter one"
+        )
     share = args.model_ema_decay**updates
-    if not args.model_ema or args.model_ema_warmup or share < _WORTH_A_HINT:
-        return []
-    return [f"The averaged weights will be {share:.0%} those at the start: try --model-ema-warmup, or a lower decay"]
+    if args.model_ema and not args.model_ema_warmup and share >= _WORTH_A_HINT:
+        notes.append(
+            f"The averaged weights will be {share:.0%} those at the start: try --model-ema-warmup, or a lower decay"
+        )
+    return notes
 
 
 @torch.no_grad()

@@ -22,12 +22,12 @@ from .optimizer import check_optimizer_name, create_optimizer
 from .parallel import shard, with_common_norms, wrap
 from .progress import open_progress
 from .recipe import (
-    average_notes,
     build_loss,
     build_mixup,
     build_model,
     build_schedule,
     check_schedule_name,
+    length_notes,
     scaled_lr,
 )
 from .state import TrainingState, load_resumed_weights, read_resumed
@@ -105,7 +105,7 @@ def _train(args: Namespace, device: torch.device) -> Path | None:
                 if "state_dict_ema" in resumed and state.ema is None:
                     notes.append("Its averaged weights are left out, as this run has no --model-ema")
             updates = state.epochs * -(-len(train_loader) // args.grad_accum_steps)
-            for note in (*notes, *average_notes(args, updates), *about_compiling):
+            for note in (*notes, *length_notes(args, updates), *about_compiling):
                 progress.say(note)
             run_epochs(
                 state, train_loader, val_loader, loss_function, mixup, autocast(args, device), folder, progress, args
