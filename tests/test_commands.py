@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
@@ -78,6 +79,25 @@ def test_dist_train_launches_that_many_processes(command, torchrun):
     assert done.returncode == 0, done.stderr
     words = called()
     assert words == ["-m", "flashkat.launch", "8", "data", *RECIPE]
+
+
+def test_the_recipe_of_flashkats_users_runs_to_its_end(command, images, tmp_path):
+    """In two processes, unchanged but for epochs and the size of images and batches, logged by a stand-in."""
+    logged = tmp_path / "logged"
+    (tmp_path / "wandb.py").write_text(
+        f"class Run:\n    def log(self, row):\n        open({str(logged)!r}, 'a').write(str(row) + chr(10))\n\n\n"
+        "def init(**kwargs):\n    return Run()\n"
+    )
+    flags = ["--epochs", 2, "-b", 2, "--img-size", 32, "-j", 1, "--experiment", "run"]
+    done = command("bash", ROOT / "dist_train.sh", 2, images, *RECIPE, *flags, PYTHONPATH=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "output" / "kat_tiny_swish_patch16_224" / "run"
+    checkpoint = torch.load(folder / "last.pth.tar", weights_only=True)
+    assert checkpoint["epoch"] == 1
+    assert all(
+        torch.isfinite(each).all() for name in ("state_dict", "state_dict_ema") for each in checkpoint[name].values()
+    )
+    assert logged.read_text().count("train_loss") == 2
 
 
 @pytest.mark.parametrize("argv", [[], ["data"], ["0", "data"]])

@@ -3,8 +3,10 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -146,6 +148,20 @@ def test_two_processes_train_as_one(alone, trained, summary_of):
     assert len(lines) == len(set(lines)) == 2 * 4 + 2 + 1
     assert "Grad strides" not in output
     assert "16 training and 9 evaluation images" in output
+
+
+def test_two_nodes_train_as_one(alone, images, tiny, tmp_path, summary_of):
+    """A process on each of two nodes, which are this machine twice."""
+    flags = ["train", images, *tiny, *FLAGS, "-b", 2, "--output", tmp_path, "--experiment", "nodes"]
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    meeting = ["--nnodes", 2, "--nproc-per-node", 1, "--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{port}"]
+    command = [sys.executable, "-m", "torch.distributed.run", *meeting, "--local-addr", "localhost", "-m", "flashkat"]
+    with ThreadPoolExecutor(2) as nodes:
+        for done in nodes.map(lambda _: started(*command, *flags), range(2)):
+            assert done.returncode == 0, done.stderr
+    assert_same(alone, tmp_path / "nodes", summary_of)
 
 
 def test_accumulated_batches_are_one_batch(alone, trained, summary_of):

@@ -158,8 +158,9 @@ def test_an_average_that_remembers_the_start_is_noted(args):
 def test_warm_up_that_does_not_end_is_noted(args):
     (note,) = length_notes(args("--epochs", 5, "--lr", 0.01), 100)
     assert note.startswith(
-        "Warm-up takes 5 epochs and training 5, so that the learning rate never is 0.01: try a lower"
+        "Warm-up, --warmup-epochs 5, does not end within --epochs 5, so that the learning rate never"
     )
+    assert "is 0.01: try a shorter one" in note
     for flags in (["--epochs", 6], ["--epochs", 5, "--warmup-epochs", 4], ["--epochs", 5, "--warmup-prefix"]):
         assert not length_notes(args(*flags), 100)
 
