@@ -4,8 +4,8 @@ The loader of flashkat train with the augmentation of the published models' reci
 on folders that are made for this and removed after it: 32-pixel PNGs in CIFAR-10's size, JPEGs of the size and the
 detail of photographs, and smaller ones that still hold the crops of 224 pixels that are taken of both. Erasing and
 normalising are the device's work; files are in the operating system's cache. Where there is a GPU, a training step of
-the model that takes most images, KAT-Tiny with CUDA graphs, is timed after each number of workers. Each kind of
---images takes its place in the result.
+the model that takes most images, KAT-Tiny with CUDA graphs, is timed before that. Each kind of --images takes its
+place in the result.
 """
 
 import os
@@ -79,14 +79,15 @@ def collect(plan: Plan, folders: dict[str, Folder], device: torch.device, measur
     GPU.
     """
     for name, folder in folders.items():
-        step = _step(folder, plan.batch) if device.type == "cuda" else None
+        # Before any workers take the processor's time.
+        step = plan.batch / measure(_step(folder, plan.batch)) * 1e6 if device.type == "cuda" else None
         with tempfile.TemporaryDirectory() as root:
             write_images(Path(root), folder)
             rows = []
             for workers in plan.workers:
                 print(name, workers, file=sys.stderr, flush=True)
                 rates = _rates(_batches(root, folder, plan.batch, workers, device), plan, workers)
-                rate, taken = statistics.median(rates), step and plan.batch / measure(step) * 1e6
+                rate = statistics.median(rates)
                 rows.append(
                     {
                         "images": name,
@@ -95,8 +96,8 @@ def collect(plan: Plan, folders: dict[str, Folder], device: torch.device, measur
                         "images_per_s": round(rate, 1),
                         "min_images_per_s": round(min(rates), 1),
                         "max_images_per_s": round(max(rates), 1),
-                        "step_images_per_s": taken and round(taken, 1),
-                        "over_step": taken and round(rate / taken, 4),
+                        "step_images_per_s": step and round(step, 1),
+                        "over_step": step and round(rate / step, 4),
                     }
                 )
         yield rows
@@ -172,7 +173,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "batch": plan.batch,
         "device": device.type,
         "timing": f"median over {plan.windows} windows of {plan.window_s:g} s, after the first batches; min, max",
-        "step": "KAT-Tiny with CUDA graphs, autocast to bf16, mean over half a second after each number of workers",
+        "step": "KAT-Tiny with CUDA graphs, autocast to bf16, mean over half a second, before loading",
     }
     folders = {name: FOLDERS[name] for name in args.images}
     pieces = collect(plan, folders, device, StepTimer())
