@@ -81,8 +81,8 @@ def start(training_args, tmp_path):
         prepare(state)
         folder = RunFolder(args, 8)
         loop.run_epochs(
-            *(state, train, batches(2, seed=1) if val is None else val, loss or nn.CrossEntropyLoss(), mixup),
-            *(nullcontext(), folder, recorder, args),
+            *(state, train, batches(2, seed=1) if val is None else val, loss or nn.CrossEntropyLoss(), None),
+            *(mixup, nullcontext(), folder, recorder, args),
         )
         return state, folder, recorder
 

@@ -182,7 +182,8 @@ def built(train, monkeypatch):
         parts = []
         monkeypatch.setattr("flashkat.training.run.run_epochs", lambda *args: parts.extend(args))
         train(*flags)
-        names = ["state", "train_loader", "val_loader", "loss", "mixup", "precision", "folder", "progress", "args"]
+        names = ["state", "train_loader", "val_loader", "loss", "distillation", "mixup"]
+        names += ["precision", "folder", "progress", "args"]
         return dict(zip(names, parts, strict=True))
 
     return build

@@ -15,7 +15,7 @@ class LeftOut(NamedTuple):
 _NO_BATCH_NORM = "these models have layer norms, no batch norms"
 _SCRIPT = "TorchScript is deprecated in PyTorch, and does not take custom operators; use --torchcompile"
 _NAFLEX = "KATs have a fixed patch grid; NaFlex needs timm's NaFlexVit"
-_DISTILLATION = "distillation needs a loop of its own, with a teacher; not built yet"
+_FEATURES = "distillation is of outputs here; of features it would train a projection beside the model"
 
 LEFT_OUT: dict[str, LeftOut] = {
     "--fuser": LeftOut("it picks a fuser of TorchScript; torch.compile has its own"),
@@ -35,15 +35,9 @@ LEFT_OUT: dict[str, LeftOut] = {
     "--naflex-patch-sizes": LeftOut(_NAFLEX, is_switch=False),
     "--naflex-patch-size-probs": LeftOut(_NAFLEX, is_switch=False),
     "--naflex-loss-scale": LeftOut(_NAFLEX, is_switch=False),
-    "--kd-model-name": LeftOut(_DISTILLATION),
-    "--kd-distill-type": LeftOut(_DISTILLATION, is_switch=False),
-    "--kd-loss-type": LeftOut(_DISTILLATION, is_switch=False),
-    "--distill-loss-weight": LeftOut(_DISTILLATION, is_switch=False),
-    "--task-loss-weight": LeftOut(_DISTILLATION, is_switch=False),
-    "--kd-temperature": LeftOut(_DISTILLATION, is_switch=False),
-    "--kd-student-feature-dim": LeftOut(_DISTILLATION, is_switch=False),
-    "--kd-teacher-feature-dim": LeftOut(_DISTILLATION, is_switch=False),
-    "--kd-token-distill-type": LeftOut(_DISTILLATION, is_switch=False),
+    "--kd-student-feature-dim": LeftOut(_FEATURES, is_switch=False),
+    "--kd-teacher-feature-dim": LeftOut(_FEATURES, is_switch=False),
+    "--kd-token-distill-type": LeftOut("KATs have no distillation token", is_switch=False),
     "--apex-amp": LeftOut("older timm's flag for NVIDIA's Apex; use --amp"),
     "--native-amp": LeftOut("older timm's name for --amp"),
 }

@@ -24,6 +24,8 @@ What differs from timm:
   workers is an error.
 - Mixup and cutmix work on the device, on normalised images after random erasing; timm mixes while it collates batches,
   and erases afterwards. `--mixup-mode half` draws a share per image, as `elem`.
+- `--kd-distill-type` is `logit` alone. The teacher keeps its classes, which have to be as many as the data's, and sees
+  images of the student's size; it is not compiled.
 - `--bce-loss` is used without label smoothing and mixing too, where timm falls back to cross-entropy.
 - `--epoch-repeats` repeats every kind of data set; `--tta` computes the views (timm expects a loader that makes them).
 - `--initial-checkpoint` takes averaged weights where there are any, as timm, and a ViT's or a KAT's weights for another

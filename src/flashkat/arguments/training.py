@@ -24,6 +24,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     _add_schedule(parser)
     _add_augmentation(parser)
     _add_loss(parser)
+    _add_distillation(parser)
     _add_mixing(parser)
     _add_regularisation(parser)
     _add_norms(parser)
@@ -305,6 +306,27 @@ def _add_loss(parser: argparse.ArgumentParser) -> None:
         help="targets above it count as 1, others as 0 (default: as is)",
     )
     group.add_argument("--bce-pos-weight", type=size, metavar="F", help="weight of the classes that are there")
+
+
+def _add_distillation(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("distillation")
+    group.add_argument(
+        "--kd-model-name",
+        metavar="NAME",
+        help="learn from the outputs of this model too, with its published weights or those of local-dir:FOLDER",
+    )
+    group.add_argument("--kd-distill-type", default="logit", choices=["logit"], help="of outputs (default: logit)")
+    group.add_argument("--kd-loss-type", default="kl", choices=["kl"], help="its loss, a divergence (default: kl)")
+    group.add_argument(
+        "--distill-loss-weight",
+        type=amount,
+        metavar="F",
+        help="weight of the teacher's loss (default: 1, or what a --task-loss-weight leaves of 1)",
+    )
+    group.add_argument("--task-loss-weight", type=amount, metavar="F", help="weight of the labels' loss (default: 1)")
+    group.add_argument(
+        "--kd-temperature", type=size, default=4.0, metavar="F", help="softens both outputs (default: 4)"
+    )
 
 
 def _add_mixing(parser: argparse.ArgumentParser) -> None:

@@ -18,6 +18,7 @@ from .. import distributed
 from ..errors import DivergedError
 from ..evaluation import Meters, Metrics, evaluate, prepared
 from ..sampling import start_epoch
+from .distillation import Distillation
 from .extras import distribute_norms, peak_memory, save_images, share_waited, synchronize
 from .folder import RunFolder
 from .parallel import synchronised
@@ -39,6 +40,7 @@ def run_epochs(
     train_loader: Any,
     val_loader: Any,
     loss_function: nn.Module,
+    distillation: Distillation | None,
     mixup: Mixup | None,
     precision: AbstractContextManager,
     folder: RunFolder | None,
@@ -56,7 +58,9 @@ def run_epochs(
         if mixup is not None and args.mixup_off_epoch:
             mixup.mixup_enabled = epoch < args.mixup_off_epoch
         start = time.perf_counter()
-        trained, rate = _train_epoch(state, train_loader, loss_function, mixup, precision, folder, progress, args)
+        trained, rate = _train_epoch(
+            state, train_loader, loss_function, distillation, mixup, precision, folder, progress, args
+        )
         wait = share_waited(train_loader, time.perf_counter() - start)
         models, evaluated = _models_to_evaluate(state, args), {}
         for model in models.values():
@@ -98,6 +102,7 @@ def _train_epoch(
     state: TrainingState,
     loader: Any,
     loss_function: nn.Module,
+    distillation: Distillation | None,
     mixup: Mixup | None,
     precision: AbstractContextManager,
     folder: RunFolder | None,
@@ -118,6 +123,8 @@ def _train_epoch(
             with precision:
                 output = state.trained(images)
                 loss = loss_function(output, target)
+                if distillation is not None:
+                    loss = distillation(loss, output, images)
             # The average over the group's images; its batches are fewer where the epoch ends.
             loss_of_group = loss / min(accumulated, batches - first_of_group)
             # Autograd has a thread for each GPU. With one that serves nothing, and the thread starts with cold caches.

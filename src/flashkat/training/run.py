@@ -15,6 +15,7 @@ from ..evaluation import autocast, data_config
 from ..models import check_model_name
 from ..runtime import choose_compilation, compile_in_place, place, prepare_process, training_products
 from .average import Average
+from .distillation import build_distillation
 from .folder import RunFolder, discard_if_empty
 from .logging import check_wandb
 from .loop import run_epochs
@@ -85,6 +86,8 @@ def _train(args: Namespace, device: torch.device) -> Path | None:
     train_loader = training_loader(train_set, config, args, device)
     val_loader = evaluation_loader(val_set, config, args, device, args.validation_batch_size)
     mixup, loss_function = build_mixup(args), build_loss(args).to(device)
+    about_teacher: list[str] = []
+    distillation = build_distillation(args, config, device, about_teacher.append)
     state = _build_state(model, args, device, len(train_loader), train_set.classes, resumed)
 
     folder = RunFolder(args, config["input_size"][-1], state.history, asked) if distributed.is_primary() else None
@@ -105,10 +108,19 @@ def _train(args: Namespace, device: torch.device) -> Path | None:
                 if "state_dict_ema" in resumed and state.ema is None:
                     notes.append("Its averaged weights are left out, as this run has no --model-ema")
             updates = state.epochs * -(-len(train_loader) // args.grad_accum_steps)
-            for note in (*notes, *length_notes(args, updates), *about_compiling):
+            for note in (*notes, *about_teacher, *length_notes(args, updates), *about_compiling):
                 progress.say(note)
             run_epochs(
-                state, train_loader, val_loader, loss_function, mixup, autocast(args, device), folder, progress, args
+                state,
+                train_loader,
+                val_loader,
+                loss_function,
+                distillation,
+                mixup,
+                autocast(args, device),
+                folder,
+                progress,
+                args,
             )
     except BaseException as error:
         discard_if_empty(made)
