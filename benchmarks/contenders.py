@@ -83,10 +83,10 @@ Operator = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 def check_device(contenders: Sequence[str], quick: bool) -> None:
     """End the program with one line where contenders cannot run here, or would not say anything about GPUs."""
-    if quick and set(contenders).intersection(_PAPERS) and not torch.cuda.is_available():
-        raise SystemExit("the papers' kernels need a CUDA GPU, and torch sees none here: give --contenders ours vit")
     if not quick:
         require_gpu()
+    elif set(contenders).intersection(_PAPERS) and not torch.cuda.is_available():
+        raise SystemExit("the papers' kernels need a CUDA GPU, and torch sees none here: give --contenders ours vit")
 
 
 def make_model(contender: str, size: str, device: str, **kwargs: Any) -> nn.Module:

@@ -1,7 +1,5 @@
 """Learning from a teacher: the loss by its formula, the teacher's own normalisation, training by the real command."""
 
-import json
-
 import pytest
 import timm
 import torch
@@ -17,17 +15,12 @@ MEAN, STD = [0.1, 0.2, 0.3], [0.5, 0.25, 0.125]
 @pytest.fixture
 def teacher(tmp_path):
     """A small ViT in a folder, as timm reads it, that tells two classes apart and has images normalised its own way."""
-    folder = tmp_path / "teacher"
-    folder.mkdir()
     torch.manual_seed(5)
-    model = timm.create_model("vit_tiny_patch16_224", img_size=8, num_classes=2, **KWARGS)
+    model_args, normalisation = {**KWARGS, "img_size": 8}, {"mean": MEAN, "std": STD}
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=2, pretrained_cfg_overlay=normalisation, **model_args)
     nn.init.normal_(model.head.weight)
-    torch.save(model.state_dict(), folder / "pytorch_model.bin")
-    pretrained = {"num_classes": 2, "input_size": [3, 8, 8], "fixed_input_size": True, "mean": MEAN, "std": STD}
-    pretrained |= {"classifier": "head", "first_conv": "patch_embed.proj"}
-    architecture = {"architecture": "vit_tiny_patch16_224", "num_classes": 2, "model_args": {**KWARGS, "img_size": 8}}
-    (folder / "config.json").write_text(json.dumps({**architecture, "pretrained_cfg": pretrained}))
-    return f"local-dir:{folder}", model.eval()
+    timm.models.save_for_hf(model, tmp_path / "teacher", model_args=model_args)
+    return f"local-dir:{tmp_path / 'teacher'}", model.eval()
 
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])

@@ -315,6 +315,9 @@ def test_what_cannot_be_resumed(train, refused, tmp_path, write_images):
     err = refused("--resume", last, "--num-classes", 5)
     assert "is of a run of another model than the flags ask for, its args.yaml has them for -c" in err
     assert "2 of another shape (head.weight" in err
+    # Another name of the same model is not what is wrong.
+    err = refused("--resume", last, "--model", "flash_kat_tiny_patch16_224", "--num-classes", 5)
+    assert "2 of another shape (head.weight" in err
     assert "was trained with --opt adamw: give that, or --no-resume-opt" in refused("--resume", last, "--opt", "sgd")
     assert "optimiser with other parameters" in refused("--resume", last, "--rational-lr-scale", 0.5)
     saved = torch.load(last, weights_only=True)

@@ -78,8 +78,7 @@ def build_distillation(
         if weights != (None, None):
             raise InputError("--task-loss-weight and --distill-loss-weight need a teacher: give --kd-model-name")
         return None
-    if args.distill_loss_weight is None and (args.task_loss_weight or 0) > 1:
-        raise InputError("--task-loss-weight leaves the rest of 1 to the teacher: give --distill-loss-weight too")
+    task_weight, distill_weight = _weights(*weights)
     asked = {"model": args.kd_model_name, "model_kwargs": {}, "pretrained": True}
     # Its own classes and pooling, and the student's images.
     asked |= {"num_classes": None, "gp": None, "input_size": config["input_size"]}
@@ -90,14 +89,12 @@ def build_distillation(
             f"{args.num_classes}: give a teacher of these"
         )
     say(f"Learning from {args.kd_model_name} too: {sum(p.numel() for p in teacher.parameters()):,} parameters")
-    own, theirs = config, resolve_model_data_config(teacher)
     (mean, std), (their_mean, their_std) = (
-        [torch.tensor(each[name], dtype=torch.float64) for name in ("mean", "std")] for each in (own, theirs)
+        [torch.tensor(each[name], dtype=torch.float64) for name in ("mean", "std")]
+        for each in (config, resolve_model_data_config(teacher))
     )
-    task, distill = _weights(*weights)
-    distillation = Distillation(
-        teacher, std / their_std, (mean - their_mean) / their_std, task, distill, args.kd_temperature
-    )
+    scale, shift = std / their_std, (mean - their_mean) / their_std
+    distillation = Distillation(teacher, scale, shift, task_weight, distill_weight, args.kd_temperature)
     place(distillation, args, device)
     return distillation
 
@@ -105,5 +102,7 @@ def build_distillation(
 def _weights(task: float | None, distill: float | None) -> tuple[float, float]:
     """timm's rule: both as given, 1 where not; but the labels' alone leaves the teacher the rest of 1."""
     if task is not None and distill is None:
+        if task > 1:
+            raise InputError("--task-loss-weight leaves the rest of 1 to the teacher: give --distill-loss-weight too")
         return task, 1 - task
     return 1.0 if task is None else task, 1.0 if distill is None else distill

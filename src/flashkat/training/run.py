@@ -54,7 +54,8 @@ def train(args: Namespace) -> Path | None:
 
 def _check_names(args: Namespace) -> None:
     """Raise InputError for a name that nobody knows, before data and models, which may take long."""
-    check_model_name(args.model)
+    for name in filter(None, (args.model, args.kd_model_name)):
+        check_model_name(name)
     check_optimizer_name(args.opt)
     check_schedule_name(args.sched)
     check_augmentation(args.aa)

@@ -13,6 +13,7 @@ from torch import nn
 from .. import checkpoints, distributed
 from ..errors import InputError, explain
 from ..evaluation import Meters
+from ..models import is_same_model
 from ..names import compare, describe, rename_rationals
 from ..randomness import random_state, set_random_state
 from .optimizer import check_shapes, with_implementation_of, with_order_of
@@ -199,7 +200,7 @@ def load_resumed_weights(model: nn.Module, checkpoint: dict[str, Any], args: Nam
     state = rename_rationals(checkpoints.weights(checkpoint, use_ema), own.keys())
     # Whatever can be made to fit is another model to the optimiser.
     differences = describe(compare(own, state))
-    if differences and arch != args.model:
+    if differences and not is_same_model(arch, args.model):
         raise InputError(f"{args.resume} is of a run of {arch}, not {args.model}: give --model {arch}")
     if differences:
         raise InputError(
