@@ -114,6 +114,17 @@ def is_hooked(module: nn.Module) -> bool:
     )
 
 
+def _is_linear(module: nn.Module) -> bool:
+    return type(module) is nn.Linear and not is_hooked(module)
+
+
+def _is_idle(module: nn.Module) -> bool:
+    """Whether a module gives back what it gets: dropout of nothing, or where nobody trains."""
+    kind = type(module)
+    idle = kind is nn.Identity or (kind is nn.Dropout and (module.p == 0 or not module.training))
+    return idle and not is_hooked(module)
+
+
 def hooks_are_global() -> bool:
     """Whether someone wants to see or change what goes into modules or comes out of them, whichever they are."""
     return bool(nn.modules.module._has_any_global_hook())
@@ -216,11 +227,26 @@ class GRKAN(nn.Module):
     def after_first_rational(self, x: Tensor) -> Tensor:
         """What is left to do where the first rational has been applied, by a kernel that does more."""
         x, linear, second = self.drop1(x), self.fc1, self.act2
-        if type(linear) is nn.Linear and is_plain(second) and not is_hooked(linear) and not hooks_are_global():
+        if _is_linear(linear) and is_plain(second) and not hooks_are_global():
             x = linear_rational(x, linear.weight, linear.bias, second.numerator, second.denominator)
         else:
             x = second(linear(x))
         return self.fc2(self.norm(self.drop2(x)))
+
+    def plain_parameters(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor] | None:
+        """Those of what follows the first rational, if linear, rational, linear is all that it does.
+
+        Weight and bias, numerator and denominator, weight and bias. For callers that have seen to global hooks.
+        """
+        first, second, last = self.fc1, self.act2, self.fc2
+        if (
+            not (_is_linear(first) and is_plain(second) and _is_linear(last))
+            or first.bias is None
+            or last.bias is None
+            or not (_is_idle(self.drop1) and _is_idle(self.drop2) and _is_idle(self.norm))
+        ):
+            return None
+        return first.weight, first.bias, second.numerator, second.denominator, last.weight, last.bias
 
     def extra_repr(self) -> str:
         return f"in_features={self.act1.channels}, hidden_features={self.act2.channels}"

@@ -24,16 +24,21 @@ def make(**options):
 
 @pytest.fixture
 def calls(monkeypatch):
-    """How often the fused way was taken."""
-    counted = []
+    """The fused ways that were taken, by name."""
+    taken = []
 
-    def fused(*args):
-        counted.append(args)
-        return add_norm_rational(*args)
+    def note(name):
+        function = getattr(module, name)
 
-    add_norm_rational = module.add_norm_rational
-    monkeypatch.setattr(module, "add_norm_rational", fused)
-    return counted
+        def fused(*args):
+            taken.append(name)
+            return function(*args)
+
+        monkeypatch.setattr(module, name, fused)
+
+    note("add_norm_rational")
+    note("add_norm_grkan")
+    return taken
 
 
 @pytest.mark.parametrize("options", [{}, {"init_values": 0.1}, {"drop_path": 0.5}, {"norm_layer": nn.LayerNorm}])
@@ -48,7 +53,62 @@ def test_is_timms_block(options, calls):
         found = made(x)
         torch.manual_seed(1)
         assert torch.equal(found, plain(x))
-    assert len(calls) == 2
+    assert calls == ["add_norm_grkan"] * 2
+    with torch.no_grad():
+        assert torch.equal(made(x), found)
+    assert calls[2:] == ["add_norm_rational"]
+
+
+def _drop(made):
+    made.mlp.drop2.p = 0.5
+
+
+def _drop_first(made):
+    made.mlp.drop1 = nn.Dropout(0.5)
+
+
+def _normalise(made):
+    made.mlp.norm = nn.LayerNorm(made.mlp.act2.channels)
+
+
+def _hook_last(made):
+    made.mlp.fc2.register_forward_hook(lambda *_: None)
+
+
+def _hook_dropout(made):
+    made.mlp.drop1.register_forward_pre_hook(lambda *_: None)
+
+
+def _replace_last(made):
+    made.mlp.fc2 = nn.Sequential(made.mlp.fc2)
+
+
+def _without_bias(made):
+    made.mlp.fc1.bias = None
+
+
+CHANGES = [_drop, _drop_first, _normalise, _hook_last, _hook_dropout, _replace_last, _without_bias]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_changed_parts_after_the_first_rational_are_called(change, calls):
+    made, x = make(), torch.randn(3, 5, CHANNELS)
+    change(made)
+    torch.manual_seed(1)
+    found = made(x)
+    torch.manual_seed(1)
+    half = x + made.attn(made.norm1(x))
+    torch.testing.assert_close(found, half + made.mlp(made.norm2(half)))
+    assert calls == ["add_norm_rational"]
+
+
+def test_idle_dropout_is_passed_by(calls):
+    made = make(proj_drop=0.5)
+    x = torch.randn(3, 5, CHANNELS)
+    made(x)
+    assert calls == ["add_norm_rational"]
+    made.eval()(x)
+    assert calls[1:] == ["add_norm_grkan"]
 
 
 def test_hands_a_mask_on():

@@ -85,7 +85,7 @@ def compiled_for(monkeypatch):
     for module in (launch, norm_launch):
         monkeypatch.setattr(module, "processors", lambda device: 132)
     caches = (
-        launch._forward_launch, launch._backward_launches, norm_launch._forward_launch, norm_launch._backward_launches
+        launch.forward_launch, launch.backward_launches, norm_launch.forward_launch, norm_launch.backward_launches
     )  # fmt: skip
 
     def clear():

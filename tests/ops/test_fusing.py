@@ -18,7 +18,7 @@ F32, F16, BF16, F64 = torch.float32, torch.float16, torch.bfloat16, torch.float6
 @pytest.fixture
 def fast_gpu(monkeypatch):
     """Compile as for a GPU with kernels and fast float64."""
-    monkeypatch.setattr(op, "_is_triton", lambda device: True)
+    monkeypatch.setattr(op, "is_triton", lambda device: True)
     monkeypatch.setattr(op, "has_fast_float64", lambda device: True)
     torch.compiler.reset()
 

@@ -363,7 +363,7 @@ def test_kernels_are_for_what_fits(change, has, monkeypatch):
 
     from flashkat.ops.op import has_kernels
 
-    monkeypatch.setattr("flashkat.ops.op._is_triton", lambda device: True)
+    monkeypatch.setattr("flashkat.ops.op.is_triton", lambda device: True)
     tensors = {
         "x": torch.ones(2, 64),
         "bias": torch.ones(64),
@@ -385,7 +385,7 @@ def test_kernels_are_for_sizes_that_are_not_numbers_yet(monkeypatch):
 
     from flashkat.ops import linear_rational
 
-    monkeypatch.setattr("flashkat.ops.op._is_triton", lambda device: True)
+    monkeypatch.setattr("flashkat.ops.op.is_triton", lambda device: True)
     with FakeTensorMode(shape_env=ShapeEnv()) as mode:
         symbolic = mode.from_tensor(torch.ones(48, 32), static_shapes=False).to("cuda")
         x, bias = symbolic.new_ones(2, symbolic.shape[1]), symbolic.new_ones(symbolic.shape[0])

@@ -3,11 +3,12 @@
 from typing import Any
 
 import timm.layers
+import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from ..nn import GRKAN, hooks_are_global, is_hooked, is_plain
-from ..ops import add_norm_rational
+from ..ops import add_norm_grkan, add_norm_rational
 
 __all__ = ["KATBlock"]
 
@@ -18,19 +19,26 @@ class KATBlock(Block):
     """timm's pre-norm block, of the same parameters and results.
 
     Where its second half is LayerNorm and a plain :class:`flashkat.GRKAN` that nobody has hooks in,
-    :func:`flashkat.ops.add_norm_rational` adds, normalises and applies the first rational in one pass over memory.
+    :func:`flashkat.ops.add_norm_rational` adds, normalises and applies the first rational in one pass over memory. In
+    eager training :func:`flashkat.ops.add_norm_grkan` does the rest of it too, for the host's sake.
     """
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
         branch = self.drop_path1(self.ls1(self.attn(self.norm1(x), attn_mask=attn_mask, **kwargs)))
         norm, mlp = self.norm2, self.mlp
         parameters = _plain_parameters(norm, mlp)
+        if parameters is not None and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            others = mlp.plain_parameters()
+            if others is not None:
+                x, second = add_norm_grkan(x, branch, (*parameters, *others), norm.eps)
+                return x + self.drop_path2(self.ls2(second))
         if parameters is not None:
             x, first = add_norm_rational(x, branch, *parameters, norm.eps)
         else:
             x = x + branch
         del branch  # Without gradients the second half can have its memory.
         second = mlp(norm(x)) if parameters is None else mlp.after_first_rational(first)
+        return x + self.drop_path2(self.ls2(second))
         return x + self.drop_path2(self.ls2(second))
 
 

@@ -174,7 +174,7 @@ def forward(
     layouts = ((x.dtype, x.stride()), (dtype, out.stride()))
     coefficients = (numerator.shape, denominator.shape, numerator.dtype, denominator.dtype)
     bias = None if bias is None else bias.contiguous()
-    launch = _forward_launch(x.device, x.shape, dim, layouts, coefficients, None if bias is None else bias.dtype)
+    launch = forward_launch(x.device, x.shape, dim, layouts, coefficients, None if bias is None else bias.dtype)
     if launch is None:
         return out.copy_(forward(as_three_dimensional(x, dim), numerator, denominator, 1, dtype).view(x.shape))
     with on(x.device):
@@ -193,25 +193,45 @@ def backward(
     layouts = ((x.dtype, x.stride()), (grad.dtype, grad.stride()), (x.dtype, grad_x.stride()))
     coefficients = (numerator.shape, denominator.shape, numerator.dtype, denominator.dtype)
     bias_dtype = None if bias is None else bias.dtype
-    launches = _backward_launches(x.device, x.shape, dim, layouts, coefficients, bias_dtype)
+    launches = backward_launches(x.device, x.shape, dim, layouts, coefficients, bias_dtype)
     if launches is None:
         grad3, x3 = as_three_dimensional(grad, dim), as_three_dimensional(x, dim)
         grad_x3, grad_numerator, grad_denominator = backward(grad3, x3, numerator, denominator, 1)
         return grad_x.copy_(grad_x3.view(x.shape)), grad_numerator, grad_denominator
-    main, add_up, partials, bias_partials = launches
-    numerator, denominator = numerator.contiguous(), denominator.contiguous()
-    partial = torch.empty(partials, dtype=torch.float64, device=x.device)
-    grad_numerator, grad_denominator = torch.empty_like(numerator), torch.empty_like(denominator)
-    # What a kernel has no use for may be anything.
-    bias_partial, grad_bias = partial, grad_numerator
-    if bias is not None:
-        bias_partial = torch.empty(bias_partials, dtype=torch.float32, device=x.device)
-        grad_bias = torch.empty_like(bias)
     with on(x.device):
-        main(x, grad, grad_x, x if bias is None else bias, numerator, denominator, partial, bias_partial)
-        add_up(partial, bias_partial, denominator, grad_numerator, grad_denominator, grad_bias)
-    grads = grad_x, grad_numerator, grad_denominator
-    return grads if bias is None else (*grads, grad_bias)
+        return launches(grad, grad_x, x, numerator.contiguous(), denominator.contiguous(), bias)
+
+
+@dataclass(frozen=True)
+class BackwardLaunches:
+    """The kernel of the backward pass, the one that adds up its partial sums, and how many of these there are."""
+
+    main: Launch
+    add_up: Launch
+    partials: int
+    bias_partials: int
+
+    def __call__(
+        self,
+        grad: Tensor,
+        grad_x: Tensor,
+        x: Tensor,
+        numerator: Tensor,
+        denominator: Tensor,
+        bias: Tensor | None,
+    ) -> tuple[Tensor, ...]:
+        """``grad_x``, now filled, and the gradients of the others; of dense parameters, on the current device."""
+        partial = x.new_empty(self.partials, dtype=torch.float64)
+        grad_numerator, grad_denominator = torch.empty_like(numerator), torch.empty_like(denominator)
+        # What a kernel has no use for may be anything.
+        bias_partial, grad_bias = partial, grad_numerator
+        if bias is not None:
+            bias_partial = x.new_empty(self.bias_partials, dtype=torch.float32)
+            grad_bias = torch.empty_like(bias)
+        self.main(x, grad, grad_x, x if bias is None else bias, numerator, denominator, partial, bias_partial)
+        self.add_up(partial, bias_partial, denominator, grad_numerator, grad_denominator, grad_bias)
+        grads = grad_x, grad_numerator, grad_denominator
+        return grads if bias is None else (*grads, grad_bias)
 
 
 def on(device: torch.device) -> AbstractContextManager:
@@ -230,10 +250,11 @@ Coefficients = tuple[torch.Size, torch.Size, torch.dtype, torch.dtype]
 
 
 @functools.lru_cache(maxsize=1024)
-def _forward_launch(
+def forward_launch(
     device: torch.device, shape: torch.Size, dim: int, layouts: tuple[Layout, ...], coefficients: Coefficients,
     bias: torch.dtype | None,
 ) -> Launch | None:  # fmt: skip
+    """What there is to launch for x and its result of these layouts; None where they have no view."""
     view = _view(shape, dim, layouts, max(coefficients[0][0], coefficients[1][0]))
     if view is None:
         return None
@@ -247,11 +268,11 @@ def _forward_launch(
 
 
 @functools.lru_cache(maxsize=1024)
-def _backward_launches(
+def backward_launches(
     device: torch.device, shape: torch.Size, dim: int, layouts: tuple[Layout, ...], coefficients: Coefficients,
     bias: torch.dtype | None,
-) -> tuple[Launch, Launch, int, int] | None:  # fmt: skip
-    """The kernel, the one that adds up its partial sums, and how many of these there are, the bias's last."""
+) -> BackwardLaunches | None:  # fmt: skip
+    """What there is to launch for x, the gradient and that of x of these layouts; None where they have no view."""
     view = _view(shape, dim, layouts, max(coefficients[0][0], coefficients[1][0]))
     if view is None:
         return None
@@ -297,7 +318,7 @@ def _backward_launches(
         warps=settings.SUM_WARPS if columns else max(1, block * settings.SUM_WARPS // settings.SUM_BLOCK),
         options={"launch_pdl": True} if early else {},
     )
-    return main, add_up, m * sums_a + n * sums_b, programs * columns
+    return BackwardLaunches(main, add_up, m * sums_a + n * sums_b, programs * columns)
 
 
 def _view(shape: torch.Size, dim: int, layouts: tuple[Layout, ...], groups: int) -> View | None:

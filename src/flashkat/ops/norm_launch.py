@@ -92,23 +92,42 @@ def forward(
         eps: added to the variance.
         dtype: of the result.
     """
-    x, branch, *parameters = _dense(x, branch, weight, bias, numerator, denominator)
-    total = torch.empty_like(x, dtype=torch.promote_types(x.dtype, branch.dtype))
-    out = torch.empty_like(x, dtype=dtype)
+    x, branch, *parameters = dense(x, branch, weight, bias, numerator, denominator)
+    if not x.numel():
+        return _results(x, torch.promote_types(x.dtype, branch.dtype), dtype)
+    launch = forward_launch(
+        x.device,
+        x.numel() // x.shape[-1],
+        x.shape[-1],
+        (x.dtype, branch.dtype, dtype, weight.dtype, bias.dtype),
+        coefficients_of(numerator, denominator),
+        eps,
+    )
+    with on(x.device):
+        return launch(x, branch, *parameters)
+
+
+@dataclass(frozen=True)
+class ForwardLaunch:
+    """The kernel of the forward pass, and the dtypes of the sum and of the result."""
+
+    main: Launch
+    total: torch.dtype
+    out: torch.dtype
+
+    def __call__(
+        self, x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor, numerator: Tensor, denominator: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """See :func:`forward`; of dense tensors, on the current device."""
+        results = _results(x, self.total, self.out)
+        self.main(x, branch, weight, bias, numerator, denominator, *results)
+        return results
+
+
+def _results(x: Tensor, total_dtype: torch.dtype, out_dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     mean = x.new_empty(x.shape[:-1], dtype=torch.float32)
-    rstd = torch.empty_like(mean)
-    if x.numel():
-        launch = _forward_launch(
-            x.device,
-            mean.numel(),
-            x.shape[-1],
-            (x.dtype, branch.dtype, total.dtype, dtype, weight.dtype, bias.dtype),
-            _coefficients(numerator, denominator),
-            eps,
-        )
-        with on(x.device):
-            launch(x, branch, *parameters, total, mean, rstd, out)
-    return total, mean, rstd, out
+    out = torch.empty_like(x, dtype=out_dtype)
+    return torch.empty_like(x, dtype=total_dtype), mean, torch.empty_like(mean), out
 
 
 def backward(
@@ -128,41 +147,73 @@ def backward(
 
     Those of x and branch are one tensor where their dtypes are one.
     """
-    grad_out, total, mean, rstd = _dense(grad_out, total, mean, rstd)
-    weight, bias, numerator, denominator = _dense(weight, bias, numerator, denominator)
-    grad_total = None if grad_total is None else grad_total.contiguous()
-    grad_x = torch.empty_like(total, dtype=x_dtype)
-    grad_branch = grad_x if branch_dtype == x_dtype else torch.empty_like(total, dtype=branch_dtype)
-    parameters = weight, bias, numerator, denominator
+    grad_out, total, mean, rstd = dense(grad_out, total, mean, rstd)
+    weight, bias, numerator, denominator = dense(weight, bias, numerator, denominator)
     if not total.numel():
-        zeros = map(torch.zeros_like, parameters)
-        return grad_x, grad_branch, *zeros  # type: ignore[return-value]
-    grads = [torch.empty_like(parameter) for parameter in parameters]
+        zeros = map(torch.zeros_like, (weight, bias, numerator, denominator))
+        return *_gradients(total, x_dtype, branch_dtype), *zeros  # type: ignore[return-value]
+    grad_total = None if grad_total is None else grad_total.contiguous()
     first = grad_out if grad_total is None else grad_total
-    main, add_up, partials, channel_partials = _backward_launches(
+    launches = backward_launches(
         total.device,
         total.numel() // total.shape[-1],
         total.shape[-1],
         (first.dtype, grad_out.dtype, total.dtype, x_dtype, branch_dtype, weight.dtype, bias.dtype),
-        _coefficients(numerator, denominator),
+        coefficients_of(numerator, denominator),
         grad_total is not None,
     )
-    partial = total.new_empty(partials, dtype=torch.float64)
-    channel_partial = total.new_empty(channel_partials, dtype=torch.float32)
     with on(total.device):
-        main(
-            first, grad_out, total, mean, rstd, *parameters, grad_x, grad_branch, partial, channel_partial
+        return launches(first, grad_out, total, mean, rstd, weight, bias, numerator, denominator)
+
+
+@dataclass(frozen=True)
+class BackwardLaunches:
+    """The kernel of the backward pass, the one that adds up its partial sums, the sizes of these, and dtypes."""
+
+    main: Launch
+    add_up: Launch
+    partials: int
+    channel_partials: tuple[int, int, int]
+    x: torch.dtype
+    branch: torch.dtype
+
+    def __call__(
+        self,
+        grad_total: Tensor,
+        grad_out: Tensor,
+        total: Tensor,
+        mean: Tensor,
+        rstd: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        numerator: Tensor,
+        denominator: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """See :func:`backward`; of dense tensors, on the current device. Any may be a ``grad_total`` not asked for."""
+        grad_x, grad_branch = _gradients(total, self.x, self.branch)
+        parameters = weight, bias, numerator, denominator
+        grads = tuple(map(torch.empty_like, parameters))
+        partial = total.new_empty(self.partials, dtype=torch.float64)
+        channel_partial = total.new_empty(self.channel_partials, dtype=torch.float32)
+        self.main(
+            grad_total, grad_out, total, mean, rstd, *parameters, grad_x, grad_branch, partial, channel_partial
         )  # fmt: skip
-        add_up(partial, channel_partial, denominator, grads[2], grads[3], grads[0], grads[1])
-    return grad_x, grad_branch, grads[0], grads[1], grads[2], grads[3]
+        self.add_up(partial, channel_partial, denominator, grads[2], grads[3], grads[0], grads[1])
+        return grad_x, grad_branch, *grads  # type: ignore[return-value]
 
 
-def _dense(*tensors: Tensor) -> list[Tensor]:
+def _gradients(total: Tensor, x_dtype: torch.dtype, branch_dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    grad_x = torch.empty_like(total, dtype=x_dtype)
+    return grad_x, grad_x if branch_dtype == x_dtype else torch.empty_like(total, dtype=branch_dtype)
+
+
+def dense(*tensors: Tensor) -> list[Tensor]:
     """Tensors as the kernels take them, which know no strides."""
     return [tensor.contiguous() for tensor in tensors]
 
 
-def _coefficients(numerator: Tensor, denominator: Tensor) -> Coefficients:
+def coefficients_of(numerator: Tensor, denominator: Tensor) -> Coefficients:
+    """What launches know of these."""
     return numerator.shape, denominator.shape, numerator.dtype, denominator.dtype
 
 
@@ -172,11 +223,13 @@ def _width(view: Rows, coefficients: Coefficients) -> int:
 
 
 @functools.lru_cache(maxsize=1024)
-def _forward_launch(
+def forward_launch(
     device: torch.device, rows: int, channels: int, dtypes: tuple[torch.dtype, ...], coefficients: Coefficients,
     eps: float,
-) -> Launch:  # fmt: skip
-    view = Rows.choose(channels, vector_of(*dtypes[:4]))
+) -> ForwardLaunch:  # fmt: skip
+    """What there is to launch for x, branch, result, weight and bias of these ``dtypes``."""
+    total = torch.promote_types(dtypes[0], dtypes[1])
+    view = Rows.choose(channels, vector_of(*dtypes[:3]))
     constants = {
         **constants_of(coefficients),
         **view.constants(),
@@ -184,15 +237,16 @@ def _forward_launch(
     }
     grid = view.programs(rows, settings.ROW_FORWARD_WARPS, device), 1
     kernel = norm_kernels.add_norm_forward_kernel
-    return Launch(kernel, grid, (rows, _width(view, coefficients), eps), constants, view.warps)
+    main = Launch(kernel, grid, (rows, _width(view, coefficients), eps), constants, view.warps)
+    return ForwardLaunch(main, total, dtypes[2])
 
 
 @functools.lru_cache(maxsize=1024)
-def _backward_launches(
+def backward_launches(
     device: torch.device, rows: int, channels: int, dtypes: tuple[torch.dtype, ...], coefficients: Coefficients,
     has_grad_total: bool,
-) -> tuple[Launch, Launch, int, tuple[int, int, int]]:  # fmt: skip
-    """The kernel, the one that adds up its partial sums, and the sizes of these."""
+) -> BackwardLaunches:  # fmt: skip
+    """What there is to launch for these ``dtypes`` of both gradients, the sum, x, branch, weight and bias."""
     view = Rows.choose(channels, vector_of(*dtypes[:5]))
     programs = view.programs(rows, settings.ROW_BACKWARD_WARPS, device)
     width = _width(view, coefficients)
@@ -231,4 +285,5 @@ def _backward_launches(
         settings.SUM_WARPS,
         {"launch_pdl": True} if early else {},
     )
-    return main, add_up, m * sums_a + n * sums_b, (programs, 2, channels)
+    partials = m * sums_a + n * sums_b
+    return BackwardLaunches(main, add_up, partials, (programs, 2, channels), dtypes[3], dtypes[4])

@@ -23,9 +23,9 @@ from .op import (
     triton_module,
 )
 
-__all__ = ["add_norm_rational"]
+__all__ = ["MOST_CHANNELS", "add_norm_rational"]
 
-_MOST_CHANNELS = 4096
+MOST_CHANNELS = 4096
 
 
 def add_norm_rational(
@@ -90,7 +90,7 @@ def _has_kernels(
         x.shape == branch.shape
         and x.device == branch.device
         and x.ndim > 0
-        and x.shape[-1] <= _MOST_CHANNELS
+        and x.shape[-1] <= MOST_CHANNELS
         and has_kernels(x, x.shape[-1], parameters, coefficients, (x.dtype, branch.dtype, dtype or x.dtype), plain)
     )
 

@@ -24,14 +24,18 @@ from .reference import rational_reference
 __all__ = [
     "LIBRARY",
     "TAGS",
+    "Metadata",
     "as_inputs",
     "autocast_dtype",
     "differentiate",
+    "fits",
     "has_kernels",
     "in_float64",
     "is_batch",
     "is_plain_call",
     "is_transformed",
+    "is_triton",
+    "metadata",
     "rational",
     "register",
     "triton_module",
@@ -65,12 +69,12 @@ def rational(x: Tensor, numerator: Tensor, denominator: Tensor, *, dim: int = -1
         TypeError: a tensor is of another dtype, or sparse.
         ValueError: shapes, groups, dimension or devices that do not fit together.
     """
-    metadata = _metadata(x), _metadata(numerator), _metadata(denominator)
+    tensors = metadata(x), metadata(numerator), metadata(denominator)
     dtype = autocast_dtype(x)
     if is_plain_call(x, numerator, denominator):
-        _check_once(*metadata, dim)
+        _check_once(*tensors, dim)
         return _Eager.apply(x, numerator, denominator, dim, dtype)
-    _check(*metadata, dim)
+    _check(*tensors, dim)
     if is_transformed():
         # They cannot look into an operator: some raise, and jvp takes its derivative for zero.
         value = rational_reference(x, numerator, denominator, dim)
@@ -163,13 +167,13 @@ def has_kernels(
     """
     if not x.is_cuda or x.layout != torch.strided:
         return False
-    fit = _fit_once if plain else _fit
-    tensors = tuple(map(_metadata, parameters)), tuple(map(_metadata, coefficients))
-    return bool(fit(x.device, x.dtype, channels, *tensors, dtypes)) and _is_triton(x.device)
+    fit = _fits_once if plain else fits
+    tensors = tuple(map(metadata, parameters)), tuple(map(metadata, coefficients))
+    return bool(fit(x.device, x.dtype, channels, *tensors, dtypes)) and is_triton(x.device)
 
 
 @torch.compiler.assume_constant_result
-def _is_triton(device: torch.device) -> bool:
+def is_triton(device: torch.device) -> bool:
     """Whether tensors on that device take the path of the Triton kernels."""
     return choose_path(device).name == "triton"
 
@@ -183,7 +187,8 @@ def triton_module(name: str) -> Any:
 Metadata = tuple[torch.Size, torch.dtype, torch.device, torch.layout]
 
 
-def _metadata(tensor: Tensor) -> Metadata:
+def metadata(tensor: Tensor) -> Metadata:
+    """What decides which kernels there are for a tensor."""
     return tensor.shape, tensor.dtype, tensor.device, tensor.layout
 
 
@@ -219,7 +224,7 @@ def _check(x: Metadata, numerator: Metadata, denominator: Metadata, dim: int) ->
         raise ValueError(f"{shape[dim]} channels (dim {dim} of x) do not divide into {groups} groups")
 
 
-def _fit(
+def fits(
     device: torch.device,
     dtype: torch.dtype,
     channels: int,
@@ -227,6 +232,7 @@ def _fit(
     coefficients: tuple[Metadata, ...],
     dtypes: tuple[torch.dtype, ...],
 ) -> bool:
+    """See :func:`has_kernels`."""
     if any(each not in _KERNEL_DTYPES for each in (dtype, *dtypes)):
         return False
     if any(where != device or layout != torch.strided for *_, where, layout in (*parameters, *coefficients)):
@@ -245,7 +251,7 @@ def _fit(
 
 
 # What has been looked at once need not be looked at again.
-_check_once, _fit_once = functools.lru_cache(maxsize=1024)(_check), functools.lru_cache(maxsize=1024)(_fit)
+_check_once, _fits_once = functools.lru_cache(maxsize=1024)(_check), functools.lru_cache(maxsize=1024)(fits)
 
 
 distinguish_caches()
@@ -378,7 +384,7 @@ def register(
         if (
             custom_triton_ops_decomposition_disabled()
             or not all(isinstance(size, int) for size in sizes)
-            or not _is_triton(tensors[0].device)
+            or not is_triton(tensors[0].device)
         ):
             return mode.__torch_dispatch__(op, types, args, kwargs)
         with mode:
