@@ -12,7 +12,7 @@ HAS_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if HAS_GPU else "cpu"  # where there is no GPU, Triton interprets
 F64, F32, BF16, F16 = torch.float64, torch.float32, torch.bfloat16, torch.float16
 NAMES = ("x", "branch", "scale", "shift", "a1", "b1", "weight1", "bias1", "a2", "b2", "weight2", "bias2")
-UNIT = {F64: 1e-12, F32: 5e-6, F16: 4e-3, BF16: 3e-2}
+UNIT = {F64: 1e-12, F32: 5e-6, F16: 2e-3, BF16: 1e-2}
 
 
 @pytest.fixture
@@ -66,6 +66,12 @@ def call(leaves, dtype=None, eps=1e-5):
         return add_norm_grkan(*leaves[:2], tuple(leaves[2:]), eps)
 
 
+def pieces(leaves, dtype=None):
+    with torch.autocast(DEVICE, dtype or BF16, enabled=dtype is not None):
+        total, first = add_norm_rational(*leaves[:6])
+        return total, F.linear(linear_rational(first, *leaves[6:10]), *leaves[10:])
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -101,15 +107,18 @@ def test_matches_float64_in_all_dtypes(plans, autocast, inputs, dtype):
     leaves, grads = make((5, 19, 192), 768, rows=(1, 8), dtype=dtype, inputs=inputs)
     if autocast is None and (dtype != inputs[0] or inputs[0] != inputs[1]):
         pytest.skip("linear layers take one dtype")
-    results = call(leaves, autocast)
     inner = autocast or dtype
+    grads = [grads[0], grads[1].to(inner)]
+    found, by_pieces = (
+        (*results, *torch.autograd.grad(results, leaves, grads))
+        for results in (call(leaves, autocast), pieces(leaves, autocast))
+    )
     assert (plans[0] is not None) == (dtype in (F32, inner))
-    assert [each.dtype for each in results] == [torch.promote_types(*inputs), inner]
-    found = torch.autograd.grad(results, leaves, [grads[0], grads[1].to(inner)])
+    assert [each.dtype for each in found] == [torch.promote_types(*inputs), inner, *(leaf.dtype for leaf in leaves)]
     truth, truths = exact(leaves, grads)
-    for name, one, other in zip((*NAMES, "sum", "result"), (*found, *results), (*truths, *truth), strict=True):
-        assert distance(one, other) < max(UNIT[inner], UNIT[one.dtype]), name
-    assert [each.dtype for each in found] == [leaf.dtype for leaf in leaves]
+    names = "sum", "result", *NAMES
+    for name, one, other, wanted in zip(names, found, by_pieces, (*truth, *truths), strict=True):
+        assert distance(one, wanted) < 2 * distance(other, wanted) + max(UNIT[inner], UNIT[one.dtype]), name
 
 
 @pytest.mark.gpu
@@ -121,9 +130,9 @@ def test_gradients_of_wide_weights_are_rounded_less(plans):
     with torch.autocast("cuda", BF16):
         _, first = add_norm_rational(*leaves[:6])
         second = linear_rational(first, *leaves[6:10])
-        pieces = torch.autograd.grad(F.linear(second, *weights), weights, grads[1].to(BF16))
+        rounded = torch.autograd.grad(F.linear(second, *weights), weights, grads[1].to(BF16))
     grad = grads[1].to(BF16).double()
-    for one, other, truth in zip(found, pieces, (grad.t() @ second.double(), grad.sum(0)), strict=True):
+    for one, other, truth in zip(found, rounded, (grad.t() @ second.double(), grad.sum(0)), strict=True):
         assert distance(one, truth) < 1e-5
         assert distance(other, truth) > 1e-4
 
@@ -136,22 +145,17 @@ def test_needs_no_more_memory_than_its_pieces(plans):
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        torch.autograd.backward(function(), [grads[0], grads[1].to(BF16)])
+        torch.autograd.backward(function(leaves, BF16), [grads[0], grads[1].to(BF16)])
         for leaf in leaves:
             leaf.grad = None
         return torch.cuda.max_memory_allocated() - before
 
-    def pieces():
-        with torch.autocast("cuda", BF16):
-            total, first = add_norm_rational(*leaves[:6])
-            return total, F.linear(linear_rational(first, *leaves[6:10]), *leaves[10:])
-
     peak(pieces)  # cuBLAS's workspace
-    assert peak(lambda: call(leaves, BF16)) <= 1.01 * peak(pieces)
+    assert peak(call) <= peak(pieces)
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-@pytest.mark.parametrize("dtype", [F64, F32, BF16])
+@pytest.mark.parametrize("dtype", [F64, F32])
 def test_is_its_pieces_on_any_device(device, dtype):
     leaves, grads = make(dtype=dtype, inputs=(dtype, dtype), device=device)
     results = call(leaves)
