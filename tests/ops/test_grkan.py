@@ -178,6 +178,15 @@ def test_gradients_of_one_result_alone(plans):
         assert distance(found, truth) < 10 * UNIT[F32]
 
 
+def test_results_may_be_changed_in_place(plans):
+    leaves, grads = make()
+    total, out = call(leaves)
+    out.mul_(2)
+    found = torch.autograd.grad((total, out), leaves, grads)
+    for one, truth in zip(found, exact(leaves, (grads[0], 2 * grads[1]))[1], strict=True):
+        assert distance(one, truth) < 10 * UNIT[F32]
+
+
 def test_frozen_layers_have_no_gradients(plans):
     leaves, grads = make()
     frozen = ("weight1", "weight2", "bias2", "scale")

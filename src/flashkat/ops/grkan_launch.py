@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from . import launch, norm_launch
@@ -73,7 +74,7 @@ class Plan:
             hidden = torch.mm(first, weight1.t())
             second = torch.empty_like(hidden)
             self.rational(hidden, bias1, *second_rational, second)
-        out = torch.addmm(bias2, second, weight2.t()).view(*x.shape[:-1], -1)
+        out = F.linear(second.view(*x.shape[:-1], -1), weight2, bias2)
         return total, out, Saved(total, mean, rstd, first, hidden, second, weight1, weight2)
 
     def backward(

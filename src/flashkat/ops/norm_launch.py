@@ -189,7 +189,7 @@ class BackwardLaunches:
         numerator: Tensor,
         denominator: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """See :func:`backward`; of dense tensors, on the current device. Any may be a ``grad_total`` not asked for."""
+        """See :func:`backward`; of dense tensors, on the current device. Any may be ``grad_total`` if there is none."""
         grad_x, grad_branch = _gradients(total, self.x, self.branch)
         parameters = weight, bias, numerator, denominator
         grads = tuple(map(torch.empty_like, parameters))
@@ -229,7 +229,7 @@ def forward_launch(
 ) -> ForwardLaunch:  # fmt: skip
     """What there is to launch for x, branch, result, weight and bias of these ``dtypes``."""
     total = torch.promote_types(dtypes[0], dtypes[1])
-    view = Rows.choose(channels, vector_of(*dtypes[:3]))
+    view = Rows.choose(channels, vector_of(total, *dtypes[:3]))
     constants = {
         **constants_of(coefficients),
         **view.constants(),
