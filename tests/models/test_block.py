@@ -102,6 +102,12 @@ def test_changed_parts_after_the_first_rational_are_called(change, calls):
     assert calls == ["add_norm_rational"]
 
 
+def test_can_be_traced():
+    """The trace is checked without gradients, in which eager training would differ."""
+    made, x = make(), torch.randn(2, 3, CHANNELS)
+    torch.testing.assert_close(torch.jit.trace(made, x)(x + 1), made(x + 1))
+
+
 def test_idle_dropout_is_passed_by(calls):
     made = make(proj_drop=0.5)
     x = torch.randn(3, 5, CHANNELS)

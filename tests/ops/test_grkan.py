@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from flashkat.ops import add_norm_grkan, add_norm_rational, grkan_op, linear_rational, rational_reference
+from flashkat.ops import Layers, add_norm_grkan, add_norm_rational, grkan_op, linear_rational, rational_reference
 
 pytest.importorskip("triton")
 
@@ -63,7 +63,7 @@ def distance(found, truth):
 
 def call(leaves, dtype=None, eps=1e-5):
     with torch.autocast(DEVICE, dtype or BF16, enabled=dtype is not None):
-        return add_norm_grkan(*leaves[:2], tuple(leaves[2:]), eps)
+        return add_norm_grkan(*leaves[:2], Layers(*leaves[2:]), eps)
 
 
 def pieces(leaves, dtype=None):
@@ -172,6 +172,8 @@ def test_gradients_of_one_result_alone(plans):
     some = [leaves[NAMES.index(name)] for name in ("x", "branch")]
     for found in torch.autograd.grad(total, some, grads[0], retain_graph=True):
         torch.testing.assert_close(found, grads[0])
+    unused = torch.autograd.grad(total, leaves[2:], grads[0], retain_graph=True, allow_unused=True)
+    assert unused == (None,) * 10
     zero = torch.zeros_like(grads[0])
     truths = exact(leaves, (zero, grads[1]))[1]
     for found, truth in zip(torch.autograd.grad(out, leaves, grads[1]), truths, strict=True):
@@ -187,16 +189,65 @@ def test_results_may_be_changed_in_place(plans):
         assert distance(one, truth) < 10 * UNIT[F32]
 
 
-def test_frozen_layers_have_no_gradients(plans):
+@pytest.mark.parametrize("frozen", [("weight1", "weight2"), ("branch",), ("scale",), NAMES[2:], NAMES])
+def test_frozen_parts_are_left_to_the_pieces(plans, frozen):
+    """Which save and compute only what the others need."""
     leaves, grads = make()
-    frozen = ("weight1", "weight2", "bias2", "scale")
     for name in frozen:
         leaves[NAMES.index(name)].requires_grad_(False)
-    torch.autograd.backward(call(leaves), list(grads))
+    results = call(leaves)
+    assert plans == []
+    if frozen == NAMES:
+        assert not any(each.requires_grad for each in results)
+        return
+    torch.autograd.backward(results, list(grads))
     _, truths = exact(leaves, grads)
     for name, leaf, truth in zip(NAMES, leaves, truths, strict=True):
         assert (leaf.grad is None) == (name in frozen)
         assert leaf.grad is None or distance(leaf.grad, truth) < 10 * UNIT[F32]
+
+
+def test_without_a_gradient_of_x(plans):
+    """As in the first block of a model whose embedding is frozen."""
+    leaves, grads = make()
+    leaves[0].requires_grad_(False)
+    found = torch.autograd.grad(call(leaves), leaves[1:], grads)
+    assert plans[0] is not None
+    for one, truth in zip(found, exact(leaves, grads)[1][1:], strict=True):
+        assert distance(one, truth) < 10 * UNIT[F32]
+
+
+@pytest.mark.parametrize("dtype", [BF16, pytest.param(F16, marks=pytest.mark.gpu)])
+def test_a_backward_pass_within_autocast(plans, dtype):
+    """Of a forward pass without: its kernels are for float32."""
+    leaves, grads = make()
+    results = call(leaves)
+    with torch.autocast(DEVICE, dtype):
+        found = torch.autograd.grad(results, leaves, grads, retain_graph=True)
+    for one, other in zip(found, torch.autograd.grad(results, leaves, grads), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [BF16, F16])
+def test_a_backward_pass_within_another_autocast(plans, dtype):
+    leaves, grads = make(inputs=(F32, BF16))
+    results = call(leaves, BF16)
+    grads = [grads[0], grads[1].to(BF16)]
+    with torch.autocast(DEVICE, dtype):
+        found = torch.autograd.grad(results, leaves, grads, retain_graph=True)
+    for one, other in zip(found, torch.autograd.grad(results, leaves, grads), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_each_parameter_is_saved_once(plans):
+    leaves, _ = make()
+    packed = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda each: packed.append(each) or each, lambda each: each):
+        call(leaves)
+    parameters = {leaf.data_ptr() for leaf in leaves[2:]}
+    saved = [each.data_ptr() for each in packed if each.data_ptr() in parameters]
+    assert len(saved) == len(set(saved)) == len(parameters)
 
 
 def test_a_second_backward_pass_needs_to_be_asked_for(plans):

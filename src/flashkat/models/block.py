@@ -3,12 +3,11 @@
 from typing import Any
 
 import timm.layers
-import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from ..nn import GRKAN, hooks_are_global, is_hooked, is_plain
-from ..ops import add_norm_grkan, add_norm_rational
+from ..ops import Layers, add_norm_grkan, add_norm_rational, is_eager_training
 
 __all__ = ["KATBlock"]
 
@@ -27,18 +26,17 @@ class KATBlock(Block):
         branch = self.drop_path1(self.ls1(self.attn(self.norm1(x), attn_mask=attn_mask, **kwargs)))
         norm, mlp = self.norm2, self.mlp
         parameters = _plain_parameters(norm, mlp)
-        if parameters is not None and torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            others = mlp.plain_parameters()
-            if others is not None:
-                x, second = add_norm_grkan(x, branch, (*parameters, *others), norm.eps)
-                return x + self.drop_path2(self.ls2(second))
-        if parameters is not None:
-            x, first = add_norm_rational(x, branch, *parameters, norm.eps)
-        else:
+        others = mlp.plain_parameters() if parameters is not None and is_eager_training() else None
+        if parameters is None:
             x = x + branch
-        del branch  # Without gradients the second half can have its memory.
-        second = mlp(norm(x)) if parameters is None else mlp.after_first_rational(first)
-        return x + self.drop_path2(self.ls2(second))
+            del branch  # Without gradients the second half can have its memory.
+            second = mlp(norm(x))
+        elif others is None:
+            x, first = add_norm_rational(x, branch, *parameters, norm.eps)
+            del branch
+            second = mlp.after_first_rational(first)
+        else:
+            x, second = add_norm_grkan(x, branch, Layers(*parameters, *others), norm.eps)
         return x + self.drop_path2(self.ls2(second))
 
 

@@ -4,6 +4,7 @@ Compilers and others who look on see :func:`add_norm_rational`, :func:`linear_ra
 """
 
 import functools
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -11,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .bias_op import linear_rational
-from .norm_op import MOST_CHANNELS, add_norm_rational
+from .grkan_layers import Layers
+from .norm_op import MOST_CHANNELS, add_norm_rational, of_the_sum_alone
 from .op import (
     Metadata,
     autocast_dtype,
@@ -25,25 +27,21 @@ from .op import (
     triton_module,
 )
 
-__all__ = ["add_norm_grkan"]
-
-Layers = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+__all__ = ["add_norm_grkan", "is_eager_training"]
 
 
 def add_norm_grkan(x: Tensor, branch: Tensor, layers: Layers, eps: float = 1e-5) -> tuple[Tensor, Tensor]:
     """x + branch, and a GR-KAN layer of its LayerNorm: rational, linear, rational, linear (KAT, section 4.3).
 
-    The same as :func:`add_norm_rational`, :func:`linear_rational` and ``linear``, one after the other. Where gradients
-    are wanted of tensors on a GPU with kernels, it is one node of autograd, which takes the host less time, and the
-    gradients of float32 weights are not rounded to autocast's dtype. Differentiable in all tensors, any number of times
-    in eager mode.
+    The same as :func:`add_norm_rational`, :func:`linear_rational` and ``linear``, one after the other. Where all layers
+    are trained, on a GPU with kernels, it is one node of autograd, which takes the host less time, and the gradients of
+    float32 weights are not rounded to autocast's dtype. Differentiable in all tensors, any number of times in eager
+    mode; none of them may be changed in place before the backward pass.
 
     Args:
         x: (..., C), float64, float32, bfloat16 or float16.
         branch: of the shape of ``x``.
-        layers: scale (C,) and bias (C,) of the LayerNorm; numerator (1 or G, m) and denominator (1 or G, n), see
-            :func:`flashkat.rational`; weight (H, C) and bias (H,) of a linear layer; numerator and denominator of the
-            second rational; weight (D, H) and bias (D,) of the second linear layer.
+        layers: see :class:`flashkat.ops.Layers`.
         eps: added to the variance.
 
     Returns:
@@ -54,23 +52,30 @@ def add_norm_grkan(x: Tensor, branch: Tensor, layers: Layers, eps: float = 1e-5)
         ValueError: likewise.
         RuntimeError: sizes or devices that a sum, a LayerNorm or a linear layer cannot have, as PyTorch says it.
     """
-    if torch.is_grad_enabled() and is_plain_call(x, branch, *layers):
-        plan = _plan(metadata(x), metadata(branch), tuple(map(metadata, layers)), eps, autocast_dtype(x))
+    # By its pieces what is frozen saves memory and time.
+    if is_eager_training() and all(map(_requires_grad, (branch, *layers))) and is_plain_call(x, branch, *layers):
+        plan = _plan(metadata(x), metadata(branch), Layers(*map(metadata, layers)), eps, autocast_dtype(x))
         if plan is not None:
             return _Eager.apply(x, branch, *layers, eps, plan)
     total, first = add_norm_rational(x, branch, *layers[:4], eps)
-    return total, F.linear(linear_rational(first, *layers[4:8]), *layers[8:])
+    return total, F.linear(linear_rational(first, *layers[4:8]), layers.weight2, layers.bias2)
+
+
+def is_eager_training() -> bool:
+    """Whether one node of autograd may be of use: where there are gradients, and no compiler or tracer looks on."""
+    return torch.is_grad_enabled() and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
+
+
+_requires_grad = attrgetter("requires_grad")
 
 
 @functools.lru_cache(maxsize=1024)
-def _plan(
-    x: Metadata, branch: Metadata, layers: tuple[Metadata, ...], eps: float, autocast: torch.dtype | None
-) -> Any | None:
+def _plan(x: Metadata, branch: Metadata, layers: Layers, eps: float, autocast: torch.dtype | None) -> Any | None:
     """What there is to launch, None where the kernels are not for it, or PyTorch has something to say about it."""
     (shape, x_dtype, device, _), branch_dtype = x, branch[1]
-    scale, shift, a1, b1, weight1, bias1, a2, b2, weight2, bias2 = layers
     dtype = autocast or torch.promote_types(x_dtype, branch_dtype)
     dtypes = (dtype, torch.float32) if autocast else (dtype,)
+    weight1, bias1, weight2, bias2 = layers.weight1, layers.bias1, layers.weight2, layers.bias2
     if any(each[2:] != (device, torch.strided) for each in (x, branch, *layers)):
         return None
     if any(each[1] not in dtypes for each in (weight1, bias1, weight2, bias2)):
@@ -82,9 +87,11 @@ def _plan(
         return None
     if not shape.numel() or not hidden or not outputs or channels > MOST_CHANNELS or not is_triton(device):
         return None
-    if not fits(device, x_dtype, channels, (scale, shift), (a1, b1), (x_dtype, branch_dtype, dtype)):
+    first = (layers.scale, layers.shift), (layers.numerator1, layers.denominator1)
+    second = (bias1,), (layers.numerator2, layers.denominator2)
+    if not fits(device, x_dtype, channels, *first, (x_dtype, branch_dtype, dtype)):
         return None
-    if not fits(device, dtype, hidden, (bias1,), (a2, b2), (dtype,)):
+    if not fits(device, dtype, hidden, *second, (dtype,)):
         return None
     return triton_module("grkan_launch").Plan.make(x, branch, layers, eps, dtype)
 
@@ -94,33 +101,39 @@ class _Eager(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, branch, *rest):
-        *layers, ctx.eps, ctx.plan = rest
+        *tensors, ctx.eps, ctx.plan = rest
+        layers = Layers(*tensors)
         total, out, saved = ctx.plan.forward(x, branch, layers)
-        ctx.save_for_backward(*saved, *layers)
-        ctx.dtypes = x.dtype, branch.dtype
+        ctx.save_for_backward(*layers, *saved)
+        ctx.set_materialize_grads(False)
         return total, out
 
     @staticmethod
     def backward(ctx, grad_total, grad_out):
-        tensors = list(ctx.saved_tensors)
-        layers = tensors[-_LAYERS:]
+        dtypes = ctx.plan.norm_backward.x, ctx.plan.norm_backward.branch
+        if grad_out is None:
+            return of_the_sum_alone(grad_total, dtypes, len(ctx.needs_input_grad))
+        saved = list(ctx.saved_tensors)
+        layers, total = Layers(*saved[:_LAYERS]), saved[_LAYERS]
+        del saved[:_LAYERS]
+        if grad_total is None:
+            grad_total = torch.zeros_like(total)
         if torch.is_grad_enabled() or is_batch(grad_total, grad_out):
             # Someone may want second derivatives.
-            return *_differentiable(grad_total, grad_out, tensors[0], layers, ctx.eps, ctx.dtypes), None, None
-        del tensors[-_LAYERS:]
+            return *_differentiable(grad_total, grad_out, total, layers, ctx.eps, dtypes), None, None
+        del total
         ctx.maybe_clear_saved_tensors()
-        wanted = ctx.needs_input_grad[2:-2]
-        return *ctx.plan.backward(grad_total, grad_out, tensors, layers, wanted), None, None
+        return *ctx.plan.backward(grad_total, grad_out, saved, layers), None, None
 
 
-_LAYERS = 10
+_LAYERS = len(Layers._fields)
 
 
 def _differentiable(
     grad_total: Tensor,
     grad_out: Tensor,
     total: Tensor,
-    layers: list[Tensor],
+    layers: Layers,
     eps: float,
     dtypes: tuple[torch.dtype, torch.dtype],
 ) -> tuple[Tensor, ...]:
@@ -131,8 +144,10 @@ def _differentiable(
 
 
 def _of_the_sum(total: Tensor, *rest: Any) -> Tensor:
-    *layers, eps = rest
-    wide = functools.reduce(torch.promote_types, (each.dtype for each in layers), total.dtype)
-    total, scale, shift, a1, b1, weight1, bias1, a2, b2, weight2, bias2 = (each.to(wide) for each in (total, *layers))
-    first = rational(F.layer_norm(total, scale.shape, scale, shift, eps), a1, b1)
-    return F.linear(rational(F.linear(first, weight1, bias1), a2, b2), weight2, bias2)
+    *tensors, eps = rest
+    wide = functools.reduce(torch.promote_types, (each.dtype for each in tensors), total.dtype)
+    total, layers = total.to(wide), Layers(*(each.to(wide) for each in tensors))
+    normed = F.layer_norm(total, layers.scale.shape, layers.scale, layers.shift, eps)
+    first = rational(normed, layers.numerator1, layers.denominator1)
+    second = rational(F.linear(first, layers.weight1, layers.bias1), layers.numerator2, layers.denominator2)
+    return F.linear(second, layers.weight2, layers.bias2)

@@ -203,7 +203,7 @@ def backward(
 
 
 @dataclass(frozen=True)
-class BackwardLaunches:
+class RationalBackward:
     """The kernel of the backward pass, the one that adds up its partial sums, and how many of these there are."""
 
     main: Launch
@@ -271,7 +271,7 @@ def forward_launch(
 def backward_launches(
     device: torch.device, shape: torch.Size, dim: int, layouts: tuple[Layout, ...], coefficients: Coefficients,
     bias: torch.dtype | None,
-) -> BackwardLaunches | None:  # fmt: skip
+) -> RationalBackward | None:  # fmt: skip
     """What there is to launch for x, the gradient and that of x of these layouts; None where they have no view."""
     view = _view(shape, dim, layouts, max(coefficients[0][0], coefficients[1][0]))
     if view is None:
@@ -318,7 +318,7 @@ def backward_launches(
         warps=settings.SUM_WARPS if columns else max(1, block * settings.SUM_WARPS // settings.SUM_BLOCK),
         options={"launch_pdl": True} if early else {},
     )
-    return BackwardLaunches(main, add_up, m * sums_a + n * sums_b, programs * columns)
+    return RationalBackward(main, add_up, m * sums_a + n * sums_b, programs * columns)
 
 
 def _view(shape: torch.Size, dim: int, layouts: tuple[Layout, ...], groups: int) -> View | None:

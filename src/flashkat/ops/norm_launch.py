@@ -108,7 +108,7 @@ def forward(
 
 
 @dataclass(frozen=True)
-class ForwardLaunch:
+class NormForward:
     """The kernel of the forward pass, and the dtypes of the sum and of the result."""
 
     main: Launch
@@ -167,7 +167,7 @@ def backward(
 
 
 @dataclass(frozen=True)
-class BackwardLaunches:
+class NormBackward:
     """The kernel of the backward pass, the one that adds up its partial sums, the sizes of these, and dtypes."""
 
     main: Launch
@@ -226,7 +226,7 @@ def _width(view: Rows, coefficients: Coefficients) -> int:
 def forward_launch(
     device: torch.device, rows: int, channels: int, dtypes: tuple[torch.dtype, ...], coefficients: Coefficients,
     eps: float,
-) -> ForwardLaunch:  # fmt: skip
+) -> NormForward:  # fmt: skip
     """What there is to launch for x, branch, result, weight and bias of these ``dtypes``."""
     total = torch.promote_types(dtypes[0], dtypes[1])
     view = Rows.choose(channels, vector_of(total, *dtypes[:3]))
@@ -238,14 +238,14 @@ def forward_launch(
     grid = view.programs(rows, settings.ROW_FORWARD_WARPS, device), 1
     kernel = norm_kernels.add_norm_forward_kernel
     main = Launch(kernel, grid, (rows, _width(view, coefficients), eps), constants, view.warps)
-    return ForwardLaunch(main, total, dtypes[2])
+    return NormForward(main, total, dtypes[2])
 
 
 @functools.lru_cache(maxsize=1024)
 def backward_launches(
     device: torch.device, rows: int, channels: int, dtypes: tuple[torch.dtype, ...], coefficients: Coefficients,
     has_grad_total: bool,
-) -> BackwardLaunches:  # fmt: skip
+) -> NormBackward:  # fmt: skip
     """What there is to launch for these ``dtypes`` of both gradients, the sum, x, branch, weight and bias."""
     view = Rows.choose(channels, vector_of(*dtypes[:5]))
     programs = view.programs(rows, settings.ROW_BACKWARD_WARPS, device)
@@ -286,4 +286,4 @@ def backward_launches(
         {"launch_pdl": True} if early else {},
     )
     partials = m * sums_a + n * sums_b
-    return BackwardLaunches(main, add_up, partials, (programs, 2, channels), dtypes[3], dtypes[4])
+    return NormBackward(main, add_up, partials, (programs, 2, channels), dtypes[3], dtypes[4])

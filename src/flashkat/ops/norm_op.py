@@ -23,7 +23,7 @@ from .op import (
     triton_module,
 )
 
-__all__ = ["MOST_CHANNELS", "add_norm_rational"]
+__all__ = ["MOST_CHANNELS", "add_norm_rational", "of_the_sum_alone"]
 
 MOST_CHANNELS = 4096
 
@@ -109,16 +109,18 @@ class _Eager(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_total, grad_out):
         if grad_out is None:
-            return _of_the_sum_alone(grad_total, ctx.dtypes)
+            return of_the_sum_alone(grad_total, ctx.dtypes, len(ctx.needs_input_grad))
         if torch.is_grad_enabled() or is_batch(grad_total, grad_out):
             # Someone may want second derivatives.
             return *_differentiable(grad_total, grad_out, ctx.saved_tensors, ctx.eps, ctx.dtypes), None, None
         return *triton_module("norm_launch").backward(grad_total, grad_out, *ctx.saved_tensors, *ctx.dtypes), None, None
 
 
-def _of_the_sum_alone(grad_total: Tensor, dtypes: tuple[torch.dtype, torch.dtype]) -> tuple[Tensor | None, ...]:
-    """The gradients where nobody uses the result."""
-    return grad_total.to(dtypes[0]), grad_total.to(dtypes[1]), *(None,) * 6
+def of_the_sum_alone(
+    grad_total: Tensor, dtypes: tuple[torch.dtype, torch.dtype], inputs: int
+) -> tuple[Tensor | None, ...]:
+    """The gradients of so many inputs, x and branch the first of them, where nobody uses the result."""
+    return grad_total.to(dtypes[0]), grad_total.to(dtypes[1]), *(None,) * (inputs - 2)
 
 
 def _differentiable(
@@ -249,7 +251,7 @@ def _differentiate(ctx, grad_total: Tensor | None, grad_out: Tensor | None, *_: 
     x_dtype, branch_dtype = ctx.dtypes
     if grad_out is None:
         assert grad_total is not None
-        return _of_the_sum_alone(grad_total, ctx.dtypes)
+        return of_the_sum_alone(grad_total, ctx.dtypes, 8)
     grad_x, grad_branch, *parameters = torch.ops.flashkat.add_norm_rational_backward(
         grad_total, grad_out, *ctx.saved_tensors, x_dtype, branch_dtype
     )
