@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import matplotlib.pyplot as plt
@@ -242,6 +243,18 @@ def test_ranges_for_some():
     found = panels(draw_rationals(model, {"1": (-0.5, 7.0)}))
     assert found["0"].lines[0].get_xdata()[[0, -1]].tolist() == [-3, 3]
     assert found["1"].lines[0].get_xdata()[[0, -1]].tolist() == [-0.5, 7]
+
+
+@pytest.mark.parametrize("range_", [(-3, 3), (-1.2e-3, 1.5e-3), (100.1, 100.2), (-1234, 2345)])
+def test_numbers_below_a_panel_have_room(range_):
+    names = [str(index) for index in range(6)]
+    figure = draw_rationals(nn.Sequential(*(GroupRational(16) for _ in names)), dict.fromkeys(names, range_))
+    figure.draw_without_rendering()
+    low, high = figure.axes[0].get_xlim()
+    shown = [each for each in figure.axes[0].get_xticklabels() if low <= each.get_position()[0] <= high]
+    boxes = [each.get_window_extent() for each in shown]
+    assert len(boxes) >= 3
+    assert all(one.x1 < other.x0 for one, other in itertools.pairwise(boxes))
 
 
 def test_a_range_of_one_point():

@@ -134,6 +134,7 @@ def draw_rationals(model: nn.Module, ranges: dict[str, tuple[float, float]] | No
         panel.plot(x, _curves(x, *(c[None] for c in start))[0], "k--", linewidth=1, label=f"start: {module.start}")
         panel.set_title(name, fontsize=9)
         panel.tick_params(labelsize=7)
+        panel.locator_params(axis="x", nbins=5)  # numbers of many digits, of a narrow range, have room
         panel.legend(fontsize=7, frameon=False)
         panel.grid(alpha=0.3)
     explanation = "a line per group, dashed: start"
