@@ -6,7 +6,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))
 
-from flashkat.cli import run
+try:
+    from flashkat.cli import run
+except ModuleNotFoundError as error:
+    sys.exit(f"train.py: {error}: install what it needs, from its folder, with pip install -e '.[training]'")
 
 if __name__ == "__main__":
     run(["train", *sys.argv[1:]])

@@ -173,3 +173,10 @@ def test_train_and_validate_are_doors(command, images, tmp_path):
     done = command(sys.executable, ROOT / "train.py", images, "--epohcs", 3)
     assert done.returncode == 2
     assert "did you mean --epochs" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["train.py", "validate.py"])
+def test_a_python_without_what_they_need(command, name):
+    done = command(sys.executable, "-S", ROOT / name, "data")  # without installed packages
+    assert done.returncode == 1
+    assert re.fullmatch(rf"{name}: No module named '\w+': .* pip install -e '\.\[training\]'\n", done.stderr)
