@@ -10,6 +10,7 @@ from torch import nn
 from flashkat import GRKAN, GroupRational
 from flashkat.models import block as module
 from flashkat.models.block import KATBlock
+from flashkat.ops import settings
 
 CHANNELS = 16
 
@@ -42,7 +43,7 @@ def calls(monkeypatch):
 
 
 @pytest.mark.parametrize("options", [{}, {"init_values": 0.1}, {"drop_path": 0.5}, {"norm_layer": nn.LayerNorm}])
-def test_is_timms_block(options, calls):
+def test_is_timms_block(options, calls, monkeypatch):
     made, x = make(**options), torch.randn(3, 5, CHANNELS)
     plain = Block(CHANNELS, 2, mlp_layer=GRKAN, **options)
     plain.load_state_dict(made.state_dict())
@@ -54,9 +55,12 @@ def test_is_timms_block(options, calls):
         torch.manual_seed(1)
         assert torch.equal(found, plain(x))
     assert calls == ["add_norm_grkan"] * 2
+    monkeypatch.setattr(settings, "ONE_CALL_ELEMENTS", x.numel() - 1)
     with torch.no_grad():
         assert torch.equal(made(x), found)
-    assert calls[2:] == ["add_norm_rational"]
+        assert calls[2:] == ["add_norm_rational"]
+        torch.testing.assert_close(made(x[:-1]), found[:-1])
+    assert calls[3:] == ["add_norm_grkan"]
 
 
 def _drop(made):

@@ -4,7 +4,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from flashkat.ops import Layers, add_norm_grkan, add_norm_rational, grkan_op, linear_rational, rational_reference
+from flashkat.ops import (
+    Layers,
+    add_norm_grkan,
+    add_norm_rational,
+    grkan_op,
+    linear_rational,
+    rational_reference,
+    settings,
+)
 
 pytest.importorskip("triton")
 
@@ -335,9 +343,31 @@ def test_groups_without_whole_vectors_take_pytorchs_operators(plans):
     assert distance(results[1], exact(leaves, grads)[0][1]) < UNIT[F32]
 
 
-def test_without_gradients_memory_comes_first(plans):
-    leaves, _ = make()
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_without_gradients(plans, monkeypatch, mode):
+    leaves, grads = make()
+    with mode():
+        found = call(leaves)
+    assert len(plans) == 1
+    for one, other in zip(found, exact(leaves, grads)[0], strict=True):
+        assert distance(one, other) < UNIT[F32]
+        assert not one.requires_grad
+    monkeypatch.setattr(settings, "ONE_CALL_ELEMENTS", leaves[0].numel() - 1)
+    with mode():
+        in_pieces = call(leaves)
+    assert len(plans) == 1
+    for one, other in zip(found, in_pieces, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [F32, BF16, F16])
+@pytest.mark.parametrize("autocast", [None, BF16])
+def test_without_gradients_in_all_dtypes(plans, dtype, autocast):
+    leaves, _ = make((5, 19, 192), 768, rows=(1, 8), dtype=dtype, inputs=(dtype, dtype))
     with torch.no_grad():
-        out = call(leaves)[1]
-    assert plans == []
-    torch.testing.assert_close(out, call(leaves)[1])
+        found, truth = call(leaves, autocast), pieces(leaves, autocast)
+    assert (plans[0] is not None) == (dtype in (F32, autocast or dtype))
+    for one, other in zip(found, truth, strict=True):
+        assert one.dtype == other.dtype
+        torch.testing.assert_close(one, other)

@@ -7,7 +7,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from ..nn import GRKAN, hooks_are_global, is_hooked, is_plain
-from ..ops import Layers, add_norm_grkan, add_norm_rational, is_eager_training
+from ..ops import Layers, add_norm_grkan, add_norm_rational, takes_one_call
 
 __all__ = ["KATBlock"]
 
@@ -19,14 +19,14 @@ class KATBlock(Block):
 
     Where its second half is LayerNorm and a plain :class:`flashkat.GRKAN` that nobody has hooks in,
     :func:`flashkat.ops.add_norm_rational` adds, normalises and applies the first rational in one pass over memory. In
-    eager training :func:`flashkat.ops.add_norm_grkan` does the rest of it too, for the host's sake.
+    eager mode :func:`flashkat.ops.add_norm_grkan` does the rest of it too, for the host's sake.
     """
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
         branch = self.drop_path1(self.ls1(self.attn(self.norm1(x), attn_mask=attn_mask, **kwargs)))
         norm, mlp = self.norm2, self.mlp
         parameters = _plain_parameters(norm, mlp)
-        others = mlp.plain_parameters() if parameters is not None and is_eager_training() else None
+        others = mlp.plain_parameters() if parameters is not None and takes_one_call(x) else None
         if parameters is None:
             x = x + branch
             del branch  # Without gradients the second half can have its memory.

@@ -2,7 +2,7 @@
 
 from .bias_op import linear_rational
 from .grkan_layers import Layers
-from .grkan_op import add_norm_grkan, is_eager_training
+from .grkan_op import add_norm_grkan, takes_one_call
 from .norm_op import add_norm_rational
 from .op import rational
 from .reference import rational_reference
@@ -11,8 +11,8 @@ __all__ = [
     "Layers",
     "add_norm_grkan",
     "add_norm_rational",
-    "is_eager_training",
     "linear_rational",
     "rational",
     "rational_reference",
+    "takes_one_call",
 ]

@@ -1,4 +1,4 @@
-"""The second half of a KAT's block as one node of autograd, where nobody looks on: small models are bound by the host.
+"""The second half of a KAT's block as one call, where nobody looks on: the host limits small models.
 
 Compilers and others who look on see :func:`add_norm_rational`, :func:`linear_rational` and a linear layer.
 """
@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import settings
 from .bias_op import linear_rational
 from .grkan_layers import Layers
 from .norm_op import MOST_CHANNELS, add_norm_rational, of_the_sum_alone
@@ -27,16 +28,16 @@ from .op import (
     triton_module,
 )
 
-__all__ = ["add_norm_grkan", "is_eager_training"]
+__all__ = ["add_norm_grkan", "takes_one_call"]
 
 
 def add_norm_grkan(x: Tensor, branch: Tensor, layers: Layers, eps: float = 1e-5) -> tuple[Tensor, Tensor]:
     """x + branch, and a GR-KAN layer of its LayerNorm: rational, linear, rational, linear (KAT, section 4.3).
 
-    The same as :func:`add_norm_rational`, :func:`linear_rational` and ``linear``, one after the other. Where all layers
-    are trained, on a GPU with kernels, it is one node of autograd, which takes the host less time, and the gradients of
-    float32 weights are not rounded to autocast's dtype. Differentiable in all tensors, any number of times in eager
-    mode; none of them may be changed in place before the backward pass.
+    The same as :func:`add_norm_rational`, :func:`linear_rational` and ``linear``, one after the other. On a GPU with
+    kernels it takes the host less time: where all layers are trained, as one node of autograd, in which the gradients of
+    float32 weights are not rounded to autocast's dtype; and for small tensors without gradients. Differentiable in all
+    tensors, any number of times in eager mode; none of them may be changed in place before the backward pass.
 
     Args:
         x: (..., C), float64, float32, bfloat16 or float16.
@@ -52,18 +53,22 @@ def add_norm_grkan(x: Tensor, branch: Tensor, layers: Layers, eps: float = 1e-5)
         ValueError: likewise.
         RuntimeError: sizes or devices that a sum, a LayerNorm or a linear layer cannot have, as PyTorch says it.
     """
-    # By its pieces what is frozen saves memory and time.
-    if is_eager_training() and all(map(_requires_grad, (branch, *layers))) and is_plain_call(x, branch, *layers):
-        plan = _plan(metadata(x), metadata(branch), Layers(*map(metadata, layers)), eps, autocast_dtype(x))
-        if plan is not None:
-            return _Eager.apply(x, branch, *layers, eps, plan)
+    if takes_one_call(x) and is_plain_call(x, branch, *layers):
+        with_gradients = torch.is_grad_enabled()
+        # By its pieces what is frozen saves memory and time.
+        if not with_gradients or all(map(_requires_grad, (branch, *layers))):
+            plan = _plan(metadata(x), metadata(branch), Layers(*map(metadata, layers)), eps, autocast_dtype(x))
+            if plan is not None:
+                return _Eager.apply(x, branch, *layers, eps, plan) if with_gradients else plan.infer(x, branch, layers)
     total, first = add_norm_rational(x, branch, *layers[:4], eps)
     return total, F.linear(linear_rational(first, *layers[4:8]), layers.weight2, layers.bias2)
 
 
-def is_eager_training() -> bool:
-    """Whether one node of autograd may be of use: where there are gradients, and no compiler or tracer looks on."""
-    return torch.is_grad_enabled() and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
+def takes_one_call(x: Tensor) -> bool:
+    """Whether one call may be of use: with gradients or for a small tensor, where no compiler or tracer looks on."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    return torch.is_grad_enabled() or x.numel() <= settings.ONE_CALL_ELEMENTS
 
 
 _requires_grad = attrgetter("requires_grad")

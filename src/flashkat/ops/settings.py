@@ -47,3 +47,7 @@ ROW_BACKWARD_WARPS = 8
 # graphs leave out what launching takes the host.
 FUSED_ELEMENTS = 2**20
 FUSED_ELEMENTS_IN_GRAPHS = 2**19
+
+# Up to so many elements of x the second half of a block is one call where there are no gradients, for the host's sake;
+# of more, the host is not what limits, and by its pieces it needs less memory: a call holds on to its arguments.
+ONE_CALL_ELEMENTS = 2**20
