@@ -35,9 +35,9 @@ def add_norm_grkan(x: Tensor, branch: Tensor, layers: Layers, eps: float = 1e-5)
     """x + branch, and a GR-KAN layer of its LayerNorm: rational, linear, rational, linear (KAT, section 4.3).
 
     The same as :func:`add_norm_rational`, :func:`linear_rational` and ``linear``, one after the other. On a GPU with
-    kernels it takes the host less time: where all layers are trained, as one node of autograd, in which the gradients of
-    float32 weights are not rounded to autocast's dtype; and for small tensors without gradients. Differentiable in all
-    tensors, any number of times in eager mode; none of them may be changed in place before the backward pass.
+    kernels it takes the host less time: for small tensors without gradients, and where all layers are trained, as one
+    node of autograd, in which the gradients of float32 weights are not rounded to autocast's dtype. Differentiable in
+    all tensors, any number of times in eager mode; none of them may be changed in place before the backward pass.
 
     Args:
         x: (..., C), float64, float32, bfloat16 or float16.
