@@ -360,6 +360,14 @@ def test_without_gradients(plans, monkeypatch, mode):
         torch.testing.assert_close(one, other)
 
 
+def test_forward_mode_is_refused_as_by_its_pieces(plans):
+    leaves, _ = make()
+    with torch.no_grad(), torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(leaves[0].detach(), torch.ones_like(leaves[0]))
+        with pytest.raises(RuntimeError, match="jvp"):
+            call([dual, *leaves[1:]])
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [F32, BF16, F16])
 @pytest.mark.parametrize("autocast", [None, BF16])

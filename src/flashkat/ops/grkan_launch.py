@@ -75,18 +75,6 @@ class Plan:
         cast2 = None if weight2 is layers.weight2 else weight2
         return total, out, Saved(total, mean, rstd, first, hidden, second, cast1, cast2)
 
-    def infer(self, x: Tensor, branch: Tensor, layers: Layers) -> tuple[Tensor, Tensor]:
-        """The sum and the result; nothing is kept for longer than it is read."""
-        with on(x.device):
-            total, _, _, first = self.norm(x.contiguous(), branch.contiguous(), *dense(*layers[:4]))
-            hidden = torch.mm(first.view(-1, first.shape[-1]), layers.weight1.to(self.dtype).t())
-            del first
-            second = torch.empty_like(hidden)
-            self.rational(hidden, *dense(*layers[5:8]), second)
-            del hidden
-        second = second.view(*x.shape[:-1], -1)
-        return total, F.linear(second, layers.weight2.to(self.dtype), layers.bias2.to(self.dtype))
-
     def backward(self, grad_total: Tensor, grad_out: Tensor, saved: list[Tensor], layers: Layers) -> tuple[Tensor, ...]:
         """The gradients of x, branch and the layers, each in the dtype of what it belongs to.
 

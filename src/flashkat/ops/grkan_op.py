@@ -53,13 +53,12 @@ def add_norm_grkan(x: Tensor, branch: Tensor, layers: Layers, eps: float = 1e-5)
         ValueError: likewise.
         RuntimeError: sizes or devices that a sum, a LayerNorm or a linear layer cannot have, as PyTorch says it.
     """
-    if takes_one_call(x) and is_plain_call(x, branch, *layers):
-        with_gradients = torch.is_grad_enabled()
-        # By its pieces what is frozen saves memory and time.
-        if not with_gradients or all(map(_requires_grad, (branch, *layers))):
-            plan = _plan(metadata(x), metadata(branch), Layers(*map(metadata, layers)), eps, autocast_dtype(x))
-            if plan is not None:
-                return _Eager.apply(x, branch, *layers, eps, plan) if with_gradients else plan.infer(x, branch, layers)
+    # By its pieces what is frozen saves memory and time.
+    none_frozen = not torch.is_grad_enabled() or all(map(_requires_grad, (branch, *layers)))
+    if none_frozen and takes_one_call(x) and is_plain_call(x, branch, *layers):
+        plan = _plan(metadata(x), metadata(branch), Layers(*map(metadata, layers)), eps, autocast_dtype(x))
+        if plan is not None:
+            return _Eager.apply(x, branch, *layers, eps, plan)
     total, first = add_norm_rational(x, branch, *layers[:4], eps)
     return total, F.linear(linear_rational(first, *layers[4:8]), layers.weight2, layers.bias2)
 
