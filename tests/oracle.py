@@ -60,6 +60,12 @@ def exact(g: Tensor, x: Tensor, numerator: Tensor, denominator: Tensor, dim: int
     }
 
 
+def distance(found: Tensor, truth: Tensor) -> float:
+    """The norm of what ``found`` is off, over the truth's."""
+    truth = truth.detach()
+    return float((found.detach().double() - truth).norm() / truth.norm())
+
+
 def assert_close(found: Tensor, truth: Truth, factor: float, what: str) -> None:
     """|found - truth| <= one step of found's dtype + factor * 2^-24 (or 2^-53) * the terms that were added.
 

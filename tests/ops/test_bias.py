@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from oracle import distance
 
 from flashkat.ops import linear_rational, rational_reference
 
@@ -13,10 +14,6 @@ HAS_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if HAS_GPU else "cpu"  # where there is no GPU, Triton interprets
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 UNIT = {torch.float64: 1e-13, F32: 2e-6, F16: 1e-3, BF16: 1e-2}
-
-
-def distance(found, truth):
-    return float((found.detach().double() - truth).norm() / truth.norm())
 
 
 def normal(generator, *size, dtype=F32, device=DEVICE):

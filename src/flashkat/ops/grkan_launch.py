@@ -111,10 +111,7 @@ def _coefficients(numerator: Metadata, denominator: Metadata) -> launch.Coeffici
 def _as_planned(device: torch.device) -> AbstractContextManager:
     """Products in the dtypes of the plan, also in a backward pass within autocast."""
     kind = device.type
-    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else _NOTHING
-
-
-_NOTHING = nullcontext()
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
 def _product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:

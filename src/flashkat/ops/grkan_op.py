@@ -14,11 +14,10 @@ from torch import Tensor
 from . import settings
 from .bias_op import linear_rational
 from .grkan_layers import Layers
-from .norm_op import MOST_CHANNELS, add_norm_rational, of_the_sum_alone
+from .norm_op import MOST_CHANNELS, add_norm_rational, differentiable, of_the_sum_alone
 from .op import (
     Metadata,
     autocast_dtype,
-    differentiate,
     fits,
     is_batch,
     is_plain_call,
@@ -53,9 +52,7 @@ def add_norm_grkan(x: Tensor, branch: Tensor, layers: Layers, eps: float = 1e-5)
         ValueError: likewise.
         RuntimeError: sizes or devices that a sum, a LayerNorm or a linear layer cannot have, as PyTorch says it.
     """
-    # By its pieces what is frozen saves memory and time.
-    none_frozen = not torch.is_grad_enabled() or all(map(_requires_grad, (branch, *layers)))
-    if none_frozen and takes_one_call(x) and is_plain_call(x, branch, *layers):
+    if takes_one_call(x) and _none_is_frozen(branch, *layers) and is_plain_call(x, branch, *layers):
         plan = _plan(metadata(x), metadata(branch), Layers(*map(metadata, layers)), eps, autocast_dtype(x))
         if plan is not None:
             return _Eager.apply(x, branch, *layers, eps, plan)
@@ -68,6 +65,11 @@ def takes_one_call(x: Tensor) -> bool:
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
     return torch.is_grad_enabled() or x.numel() <= settings.ONE_CALL_ELEMENTS
+
+
+def _none_is_frozen(*tensors: Tensor) -> bool:
+    """Whether all gradients are wanted, or none are: by its pieces what is frozen saves memory and time."""
+    return not torch.is_grad_enabled() or all(map(_requires_grad, tensors))
 
 
 _requires_grad = attrgetter("requires_grad")
@@ -120,31 +122,18 @@ class _Eager(torch.autograd.Function):
         saved = list(ctx.saved_tensors)
         layers, total = Layers(*saved[:_LAYERS]), saved[_LAYERS]
         del saved[:_LAYERS]
-        if grad_total is None:
-            grad_total = torch.zeros_like(total)
         if torch.is_grad_enabled() or is_batch(grad_total, grad_out):
             # Someone may want second derivatives.
-            return *_differentiable(grad_total, grad_out, total, layers, ctx.eps, dtypes), None, None
+            grads = differentiable(_of_the_sum, grad_total, grad_out, total, layers, ctx.eps, dtypes)
+            return *grads, None, None
+        if grad_total is None:
+            grad_total = torch.zeros_like(total)
         del total
         ctx.maybe_clear_saved_tensors()
         return *ctx.plan.backward(grad_total, grad_out, saved, layers), None, None
 
 
 _LAYERS = len(Layers._fields)
-
-
-def _differentiable(
-    grad_total: Tensor,
-    grad_out: Tensor,
-    total: Tensor,
-    layers: Layers,
-    eps: float,
-    dtypes: tuple[torch.dtype, torch.dtype],
-) -> tuple[Tensor, ...]:
-    """The gradients by PyTorch's own operators, which can be differentiated again."""
-    grad, *others = differentiate(_of_the_sum, grad_out, total, *layers, eps)
-    grad = grad + grad_total
-    return grad.to(dtypes[0]), grad.to(dtypes[1]), *others
 
 
 def _of_the_sum(total: Tensor, *rest: Any) -> Tensor:

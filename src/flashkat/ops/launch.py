@@ -172,7 +172,7 @@ def forward(
     if x.numel() == 0:
         return out
     layouts = ((x.dtype, x.stride()), (dtype, out.stride()))
-    coefficients = (numerator.shape, denominator.shape, numerator.dtype, denominator.dtype)
+    coefficients = coefficients_of(numerator, denominator)
     bias = None if bias is None else bias.contiguous()
     launch = forward_launch(x.device, x.shape, dim, layouts, coefficients, None if bias is None else bias.dtype)
     if launch is None:
@@ -191,7 +191,7 @@ def backward(
     if x.numel() == 0:
         return grad_x, *(torch.zeros_like(each) for each in (numerator, denominator, bias) if each is not None)
     layouts = ((x.dtype, x.stride()), (grad.dtype, grad.stride()), (x.dtype, grad_x.stride()))
-    coefficients = (numerator.shape, denominator.shape, numerator.dtype, denominator.dtype)
+    coefficients = coefficients_of(numerator, denominator)
     bias_dtype = None if bias is None else bias.dtype
     launches = backward_launches(x.device, x.shape, dim, layouts, coefficients, bias_dtype)
     if launches is None:
@@ -247,6 +247,11 @@ _NOTHING = nullcontext()
 # denominator, their shapes and then their dtypes.
 Layout = tuple[torch.dtype, tuple[int, ...]]
 Coefficients = tuple[torch.Size, torch.Size, torch.dtype, torch.dtype]
+
+
+def coefficients_of(numerator: Tensor, denominator: Tensor) -> Coefficients:
+    """What launches know of these."""
+    return numerator.shape, denominator.shape, numerator.dtype, denominator.dtype
 
 
 @functools.lru_cache(maxsize=1024)

@@ -10,7 +10,7 @@ import triton
 from torch import Tensor
 
 from . import norm_kernels, settings
-from .launch import Coefficients, Launch, constants_of, evenly, on, processors, starts_early
+from .launch import Coefficients, Launch, coefficients_of, constants_of, evenly, on, processors, starts_early
 from .layout import vector_of
 
 
@@ -210,11 +210,6 @@ def _gradients(total: Tensor, x_dtype: torch.dtype, branch_dtype: torch.dtype) -
 def dense(*tensors: Tensor) -> list[Tensor]:
     """Tensors as the kernels take them, which know no strides."""
     return [tensor.contiguous() for tensor in tensors]
-
-
-def coefficients_of(numerator: Tensor, denominator: Tensor) -> Coefficients:
-    """What launches know of these."""
-    return numerator.shape, denominator.shape, numerator.dtype, denominator.dtype
 
 
 def _width(view: Rows, coefficients: Coefficients) -> int:

@@ -4,6 +4,8 @@
 :func:`add_norm_rational` is the door, which takes PyTorch's own operators for what the kernels are not for.
 """
 
+from collections.abc import Callable, Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -23,7 +25,7 @@ from .op import (
     triton_module,
 )
 
-__all__ = ["MOST_CHANNELS", "add_norm_rational", "of_the_sum_alone"]
+__all__ = ["MOST_CHANNELS", "add_norm_rational", "differentiable", "of_the_sum_alone"]
 
 MOST_CHANNELS = 4096
 
@@ -112,7 +114,9 @@ class _Eager(torch.autograd.Function):
             return of_the_sum_alone(grad_total, ctx.dtypes, len(ctx.needs_input_grad))
         if torch.is_grad_enabled() or is_batch(grad_total, grad_out):
             # Someone may want second derivatives.
-            return *_differentiable(grad_total, grad_out, ctx.saved_tensors, ctx.eps, ctx.dtypes), None, None
+            total, _, _, *parameters = ctx.saved_tensors
+            grads = differentiable(_norm_rational, grad_total, grad_out, total, parameters, ctx.eps, ctx.dtypes)
+            return *grads, None, None
         return *triton_module("norm_launch").backward(grad_total, grad_out, *ctx.saved_tensors, *ctx.dtypes), None, None
 
 
@@ -123,16 +127,20 @@ def of_the_sum_alone(
     return grad_total.to(dtypes[0]), grad_total.to(dtypes[1]), *(None,) * (inputs - 2)
 
 
-def _differentiable(
+def differentiable(
+    function: Callable[..., Tensor],
     grad_total: Tensor | None,
     grad_out: Tensor,
-    saved: tuple[Tensor, ...],
+    total: Tensor,
+    parameters: Sequence[Tensor],
     eps: float,
     dtypes: tuple[torch.dtype, torch.dtype],
 ) -> tuple[Tensor, ...]:
-    """The gradients by PyTorch's own operators, which can be differentiated again."""
-    total, _, _, *parameters = saved
-    grad, *others = differentiate(_norm_rational, grad_out, total, *parameters, eps)
+    """The gradients of x, branch and parameters by PyTorch's own operators, which can be differentiated again.
+
+    ``function`` gives the result from the sum, the parameters and ``eps``; ``dtypes`` are those of x and branch.
+    """
+    grad, *others = differentiate(function, grad_out, total, *parameters, eps)
     grad = grad if grad_total is None else grad + grad_total
     return grad.to(dtypes[0]), grad.to(dtypes[1]), *others
 

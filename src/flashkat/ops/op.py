@@ -232,7 +232,7 @@ def fits(
     coefficients: tuple[Metadata, ...],
     dtypes: tuple[torch.dtype, ...],
 ) -> bool:
-    """See :func:`has_kernels`."""
+    """What :func:`has_kernels` asks of all but the path: of x its device and dtype, of the others what is known."""
     if any(each not in _KERNEL_DTYPES for each in (dtype, *dtypes)):
         return False
     if any(where != device or layout != torch.strided for *_, where, layout in (*parameters, *coefficients)):
