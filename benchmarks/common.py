@@ -70,7 +70,9 @@ def arguments(
         metavar="FILE",
         help=f"default: {RESULTS / name}.json, with --quick {QUICK_RESULTS / name}.json",
     )
-    parser.add_argument("--quick", action="store_true", help="fewer sizes and repeats, to see that it runs")
+    parser.add_argument(
+        "--quick", action="store_true", help="toy sizes and few repeats, to see that it runs; its targets mean nothing"
+    )
     add_flags(parser)
     for part, choices in parts.items():
         text = f"any of {', '.join(choices)} (default: all)"
@@ -291,9 +293,9 @@ def target(name: str, value: float | None, limit: float, at_least: bool = False)
     return {"name": name, "value": rounded, "bound": bound, "limit": limit, "met": met}
 
 
-def requirement(name: str, holds: bool) -> Row:
-    """Something that has to be true."""
-    return {"name": name, "value": holds, "bound": "is", "limit": True, "met": holds}
+def requirement(name: str, holds: bool | None) -> Row:
+    """Something that has to be true; None if it was not measured, and so not met."""
+    return {"name": name, "value": holds, "bound": "is", "limit": True, "met": bool(holds)}
 
 
 # Results
@@ -336,9 +338,10 @@ def save(path: Path, name: str, settings: Mapping[str, Any], rows: list[Row], ta
 
 
 def finish(path: Path, name: str, settings: Mapping[str, Any], rows: list[Row], targets: list[Row]) -> None:
-    """Write a benchmark's result, and print its targets, those missed first."""
+    """Write a benchmark's result, and print the targets that were measured, those missed first."""
     save(path, name, settings, rows, targets)
-    met = sum(row["met"] for row in targets)
+    measured = sorted((row for row in targets if row["value"] is not None), key=lambda row: row["met"])
     if targets:
-        show(f"{name}: {met} of {len(targets)} targets met", sorted(targets, key=lambda row: row["met"]))
+        missing = f", {len(targets) - len(measured)} not measured" if len(measured) < len(targets) else ""
+        show(f"{name}: {sum(row['met'] for row in measured)} of {len(measured)} targets met{missing}", measured)
     print(f"wrote {path}")

@@ -60,7 +60,7 @@ CUDA_VISIBLE_DEVICES, where there are processors enough that none waits for one.
 
 With --quick, models and batches are toys. That needs no GPU, except with the papers' kernels:
 
-  --quick --output quick.json --contenders ours vit
+  --quick --output quick.json --contenders ours vit --sizes tiny
 """
 """What the help of a command that compares models says of them."""
 

@@ -100,10 +100,14 @@ def read_images(folder: Path, count: int) -> tuple[Tensor, Tensor]:
     if not (folder / "train").is_dir():
         raise SystemExit(f"there is no folder {folder}/train: give the folder of CIFAR-10 as train/CLASS/*")
     dataset = create_dataset("", root=str(folder), split="train")
+    side = _MODEL["img_size"]
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))[:count].tolist()
 
     def read(index: int) -> tuple[Tensor, int]:
         image, label = dataset[index]
+        if image.size != (side, side):
+            wrong = " x ".join(map(str, image.size))
+            raise SystemExit(f"an image of {folder}/train has {wrong} pixels: give images of {side} x {side}")
         return pil_to_tensor(image.convert("RGB")), label
 
     with ThreadPoolExecutor() as pool:
@@ -225,9 +229,7 @@ def targets(rows: list[Row]) -> list[Row]:
             found.append(target(what, row["largest_difference_of_means"], limit))
         fell = all(math.isfinite(last) and last < row["first_loss"] for last in row["last_losses"])
         found.append(requirement(f"{row['one']}, and {row['other']}: losses fell", fell))
-    found += [
-        requirement(f"{one}, and {other}: measured", False) for name, (one, other) in PAIRS.items() if name not in apart
-    ]
+    found += [requirement(f"{one}, and {other}", None) for name, (one, other) in PAIRS.items() if name not in apart]
     return found
 
 

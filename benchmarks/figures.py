@@ -1,6 +1,7 @@
 """Draw ``docs/benchmarks/*.svg`` from the committed results."""
 
-from collections.abc import Callable, Iterable
+import argparse
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -223,8 +224,9 @@ def draw(results: Path, output: Path) -> list[Path]:
     return paths
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Draw, and say what was drawn."""
+    argparse.ArgumentParser(prog="python -m benchmarks.figures", description=__doc__).parse_args(argv)
     for path in draw(RESULTS, OUTPUT):
         print(path)
 

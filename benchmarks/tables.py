@@ -1,5 +1,6 @@
 """Write the benchmarks' part of README.md, between its two markers, from the committed results."""
 
+import argparse
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -375,10 +376,12 @@ def _markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Rewrite README.md."""
+    argparse.ArgumentParser(prog="python -m benchmarks.tables", description=__doc__).parse_args(argv)
     readme = ROOT / "README.md"
     readme.write_text(replace(readme.read_text(), render(RESULTS)))
+    print(readme)
 
 
 if __name__ == "__main__":

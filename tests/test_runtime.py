@@ -104,7 +104,11 @@ def test_without_triton_or_a_c_compiler_it_is_left_eager(choose, monkeypatch):
     ("device", "flags", "words"),
     [
         (CPU, ["--torchcompile-mode", "max-autotune"], "--torchcompile-mode needs --torchcompile"),
-        (GPU, ["--no-compile", "--torchcompile-mode", "max-autotune"], "--torchcompile-mode needs --torchcompile"),
+        (
+            GPU,
+            ["--no-compile", "--torchcompile-mode", "max-autotune"],
+            "--torchcompile-mode and --no-compile contradict",
+        ),
         (CPU, ["-b", 1, "--torchcompile"], "batches of two images or more"),
     ],
 )

@@ -86,8 +86,9 @@ def choose_compilation(args: Namespace, device: torch.device, training: bool = F
     """
     notes: list[str] = []
     if training:
-        if args.torchcompile and args.no_compile:
-            raise InputError("--torchcompile and --no-compile contradict each other: leave out one")
+        for flag, value in {"--torchcompile": args.torchcompile, "--torchcompile-mode": args.torchcompile_mode}.items():
+            if value and args.no_compile:
+                raise InputError(f"{flag} and --no-compile contradict each other: leave out one")
         if args.torchcompile_mode in _GRAPH_MODES and args.grad_accum_steps > 1:
             # PyTorch replays a graph into the gradients that it left before; some versions say so, others lose them.
             raise InputError(
@@ -95,7 +96,7 @@ def choose_compilation(args: Namespace, device: torch.device, training: bool = F
                 "--grad-accum-steps"
             )
         if args.torchcompile and _trains_on_single_images(args):
-            raise InputError("--torchcompile trains on batches of two images or more: give -b 2")
+            raise InputError("--torchcompile trains on batches of two images or more: give -b 2 or more")
         if device.type == "cuda" and not (args.torchcompile or args.no_compile):
             notes = _compile_by_default(args)
     if args.torchcompile_mode and not args.torchcompile:

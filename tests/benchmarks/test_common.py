@@ -115,6 +115,12 @@ def test_results_read_back(tmp_path, capsys):
     assert document["rows"] == [{"contender": "ours", "median_us": 1.5, "shape": [1, 2]}]
     assert not document["targets"][0]["met"]
     assert "0 of 1 targets met" in capsys.readouterr().out
+    common.finish(
+        path, "kernels", {}, rows, [common.target("t", 0.5, 1.0), common.requirement("what nobody measured", None)]
+    )
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "1 of 1 targets met, 1 not measured" in printed
+    assert "what nobody measured" not in printed
 
 
 @pytest.mark.parametrize("name", ["kernels", "rounding", "host_time", "scaling", "training", "inference"])

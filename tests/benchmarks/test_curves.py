@@ -30,6 +30,13 @@ def test_images_and_labels_belong_together(folder):
     assert torch.equal(images.float().mean((1, 2, 3)) > 100, labels == 1)
 
 
+def test_images_of_another_size_are_refused(tmp_path):
+    (tmp_path / "train" / "small").mkdir(parents=True)
+    Image.new("RGB", (8, 9)).save(tmp_path / "train" / "small" / "0.png")
+    with pytest.raises(SystemExit, match="has 8 x 9 pixels: give images of 32 x 32"):
+        curves.read_images(tmp_path, 1)
+
+
 def test_all_ways_start_at_one_loss_and_agree(folder):
     images, labels = curves.read_images(folder, 10)
     pairs = ["timm-fp32-formula", "timm-fp32-nudged", "published-bf16-nudged"]

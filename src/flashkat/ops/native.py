@@ -76,7 +76,7 @@ def load() -> tuple[ctypes.CDLL | None, str]:
             library.flashkat_finish.argtypes = [ctypes.POINTER(_Call), *[ctypes.c_void_p] * 5]
             library.flashkat_finish.restype = None
             return library, path.name
-    return None, "the package was installed without a C compiler"
+    return None, "no compiled code is here: installing the package builds it, where there is a C compiler"
 
 
 @functools.cache
