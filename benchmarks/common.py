@@ -320,13 +320,13 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def show(title: str, rows: Sequence[Row]) -> None:
-    """Print rows as a table; its columns are the keys of the first."""
+    """Print rows as a table; its columns are the keys of the first. Without rows, the title alone."""
     table = Table(title=title, title_justify="left")
     for key in rows[0] if rows else ():
         table.add_column(key, justify="right" if isinstance(rows[0][key], int | float) else "left")
     for row in rows:
         table.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()))
-    Console(width=None if os.isatty(1) else 160).print(table)
+    Console(width=None if os.isatty(1) else 160).print(table if rows else title)
 
 
 def save(path: Path, name: str, settings: Mapping[str, Any], rows: list[Row], targets: list[Row]) -> None:

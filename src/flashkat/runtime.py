@@ -86,9 +86,9 @@ def choose_compilation(args: Namespace, device: torch.device, training: bool = F
     """
     notes: list[str] = []
     if training:
-        for flag, value in {"--torchcompile": args.torchcompile, "--torchcompile-mode": args.torchcompile_mode}.items():
-            if value and args.no_compile:
-                raise InputError(f"{flag} and --no-compile contradict each other: leave out one")
+        if args.no_compile and (args.torchcompile or args.torchcompile_mode):
+            flag = "--torchcompile" if args.torchcompile else "--torchcompile-mode"
+            raise InputError(f"{flag} and --no-compile contradict each other: leave out one")
         if args.torchcompile_mode in _GRAPH_MODES and args.grad_accum_steps > 1:
             # PyTorch replays a graph into the gradients that it left before; some versions say so, others lose them.
             raise InputError(

@@ -121,6 +121,8 @@ def test_results_read_back(tmp_path, capsys):
     printed = " ".join(capsys.readouterr().out.split())
     assert "1 of 1 targets met, 1 not measured" in printed
     assert "what nobody measured" not in printed
+    common.finish(path, "kernels", {}, rows, [common.target("t", None, 1.0)])
+    assert "kernels: 0 of 0 targets met, 1 not measured" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["kernels", "rounding", "host_time", "scaling", "training", "inference"])
