@@ -47,7 +47,7 @@ lint: $(READY)
 
 # docs/flags.md, from the parsers.
 flags: $(READY)
-	$(BIN)/python -m flashkat.arguments.table > docs/flags.md
+	$(BIN)/python -m flashkat.cli.flags_table > docs/flags.md
 
 # The README's pictures and numbers, from a fresh run of the demo.
 figures: demo
@@ -61,13 +61,13 @@ benchmarks: $(READY)
 
 # The README's benchmark pictures and tables, from the committed results. No GPU needed.
 benchmark-figures: $(READY)
-	$(BIN)/python -m benchmarks.figures
-	$(BIN)/python -m benchmarks.tables
+	$(BIN)/python -m benchmarks.report.figures
+	$(BIN)/python -m benchmarks.report.tables
 
 clean:
 	rm -rf .venv build dist $(DEMO)
 
-$(READY): pyproject.toml setup.py src/flashkat/ops/native.c src/flashkat/ops/native_real.h
+$(READY): pyproject.toml setup.py src/flashkat/ops/cpu/native.c src/flashkat/ops/cpu/native_real.h
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@

@@ -8,4 +8,4 @@ fi
 processes=$1
 shift
 export PYTHONPATH="$(cd "$(dirname "$0")" && pwd)/src${PYTHONPATH:+:$PYTHONPATH}"
-exec "${PYTHON:-python}" -m flashkat.launch "$processes" "$@"
+exec "${PYTHON:-python}" -m flashkat.cli.launch "$processes" "$@"

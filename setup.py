@@ -1,4 +1,4 @@
-"""Builds the compiled CPU path, ``src/flashkat/ops/native.c``: a library that needs no particular version of Python.
+"""Builds the compiled CPU path, ``src/flashkat/ops/cpu/native.c``: a library that needs no particular version of Python.
 
 All else about the package is in pyproject.toml. Where there is no C compiler the package is built without it.
 """
@@ -34,9 +34,9 @@ class PlatformWheel(bdist_wheel):
 
 extensions = [
     Extension(
-        f"flashkat.ops._native_{name}",
-        ["src/flashkat/ops/native.c"],
-        depends=["src/flashkat/ops/native_real.h"],
+        f"flashkat.ops.cpu._native_{name}",
+        ["src/flashkat/ops/cpu/native.c"],
+        depends=["src/flashkat/ops/cpu/native_real.h"],
         extra_compile_args=[*FLAGS, *flags],
         optional=True,
     )

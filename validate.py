@@ -7,7 +7,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))
 
 try:
-    from flashkat.cli import run
+    from flashkat.cli.main import run
 except ModuleNotFoundError as error:
     sys.exit(f"validate.py: {error}: install what it needs, from its folder, with pip install -e '.[training]'")
 

@@ -25,7 +25,7 @@ import torch
 
 from flashkat import checkpoints
 
-from .common import ROOT, Row, arguments, finish, require_gpu, requirement, show, target
+from .parts.common import ROOT, Row, arguments, finish, require_gpu, requirement, show, target
 
 __all__ = ["CONTENDERS", "Run", "collect", "plan", "targets", "train"]
 

@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import flashkat
-from flashkat.ops import aten
+from flashkat.ops.aten import windows as aten
 from flashkat.ops.dispatch import choose_path
 
-from .common import Call, HostTimer, Measure, Row, alternate, arguments, finish, target
+from .parts.common import Call, HostTimer, Measure, Row, alternate, arguments, finish, target
 
 __all__ = ["collect", "targets"]
 

@@ -26,12 +26,12 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_datase
 from torch import Tensor, nn
 from torchvision.transforms.functional import pil_to_tensor
 
-from flashkat.arguments import resolve_device
 from flashkat.ops.reference import rational_reference
+from flashkat.system.device import resolve_device
 
-from .common import Row, arguments, require_gpu, requirement, show, target
-from .contenders import swap_rationals
-from .pieces import collect_in_pieces
+from .parts.common import Row, arguments, require_gpu, requirement, show, target
+from .parts.contenders import swap_rationals
+from .parts.pieces import collect_in_pieces
 
 __all__ = ["PAIRS", "Plan", "Run", "collect", "read_images", "targets"]
 

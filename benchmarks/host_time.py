@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import flashkat
-from flashkat.coefficients import starting_coefficients
+from flashkat.nn.starts import starting_coefficients
 
-from .common import Call, HostTimer, Measure, Row, alternate, arguments, finish, require_gpu, target
+from .parts.common import Call, HostTimer, Measure, Row, alternate, arguments, finish, require_gpu, target
 
 __all__ = ["collect", "targets"]
 
@@ -42,7 +42,7 @@ def collect(device: str, measure: Measure, rounds: int) -> list[Row]:
 
 
 def _calls(dtype: str, device: str) -> dict[str, dict[str, Call]]:
-    from . import baselines  # Triton is imported only by what needs it
+    from .parts import baselines
 
     x = torch.randn(_SHAPE, device=device).to(_DTYPES[dtype]).requires_grad_()
     grad = torch.randn(_SHAPE, device=device).to(_DTYPES[dtype])

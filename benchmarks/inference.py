@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from .common import Call, Measure, Row, StepTimer, arguments, target
-from .contenders import CONTENDERS, LEGEND, SIZES, TOY, USUAL, WAYS, Scale, check_device, compare, make_model
-from .pieces import collect_in_pieces
+from .parts.common import Call, Measure, Row, StepTimer, arguments, target
+from .parts.contenders import CONTENDERS, LEGEND, SIZES, TOY, USUAL, WAYS, Scale, check_device, compare, make_model
+from .parts.pieces import collect_in_pieces
 
 __all__ = ["BATCHES", "Plan", "collect", "targets"]
 

@@ -14,10 +14,10 @@ import torch._functorch.config
 import torch.nn.functional as F
 from torch import Tensor
 
-from flashkat.coefficients import starting_coefficients
+from flashkat.nn.starts import starting_coefficients
 from flashkat.ops import rational_reference
 
-from .common import GpuTimer, Measure, Row, alternate, arguments, finish, require_gpu, requirement, target
+from .parts.common import GpuTimer, Measure, Row, alternate, arguments, finish, require_gpu, requirement, target
 
 __all__ = ["FULL", "Plan", "collect", "targets"]
 
@@ -223,7 +223,7 @@ def _compiled(direction: str, problem: Problem, t: Tensors) -> Iterator[Contende
 
 
 def _published(direction: str, problem: Problem, t: Tensors) -> Iterator[Contender]:
-    from . import baselines  # Triton is imported only by what needs it
+    from .parts import baselines
 
     if direction == "forward":
         yield Contender("flashkat paper", problem, lambda: baselines.flashkat_forward(t.x, t.a, t.b))

@@ -26,11 +26,14 @@ import torch
 from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from flashkat.arguments import Parser, add_training_arguments, resolve_device
-from flashkat.data import open_dataset, training_loader
+from flashkat.cli.parser import Parser
+from flashkat.cli.train_flags import add_training_arguments
+from flashkat.data.datasets import open_dataset
+from flashkat.data.loaders import training_loader
+from flashkat.system.device import resolve_device
 
-from .common import Call, Measure, Row, StepTimer, arguments
-from .pieces import collect_in_pieces
+from .parts.common import Call, Measure, Row, StepTimer, arguments
+from .parts.pieces import collect_in_pieces
 from .training import make_step
 
 __all__ = ["FOLDERS", "Folder", "Plan", "collect", "write_images"]

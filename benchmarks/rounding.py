@@ -18,7 +18,7 @@ from torch import Tensor
 
 from flashkat.ops import rational_reference
 
-from .common import Row, arguments, finish, require_gpu, requirement, target
+from .parts.common import Row, arguments, finish, require_gpu, requirement, target
 
 __all__ = ["FULL", "Plan", "coefficient_sums", "collect", "targets"]
 
@@ -79,13 +79,13 @@ def _ours(grad: Tensor, x: Tensor, a: Tensor, b: Tensor) -> Sums:
 
 
 def _flashkat(grad: Tensor, x: Tensor, a: Tensor, b: Tensor) -> Sums:
-    from . import baselines
+    from .parts import baselines
 
     return baselines.flashkat_backward(grad, x, a, b)[1:]
 
 
 def _kat(grad: Tensor, x: Tensor, a: Tensor, b: Tensor) -> Sums:
-    from . import baselines
+    from .parts import baselines
 
     return baselines.kat_backward(grad, x, a, b)[1:]
 

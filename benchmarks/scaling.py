@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flashkat.coefficients import starting_coefficients
+from flashkat.nn.starts import starting_coefficients
 from flashkat.ops import rational_reference
 
-from .common import Call, GpuTimer, Measure, Row, alternate, arguments, finish, require_gpu, requirement
+from .parts.common import Call, GpuTimer, Measure, Row, alternate, arguments, finish, require_gpu, requirement
 from .rounding import coefficient_sums
 
 __all__ = ["collect", "targets"]

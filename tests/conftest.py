@@ -27,7 +27,7 @@ def compiled_where_asked_for():
     if not HAS_GPU:
         yield
         return
-    from flashkat import runtime
+    from flashkat.system import compile as runtime
 
     def choose(args, device, training=False):
         return runtime.choose_compilation(args, torch.device("cpu"), training)

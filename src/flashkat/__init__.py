@@ -7,7 +7,8 @@ kernels, training, plotting) is imported when it is first used.
 from importlib.metadata import version
 
 from . import models
-from .nn import GRKAN, GroupRational
+from .nn.grkan import GRKAN
+from .nn.group_rational import GroupRational
 from .ops import rational
 
 __version__ = version("flashkat")

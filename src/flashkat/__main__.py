@@ -1,6 +1,6 @@
 """``python -m flashkat``, as torchrun starts it: ``torchrun --nproc-per-node 8 -m flashkat train ...``."""
 
-from .cli import run
+from .cli.main import run
 
 if __name__ == "__main__":
     run()

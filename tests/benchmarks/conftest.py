@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from benchmarks import common
+from benchmarks.parts import common
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from benchmarks import baselines
+from benchmarks.parts import baselines
 from flashkat.ops import rational_reference
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

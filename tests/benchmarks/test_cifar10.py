@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import cifar10, common, figures, tables
-from flashkat.cli import main
+from benchmarks import cifar10
+from benchmarks.parts import common
+from benchmarks.report import figures, tables
+from flashkat.cli.main import main
 
 TINY = ("--img-size", "8", "--model-kwargs", "patch_size=4", "embed_dim=16", "depth=1", "num_heads=2")
 
@@ -48,7 +50,7 @@ def small(monkeypatch):
     """The command at toy sizes on the CPU, which it takes for a GPU."""
     monkeypatch.setattr(cifar10, "require_gpu", lambda: None)
     monkeypatch.setattr(cifar10, "subprocess", SimpleNamespace(Popen=InThisProcess, STDOUT=subprocess.STDOUT))
-    monkeypatch.setattr("flashkat.training.folder.draw_curves", lambda rows, path: None)
+    monkeypatch.setattr("flashkat.training.outputs.folder.draw_curves", lambda rows, path: None)
     monkeypatch.setitem(cifar10.CONTENDERS, "KAT", ("--model", "kat_tiny_patch16_224", *TINY))
     monkeypatch.setattr(cifar10, "_MACHINE", ("--device", "cpu"))
     monkeypatch.setattr(cifar10, "_TIMED_EPOCHS", 2)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from benchmarks import common
+from benchmarks.parts import common
 
 
 def test_contenders_take_turns():

@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import common, curves
+from benchmarks import curves
+from benchmarks.parts import common
 
 PLAN = curves.Plan(6, 4, 0, {"img_size": 32, "patch_size": 16, "depth": 1, "embed_dim": 16, "num_heads": 2})
 

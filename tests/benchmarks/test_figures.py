@@ -1,6 +1,7 @@
 """Every result has a picture, and the same result gives the same file."""
 
-from benchmarks import common, figures
+from benchmarks.parts import common
+from benchmarks.report import figures
 
 
 def test_every_result_is_drawn(results, tmp_path):

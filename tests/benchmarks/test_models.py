@@ -6,7 +6,8 @@ import torch
 pytest.importorskip("triton")
 
 import flashkat
-from benchmarks import common, contenders, inference, loading, training
+from benchmarks import inference, loading, training
+from benchmarks.parts import common, contenders
 
 CONTENDERS = list(contenders.CONTENDERS)
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks import common, pieces
+from benchmarks.parts import common, pieces
 
 
 def _row(size, contender, us):

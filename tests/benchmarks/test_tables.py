@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from benchmarks import common, tables
+from benchmarks.parts import common
+from benchmarks.report import tables
 
 
 def test_readme_shows_the_committed_results():

@@ -5,7 +5,9 @@ import torch
 
 pytest.importorskip("triton")
 
-from benchmarks import common, figures, host_time, kernels, rounding, scaling, tables
+from benchmarks import host_time, kernels, rounding, scaling
+from benchmarks.parts import common
+from benchmarks.report import figures, tables
 
 
 def _one_microsecond(call):

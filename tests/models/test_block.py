@@ -10,7 +10,7 @@ from torch import nn
 from flashkat import GRKAN, GroupRational
 from flashkat.models import block as module
 from flashkat.models.block import KATBlock
-from flashkat.ops import settings
+from flashkat.ops.triton import settings
 
 CHANNELS = 16
 

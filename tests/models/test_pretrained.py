@@ -9,7 +9,7 @@ from foreign import KAT, SMALL, existing_code, images, vit
 from safetensors.torch import save_file
 from timm.models import _hub
 
-from flashkat import names
+from flashkat.checkpoints.export import renamed_for
 from flashkat.errors import InputError
 from flashkat.models import create_model
 
@@ -48,7 +48,7 @@ def hub(monkeypatch, tmp_path):
 def expected_logits(theirs, **kwargs):
     torch.manual_seed(3)
     model = timm.create_model("kat_tiny_patch16_224", **{**SMALL, "num_classes": 1000, **kwargs}).eval()
-    model.load_state_dict(names.export(theirs.state_dict(), "timm", "theirs"))
+    model.load_state_dict(renamed_for(theirs.state_dict(), "timm", "theirs"))
     return model(images())
 
 

@@ -8,7 +8,8 @@ from types import ModuleType
 import pytest
 import torch
 
-from flashkat.ops import aten, native
+from flashkat.ops.aten import windows as aten
+from flashkat.ops.cpu import native
 
 HAS_GPU = torch.cuda.is_available()
 
@@ -55,7 +56,7 @@ def path(request):
         request.getfixturevalue("native_library")
         return PathUnderTest(native, device)
     pytest.importorskip("triton")
-    from flashkat.ops import launch
+    from flashkat.ops.triton import rational as launch
 
     return PathUnderTest(launch, device, interpreted=device == "cpu")
 

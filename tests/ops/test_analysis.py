@@ -33,13 +33,13 @@ def ask():
 
 
 def test_one_answer_for_tensors_of_one_dtype_and_the_same_numbers(ask):
-    kernel = kernel_of("flashkat.ops.kernels")
+    kernel = kernel_of("flashkat.ops.triton.rational_kernels")
     assert ask(kernel(), x=torch.ones(2), rows=1) == (["x", "rows"], 1)
     assert ask(kernel(), x=torch.ones(3, 4), rows=1) == (["x", "rows"], 1)
     assert ask(kernel(), x=torch.ones(2).half(), rows=1)[1] == 2
     assert ask(kernel(), x=torch.ones(2), rows=2)[1] == 3
     assert ask(kernel(), x=torch.ones(2), rows=True)[1] == 4
-    assert ask(kernel_of("flashkat.ops.kernels")(), x=torch.ones(2), rows=1)[1] == 5
+    assert ask(kernel_of("flashkat.ops.triton.rational_kernels")(), x=torch.ones(2), rows=1)[1] == 5
 
 
 def test_kernels_of_others_are_analysed_as_ever(ask):

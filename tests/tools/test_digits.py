@@ -6,8 +6,9 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from flashkat.cli import main
-from flashkat.data import check_same_classes, open_split
+from flashkat.cli.main import main
+from flashkat.data.datasets import check_same_classes
+from flashkat.data.folders import open_split
 from flashkat.errors import InputError
 from flashkat.tools.digits import write_digits
 

@@ -7,8 +7,10 @@ import pytest
 import torch
 
 import flashkat
-from flashkat.cli import main
-from flashkat.ops import aten, dispatch, native
+from flashkat.cli.main import main
+from flashkat.ops import dispatch
+from flashkat.ops.aten import windows as aten
+from flashkat.ops.cpu import native
 from flashkat.ops.dispatch import choose_path
 from flashkat.tools import doctor
 
@@ -153,7 +155,7 @@ def test_gpus(capability, value):
     capability(value)
     path, caught = choose()
     assert path.name == "triton"
-    assert path.implementation.__name__ == "flashkat.ops.launch"
+    assert path.implementation.__name__ == "flashkat.ops.triton.rational"
     assert not caught
 
 

@@ -8,7 +8,7 @@ import timm
 import torch
 from torch import nn
 
-from flashkat.cli import main
+from flashkat.cli.main import main
 from flashkat.tools.flops import count, rational_flops
 
 WIDTH, DEPTH, TOKENS, CLASSES = 192, 12, 197, 1000

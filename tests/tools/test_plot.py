@@ -10,9 +10,9 @@ from PIL import Image
 from torch import nn
 
 from flashkat import GRKAN, GroupRational, checkpoints
-from flashkat.cli import main
-from flashkat.coefficients import starting_coefficients
-from flashkat.models.factory import create_model
+from flashkat.cli.main import main
+from flashkat.models.create import create_model
+from flashkat.nn.starts import starting_coefficients
 from flashkat.ops import rational_reference
 from flashkat.tools import plot as plot_module
 from flashkat.tools.plot import draw_rationals, input_ranges

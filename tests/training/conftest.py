@@ -5,8 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
-from flashkat.arguments import Parser, add_training_arguments
-from flashkat.cli import main
+from flashkat.cli.main import main
+from flashkat.cli.parser import Parser
+from flashkat.cli.train_flags import add_training_arguments
 
 TINY = ["--model", "kat_tiny_patch16_224", "--img-size", 8]
 TINY += ["--model-kwargs", "patch_size=4", "embed_dim=16", "depth=1", "num_heads=2"]

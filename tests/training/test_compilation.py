@@ -5,8 +5,8 @@ import torch
 import yaml
 from torch._dynamo.utils import counters
 
-from flashkat import runtime
-from flashkat.cli import main
+from flashkat.cli.main import main
+from flashkat.system import compile as runtime
 
 GPU = torch.device("cuda")
 ONCE_EACH = 2
@@ -15,7 +15,7 @@ ONCE_EACH = 2
 @pytest.fixture(autouse=True)
 def no_curves(monkeypatch):
     """Drawing takes longer than all else here."""
-    monkeypatch.setattr("flashkat.training.folder.draw_curves", lambda rows, path: None)
+    monkeypatch.setattr("flashkat.training.outputs.folder.draw_curves", lambda rows, path: None)
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import timm
 import torch
 from torch import nn
 
-from flashkat.cli import main
+from flashkat.cli.main import main
 from flashkat.training.distillation import Distillation, build_distillation
 
 KWARGS = {"patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2}

@@ -12,9 +12,9 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from flashkat.errors import DivergedError
-from flashkat.evaluation import Metrics
+from flashkat.evaluation.metrics import Metrics
 from flashkat.training import loop
-from flashkat.training.folder import RunFolder
+from flashkat.training.outputs.folder import RunFolder
 from flashkat.training.state import TrainingState
 
 
@@ -43,7 +43,7 @@ def batches(count=3, size=4, features=5, classes=7, seed=0):
 @pytest.fixture(autouse=True)
 def no_curves(monkeypatch):
     """Drawing takes longer than all else here."""
-    monkeypatch.setattr("flashkat.training.folder.draw_curves", lambda rows, path: None)
+    monkeypatch.setattr("flashkat.training.outputs.folder.draw_curves", lambda rows, path: None)
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import timm
 import torch
 from torch import nn
 
-from flashkat.nn import GroupRational
+from flashkat.nn.group_rational import GroupRational
 from flashkat.training.optimizer import create_optimizer, is_fused, parameter_groups, with_implementation_of
 
 KWARGS = {"img_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 3}

@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from flashkat import errors
-from flashkat.cli import main
+from flashkat.cli.main import main
 
 DEEPER = ["--model-kwargs", "patch_size=4", "embed_dim=16", "depth=3", "num_heads=2"]
 
@@ -18,7 +18,7 @@ DEEPER = ["--model-kwargs", "patch_size=4", "embed_dim=16", "depth=3", "num_head
 @pytest.fixture(autouse=True)
 def no_curves(monkeypatch):
     """Drawing takes longer than all else here."""
-    monkeypatch.setattr("flashkat.training.folder.draw_curves", lambda rows, path: None)
+    monkeypatch.setattr("flashkat.training.outputs.folder.draw_curves", lambda rows, path: None)
 
 
 def checkpoint_of(folder, name="last.pth.tar"):

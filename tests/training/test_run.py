@@ -10,7 +10,7 @@ import torch
 import yaml
 from PIL import Image
 
-from flashkat.cli import main
+from flashkat.cli.main import main
 
 COLUMNS = ["epoch", "train_loss", "eval_loss", "eval_top1", "eval_top5", "lr"]
 COLUMNS += ["images_per_second", "data_wait", "seconds"]
@@ -28,7 +28,7 @@ def curves():
 def no_curves(request, monkeypatch):
     """Drawing takes longer than all else here."""
     if "curves" not in request.fixturenames:
-        monkeypatch.setattr("flashkat.training.folder.draw_curves", lambda rows, path: None)
+        monkeypatch.setattr("flashkat.training.outputs.folder.draw_curves", lambda rows, path: None)
 
 
 def losses(rows):

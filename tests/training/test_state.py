@@ -7,8 +7,8 @@ import pytest
 import torch
 import yaml
 
-from flashkat.cli import main
-from flashkat.names import export
+from flashkat.checkpoints.export import export
+from flashkat.cli.main import main
 from flashkat.training.state import read_resumed
 
 # All that is random: augmentation, erasing, mixing, dropping.
@@ -21,7 +21,7 @@ AVERAGED = ["--model-ema", "--model-ema-decay", 0.9, "--model-ema-warmup"]
 @pytest.fixture(autouse=True)
 def no_curves(monkeypatch):
     """Drawing takes longer than all else here."""
-    monkeypatch.setattr("flashkat.training.folder.draw_curves", lambda rows, path: None)
+    monkeypatch.setattr("flashkat.training.outputs.folder.draw_curves", lambda rows, path: None)
 
 
 def rows_of(folder):

@@ -6,7 +6,8 @@ import timm.layers
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from ..nn import GRKAN, hooks_are_global, is_hooked, is_plain
+from ..nn.fusing import hooks_are_global, is_hooked, is_plain
+from ..nn.grkan import GRKAN
 from ..ops import Layers, add_norm_grkan, add_norm_rational, takes_one_call
 
 __all__ = ["KATBlock"]

@@ -7,8 +7,8 @@ from timm.layers import Attention
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from ..coefficients import variance_gain
-from ..nn import GRKAN
+from ..nn.grkan import GRKAN
+from ..nn.starts import variance_gain
 
 # Trockman & Kolter, ICML 2023, section 4: strengths of the random part (alpha) and the identity (beta).
 _QUERY_KEY = (0.7, 0.7)

@@ -14,9 +14,10 @@ from timm.models import build_model_with_cfg, clean_state_dict, generate_default
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor
 
+from ..checkpoints.formats import compare, describe, model_name
 from ..errors import InputError
-from ..names import compare, describe, model_name, rational_names, rename_rationals
-from ..nn import GRKAN
+from ..nn.formats import rational_names, rename_rationals
+from ..nn.grkan import GRKAN
 from .block import KATBlock
 from .initialisation import kan_mimetic_, variance_preserving_
 

@@ -1,10 +1,10 @@
 """The operator: its definition, its paths (PyTorch operators, Triton kernels) and its registration with PyTorch."""
 
-from .bias_op import linear_rational
-from .grkan_layers import Layers
-from .grkan_op import add_norm_grkan, takes_one_call
-from .norm_op import add_norm_rational
-from .op import rational
+from .add_norm_grkan import add_norm_grkan, takes_one_call
+from .add_norm_rational import add_norm_rational
+from .layers import Layers
+from .linear_rational import linear_rational
+from .rational import rational
 from .reference import rational_reference
 
 __all__ = [

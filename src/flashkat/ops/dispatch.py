@@ -8,7 +8,8 @@ from types import ModuleType
 
 import torch
 
-from . import aten, native
+from .aten import windows as aten
+from .cpu import native
 
 # Triton 3 generates code for compute capability 8.0 and newer with all the dtypes that the kernels use.
 _MINIMUM_CAPABILITY = (8, 0)
@@ -38,7 +39,7 @@ def choose_path(device: torch.device) -> Path:
         return Path("aten", f"the Triton kernels are for GPUs; {device.type} runs PyTorch's own operators", aten)
     reason = _why_not_triton(device)
     if reason is None:
-        launch = importlib.import_module(".launch", __package__)
+        launch = importlib.import_module(".triton.rational", __package__)
         return Path("triton", "GPU with a working triton", launch)
     warnings.warn(
         f"flashkat runs PyTorch's own operators on {device}, correct but slow and hungry for memory: {reason}",

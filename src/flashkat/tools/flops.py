@@ -27,7 +27,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..errors import InputError, explain
 from ..models import create_model
-from ..nn import GRKAN, GroupRational
+from ..nn.grkan import GRKAN
+from ..nn.group_rational import GroupRational
 
 __all__ = ["Cost", "count", "flops", "rational_flops"]
 

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..arguments import resolve_device
-from ..checkpoints import notes_on_average
-from ..coefficients import starting_coefficients
-from ..data import evaluation_loader, open_dataset
+from ..checkpoints.load import notes_on_average
+from ..data.datasets import open_dataset
+from ..data.loaders import evaluation_loader
 from ..errors import InputError, explain, require
-from ..evaluation import data_config, model_from_checkpoint
-from ..files import check_writable, replaced
-from ..nn import GroupRational
+from ..evaluation.restore import data_config, model_from_checkpoint
+from ..nn.group_rational import GroupRational
+from ..nn.starts import starting_coefficients
 from ..ops import rational
-from ..runtime import place
+from ..system.device import place, resolve_device
+from ..system.files import check_writable, replaced
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

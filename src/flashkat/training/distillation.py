@@ -10,9 +10,9 @@ from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..evaluation import model_arguments
+from ..evaluation.restore import model_arguments
 from ..models import create_model
-from ..runtime import place
+from ..system.device import place
 
 __all__ = ["Distillation", "build_distillation"]
 

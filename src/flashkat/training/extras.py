@@ -9,7 +9,7 @@ from timm.utils import distribute_bn
 from torch import nn
 from torchvision.utils import save_image
 
-from .. import distributed
+from ..system import distributed
 
 __all__ = ["distribute_norms", "peak_memory", "save_images", "share_waited", "synchronize"]
 

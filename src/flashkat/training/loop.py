@@ -14,17 +14,18 @@ from timm.models import model_parameters
 from timm.utils import dispatch_clip_grad
 from torch import nn
 
-from .. import distributed
+from ..data.order import start_epoch
 from ..errors import DivergedError
-from ..evaluation import Meters, Metrics, evaluate, prepared
-from ..sampling import start_epoch
+from ..evaluation.evaluate import evaluate, prepared
+from ..evaluation.metrics import Meters, Metrics
+from ..system import distributed
 from .distillation import Distillation
 from .extras import distribute_norms, peak_memory, save_images, share_waited, synchronize
-from .folder import RunFolder
+from .outputs.folder import RunFolder
+from .outputs.progress import Progress
+from .outputs.summary import PREFIXES, score
 from .parallel import synchronised
-from .progress import Progress
 from .state import TrainingState
-from .summary import PREFIXES, score
 
 __all__ = ["run_epochs"]
 

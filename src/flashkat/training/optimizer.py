@@ -16,7 +16,7 @@ from timm.optim import (
 from torch import nn
 
 from ..errors import InputError, did_you_mean, explain
-from ..nn import GroupRational
+from ..nn.group_rational import GroupRational
 
 __all__ = [
     "check_optimizer_name",

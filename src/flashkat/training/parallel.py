@@ -16,8 +16,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from .. import distributed
 from ..errors import InputError
+from ..system import distributed
 
 __all__ = ["full", "like", "shard", "synchronised", "with_common_norms", "wrap"]
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .. import checkpoints
 from ..errors import InputError, did_you_mean, explain
-from ..evaluation import model_arguments
+from ..evaluation.restore import model_arguments
 from ..models import create_model
 
 __all__ = [

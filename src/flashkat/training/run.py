@@ -8,29 +8,23 @@ import torch
 from timm.utils import random_seed
 from torch import nn
 
-from .. import distributed
-from ..data import check_augmentation, check_same_classes, evaluation_loader, image_count, open_dataset, training_loader
+from ..data.datasets import check_same_classes, image_count, open_dataset
+from ..data.loaders import check_augmentation, evaluation_loader, training_loader
 from ..errors import InputError, require
-from ..evaluation import autocast, data_config
+from ..evaluation.restore import autocast, data_config
 from ..models import check_model_name
-from ..runtime import choose_compilation, compile_in_place, place, prepare_process, training_products
+from ..system import distributed
+from ..system.compile import choose_compilation, compile_in_place
+from ..system.device import place, prepare_process, training_products
 from .average import Average
 from .distillation import build_distillation
-from .folder import RunFolder, discard_if_empty
-from .logging import check_wandb
 from .loop import run_epochs
 from .optimizer import check_optimizer_name, create_optimizer
+from .outputs.folder import RunFolder, discard_if_empty
+from .outputs.progress import open_progress
+from .outputs.wandb import check_wandb
 from .parallel import shard, with_common_norms, wrap
-from .progress import open_progress
-from .recipe import (
-    build_loss,
-    build_mixup,
-    build_model,
-    build_schedule,
-    check_schedule_name,
-    length_notes,
-    scaled_lr,
-)
+from .recipe import build_loss, build_mixup, build_model, build_schedule, check_schedule_name, length_notes, scaled_lr
 from .state import TrainingState, load_resumed_weights, read_resumed
 
 __all__ = ["train"]

@@ -10,15 +10,17 @@ from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from .. import checkpoints, distributed
+from .. import checkpoints
+from ..checkpoints.formats import compare, describe
 from ..errors import InputError, explain
-from ..evaluation import Meters
+from ..evaluation.metrics import Meters
 from ..models import is_same_model
-from ..names import compare, describe, rename_rationals
-from ..randomness import random_state, set_random_state
+from ..nn.formats import rename_rationals
+from ..system import distributed
+from ..system.random import random_state, set_random_state
 from .optimizer import check_shapes, with_implementation_of, with_order_of
+from .outputs.summary import best_of
 from .parallel import full, like
-from .summary import best_of
 
 __all__ = ["TrainingState", "load_resumed_weights", "read_resumed"]
 

@@ -1,0 +1,235 @@
+"""Draw ``docs/benchmarks/*.svg`` from the committed results."""
+
+import argparse
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+
+from ..parts.common import LABELS, RESULTS, ROOT, Row, read
+from ..parts.contenders import SIZES, WAYS
+
+__all__ = ["FIGURES", "draw"]
+
+OUTPUT = ROOT / "docs" / "benchmarks"
+
+Document = dict[str, Any]
+
+# The same file for the same result, so that a picture changes only with its numbers.
+_STYLE: dict[Any, Any] = {"svg.hashsalt": "flashkat", "axes.grid": True, "grid.alpha": 0.3, "axes.spines.top": False}
+_STYLE |= {"axes.spines.right": False, "font.size": 9}
+_WAYS = {"eager": "eager", "compiled": "compiled", "graphs": "compiled, CUDA graphs"}
+_COLOURS = {name: f"C{index}" for index, name in enumerate(LABELS)}
+
+
+def _kernels(document: Document) -> Figure:
+    """Time by width, for both passes in bf16, above the limit that copy bandwidth sets."""
+    figure, panels = _panels(2)
+    for axes, direction in zip(panels, ("forward", "backward"), strict=True):
+        wanted = {"case": "default", "direction": direction, "dtype": "bf16", "numerator_rows": 1}
+        rows = [row for row in document["rows"] if wanted.items() <= row.items()]
+        for name, found in _by_contender(rows):
+            _line(axes, name, [row["shape"][-1] for row in found], [row["median_us"] for row in found])
+        ours = [row for row in rows if row["contender"] == "ours"]
+        widths = [row["shape"][-1] for row in ours]
+        limits = [row["bytes"] / row["copy_gb_per_s"] / 1e3 for row in ours]
+        axes.plot(widths, limits, "k:", label="bytes / copy bandwidth")
+        axes.set(xscale="log", yscale="log", xlabel="D", ylabel="microseconds", title=f"{direction}, bf16")
+        axes.set_xticks(widths, [str(width) for width in widths])
+        axes.minorticks_off()
+    panels[1].legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
+def _scaling(document: Document) -> Figure:
+    """Bandwidth by number of elements, for both passes."""
+    figure, panels = _panels(2)
+    for axes, direction in zip(panels, ("forward", "backward"), strict=True):
+        rows = [row for row in document["rows"] if row["direction"] == direction]
+        for name, found in _by_contender(rows):
+            _line(axes, name, [row["elements"] for row in found], [row["gb_per_s"] / 1e3 for row in found])
+        axes.set(xlabel="elements", ylabel="TB/s", title=f"{direction}, bf16", ylim=(0, None))
+        axes.set_xscale("log", base=2)
+        axes.legend()
+    return figure
+
+
+def _rounding(document: Document) -> Figure:
+    """Errors by batch size; contenders that were run at one size are points."""
+    figure, panels = _panels(2)
+    for axes, gradient in zip(panels, ("da", "db"), strict=True):
+        for name, found in _by_contender(document["rows"]):
+            _line(axes, name, [row["batch"] for row in found], [row[f"{gradient}_error"] for row in found])
+        axes.set(yscale="log", xlabel="batch", ylabel="mean absolute error", title=f"gradient {gradient}, float32")
+        axes.set_xscale("log", base=2)
+    panels[1].legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
+def _host_time(document: Document) -> Figure:
+    """Bars of host time per pair of calls."""
+    figure, panels = _panels(2)
+    dtypes = sorted({row["dtype"] for row in document["rows"]})
+    for axes, dtype in zip(panels, dtypes, strict=False):
+        wanted = {"what": "forward and backward", "dtype": dtype}
+        rows = [row for row in document["rows"] if wanted.items() <= row.items()]
+        for name, found in reversed(list(_by_contender(rows))):
+            axes.barh(LABELS[name], found[0]["median_us"], color=_COLOURS[name])
+        axes.set(xlabel="microseconds on the host, forward and backward", title=dtype)
+    return figure
+
+
+def _curves(document: Document) -> Figure:
+    """How far apart the losses' means over some steps are, a panel per model and start."""
+    groups: dict[str, list[Row]] = {}
+    for row in sorted(document["rows"], key=lambda row: row["pair"]):
+        groups.setdefault(row["pair"].partition("-")[0], []).append(row)
+    figure, panels = _panels(len(groups))
+    length = document["settings"]["mean_over"]
+    for axes, rows in zip(panels, groups.values(), strict=True):
+        for row in rows:
+            one, other = map(np.asarray, row["curves"])
+            apart = np.abs(np.convolve(one - other, np.full(length, 1 / length), "valid"))
+            label = " ".join(row["pair"].split("-")[:0:-1])
+            axes.plot(np.arange(length, len(one) + 1), apart, linewidth=1, label=label)
+        model = ", ".join(rows[0]["other"].split(", ")[:2])
+        axes.set(
+            xlabel="step", ylabel=f"difference of losses, means of {length} steps", yscale="log", ylim=(1e-7, 1),
+            title=f"{model}, against eager",
+        )  # fmt: skip
+        axes.legend(fontsize=7, loc="lower right")
+    return figure
+
+
+def _cifar10(document: Document) -> Figure:
+    """Accuracy and training loss over the epochs; averaged weights are dashed."""
+    figure, (accuracy, loss) = _panels(2)
+    names = list(dict.fromkeys(row["contender"] for row in document["rows"]))
+    for row in document["rows"]:
+        name, curve = row["contender"], row["curve"]
+        colour = f"C{names.index(name)}"
+        accuracy.plot(curve["epoch"], curve["eval_top1"], color=colour, label=_once(accuracy, name))
+        averaged = _once(accuracy, f"{name}, averaged")
+        accuracy.plot(curve["epoch"], curve["eval_ema_top1"], "--", color=colour, label=averaged)
+        loss.plot(range(1, row["epochs"] + 1), row["train_losses"], color=colour, label=_once(loss, name))
+    accuracy.set(xlabel="epoch", ylabel="top-1 in %", title="CIFAR-10, test images")
+    loss.set(xlabel="epoch", ylabel="training loss", title="augmented and mixed images")
+    for axes in (accuracy, loss):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.legend()
+    return figure
+
+
+def _once(axes: Axes, label: str) -> str:
+    """For the legend: a line of the same kind as one before, from another seed, goes without."""
+    return "_nolegend_" if label in axes.get_legend_handles_labels()[1] else label
+
+
+def _training(document: Document) -> Figure:
+    """Speed over the ViT's by size, a panel per way, in bf16 at the usual batch."""
+    return _models([row for row in document["rows"] if row["case"] == "bf16"])
+
+
+def _inference(document: Document) -> Figure:
+    """Speed over the ViT's by size, a panel per way, at the largest batch."""
+    largest = max(row["batch"] for row in document["rows"])
+    return _models([row for row in document["rows"] if row["batch"] == largest])
+
+
+def _models(rows: list[Row]) -> Figure:
+    ways = [way for way in WAYS if any(row["way"] == way for row in rows)]
+    sizes = [size for size in SIZES if any(row["size"] == size for row in rows)]
+    figure, panels = _panels(len(ways))
+    names = [name for name, _ in _by_contender(rows)]
+    width = 0.8 / len(names)
+    highest = 1.15 * max(row["over_vit"] or 0 for row in rows)  # with room for a number
+    for axes, way in zip(panels, ways, strict=True):
+        for index, name in enumerate(names):
+            found = [row for row in rows if (row["way"], row["contender"]) == (way, name) and row["over_vit"]]
+            places = [sizes.index(row["size"]) + (index - (len(names) - 1) / 2) * width for row in found]
+            heights = [row["over_vit"] for row in found]
+            bars = axes.bar(places, heights, width, color=_COLOURS[name], label=LABELS[name])
+            rates = [f"{row['images_per_s']:,.0f}" for row in found]
+            axes.bar_label(bars, rates, fontsize=6, rotation=90, padding=2)
+        axes.set_xticks(range(len(sizes)), [size.capitalize() for size in sizes])
+        axes.set(title=_WAYS[way], ylabel="images/s over ViT's; images/s above", ylim=(0, highest))
+    # Not every panel has every contender.
+    patches = [Patch(color=_COLOURS[name], label=LABELS[name]) for name in names]
+    panels[-1].legend(handles=patches, fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
+def _loading(document: Document) -> Figure:
+    """Images per second by number of workers, a panel per kind of images."""
+    kinds = list(dict.fromkeys(row["images"] for row in document["rows"]))
+    figure, panels = _panels(len(kinds))
+    for axes, kind in zip(panels, kinds, strict=True):
+        rows = [row for row in document["rows"] if row["images"] == kind]
+        workers = [row["workers"] for row in rows]
+        axes.plot(workers, [row["images_per_s"] for row in rows], marker="o", markersize=3, label="loading")
+        if rows[0]["step_images_per_s"]:
+            axes.plot(workers, [row["step_images_per_s"] for row in rows], "k:", label="step, KAT-Tiny, CUDA graphs")
+        axes.legend(fontsize=7)
+        axes.set(xlabel="workers", ylabel="images/s", title=f"{kind}, {rows[0]['pixels']} px", ylim=(0, None))
+        axes.set_xticks(workers)
+    return figure
+
+
+FIGURES: dict[str, Callable[[Document], Figure]] = {
+    "training": _training,
+    "inference": _inference,
+    "loading": _loading,
+    "kernels": _kernels,
+    "rounding": _rounding,
+    "host_time": _host_time,
+    "scaling": _scaling,
+    "curves": _curves,
+    "cifar10": _cifar10,
+}
+"""The drawing for a result, by the name of its benchmark."""
+
+
+def _panels(count: int) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(4.5 * count, 3.2), layout="constrained")
+    return figure, list(figure.subplots(1, count, squeeze=False)[0])
+
+
+def _by_contender(rows: list[Row]) -> Iterable[tuple[str, list[Row]]]:
+    for name in LABELS:
+        found = [row for row in rows if row["contender"] == name]
+        if found:
+            yield name, found
+
+
+def _line(axes: Axes, name: str, x: list[float], y: list[float]) -> None:
+    width = 2.5 if name == "ours" else 1.2
+    axes.plot(x, y, marker="o", markersize=3, linewidth=width, color=_COLOURS[name], label=LABELS[name])
+
+
+def draw(results: Path, output: Path) -> list[Path]:
+    """Draw every result that there is, and return the pictures' paths."""
+    paths = []
+    for name, figure in FIGURES.items():
+        if (results / f"{name}.json").exists():
+            output.mkdir(parents=True, exist_ok=True)
+            paths.append(output / f"{name}.svg")
+            with matplotlib.rc_context(_STYLE):
+                figure(read(results / f"{name}.json")).savefig(paths[-1], metadata={"Date": None})
+    return paths
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Draw, and say what was drawn."""
+    argparse.ArgumentParser(prog="python -m benchmarks.report.figures", description=__doc__).parse_args(argv)
+    for path in draw(RESULTS, OUTPUT):
+        print(path)
+
+
+if __name__ == "__main__":
+    main()

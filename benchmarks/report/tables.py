@@ -1,0 +1,388 @@
+"""Write the benchmarks' part of README.md, between its two markers, from the committed results."""
+
+import argparse
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..parts.common import LABELS, RESULTS, ROOT, Row, read
+from ..parts.contenders import SIZES, WAYS
+
+__all__ = ["SECTIONS", "render", "replace"]
+
+BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
+
+_KERNEL_WIDTHS = (192, 768, 3072)
+_KERNEL_DTYPES = ("bf16", "fp32")
+
+Document = dict[str, Any]
+
+
+def _kernels(document: Document) -> str:
+    rows = [row for row in document["rows"] if row["case"] == "default" and row["numerator_rows"] == 1]
+    names = [name for name in LABELS if any(row["contender"] == name for row in rows)]
+    table = []
+    for direction in ("forward", "backward"):
+        for dtype in _KERNEL_DTYPES:
+            for width in _KERNEL_WIDTHS:
+                found = {
+                    row["contender"]: row
+                    for row in rows
+                    if (row["direction"], row["dtype"], row["shape"][-1]) == (direction, dtype, width)
+                }
+                if "ours" in found:
+                    times = [_microseconds(found[name]["median_us"]) if name in found else "" for name in names]
+                    ours = found["ours"]
+                    ratio = f"{ours['median_us'] / found['gelu']['median_us']:.2f}"
+                    table.append([direction, dtype, str(width), *times, ratio, f"{ours['of_copy']:.0%}"])
+    header = ["pass", "dtype", "D", *(LABELS[name] for name in names), "ours / GELU", "of copy bandwidth"]
+    text = (
+        "**Kernels.** Microseconds on the device, everything that a call launches; x (128, 197, D), 8 groups, one "
+        "numerator. The formula is the definition in PyTorch under autograd."
+    )
+    return "\n\n".join([text, _markdown(header, table), *_outliers(document)])
+
+
+def _outliers(document: Document) -> list[str]:
+    """What numbers cost that are too large for plain arithmetic."""
+    times: dict[tuple[str, str], dict[str, float]] = {}
+    for row in document["rows"]:
+        if row["case"] == "outliers":
+            times.setdefault((row["dtype"], row["direction"]), {})[row["outliers"]] = row["median_us"]
+    if not times:
+        return []
+    table = [
+        [*case, *(f"{found[outliers] / found['none']:.2f}" for outliers in ("number", "channel"))]
+        for case, found in times.items()
+    ]
+    text = "Times over those without, where numbers of x are too large for plain arithmetic, 10,000, at D = 1536:"
+    return [text, _markdown(["dtype", "pass", "one number", "one channel"], table)]
+
+
+def _rounding(document: Document) -> str:
+    rows: dict[int, dict[str, Row]] = {}
+    for row in document["rows"]:
+        rows.setdefault(row["batch"], {})[row["contender"]] = row
+    batch, largest = min(rows), max(rows)
+    table = [
+        [LABELS[name], *_errors(row), "yes" if row["same_bits"] else "no", *_errors(rows[largest].get(name))]
+        for name, row in _in_order(rows[batch])
+    ]
+    worst = {
+        name: " and ".join(f"{rows[batch][name][f'{error}_max']:.1e}" for error in _ERRORS)
+        for name in ("ours", "floor")
+    }
+    growth = [f"{rows[largest]['ours'][name] / rows[batch]['ours'][name]:.1f}" for name in _ERRORS]
+    return "\n\n".join(
+        [
+            "**Rounding.** Mean absolute error of the coefficients' gradients against float64 (variance of the error), "
+            f"medians over {document['settings']['seeds']} draws; x ({batch}, 197, 768) in float32, all drawn from "
+            f"N(0, 1). The worst draw has {worst['ours']}, the floor's {worst['floor']}. "
+            f"At {largest // batch} times the batch ours are {' and '.join(growth)} times as large; the sums "
+            f"themselves grow as the square root of the batch, {(largest / batch) ** 0.5:.1f} times.",
+            _markdown(["", "da", "db", "same bits every run", *(f"{k}, batch {largest}" for k in ("da", "db"))], table),
+        ]
+    )
+
+
+_ERRORS = {"da_error": "da_variance", "db_error": "db_variance"}
+
+
+def _errors(row: Row | None) -> list[str]:
+    return ["" if row is None else f"{row[error]:.1e} ({row[variance]:.1e})" for error, variance in _ERRORS.items()]
+
+
+def _host_time(document: Document) -> str:
+    times: dict[str, Row] = {}
+    columns = []
+    for row in document["rows"]:
+        column = f"{row['what']}, {row['dtype']}"
+        columns += [column] if column not in columns else []
+        times.setdefault(row["contender"], {})[column] = _microseconds(row["median_us"])
+    table = [[LABELS[name], *(row[column] for column in columns)] for name, row in _in_order(times)]
+    return "\n\n".join(
+        [
+            "**Host time.** Microseconds that a call takes on the host, on a tiny tensor.",
+            _markdown(["", *columns], table),
+        ]
+    )
+
+
+def _scaling(document: Document) -> str:
+    ours = [row for row in document["rows"] if row["contender"] == "ours"]
+    largest = max(row["elements"] for row in ours)
+    parts = [f"{row['gb_per_s'] / 1e3:.2f} TB/s {row['direction']}" for row in ours if row["elements"] == largest]
+    wrong = sorted({row["elements"] for row in ours if not row["right"]})
+    verdict = f"wrong at {', '.join(map(_power, wrong))} elements" if wrong else "the results are right at every size"
+    return f"**Scaling.** At {_power(largest)} elements: {', '.join(parts)}; {verdict}."
+
+
+def _cpu(document: Document) -> str:
+    table = [
+        [
+            row["case"],
+            *(f"{row[f'{name} {what} ms']:.2f}" for what in ("forward", "both") for name in ("ours", "gelu", "aten")),
+            *(f"{row[f'{what} ratio']:.2f}" for what in ("forward", "both")),
+        ]
+        for row in document["rows"]
+    ]
+    times = [
+        f"{name}, {what}" for what in ("forward", "both passes") for name in ("ours", "GELU", "PyTorch's operators")
+    ]
+    return "\n\n".join(
+        [
+            "**CPU.** Milliseconds of a call, 8 groups; the path of PyTorch's operators is that without a compiler.",
+            _markdown(["", *times, "ours / GELU, forward", "both passes"], table),
+        ]
+    )
+
+
+def _curves(document: Document) -> str:
+    settings = document["settings"]
+    table = [
+        [
+            row["one"],
+            row["other"],
+            "never" if row["apart_at_step"] is None else f"step {row['apart_at_step']}",
+            f"{row['largest_difference']:.2g}",
+            f"{row['largest_difference_of_means']:.2g}",
+            " and ".join(f"{loss:.3f}" for loss in row["last_losses"]),
+        ]
+        for row in sorted(document["rows"], key=lambda row: row["pair"])
+    ]
+    means = f"of means of {settings['mean_over']} steps"
+    return "\n\n".join(
+        [
+            f"**Loss curves.** The same {settings['steps']} steps on CIFAR-10, batches of {settings['batch_size']}, "
+            "computed in two ways. Nudged is the same computation from starts whose weights are a rounding away, the "
+            "furthest of those tried: what training makes of that is no difference of the computations.",
+            _markdown(
+                [
+                    "",
+                    "against",
+                    f"apart by {settings['apart']}",
+                    "largest difference",
+                    means,
+                    f"last {settings['mean_over']} steps' mean",
+                ],
+                table,
+            ),
+        ]
+    )
+
+
+def _cifar10(document: Document) -> str:
+    settings = document["settings"]
+    seeds: dict[str, list[Row]] = {}
+    for row in document["rows"]:
+        seeds.setdefault(row["contender"], []).append(row)
+    columns = {
+        "flags": lambda row: f"`{settings['contenders'][row['contender']]}`",
+        "parameters": lambda row: f"{row['parameters']:,}",
+        "epochs": lambda row: str(row["epochs"]),
+        "top-1": lambda row: _mean([each["top1"] for each in seeds[row["contender"]]]),
+        "top-1, averaged": lambda row: _mean([each["ema_top1"] for each in seeds[row["contender"]]]),
+        "images/s, together": lambda row: _median(row["images_per_second_together"], ",.0f"),
+        "seconds per epoch, together": lambda row: _median(row["seconds_per_epoch_together"], ".1f"),
+        "of it waiting for data": lambda row: _median(row["data_wait_together"], ".0%"),
+        "images/s, alone and without loading": lambda row: _median(row["images_per_second"], ",.0f"),
+        "seconds per epoch, alone": lambda row: _median(row["seconds_per_epoch"], ".1f"),
+        "peak memory": lambda row: "" if row["peak_memory_gib"] is None else f"{row['peak_memory_gib']:.2f} GiB",
+    }
+    firsts = [rows[0] for rows in seeds.values()]
+    found = {name: [cell(row) for row in firsts] for name, cell in columns.items()}
+    found = {name: cells for name, cells in found.items() if any(cells)}
+    table = [[row["contender"], *cells] for row, *cells in zip(firsts, *found.values(), strict=True)]
+    is_timed = any(name.endswith("alone") for name in found)
+    alone = "; alone, with the machine to itself, evaluated after each" if is_timed else ""
+    return "\n\n".join(
+        [
+            "**CIFAR-10.** KAT-T and ViT-T with patches of 4 x 4 pixels, trained from scratch by `flashkat train` with "
+            "the published models' recipe, but for larger crops, as images are small, and a longer warm-up "
+            f"(`{settings['flags']}`), mixing in {_mixed(settings)} epochs; the same seeds and, but for those "
+            "shown, the same flags for all; "
+            f"batches of {settings['batch_size']}, compiled with CUDA graphs. Top-1 is of the last epoch, "
+            f"of the weights and of their average{_over_seeds(settings)}. Speeds are medians over epochs "
+            f"from the first seed: together, of all trainings at once on {settings['gpus']} GPUs of one machine, "
+            f"evaluated after {settings['val_interval']} epochs each{alone}.",
+            _markdown(["", *found], table),
+        ]
+    )
+
+
+def _mean(values: Sequence[float]) -> str:
+    """Of percentages, and each."""
+    each = f" ({', '.join(f'{value:.2f}' for value in values)})" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.2f}%{each}"
+
+
+def _over_seeds(settings: Mapping[str, Any]) -> str:
+    several = len(settings["seeds"]) > 1
+    return f", the mean over seeds {', '.join(map(str, settings['seeds']))}, and of each" if several else ""
+
+
+def _mixed(settings: Mapping[str, Any]) -> str:
+    mixed = settings["mixed_epochs"]
+    return "all" if mixed >= settings["epochs"] else f"the first {mixed}"
+
+
+def _training(document: Document) -> str:
+    text = (
+        "**Training steps.** Images per second (peak memory in GiB) of timm's ViT and of KATs of its size, with our "
+        "kernels or the published ones; 224 px, batch 128 or what the case says, fused AdamW, autocast to bf16 and "
+        "fp16, or float32 with TF32."
+    )
+    return "\n\n".join([text, _models(document["rows"], "case")])
+
+
+def _inference(document: Document) -> str:
+    text = "**Inference.** Images per second (peak memory in GiB), weights and images in bf16, 224 px."
+    return "\n\n".join([text, _models(document["rows"], "batch")])
+
+
+def _models(rows: Sequence[Row], key: str) -> str:
+    """A line per case, with our KAT's speed and memory over the ViT's."""
+    cases: dict[tuple[Any, str, str], dict[str, Row]] = {}
+    for row in rows:
+        cases.setdefault((row[key], row["size"], row["way"]), {})[row["contender"]] = row
+    names = [name for name in LABELS if any(name in found for found in cases.values())]
+    firsts, ways = [case[0] for case in cases], list(WAYS)
+    table = [
+        [
+            *map(str, case),
+            *(_speed(cases[case][name]) if name in cases[case] else "" for name in names),
+            *(_ratio(cases[case].get("ours", {}).get(ratio)) for ratio in ("over_vit", "peak_over_vit")),
+        ]
+        for case in sorted(cases, key=lambda case: (firsts.index(case[0]), SIZES.index(case[1]), ways.index(case[2])))
+    ]
+    return _markdown([key, "size", "way", *(LABELS[name] for name in names), "ours / ViT", "memory, ours / ViT"], table)
+
+
+def _ratio(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def _speed(row: Row) -> str:
+    memory = "" if row["peak_gib"] is None else f" ({row['peak_gib']:.2f})"
+    return f"{row['images_per_s']:,.0f}{memory}"
+
+
+def _loading(document: Document) -> str:
+    rates: dict[str, dict[int, Row]] = {}
+    for row in document["rows"]:
+        rates.setdefault(f"{row['images']}, {row['pixels']} px", {})[row["workers"]] = row
+    workers = sorted({row["workers"] for row in document["rows"]})
+    table = [
+        [images, *(_delivered(found[count]) if count in found else "" for count in workers)]
+        for images, found in rates.items()
+    ]
+    return "\n\n".join(
+        [
+            "**Loading.** Images per second of the training loader alone, with the recipes' augmentation, by number of "
+            "workers, and the share of what a training step of KAT-Tiny with CUDA graphs takes.",
+            _markdown(["", *(f"{count} worker{'s' * (count > 1)}" for count in workers)], table),
+        ]
+    )
+
+
+def _delivered(row: Row) -> str:
+    share = "" if row["over_step"] is None else f" ({row['over_step']:.0%})"
+    return f"{row['images_per_s']:,.0f}{share}"
+
+
+SECTIONS: dict[str, Callable[[Document], str]] = {
+    "training": _training,
+    "inference": _inference,
+    "loading": _loading,
+    "kernels": _kernels,
+    "rounding": _rounding,
+    "host_time": _host_time,
+    "scaling": _scaling,
+    "cpu": _cpu,
+    "curves": _curves,
+    "cifar10": _cifar10,
+}
+"""The text for a result, by the name of its benchmark, in the README's order."""
+
+
+def render(results: Path) -> str:
+    """The text between the markers: a section for every result that there is, with where it was measured."""
+    parts = []
+    for name, section in SECTIONS.items():
+        path = results / f"{name}.json"
+        if path.exists():
+            document = read(path)
+            picture = ROOT / "docs" / "benchmarks" / f"{name}.svg"
+            text = [section(document), _verdict(document), _provenance(document["environment"])]
+            text += [f"![{name} benchmark](docs/benchmarks/{name}.svg)"] if picture.exists() else []
+            parts.append("\n\n".join(part for part in text if part))
+    return "\n\n".join(parts) or "No results yet."
+
+
+def _verdict(document: Document) -> str:
+    """How many targets were met, and those that were not."""
+    targets = document["targets"]
+    if not targets:
+        return ""
+    missed = [target for target in targets if not target["met"]]
+    verdict = f"{len(targets) - len(missed)} of {len(targets)} targets met"
+    if not missed:
+        return f"{verdict}."
+    lines = [
+        f"- {target['name']}: {'not measured' if target['value'] is None else target['value']}, "
+        f"wanted {target['bound']} {target['limit']}"
+        for target in missed
+    ]
+    return "\n".join([f"<details><summary>{verdict}; the others:</summary>", "", *lines, "", "</details>"])
+
+
+def _provenance(environment: Row) -> str:
+    machine = environment.get("gpu") or f"{environment['cpu']}, {environment['cpu_threads']} threads"
+    versions = ", ".join(f"{name} {environment[name]}" for name in ("torch", "triton") if environment[name])
+    commit = f", commit {environment['commit'][:7]}" if environment["commit"] else ""
+    changed = " with uncommitted changes" if environment["uncommitted_changes"] else ""
+    return f"*{machine}, {versions}, {environment['date']}{commit}{changed}.*"
+
+
+def replace(readme: str, text: str) -> str:
+    """The README with the part between the markers replaced."""
+    before, begin, rest = readme.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise SystemExit(f"README.md has to have the lines {BEGIN} and {END}")
+    return f"{before}{begin}\n{text}\n{end}{after}"
+
+
+def _in_order(rows: dict[str, Row]) -> Iterable[tuple[str, Row]]:
+    return ((name, rows[name]) for name in LABELS if name in rows)
+
+
+def _median(spread: Row | None, form: str) -> str:
+    """The median of what was measured in several rounds, or nothing."""
+    return "" if spread is None else format(spread["median"], form)
+
+
+def _microseconds(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.1f}"
+
+
+def _power(elements: int) -> str:
+    return f"2^{elements.bit_length() - 1}"
+
+
+def _markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Rewrite README.md."""
+    argparse.ArgumentParser(prog="python -m benchmarks.report.tables", description=__doc__).parse_args(argv)
+    readme = ROOT / "README.md"
+    readme.write_text(replace(readme.read_text(), render(RESULTS)))
+    print(readme)
+
+
+if __name__ == "__main__":
+    main()

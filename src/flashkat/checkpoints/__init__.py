@@ -1,0 +1,16 @@
+"""Checkpoint files: written whole, read without running code, loaded into a model."""
+
+from .io import check_output, read, write, write_weights
+from .load import fit, load_weights, notes_on_average, start_from, weights
+
+__all__ = [
+    "check_output",
+    "fit",
+    "load_weights",
+    "notes_on_average",
+    "read",
+    "start_from",
+    "weights",
+    "write",
+    "write_weights",
+]

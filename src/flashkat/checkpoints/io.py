@@ -1,0 +1,150 @@
+"""Checkpoint files: writing them whole, reading them without running code, loading weights into a model.
+
+A checkpoint of a run has timm's layout: a dictionary with ``arch``, ``args``, ``epoch``, ``metric``, ``state_dict``,
+``optimizer``, and where there are any ``amp_scaler`` and ``state_dict_ema``; ``classes`` names the outputs in order.
+Everything in it is a tensor, a number, a string, or a list or dictionary of them.
+
+Read are also bare state_dicts, those under ``model`` and ``model_ema`` as DeiT's code writes them, ``.safetensors``,
+and Google's ``.npz``. What the weights in them are called is the matter of :mod:`flashkat.names`.
+"""
+
+import argparse
+import os
+import pickle
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError, explain
+from ..system.files import check_writable, replaced
+from .formats import from_google
+
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = ["check_output", "read", "write", "write_weights"]
+
+# timm's own checkpoints carry their arguments as a Namespace: a bag of names with no behaviour.
+_SAFE_GLOBALS: list[Any] = [argparse.Namespace]
+
+# What other programs write under these names may be anything.
+_ENTRIES: dict[Any, type] = {"arch": str, "args": dict, "classes": list, "epoch": int}
+
+_SUFFIXES = (".pth", ".pth.tar", ".pt", ".bin", ".safetensors")
+
+
+def write(path: Path, checkpoint: dict[str, Any]) -> None:
+    """Write a checkpoint so that at every moment ``path`` is a whole file, the old one or the new one."""
+    with replaced(path) as partial:
+        torch.save(checkpoint, partial)
+
+
+def read(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a PyTorch, ``.safetensors`` or ``.npz`` file to the CPU without running code.
+
+    Raises:
+        InputError: the file is missing, may not be read, is truncated, no checkpoint, or would need to run code to
+            load; an ``.npz`` is not of one of Google's original ViTs.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: name a checkpoint in it, such as {path / 'last.pth.tar'}")
+    if not path.is_file():
+        raise InputError(f"no checkpoint at {path}")
+    with explain(f"cannot read {path}"):
+        path.open("rb").close()
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    if path.suffix == ".npz":
+        return {"state_dict": from_google(_read_npz(path), str(path))}
+    try:
+        with torch.serialization.safe_globals(_SAFE_GLOBALS), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickle protocols, beside the error that follows
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged files make torch raise almost anything
+        if _needs_code(path, error):
+            raise InputError(
+                f"{path} would need to run code to load, so it was not: save its state_dict alone, or as safetensors"
+            ) from error
+        raise InputError(f"{path} is not a checkpoint, or truncated or damaged: copy or download it again") from error
+    if not isinstance(checkpoint, dict):
+        raise InputError(f"{path} holds no state_dict")
+    return _without_misfits(checkpoint)
+
+
+def _without_misfits(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint whose entries beside the weights are what their names promise; others are left out."""
+    if isinstance(checkpoint.get("args"), argparse.Namespace):
+        checkpoint["args"] = vars(checkpoint["args"])
+    kept: dict[str, Any] = {
+        name: value for name, value in checkpoint.items() if isinstance(value, _ENTRIES.get(name, object))
+    }
+    args: dict[str, Any] = kept.get("args", {})
+    if not isinstance(args.get("model_kwargs", {}), dict):
+        del args["model_kwargs"]
+    return kept
+
+
+def _needs_code(path: Path, error: Exception) -> bool:
+    """Whether torch refused a whole file for the functions or classes that it names."""
+    if not isinstance(error, pickle.UnpicklingError):
+        return False
+    try:
+        return bool(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    except Exception:  # only the zip format can be asked; for older ones torch's words have to do
+        with path.open("rb") as file:
+            is_pickle = file.read(1) == pickle.PROTO  # a text may begin like a pickle without it
+        return is_pickle and "global" in str(error).lower()
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return {"state_dict": load_file(path)}
+    except SafetensorError as error:
+        raise InputError(f"{path} is truncated or damaged: copy or download it again") from error
+
+
+def _read_npz(path: Path) -> "dict[str, np.ndarray]":
+    import numpy as np
+
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except Exception as error:  # damaged files make numpy and zipfile raise almost anything
+        if "Object arrays" in str(error):
+            raise InputError(f"{path} would need to run code to load, so it was not") from error
+        raise InputError(f"{path} is no .npz, or truncated or damaged: copy or download it again") from error
+
+
+def write_weights(path: Path, state: dict[str, Tensor]) -> None:
+    """Write a bare state_dict, as ``.safetensors`` or for ``torch.load`` by the suffix of ``path``.
+
+    Raises:
+        InputError: the suffix is none of a checkpoint's, or nothing can be written there; nothing is left then.
+    """
+    check_output(path)
+    try:
+        with replaced(path) as partial, partial.open("wb") as file:
+            if path.suffix == ".safetensors":
+                from safetensors.torch import save
+
+                # Copies, because the format has no place for tensors that share memory.
+                copies = {name: value.clone(memory_format=torch.contiguous_format) for name, value in state.items()}
+                file.write(save(copies, {"format": "pt"}))
+            else:
+                torch.save(state, file)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def check_output(path: Path) -> None:
+    """Raise InputError unless weights can be written to a file of this name."""
+    if not path.name.endswith(_SUFFIXES):
+        raise InputError(f"cannot write {path}: give a name that ends in {', '.join(_SUFFIXES)}")
+    check_writable(path)

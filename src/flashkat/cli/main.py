@@ -1,0 +1,147 @@
+"""The ``flashkat`` command: parses, calls, and turns a user's mistakes into one line and exit status 2."""
+
+import argparse
+import sys
+import traceback
+from typing import NoReturn
+
+from ..errors import DivergedError, InputError, launched_processes, show_once
+from ..system.distributed import is_primary, leave
+from .parser import Parser
+from .tool_flags import add_export_arguments, add_flops_arguments, add_plot_arguments
+from .train_flags import add_training_arguments
+from .validate_flags import add_validation_arguments
+
+__all__ = ["main", "run"]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a subcommand; returns the exit status: 0, 1 for a run that failed, 2 for bad input, 130 when interrupted."""
+    parser = _parser()
+    args = vars(parser.parse_args(argv))
+    run, program = args.pop("run"), f"flashkat {args.pop('command')}"
+    try:
+        run(argparse.Namespace(**args))
+        sys.stdout.flush()
+    except InputError as error:
+        return _fail(program, str(error), status=2)
+    except DivergedError as error:
+        return _fail(program, str(error), status=1)
+    except KeyboardInterrupt as error:
+        return _fail(program, f"interrupted{error}", status=130)
+    except BrokenPipeError:
+        # The reader of our output has gone; a second failure when Python flushes would only confuse.
+        sys.stderr.close()
+        return 1
+    except Exception:
+        if launched_processes() == 1:
+            raise
+        show_once(traceback.print_exc)
+        return 1
+    return 0
+
+
+def run(argv: list[str] | None = None) -> NoReturn:
+    """The process of a command: :func:`main`, then the end."""
+    leave(main(argv))
+
+
+def _fail(program: str, message: str, status: int) -> int:
+    line = f"{program}: error: {' '.join(message.split())}"
+    show_once(lambda: print(line, file=sys.stderr, flush=True))
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(prog="flashkat", description="Train, evaluate and inspect Kolmogorov-Arnold Transformers.")
+    parser.add_argument("--version", action="version", version=_version())
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    train = commands.add_parser("train", help="train a model on a folder of images")
+    add_training_arguments(train)
+    train.set_defaults(run=_train)
+
+    validate = commands.add_parser("validate", help="evaluate a model on a folder of images")
+    add_validation_arguments(validate)
+    validate.set_defaults(run=_validate)
+
+    plot = commands.add_parser("plot", help="draw the functions that a checkpoint's rationals have learned")
+    add_plot_arguments(plot)
+    plot.set_defaults(run=_plot)
+
+    export = commands.add_parser("export", help="write a KAT's weights as other programs load them")
+    add_export_arguments(export)
+    export.set_defaults(run=_export)
+
+    flops = commands.add_parser("flops", help="count operations and parameters of a model, part by part")
+    add_flops_arguments(flops)
+    flops.set_defaults(run=_flops)
+
+    data = commands.add_parser("data", help="write a built-in data set as image files")
+    data.add_argument("name", choices=["digits"], help="digits: 1,797 handwritten digits, 8 x 8 pixels")
+    data.add_argument("folder", metavar="DIR", help="folder to make")
+    data.set_defaults(run=_data)
+
+    doctor = commands.add_parser("doctor", help="show versions, devices and the path that the operator takes on each")
+    doctor.set_defaults(run=_doctor)
+    return parser
+
+
+def _version() -> str:
+    from .. import __version__
+
+    return f"flashkat {__version__}"
+
+
+def _note(line: str) -> None:
+    """What is beside a command's result."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def _train(args: argparse.Namespace) -> None:
+    from ..training import train
+
+    folder = train(args)
+    if is_primary():
+        print(f"The run is in {folder}")
+
+
+def _validate(args: argparse.Namespace) -> None:
+    from ..evaluation.results import result_text
+    from ..evaluation.validate import run_validation
+
+    result = run_validation(args, say=_note)
+    if is_primary():
+        print(result_text(result))
+
+
+def _plot(args: argparse.Namespace) -> None:
+    from ..tools.plot import plot
+
+    print(f"The rationals are drawn in {plot(args, say=_note)}")
+
+
+def _export(args: argparse.Namespace) -> None:
+    from ..checkpoints.export import export
+
+    count = export(args.checkpoint, args.output, args.format, args.use_ema, say=_note)
+    print(f"Wrote {count} tensors to {args.output}, with the names of {args.format}")
+
+
+def _flops(args: argparse.Namespace) -> None:
+    from ..tools.flops import flops
+
+    print(flops(args))
+
+
+def _data(args: argparse.Namespace) -> None:
+    from ..tools.digits import write_digits
+
+    counts = write_digits(args.folder)
+    print(f"Wrote {counts['train']} training and {counts['val']} validation images to {args.folder}")
+
+
+def _doctor(args: argparse.Namespace) -> None:
+    from ..tools.doctor import report
+
+    print(report())

@@ -1,0 +1,211 @@
+"""The groups of flags that commands share: data, model, device."""
+
+import argparse
+import os
+
+from ..models.create import DEFAULT_MODEL
+from .parser import Instead, ModelKwargs, count, finite, positive, share, size
+
+__all__ = [
+    "INTERPOLATIONS",
+    "add_config",
+    "add_data",
+    "add_data_dir",
+    "add_device",
+    "add_model",
+    "add_model_kwargs",
+]
+
+INTERPOLATIONS = ("bilinear", "bicubic", "nearest", "box", "hamming", "lanczos")
+
+# Data sets that timm finds by themselves, without a folder.
+_ROOTLESS = ("hfds/", "hfids/", "tfds/")
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """The file of flags."""
+    parser.add_argument(
+        "-c",
+        "--config",
+        default="",
+        metavar="FILE",
+        help="YAML file of flags, such as a run's args.yaml; typed ones win",
+    )
+
+
+def add_data_dir(parser: argparse.ArgumentParser, text: str) -> None:
+    """The data set's folder, as an argument and as a flag; a check that there is one goes to the parser."""
+    parser.add_argument("data_dir", nargs="?", default=argparse.SUPPRESS, metavar="DIR", help=text)
+    parser.add_argument("--data-dir", default=None, metavar="DIR", help="the same as DIR, as a flag")
+
+    def check(args: argparse.Namespace) -> None:
+        needs_none = getattr(args, "fake_data", False) or args.dataset.lower().startswith(_ROOTLESS)
+        if args.data_dir is None and not needs_none:
+            raise argparse.ArgumentTypeError("the following arguments are required: DIR")
+
+    parser.checks.append(check)  # type: ignore[attr-defined]
+
+
+def add_dataset(group: argparse._ArgumentGroup) -> None:
+    """What kind of data set it is, and how it is read."""
+    group.add_argument(
+        "--dataset",
+        default="",
+        metavar="NAME",
+        help="kind and name: torch/cifar10, hfds/..., hfids/... (streamed), wds/, tfds/... (default: a folder or .tar)",
+    )
+    group.add_argument(
+        "--dataset-download", action="store_true", help="download the data set where its kind allows it (torch/, tfds/)"
+    )
+    group.add_argument(
+        "--dataset-trust-remote-code", action="store_true", help="let a Hugging Face data set run code of its own"
+    )
+    group.add_argument(
+        "--class-map", default="", metavar="FILE", help="class names in the order of their indices, a line each"
+    )
+    group.add_argument(
+        "--input-img-mode", metavar="MODE", help="Pillow mode of images (default: RGB, or L for one channel)"
+    )
+    group.add_argument("--input-key", metavar="KEY", help="where samples of hfds/ and wds/ data hold the image")
+    group.add_argument("--target-key", metavar="KEY", help="where samples of hfds/ and wds/ data hold the class")
+
+
+def add_data(parser: argparse.ArgumentParser, batch_size: int) -> None:
+    """Image size, normalisation, batches and loader."""
+    group = parser.add_argument_group("data")
+    add_dataset(group)
+    group.add_argument(
+        "-b",
+        "--batch-size",
+        type=positive,
+        default=batch_size,
+        metavar="N",
+        help=f"images per batch and process (default: {batch_size})",
+    )
+    group.add_argument(
+        "-j",
+        "--workers",
+        type=count,
+        default=min(4, os.cpu_count() or 1),
+        metavar="N",
+        help="loader processes (default: 4, or the number of cores where that is less)",
+    )
+    group.add_argument(
+        "--pin-mem",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="load batches for GPUs into pinned memory, from which copying waits for nothing (default: on)",
+    )
+    group.add_argument(
+        "--no-prefetcher", action="store_true", help="normalise images in the loader's processes, not on the device"
+    )
+    group.add_argument("--img-size", type=positive, metavar="N", help="image side in pixels (default: the model's)")
+    group.add_argument("--in-chans", type=positive, metavar="N", help="channels of images (default: 3)")
+    group.add_argument(
+        "--input-size", type=positive, nargs=3, metavar="N", help="channels, height and width, in place of both"
+    )
+    group.add_argument("--crop-pct", type=share, metavar="F", help="share of the side that evaluation crops to")
+    group.add_argument(
+        "--interpolation",
+        choices=["", *INTERPOLATIONS],
+        metavar="NAME",
+        help=f"resizing for evaluation: {', '.join(INTERPOLATIONS)} (default: the model's)",
+    )
+    group.add_argument("--mean", type=finite, nargs="+", metavar="F", help="mean to subtract, per channel")
+    group.add_argument("--std", type=size, nargs="+", metavar="F", help="standard deviation to divide by, per channel")
+
+
+def add_model(parser: argparse.ArgumentParser, model_default: str | None) -> argparse._ArgumentGroup:
+    """The model and where its weights come from; returns the group, for flags of one command alone."""
+    group = parser.add_argument_group("model")
+    shown = model_default or f"the one that the checkpoint names; without a checkpoint {DEFAULT_MODEL}"
+    group.add_argument(
+        "-m", "--model", default=model_default, metavar="NAME", help=f"name in timm's registry (default: {shown})"
+    )
+    group.add_argument(
+        "--pretrained",
+        action="store_true",
+        help="published weights; validate takes them without being told, where there is no --checkpoint",
+    )
+    group.add_argument(
+        "--num-classes", type=positive, metavar="N", help="number of classes (default: as many as the data set lists)"
+    )
+    group.add_argument(
+        "--gp", metavar="POOL", help="global pooling before the head: token, avg, max (default: the model's)"
+    )
+    add_model_kwargs(group)
+    group.add_argument("--partial", action="store_true", help="load what fits of weights that are of another model")
+    group.add_argument("--fast-norm", action="store_true", help="layer norms in the autocast dtype, not in float32")
+    return group
+
+
+def add_model_kwargs(parser: argparse._ActionsContainer) -> None:
+    """What else the model takes."""
+    parser.add_argument(
+        "--model-kwargs",
+        nargs="*",
+        default={},
+        action=ModelKwargs,
+        metavar="KEY=VALUE",
+        help="more arguments of the model, such as m=6 n=4 num_groups=1 den_groups=8, in place of all that a --config "
+        "gives; a checkpoint's own are kept where only others are given",
+    )
+
+
+def add_device(parser: argparse.ArgumentParser, compiles: bool = False) -> argparse._ArgumentGroup:
+    """Device, precision and compilation; returns the group, for flags of one command alone.
+
+    Args:
+        parser: to add to.
+        compiles: whether the command does so without being told, so that there is a flag against it.
+    """
+    group = parser.add_argument_group("device")
+    group.add_argument("--device", metavar="NAME", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
+    group.add_argument(
+        "--device-modules", nargs="+", default=None, metavar="MODULE", help="Python modules to import for the device"
+    )
+    group.add_argument("--amp", action="store_true", help="automatic mixed precision")
+    group.add_argument(
+        "--amp-dtype",
+        default="bfloat16",
+        choices=["bfloat16", "float16"],
+        help="its dtype; float16 scales the loss (default: bfloat16, where timm's is float16)",
+    )
+    group.add_argument(
+        "--amp-impl", default="native", choices=["native"], help="PyTorch's own; timm's other choice, apex, is gone"
+    )
+    group.add_argument(
+        "--model-dtype",
+        choices=["float32", "bfloat16", "float16"],
+        metavar="DTYPE",
+        help="dtype of weights and images: float32, bfloat16 or float16, without --amp (default: float32)",
+    )
+    group.add_argument("--channels-last", action="store_true", help="channels-last layout for model and images")
+    compilation = group.add_mutually_exclusive_group()
+    compilation.add_argument(
+        "--torchcompile",
+        nargs="?",
+        const="inductor",
+        action=Instead,
+        of={"no_compile": False} if compiles else {},
+        metavar="BACKEND",
+        help="compile the model, with inductor or the backend named"
+        + (" (default: with inductor on GPUs)" if compiles else ""),
+    )
+    if compiles:
+        compilation.add_argument(
+            "--no-compile",
+            nargs=0,
+            const=True,
+            default=False,
+            action=Instead,
+            of={"torchcompile": None},
+            help="do not compile the model, not on GPUs either",
+        )
+    group.add_argument(
+        "--torchcompile-mode",
+        metavar="MODE",
+        help="torch.compile's mode, such as max-autotune"
+        + (" (default: reduce-overhead, CUDA graphs, on one GPU)" if compiles else ""),
+    )
+    return group

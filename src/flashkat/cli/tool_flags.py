@@ -1,0 +1,44 @@
+"""The flags of ``flashkat plot``, ``flashkat export`` and ``flashkat flops``."""
+
+import argparse
+
+from ..nn.formats import FORMATS
+from .parser import positive
+from .shared_flags import add_model_kwargs
+from .validate_flags import add_evaluation
+
+__all__ = ["add_export_arguments", "add_flops_arguments", "add_plot_arguments"]
+
+
+def add_plot_arguments(parser: argparse.ArgumentParser) -> None:
+    """All flags of ``flashkat plot``."""
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="of flashkat train, or weights of the model --model")
+    parser.add_argument(
+        "-o", "--output", metavar="FILE", help="a .png, .svg or .pdf (default: rationals.png beside it)"
+    )
+    parser.add_argument("--data", metavar="DIR", help="data set to take the ranges of x from (default: -3 to 3)")
+    add_evaluation(parser)
+
+
+def add_export_arguments(parser: argparse.ArgumentParser) -> None:
+    """All flags of ``flashkat export``."""
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a KAT's, of flashkat train or of other programs")
+    parser.add_argument(
+        "-o", "--output", required=True, metavar="FILE", help="a .pth, .pth.tar, .pt, .bin or .safetensors"
+    )
+    parser.add_argument(
+        "--format",
+        default="kat",
+        choices=list(FORMATS),
+        help="whose names: KAT's code, the FlashKAT paper's code, or timm with this package (default: kat)",
+    )
+    parser.add_argument("--use-ema", action="store_true", help="write the checkpoint's averaged weights")
+
+
+def add_flops_arguments(parser: argparse.ArgumentParser) -> None:
+    """All flags of ``flashkat flops``."""
+    parser.add_argument("model", metavar="MODEL", help="a KAT or a Vision Transformer in timm's registry")
+    parser.add_argument("--img-size", type=positive, metavar="N", help="image side in pixels (default: the model's)")
+    parser.add_argument("--num-classes", type=positive, metavar="N", help="number of classes (default: the model's)")
+    add_model_kwargs(parser)
+    parser.add_argument("--json", action="store_true", help="for programs, numbers in full")

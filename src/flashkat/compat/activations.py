@@ -1,0 +1,154 @@
+"""Drop-in classes: KAT's and FlashKAT's activations, under their own names and with their own parameters.
+
+``from flashkat.compat import KAT_Group`` is the only line to change in a model that was written for one of these; its
+state_dicts stay as they are. The functions that training starts from are this package's own fits: the coefficients that
+circulate for gelu, geglu and swishglu belong to another denominator and miss their functions by up to 1.7.
+
+Where these do more than the originals: input on any device and with any strides, any starting function of
+:data:`flashkat.coefficients.FUNCTIONS`, and ``load_state_dict`` takes coefficients under any name that
+:mod:`flashkat.names` knows. New models are better off with :class:`flashkat.GroupRational`.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..nn.formats import renamings
+from ..nn.starts import starting_coefficients
+from ..ops import rational
+
+__all__ = ["FlashKAT_Group", "KAT_Group", "KAT_Group2D"]
+
+
+class _Activation(nn.Module):
+    """What the three share: two tables of coefficients under given names, applied along ``_dim``."""
+
+    _dim = -1
+    _names: tuple[str, str]
+
+    def __init__(self, rows: tuple[int, int], orders: tuple[int, int], mode: str, device: torch.device | str) -> None:
+        super().__init__()
+        for name, count, order in zip(self._names, rows, orders, strict=True):
+            self.register_parameter(name, nn.Parameter(torch.empty(count, order, device=_available(device))))
+        self.initialize(mode)
+
+    @torch.no_grad()
+    def initialize(self, mode: str = "gelu") -> None:
+        """Set every group to a named function; ValueError for an unknown name."""
+        tables = [getattr(self, name) for name in self._names]
+        start = starting_coefficients(mode, *(table.shape[1] for table in tables))
+        for table, coefficients in zip(tables, start, strict=True):
+            table.copy_(coefficients.expand_as(table))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The rational of each group; ValueError where the channels of ``x`` do not divide into the groups."""
+        return rational(x, *(getattr(self, name) for name in self._names), dim=self._dim)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # What load_state_dict hands over is its own copy.
+        for old, new in renamings(state_dict, [prefix + name for name in self._names]).items():
+            state_dict[new] = state_dict.pop(old)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _available(device: torch.device | str) -> torch.device:
+    """The device, or the CPU where CUDA is asked for and there is none."""
+    device = torch.device(device)
+    return torch.device("cpu") if device.type == "cuda" and not torch.cuda.is_available() else device
+
+
+class KAT_Group(_Activation):  # noqa: N801
+    """KAT's activation for channels in the last dimension: 8 groups, one numerator, degrees 5 and 4.
+
+    Args:
+        num_groups: groups of channels; must divide the channels of the input.
+        mode: the function to start from: "identity", "gelu", "swish" or any other of flashkat.coefficients.FUNCTIONS.
+        device: where the parameters are made; where there is no CUDA, "cuda" means the CPU. Moving the module moves
+            them, and the input may be on any device that they are on.
+
+    Shapes:
+        Input and output: (B, N, C), or any other with the channels last.
+        ``weight_numerator``: (1, 6); ``weight_denominator``: (num_groups, 4).
+
+    Raises:
+        ValueError: an unknown mode, fewer than one group; in the forward pass, channels that the groups do not divide.
+    """
+
+    _names = ("weight_numerator", "weight_denominator")
+
+    def __init__(self, num_groups: int = 8, mode: str = "gelu", device: torch.device | str = "cuda") -> None:
+        if num_groups < 1:
+            raise ValueError(f"groups must be at least 1, not {num_groups}")
+        super().__init__((1, num_groups), (6, 4), mode, device)
+        self.num_groups = num_groups
+        self.order = (5, 4)
+
+    def extra_repr(self) -> str:
+        return f"num_groups={self.num_groups}, order={self.order}"
+
+
+class KAT_Group2D(KAT_Group):  # noqa: N801
+    """:class:`KAT_Group` for channels in dimension 1, with the same arguments and parameters.
+
+    Shapes:
+        Input and output: (B, C, H, W).
+    """
+
+    _dim = 1
+
+
+class FlashKAT_Group(_Activation):  # noqa: N801
+    """The FlashKAT paper's activation for channels in the last dimension.
+
+    Args:
+        in_features: channels of the input.
+        num_groups: numerators: 1 for a shared one, 0 or less for one per channel.
+        den_groups: denominators, likewise. The larger number is the number of groups; the other equals it or is 1.
+        m: numerator coefficients.
+        n: denominator coefficients.
+        mode: as KAT_Group's.
+        device: as KAT_Group's.
+
+    Shapes:
+        Input and output: (B, N, in_features), or any other with the channels last.
+        ``numerator_v``: (num_groups, m); ``denominator_v``: (den_groups, n).
+
+    Raises:
+        ValueError: an unknown mode, or numbers that do not fit together; in the forward pass, other channels.
+    """
+
+    _names = ("numerator_v", "denominator_v")
+
+    def __init__(
+        self,
+        in_features: int,
+        num_groups: int = 1,
+        den_groups: int = 8,
+        m: int = 6,
+        n: int = 4,
+        mode: str = "gelu",
+        device: torch.device | str = "cuda",
+    ) -> None:
+        rows = tuple(groups if groups > 0 else in_features for groups in (num_groups, den_groups))
+        groups = max(rows)
+        if {*rows} - {1, groups}:
+            raise ValueError(f"num_groups and den_groups must be equal or 1, not {rows[0]} and {rows[1]}")
+        if in_features % groups != 0:
+            raise ValueError(f"{in_features} channels do not divide into {groups} groups")
+        super().__init__((rows[0], rows[1]), (m, n), mode, device)
+        self.in_features = in_features
+        self.num_groups, self.den_groups = rows
+        self.m, self.n = m, n
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The rational of each group; ValueError where ``x`` has other channels than ``in_features``."""
+        if x.ndim and x.shape[-1] != self.in_features:
+            raise ValueError(f"expected {self.in_features} channels in dim -1, got x of shape {tuple(x.shape)}")
+        return super().forward(x)
+
+    def extra_repr(self) -> str:
+        return (
+            f"in_features={self.in_features}, num_groups={self.num_groups}, den_groups={self.den_groups}, "
+            f"order=({self.m - 1}, {self.n})"
+        )

@@ -1,0 +1,84 @@
+"""What the samples of a data set hold, looked at once when it is opened, and not when a worker comes upon it."""
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError, explain
+
+__all__ = ["check_columns", "check_shards", "check_streamed_columns"]
+
+
+def check_columns(reader: Any, source: str) -> None:
+    """Raise InputError unless data of Hugging Face's has the columns that images and classes are read from.
+
+    Args:
+        reader: timm's, of ``hfds/``.
+        source: how a message names the data set.
+    """
+    table, image = reader.dataset, reader.image_key
+    # timm's cast to images makes a column that is not there: one without values.
+    is_made = table.data.column(image).null_count == len(table)
+    columns = [name for name in table.column_names if name != image or not is_made]
+    _require(columns, image, "--input-key", source)
+    _require_target(columns, reader.label_key, source)
+
+
+def check_streamed_columns(reader: Any, source: str) -> None:
+    """As :func:`check_columns`, for timm's reader of ``hfids/``, which also needs images that are said to be such."""
+    columns = reader.builder.info.features
+    if not columns:  # unknown before a sample has been read
+        with explain(f"cannot read {source}"):
+            columns = next(iter(reader.builder.as_streaming_dataset(split=reader.split)), {})
+    image = reader.input_key
+    _require(columns, image, "--input-key", source)
+    _require_target(columns, reader.target_key, source)
+    if isinstance(columns[image], dict) or not getattr(columns[image], "decode", True):
+        raise InputError(f"column {image!r} of {source} holds no images but bytes: --dataset hfds/ reads these")
+
+
+def check_shards(reader: Any, source: str, readers: int) -> None:
+    """Raise InputError unless the shards of a WebDataset are there, and the first sample holds an image and a class.
+
+    timm's reader warns of samples that it cannot read, leaves them out and goes on, with none at all if need be.
+
+    Args:
+        reader: timm's, of ``wds/``; of its shards, those elsewhere (https:, pipe:) are not looked at.
+        source: how a message names the data set.
+        readers: workers of all processes that need a shard each, or they would have fewer batches than the others.
+    """
+    names = reader.split_info.filenames
+    paths = [Path(reader.root, name) for name in names if ":" not in name]
+    missing = [path for path in paths if not path.is_file()]
+    if missing:
+        raise InputError(f"no shard at {missing[0]}: {len(missing)} of the {len(names)} of {source} are missing")
+    if len(names) < readers:
+        raise InputError(
+            f"{source} has {len(names)} shards, fewer than the {readers} workers of all processes: give fewer --workers"
+        )
+    if not paths:
+        return
+    import webdataset
+
+    with explain(f"cannot read {paths[0]}"):
+        shards = webdataset.SimpleShardList([str(paths[0])])
+        sample: dict[str, Any] = next(iter(webdataset.DataPipeline(shards, webdataset.tarfile_to_samples())), {})
+    keys = [key for key in sample if not key.startswith("__")]
+    # Any of several names will do.
+    if not set(reader.input_key.split(";")) & set(keys):
+        _require(keys, reader.input_key, "--input-key", source)
+    # A target key names a field of the JSON beside the image; one that names a file is left to the reader.
+    if (reader.target_key or "cls") not in keys:
+        _require(keys, "json" if reader.target_key or reader.split_info.alt_label else "cls", "--target-key", source)
+
+
+def _require_target(columns: Collection[str], keys: str, source: str) -> None:
+    for key in keys.split(","):
+        # A path leads to the fields of a column.
+        if key.strip() not in columns:
+            _require(columns, key.strip().split("/")[0], "--target-key", source)
+
+
+def _require(keys: Collection[str], key: str, flag: str, source: str) -> None:
+    if key not in keys:
+        raise InputError(f"the samples of {source} hold {', '.join(keys) or 'nothing'}, but no {key!r}: give {flag}")

@@ -1,0 +1,194 @@
+"""Data sets by name: timm's readers, with errors that name the file."""
+
+from argparse import Namespace
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.data import (
+    IterableImageDataset,
+    create_dataset,
+)
+
+from ..errors import InputError, did_you_mean, explain, quiet, require_package
+from ..system import distributed
+from .checks import check_columns, check_shards, check_streamed_columns
+from .folders import ImageFolder, Labelled, open_split, ordered
+
+__all__ = ["FakeImages", "check_same_classes", "image_count", "open_dataset"]
+
+# The packages that kinds of data sets need beside timm's own.
+_PACKAGES = {
+    "torch": "torchvision",
+    "hfds": "datasets",
+    "hfids": "datasets",
+    "wds": "webdataset",
+    "tfds": "tensorflow_datasets",
+}
+_STREAMED = ("hfids", "wds", "tfds")
+_SHARDS_HINT = "; where no _info.json lists its splits, the split names shards, such as 'train-{000..099}.tar'"
+
+# What timm opens of torchvision's.
+_TORCHVISION = (
+    *("cifar10", "cifar100", "mnist", "kmnist", "fashion_mnist", "qmnist"),
+    *("inaturalist", "places365", "imagenet", "image_folder"),
+)
+
+_FAKE_TRAINING_BATCHES, _FAKE_EVALUATION_BATCHES, _FAKE_CLASSES = 100, 10, 1000
+
+
+class TorchImages(Labelled, torch.utils.data.Dataset):
+    """A data set of torchvision's, with images in the mode asked for."""
+
+    def __init__(self, dataset: Any, source: str, mode: str) -> None:
+        self.dataset, self.source, self.mode = dataset, source, mode
+        self.transform: Any = None
+        names = getattr(dataset, "classes", None) or getattr(dataset, "all_categories", [])
+        self.classes = [name if isinstance(name, str) else ", ".join(name) for name in names]
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        try:
+            image, target = self.dataset[index]
+            return self.transform(image.convert(self.mode)), self._checked(target)
+        except InputError:
+            raise
+        except Exception as error:
+            raise InputError(f"cannot read image number {index} of {self.source}: {error}") from error
+
+
+class Stream(Labelled, IterableImageDataset):
+    """A data set that is read from front to end, such as the shards of a WebDataset."""
+
+    def __init__(self, dataset: IterableImageDataset, source: str) -> None:
+        super().__init__(None, reader=dataset.reader)
+        self.source = source
+
+    def set_loader_cfg(self, num_workers: int | None = None) -> None:
+        """Tell the reader how many processes read; one at least, without which timm 1.0.29 counts no samples."""
+        super().set_loader_cfg(num_workers=max(1, num_workers or 1))
+
+    def __iter__(self) -> Iterator[tuple[Any, int]]:
+        with explain(f"cannot read {self.source}"):
+            for image, target in super().__iter__():
+                yield image, self._checked(target)
+
+    def read_whole(self) -> None:
+        """Let this process read all samples and no share; timm's shares repeat some and leave others out, to be even.
+
+        To be called before a loader is made.
+        """
+        self.reader.dist_rank, self.reader.dist_num_replicas = 0, 1
+
+    @property
+    def classes(self) -> list[str]:
+        """Class names, where a class map or the data set lists them."""
+        return ordered(getattr(self.reader, "class_to_idx", None) or {})
+
+
+class FakeImages:
+    """No images: its loader shows one random batch on the device, again and again."""
+
+    def __init__(self, classes: int, batches: int, batch_size: int) -> None:
+        self.source = "fake data"
+        self.classes = [str(index) for index in range(classes)]
+        self.batches, self.batch_size = batches, batch_size
+
+    def __len__(self) -> int:
+        return self.batches * self.batch_size
+
+
+def open_dataset(args: Namespace, split: str, is_training: bool = False, num_samples: int | None = None) -> Any:
+    """The split of the data set that ``--dataset`` and the data folder name.
+
+    Args:
+        args: see :mod:`flashkat.arguments`.
+        split: its name.
+        is_training: whether it is shuffled, where that is the data set's work and not the loader's.
+        num_samples: how many samples it has, where it does not say.
+
+    Raises:
+        InputError: there is no such data set, it cannot be read, or a package is not installed.
+    """
+    if getattr(args, "fake_data", False):
+        batch, few = args.batch_size, _FAKE_TRAINING_BATCHES if is_training else _FAKE_EVALUATION_BATCHES
+        return FakeImages(args.num_classes or _FAKE_CLASSES, max(1, (num_samples or few * batch) // batch), batch)
+    kind, slash, name = args.dataset.partition("/")
+    kind = kind.lower()
+    mode = args.input_img_mode or ("L" if _channels(args) == 1 else "RGB")
+    if not slash and kind in ("", "folder", "tar"):
+        return open_split(args.data_dir, split, args.class_map, mode)
+    if not slash or kind not in _PACKAGES:
+        raise InputError(
+            f"no kind of data set {args.dataset!r}: leave it out for a folder, or try torch/cifar10, hfds/, wds/"
+        )
+    if not name and kind != "wds":
+        raise InputError(f"--dataset {kind}/ needs a name: {kind}/NAME")
+    require_package(_PACKAGES[kind], f"--dataset {kind}/")
+    if kind in ("torch", "wds") and not (args.dataset_download or Path(args.data_dir).is_dir()):
+        raise InputError(f"no data folder at {args.data_dir}")
+    source = f"the {split} split of {args.dataset}"
+    hint = _torchvision_hint(args) if kind == "torch" else _SHARDS_HINT if kind == "wds" else ""
+    # They warn of optional files, and of each retry.
+    with explain(f"cannot open {source}", hint), quiet("timm.data.readers", "huggingface_hub"):
+        dataset = create_dataset(
+            args.dataset,
+            root=args.data_dir,
+            split=split,
+            class_map=args.class_map or None,
+            is_training=is_training,
+            download=args.dataset_download,
+            batch_size=args.batch_size,
+            num_samples=num_samples,
+            seed=getattr(args, "seed", 42),
+            input_img_mode=mode,
+            trust_remote_code=args.dataset_trust_remote_code,
+            **{name: getattr(args, name) for name in ("input_key", "target_key") if kind != "torch"},
+        )
+    if kind == "torch":
+        return TorchImages(dataset, source, mode)
+    if kind == "hfds":
+        check_columns(dataset.reader, source)
+    if kind == "hfids":
+        check_streamed_columns(dataset.reader, source)
+    if kind == "wds":
+        check_shards(dataset.reader, source, distributed.size() * max(1, args.workers) if is_training else 1)
+    if kind not in _STREAMED:
+        return ImageFolder(args.data_dir, dataset.reader, source, mode)
+    if not len(dataset):
+        flag = "--train-num-samples" if is_training else "--val-num-samples (--num-samples of flashkat validate)"
+        raise InputError(f"{source} does not say how many samples it has: give {flag}")
+    return Stream(dataset, source)
+
+
+def _torchvision_hint(args: Namespace) -> str:
+    """What may help where a data set of torchvision's cannot be opened."""
+    # Of "torch/NAME", or "torch/anything/NAME", as timm reads it.
+    name = args.dataset.split("/", 2)[-1].lower()
+    if name not in (*_TORCHVISION, "inat", "folder"):
+        return "; " + did_you_mean(name, _TORCHVISION, f"there are {', '.join(_TORCHVISION)}")
+    return "" if args.dataset_download else "; --dataset-download downloads it"
+
+
+def _channels(args: Namespace) -> int:
+    return args.input_size[0] if args.input_size else args.in_chans or 3
+
+
+def image_count(dataset: Any) -> int:
+    """How many images a data set has for all processes together."""
+    return dataset.reader.num_samples if isinstance(dataset, Stream) else len(dataset)
+
+
+def check_same_classes(train: Any, val: Any) -> None:
+    """Raise InputError unless both splits have the same classes, as far as these are known."""
+    if not train.classes or not val.classes:
+        return
+    for a, b in ((train, val), (val, train)):
+        known = set(b.classes)
+        missing = [name for name in a.classes if name not in known]
+        if missing:
+            some = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+            raise InputError(f"{a.source} has {len(missing)} classes that {b.source} has no images of: {some}")

@@ -1,0 +1,125 @@
+"""Image folders and tar archives in the ImageNet layout."""
+
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from timm.data import (
+    ImageDataset,
+    create_dataset,
+)
+
+from ..errors import InputError, explain
+
+__all__ = ["open_split"]
+
+_SPLIT_FOLDERS = {
+    "train": ("train", "training"),
+    "val": ("val", "validation", "valid", "eval", "evaluation"),
+}
+
+
+class Labelled:
+    """What data sets have in common: the labels they give out are classes of the model, as soon as these are counted.
+
+    A label beyond them is an error here, in a loader's process; on a GPU it would end the whole program.
+    """
+
+    source: str
+    num_classes: int | None = None
+
+    def _checked(self, target: Any) -> Any:
+        is_number = hasattr(target, "__index__")  # Python's or NumPy's
+        if self.num_classes is not None and not (is_number and 0 <= target < self.num_classes):
+            raise InputError(
+                f"{self.source} has the label {target!s:.40}, which is none of the {self.num_classes} classes "
+                f"from 0 to {self.num_classes - 1}: see --num-classes"
+            )
+        return target
+
+
+class ImageFolder(Labelled, ImageDataset):
+    """timm's ImageDataset, but an image that cannot be decoded is an error and not skipped.
+
+    Skipping would put a neighbour in its place, and change what an accuracy means.
+    """
+
+    def __init__(self, root: str | Path | None, reader: Any, source: str = "", mode: str = "RGB") -> None:
+        super().__init__(root, reader=reader, input_img_mode=mode)
+        self.source = source or str(root)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        try:
+            file, target = self.reader[index]
+        except Exception as error:
+            raise InputError(f"cannot read image number {index} of {self.source}: {error}") from error
+        try:
+            with file:
+                image = Image.open(file).convert(self.input_img_mode)
+        # Damaged files make Pillow raise almost anything, a SyntaxError for a broken PNG among them.
+        except Exception as error:
+            raise InputError(f"cannot decode the image {self._name(index)}: replace or remove it") from error
+        target = self._checked(target)
+        try:
+            return self.transform(image), target
+        except Exception as error:
+            raise InputError(f"cannot augment the image {self._name(index)}: {error}") from error
+
+    def _name(self, index: int) -> str:
+        return self.filename(index, absolute=True) or f"number {index} of {self.source}"
+
+    @property
+    def classes(self) -> list[str]:
+        """Class names, in the order of their indices; none where they are not known."""
+        return ordered(getattr(self.reader, "class_to_idx", None) or getattr(self.reader, "class_name_to_idx", {}))
+
+
+def ordered(indices: dict[str, int]) -> list[str]:
+    names = [str(name) for name, _ in sorted(indices.items(), key=lambda item: item[1])]
+    # A map that leaves numbers out has no list of names.
+    return names if sorted(indices.values()) == list(range(len(names))) else []
+
+
+def open_split(root: str | Path, split: str, class_map: str = "", mode: str = "RGB") -> ImageFolder:
+    """Open a split of a data set in the ImageNet layout, ``root/<split>/<class>/*``, or of archives of that.
+
+    Args:
+        root: the data set's folder; for evaluation it may be the folder that holds the class folders itself. Splits may
+            be archives, ``root/<split>.tar``, and ``root`` may be an archive.
+        split: "train", "val", or a folder's name. The usual synonyms (validation, valid, ...) are found too.
+        class_map: file with the class names in the order of their indices; default is the order of their names.
+        mode: Pillow's mode for the images.
+
+    Raises:
+        InputError: a folder that is not there, or has no class folders or no images.
+    """
+    root = Path(root)
+    is_archive = root.is_file() and root.suffix == ".tar"
+    if not root.is_dir() and not is_archive:
+        raise InputError(f"no data folder at {root}")
+    folder = root if is_archive else _split_folder(root, split)
+    if class_map and not (Path(class_map).is_file() or (folder / class_map).is_file()):
+        raise InputError(f"no class map at {class_map}")
+    if folder.is_dir() and not any(path.is_dir() for path in folder.iterdir()):
+        raise InputError(f"{folder} has no class folders: images belong in {folder}/<class>/")
+    with explain(f"cannot read {folder}"):
+        try:
+            reader = create_dataset("", root=folder, search_split=False, class_map=class_map or None).reader
+        # How timm's readers put it, for folders and archives.
+        except (RuntimeError, ValueError) as error:
+            if "Found 0 images" in str(error) or "not enough values" in str(error):
+                raise InputError(f"{folder} has no images in its class folders") from error
+            raise
+    return ImageFolder(folder, reader, mode=mode)
+
+
+def _split_folder(root: Path, split: str) -> Path:
+    synonyms = next((names for names in _SPLIT_FOLDERS.values() if split in names), (split,))
+    for name in (split, *synonyms):
+        for path in (root / name, root / f"{name}.tar"):
+            if path.is_dir() or (path.is_file() and path.suffix == ".tar"):
+                return path
+    others = {name for names in _SPLIT_FOLDERS.values() for name in names}
+    if synonyms == _SPLIT_FOLDERS["val"] and not any((root / name).is_dir() for name in others):
+        return root
+    raise InputError(f"{root} has no folder named {' or '.join(dict.fromkeys((split, *synonyms)))}")

@@ -1,0 +1,97 @@
+"""What an evaluation prints and writes: timm's lines and result files."""
+
+import csv
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.utils import AverageMeter
+from torch import Tensor, nn
+
+from ..system.files import replaced
+from .metrics import Meters
+
+__all__ = ["result_text"]
+
+
+class _ClassAverages:
+    """Precision, recall and F1 in percent, averaged over the classes as ``--metrics-avg`` asks."""
+
+    def __init__(self, average: str, model: nn.Module) -> None:
+        self._average = average
+        self._predicted: list[Tensor] = []
+        self._targets: list[Tensor] = []
+        model.register_forward_hook(lambda module, images, output: self._predicted.append(output.argmax(1).cpu()))
+
+    def seeing(self, loader: Any) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of a loader, whose targets are remembered."""
+        for images, target in loader:
+            self._targets.append(target.cpu())
+            yield images, target
+
+    def result(self) -> dict[str, float]:
+        """By timm's names."""
+        from sklearn.metrics import precision_recall_fscore_support
+
+        values = precision_recall_fscore_support(
+            torch.cat(self._targets), torch.cat(self._predicted), average=self._average, zero_division=0
+        )
+        names = ("precision", "recall", "f1_score")
+        return {
+            f"{self._average}_{name}": round(100 * float(value), 4)
+            for name, value in zip(names, values[:3], strict=True)
+        }
+
+    def line(self) -> str:
+        """The end of timm's last line."""
+        labels = ("Precision", "Recall", "F1-score")
+        values = self.result().values()
+        return "".join(f" | {label}({self._average}) {value:.3f}" for label, value in zip(labels, values, strict=True))
+
+
+def write_results(path: str, results: dict[str, Any] | list[dict[str, Any]], format: str) -> None:
+    """Write one result or several to a CSV or JSON file."""
+    if format == "json":
+        with replaced(Path(path)) as partial:
+            partial.write_text(json.dumps(results, indent=4) + "\n")
+        return
+    rows = results if isinstance(results, list) else [results]
+    with replaced(Path(path)) as partial, partial.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def result_text(result: dict[str, Any] | list[dict[str, Any]]) -> str:
+    """A result as timm's scripts print it, for programs to find."""
+    return f"--result\n{json.dumps(result, indent=4)}"
+
+
+class _Clock:
+    """Seconds of the last batch, and their average."""
+
+    def __init__(self) -> None:
+        self.meter = AverageMeter()
+        self._last = time.perf_counter()
+
+    def tick(self) -> None:
+        now = time.perf_counter()
+        self.meter.update(now - self._last)
+        self._last = now
+
+
+def _test_line(index: int, batches: int, clock: _Clock, meters: Meters) -> str:
+    seconds = clock.meter
+
+    def pair(meter: AverageMeter, width: int, digits: int) -> str:
+        return f"{float(meter.val):>7.{digits}f} ({float(meter.avg):>{width}.{digits}f})"
+
+    return (
+        f"Test: [{index:>4d}/{batches}]  "
+        f"Time: {seconds.val:.3f}s ({seconds.avg:.3f}s, {meters.loss.count / seconds.sum:>7.2f}/s)  "
+        f"Loss: {pair(meters.loss, 6, 4)}  "
+        f"Acc@1: {pair(meters.top1, 7, 3)}  Acc@5: {pair(meters.top5, 7, 3)}"
+    )

@@ -1,0 +1,104 @@
+"""Creating a model by its registered name, with errors that a user can act on."""
+
+import difflib
+import inspect
+import re
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import timm
+from huggingface_hub import constants
+from huggingface_hub.utils import LocalEntryNotFoundError
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from ..errors import InputError, UnreachableError, did_you_mean, explain, quiet
+
+__all__ = ["DEFAULT_MODEL", "check_model_name", "create_model"]
+
+DEFAULT_MODEL = "kat_tiny_patch16_224"
+
+# What timm takes before a model's name; the rest is a repository on the Hugging Face Hub, or a folder.
+_SOURCES = ("hf_hub:", "hf-hub:", "local-dir:")
+
+_UNKNOWN_ARGUMENT = re.compile(r"^(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'")
+
+
+def check_model_name(name: str) -> None:
+    """Raise InputError, with the nearest name, unless a model is registered as this; hubs and folders are not asked."""
+    if name.startswith(_SOURCES) or timm.is_model(name):
+        return
+    typed, all_of_them = name.lower(), "timm.list_models() has them all"
+    if "kat" in typed:  # one of ours is meant, however near timm's "coat" is
+        hint = did_you_mean(typed, timm.list_models(module="kat"), all_of_them, likeness=0)
+    else:
+        hint = did_you_mean(typed, timm.list_models(), all_of_them)
+    raise InputError(f"no model is registered as {name!r}: {hint}")
+
+
+def create_model(name: str, **kwargs: Any) -> nn.Module:
+    """``timm.create_model``, where None means the model's own default and mistakes raise InputError."""
+    check_model_name(name)
+    arguments = {key: value for key, value in kwargs.items() if value is not None}
+    given = " ".join(f"{key}={value}" for key, value in arguments.items())
+    with explain(f"cannot create {name} with {given}"), quiet("huggingface_hub"):
+        try:
+            model = timm.create_model(name, **arguments)
+        except LocalEntryNotFoundError as error:
+            if constants.HF_HUB_OFFLINE:
+                raise InputError(f"{name} was not downloaded before, and HF_HUB_OFFLINE forbids it now") from error
+            raise UnreachableError(
+                f"cannot download {name}, the Hugging Face Hub cannot be reached: give weights of your own, or set "
+                "HF_HUB_OFFLINE=1 to make do with what was downloaded before"
+            ) from error
+        except Exception as error:
+            wrong = _wrong_argument(name, arguments, str(error))
+            if wrong:
+                raise InputError(wrong) from error
+            raise
+    if "img_size" in arguments and isinstance(model, VisionTransformer):
+        _check_size(model.patch_embed)
+    return model
+
+
+def _wrong_argument(name: str, arguments: dict[str, Any], reason: str) -> str:
+    """Which argument a model could not be made with, as far as the signatures in its module tell; else nothing."""
+    if not timm.is_model(name):
+        return ""
+    module = sys.modules[timm.model_entrypoint(name).__module__]
+    unknown = _UNKNOWN_ARGUMENT.match(reason)
+    if unknown and unknown[2] in arguments:
+        owner, key = getattr(module, unknown[1], nn.Module), unknown[2]
+        known = {parameter.name for parameter in _parameters(module, owner)}
+        nearest = ", ".join(difflib.get_close_matches(key, known, n=3, cutoff=0))
+        return f"--model-kwargs {key}={arguments[key]}: {name} takes no {key}, the nearest that it takes are {nearest}"
+    for parameter in _parameters(module, nn.Module):
+        value, default = arguments.get(parameter.name), parameter.default
+        if type(default) in (int, float) and (isinstance(value, str) or (type(default), type(value)) == (int, float)):
+            kind = "a whole number" if type(default) is int else "a number"
+            return f"--model-kwargs {parameter.name}={value}: it takes {kind}, as in {parameter.name}={default}"
+    return ""
+
+
+def _parameters(module: Any, base: type) -> Iterator[inspect.Parameter]:
+    """What the constructors of a class, and of its heirs in a module, take by name."""
+    for kind in vars(module).values():
+        if isinstance(kind, type) and issubclass(kind, base):
+            for parameter in list(inspect.signature(kind.__init__).parameters.values())[1:]:
+                if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+                    yield parameter
+
+
+def _check_size(patches: Any) -> None:
+    """Raise InputError where patches would leave out pixels at the right or at the bottom of an image."""
+    if patches.dynamic_img_pad:
+        return
+    for side, patch in zip(patches.img_size, patches.patch_size, strict=True):
+        if side % patch:
+            flag = "--img-size" if len({*patches.img_size}) == 1 else "--input-size with a side of"
+            fitting = [size for size in (side // patch * patch, (side // patch + 1) * patch) if size]
+            raise InputError(
+                f"{flag} {side} does not divide into patches of {patch} pixels: "
+                f"give {' or '.join(map(str, fitting))}, or --model-kwargs dynamic_img_size=True dynamic_img_pad=True"
+            )

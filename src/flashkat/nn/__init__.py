@@ -1,0 +1,7 @@
+"""Modules on top of the operators: a learnable activation, and the GR-KAN that takes the place of an MLP."""
+
+from .grkan import GRKAN
+from .group_rational import GroupRational
+from .starts import FUNCTIONS, fit, starting_coefficients, variance_gain
+
+__all__ = ["FUNCTIONS", "GRKAN", "GroupRational", "fit", "starting_coefficients", "variance_gain"]

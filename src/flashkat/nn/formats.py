@@ -1,0 +1,49 @@
+"""What other programs call the coefficients of a rational."""
+
+import re
+from collections.abc import Collection, Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    pass
+
+__all__ = ["FORMATS", "rational_names", "rename_rationals", "renamings"]
+
+FORMATS: dict[str, tuple[str, str]] = {
+    "timm": ("numerator", "denominator"),
+    "kat": ("weight_numerator", "weight_denominator"),
+    "flashkat": ("numerator_v", "denominator_v"),
+}
+"""What each format calls a rational's two tables of coefficients."""
+
+_ROLES = {name: role for pair in FORMATS.values() for role, name in enumerate(pair)}
+
+
+def renamings(names: Iterable[str], wanted: Collection[str]) -> dict[str, str]:
+    """Which of the names are coefficients that ``wanted`` has under another format's name: old name to new."""
+    names = list(names)
+    taken, found = set(names), {}
+    for old in names:
+        owner, dot, last = old.rpartition(".")
+        if old in wanted or last not in _ROLES:
+            continue
+        for pair in FORMATS.values():
+            new = f"{owner}{dot}{pair[_ROLES[last]]}"
+            if new in wanted and new not in taken:
+                found[old] = new
+                taken.add(new)
+                break
+    return found
+
+
+def rename_rationals(state: Mapping[str, Tensor], wanted: Collection[str]) -> dict[str, Tensor]:
+    """A state_dict whose rationals have the names in ``wanted``, whichever format's they had; the rest as it was."""
+    new = renamings(state, wanted)
+    return {new.get(name, name): value for name, value in state.items()}
+
+
+def rational_names(names: Iterable[str]) -> list[str]:
+    """Those names, of any format, that are a rational's coefficients in a GR-KAN."""
+    return [name for name in names if re.search(r"\.act[12]\.[a-z_]+$", name) and name.rpartition(".")[2] in _ROLES]

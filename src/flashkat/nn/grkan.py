@@ -1,0 +1,135 @@
+"""Modules on top of the operator: a learnable activation, and the GR-KAN that takes the place of an MLP."""
+
+from collections.abc import Callable
+
+import torch
+from timm.layers import to_2tuple
+from torch import Tensor, nn
+
+from ..ops import linear_rational
+from .fusing import _is_idle, _is_linear, hooks_are_global, is_plain
+from .group_rational import GroupRational
+
+__all__ = ["GRKAN"]
+
+
+class GRKAN(nn.Module):
+    """Group-rational KAN layer (Yang & Wang, ICLR 2025, section 4.3), where a transformer expects its MLP.
+
+    rational (starts as identity) -> dropout -> Linear -> rational (starts as ``start``) -> dropout -> Linear.
+
+    It takes the arguments that timm passes to an ``mlp_layer``; its linear layers have the names of timm's ``Mlp``, so
+    that the weights of a ViT load into it. ``act_layer`` is accepted and not used: the rationals are the activation.
+
+    Args:
+        in_features: channels of the input.
+        hidden_features: channels between the linear layers; ``in_features`` if not given.
+        out_features: channels of the output; ``in_features`` if not given.
+        act_layer: ignored.
+        norm_layer: a normalisation of the hidden channels, before the second linear layer.
+        bias: whether the linear layers have biases: one flag, or one for each.
+        drop: dropout probability: one number, or one for each.
+        use_conv: 1x1 convolutions on NCHW input in place of linear layers on channels-last input.
+        m: number of numerator coefficients.
+        n: number of denominator coefficients.
+        num_groups: number of numerators, 1 for a shared one.
+        den_groups: number of denominators, 1 for a shared one. The larger of the two is the number of groups, and
+            the smaller must equal it or be 1.
+        start: starting function of the second rational.
+        device: where the parameters live.
+        dtype: dtype of the parameters.
+
+    Raises:
+        ValueError: numbers of groups that do not fit together or do not divide the channels.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden_features: int | None = None,
+        out_features: int | None = None,
+        act_layer: Callable[..., nn.Module] | None = None,
+        norm_layer: Callable[..., nn.Module] | None = None,
+        bias: bool | tuple[bool, bool] = True,
+        drop: float | tuple[float, float] = 0.0,
+        use_conv: bool = False,
+        *,
+        m: int = 6,
+        n: int = 4,
+        num_groups: int = 1,
+        den_groups: int = 8,
+        start: str = "swish",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        hidden_features = hidden_features or in_features
+        out_features = out_features or in_features
+        biases, drops = to_2tuple(bias), to_2tuple(drop)
+        groups = max(num_groups, den_groups)
+        if {num_groups, den_groups} - {1, groups}:
+            raise ValueError(f"num_groups and den_groups must be equal or 1, not {num_groups} and {den_groups}")
+
+        def activation(channels: int, start: str) -> GroupRational:
+            return GroupRational(
+                channels,
+                groups,
+                share_numerator=num_groups == 1,
+                share_denominator=den_groups == 1,
+                m=m,
+                n=n,
+                start=start,
+                dim=1 if use_conv else -1,
+                device=device,
+                dtype=dtype,
+            )
+
+        def linear(channels_in: int, channels_out: int, bias: bool) -> nn.Linear | nn.Conv2d:
+            if use_conv:
+                return nn.Conv2d(channels_in, channels_out, 1, bias=bias, device=device, dtype=dtype)
+            return nn.Linear(channels_in, channels_out, bias=bias, device=device, dtype=dtype)
+
+        self.act1 = activation(in_features, "identity")
+        self.drop1 = nn.Dropout(drops[0])
+        self.fc1 = linear(in_features, hidden_features, biases[0])
+        self.act2 = activation(hidden_features, start)
+        self.drop2 = nn.Dropout(drops[1])
+        self.norm = norm_layer(hidden_features, device=device, dtype=dtype) if norm_layer else nn.Identity()
+        self.fc2 = linear(hidden_features, out_features, biases[1])
+
+    def reset_parameters(self) -> None:
+        """Set the rationals back to their starting functions and the other layers to their own defaults."""
+        for child in self.children():
+            reset = getattr(child, "reset_parameters", None)
+            if reset is not None:
+                reset()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.after_first_rational(self.act1(x))
+
+    def after_first_rational(self, x: Tensor) -> Tensor:
+        """What is left to do where the first rational has been applied, by a kernel that does more."""
+        x, linear, second = self.drop1(x), self.fc1, self.act2
+        if _is_linear(linear) and is_plain(second) and not hooks_are_global():
+            x = linear_rational(x, linear.weight, linear.bias, second.numerator, second.denominator)
+        else:
+            x = second(linear(x))
+        return self.fc2(self.norm(self.drop2(x)))
+
+    def plain_parameters(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor] | None:
+        """Those of what follows the first rational, if linear, rational, linear is all that it does.
+
+        Weight and bias, numerator and denominator, weight and bias. For callers that have seen to global hooks.
+        """
+        first, second, last = self.fc1, self.act2, self.fc2
+        if (
+            not (_is_linear(first) and is_plain(second) and _is_linear(last))
+            or first.bias is None
+            or last.bias is None
+            or not (_is_idle(self.drop1) and _is_idle(self.drop2) and _is_idle(self.norm))
+        ):
+            return None
+        return first.weight, first.bias, second.numerator, second.denominator, last.weight, last.bias
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.act1.channels}, hidden_features={self.act2.channels}"

@@ -1,0 +1,96 @@
+"""A learnable activation: a rational function for each group of channels."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..ops import rational
+from .formats import renamings
+from .starts import starting_coefficients
+
+__all__ = ["GroupRational"]
+
+
+class GroupRational(nn.Module):
+    """Learnable group-wise rational activation: an element-wise function per group of channels.
+
+    The channels along ``dim`` form ``groups`` contiguous groups. Each coefficient table has a row per group, or one
+    row that all groups share; sharing the numerator is the default, as in the published models (m = 6 and n = 4
+    coefficients, 8 groups, one numerator).
+
+    Args:
+        channels: size of dimension ``dim`` of the input.
+        groups: number of groups; must divide ``channels``.
+        share_numerator: one numerator for all groups.
+        share_denominator: one denominator for all groups.
+        m: number of numerator coefficients, at least 1.
+        n: number of denominator coefficients, at least 0.
+        start: named starting function, exact for "identity" and a fit on [-3, 3] for the others: relu, leaky_relu, elu,
+            gelu, swish (silu), mish, softplus, tanh, sigmoid, geglu, swishglu.
+        dim: the channel dimension of the input; 1 for NCHW.
+        device: where the coefficients live.
+        dtype: dtype of the coefficients. The input may have any floating-point dtype.
+
+    Shapes:
+        Input and output: the same, any number of dimensions, with ``channels`` along ``dim``.
+        ``numerator``: (1 or groups, m); ``denominator``: (1 or groups, n).
+
+    ``load_state_dict`` also takes the coefficients under the names of KAT's and FlashKAT's code (see
+    :mod:`flashkat.names`).
+
+    Raises:
+        ValueError: numbers that do not fit together, or an unknown start.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        groups: int = 8,
+        *,
+        share_numerator: bool = True,
+        share_denominator: bool = False,
+        m: int = 6,
+        n: int = 4,
+        start: str = "identity",
+        dim: int = -1,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if groups < 1:
+            raise ValueError(f"groups must be at least 1, not {groups}")
+        if channels < 1 or channels % groups != 0:
+            raise ValueError(f"{channels} channels do not divide into {groups} groups")
+        if m < 1 or n < 0:
+            raise ValueError(f"a rational needs m >= 1 and n >= 0 coefficients, not m={m} and n={n}")
+        starting_coefficients(start, m, n)
+        self.channels = channels
+        self.groups = groups
+        self.start = start
+        self.dim = dim
+        self.numerator = nn.Parameter(torch.empty(1 if share_numerator else groups, m, device=device, dtype=dtype))
+        self.denominator = nn.Parameter(torch.empty(1 if share_denominator else groups, n, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Set every group back to the starting function."""
+        numerator, denominator = starting_coefficients(self.start, self.numerator.shape[1], self.denominator.shape[1])
+        self.numerator.copy_(numerator.expand_as(self.numerator))
+        self.denominator.copy_(denominator.expand_as(self.denominator))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.ndim and -x.ndim <= self.dim < x.ndim and x.shape[self.dim] != self.channels:
+            raise ValueError(f"expected {self.channels} channels in dim {self.dim}, got x of shape {tuple(x.shape)}")
+        return rational(x, self.numerator, self.denominator, dim=self.dim)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # What load_state_dict hands over is its own copy.
+        for old, new in renamings(state_dict, [prefix + name for name in self._parameters]).items():
+            state_dict[new] = state_dict.pop(old)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def extra_repr(self) -> str:
+        tables = f"numerator={tuple(self.numerator.shape)}, denominator={tuple(self.denominator.shape)}"
+        return f"{self.channels}, groups={self.groups}, {tables}, start={self.start!r}, dim={self.dim}"

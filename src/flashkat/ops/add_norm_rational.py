@@ -1,0 +1,271 @@
+"""A residual addition, LayerNorm and the rational function as PyTorch sees them: one operator where there are kernels.
+
+``torch.ops.flashkat.add_norm_rational`` and ``torch.ops.flashkat.add_norm_rational_backward`` are what compilers see;
+:func:`add_norm_rational` is the door, which takes PyTorch's own operators for what the kernels are not for.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .rational import (
+    LIBRARY,
+    TAGS,
+    autocast_dtype,
+    differentiate,
+    has_kernels,
+    in_float64,
+    is_batch,
+    is_plain_call,
+    is_transformed,
+    rational,
+    register,
+    triton_module,
+)
+
+__all__ = ["MOST_CHANNELS", "add_norm_rational", "differentiable", "of_the_sum_alone"]
+
+MOST_CHANNELS = 4096
+
+
+def add_norm_rational(
+    x: Tensor,
+    branch: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    numerator: Tensor,
+    denominator: Tensor,
+    eps: float = 1e-5,
+) -> tuple[Tensor, Tensor]:
+    """x + branch, and the rational function of its LayerNorm: what starts the second half of a transformer's block.
+
+    The same as ``rational(layer_norm(x + branch, weight, bias, eps), numerator, denominator)``, in one pass over memory
+    where the tensors are on a GPU with kernels; the values between are float32 there, whatever the dtypes.
+    Differentiable in all six tensors, any number of times in eager mode.
+
+    Args:
+        x: (..., D), float64, float32, bfloat16 or float16; D channels.
+        branch: of the shape of ``x``.
+        weight: (D,), the scale of the normalised channels.
+        bias: (D,), what is added to these.
+        numerator: (1, m) or (G, m), see :func:`flashkat.rational`.
+        denominator: (1, n) or (G, n).
+        eps: added to the variance.
+
+    Returns:
+        The sum, with the dtype that ``x + branch`` has, and the result, with autocast's where autocast is on.
+
+    Raises:
+        TypeError: see :func:`flashkat.rational`.
+        ValueError: likewise.
+        RuntimeError: sizes or devices that a sum or a LayerNorm cannot have, as PyTorch says it.
+    """
+    dtype = autocast_dtype(x)
+    plain = is_plain_call(x, branch, weight, bias, numerator, denominator)
+    if _has_kernels(x, branch, (weight, bias), (numerator, denominator), dtype, plain):
+        if plain:
+            return _Eager.apply(x, branch, weight, bias, numerator, denominator, eps, dtype)
+        if not is_transformed():
+            tensors = x, branch, weight, bias, numerator, denominator
+            return torch.ops.flashkat.add_norm_rational(*tensors, eps, dtype)[:2]
+    total = x + branch
+    return total, _norm_rational(total, weight, bias, numerator, denominator, eps)
+
+
+def _norm_rational(
+    total: Tensor, weight: Tensor, bias: Tensor, numerator: Tensor, denominator: Tensor, eps: float
+) -> Tensor:
+    return rational(F.layer_norm(total, weight.shape, weight, bias, eps), numerator, denominator)
+
+
+def _has_kernels(
+    x: Tensor,
+    branch: Tensor,
+    parameters: tuple[Tensor, Tensor],
+    coefficients: tuple[Tensor, Tensor],
+    dtype: torch.dtype | None,
+    plain: bool,
+) -> bool:
+    return (
+        x.shape == branch.shape
+        and x.device == branch.device
+        and x.ndim > 0
+        and x.shape[-1] <= MOST_CHANNELS
+        and has_kernels(x, x.shape[-1], parameters, coefficients, (x.dtype, branch.dtype, dtype or x.dtype), plain)
+    )
+
+
+class _Eager(torch.autograd.Function):
+    """The registered operator without its registration, through which a call takes the host several times as long."""
+
+    @staticmethod
+    def forward(ctx, x, branch, weight, bias, numerator, denominator, eps, dtype):
+        total, out, mean, rstd = _forward(x, branch, weight, bias, numerator, denominator, eps, dtype)
+        ctx.save_for_backward(total, mean, rstd, weight, bias, numerator, denominator)
+        ctx.eps, ctx.dtypes = eps, (x.dtype, branch.dtype)
+        ctx.set_materialize_grads(False)
+        return total, out
+
+    @staticmethod
+    def backward(ctx, grad_total, grad_out):
+        if grad_out is None:
+            return of_the_sum_alone(grad_total, ctx.dtypes, len(ctx.needs_input_grad))
+        if torch.is_grad_enabled() or is_batch(grad_total, grad_out):
+            # Someone may want second derivatives.
+            total, _, _, *parameters = ctx.saved_tensors
+            grads = differentiable(_norm_rational, grad_total, grad_out, total, parameters, ctx.eps, ctx.dtypes)
+            return *grads, None, None
+        return *triton_module("norm").backward(grad_total, grad_out, *ctx.saved_tensors, *ctx.dtypes), None, None
+
+
+def of_the_sum_alone(
+    grad_total: Tensor, dtypes: tuple[torch.dtype, torch.dtype], inputs: int
+) -> tuple[Tensor | None, ...]:
+    """The gradients of so many inputs, x and branch the first of them, where nobody uses the result."""
+    return grad_total.to(dtypes[0]), grad_total.to(dtypes[1]), *(None,) * (inputs - 2)
+
+
+def differentiable(
+    function: Callable[..., Tensor],
+    grad_total: Tensor | None,
+    grad_out: Tensor,
+    total: Tensor,
+    parameters: Sequence[Tensor],
+    eps: float,
+    dtypes: tuple[torch.dtype, torch.dtype],
+) -> tuple[Tensor, ...]:
+    """The gradients of x, branch and parameters by PyTorch's own operators, which can be differentiated again.
+
+    ``function`` gives the result from the sum, the parameters and ``eps``; ``dtypes`` are those of x and branch.
+    """
+    grad, *others = differentiate(function, grad_out, total, *parameters, eps)
+    grad = grad if grad_total is None else grad + grad_total
+    return grad.to(dtypes[0]), grad.to(dtypes[1]), *others
+
+
+LIBRARY.define(
+    "add_norm_rational(Tensor x, Tensor branch, Tensor weight, Tensor bias, Tensor numerator, Tensor denominator,"
+    " float eps, ScalarType? dtype=None) -> (Tensor, Tensor, Tensor, Tensor)",
+    tags=TAGS,
+)
+LIBRARY.define(
+    "add_norm_rational_backward(Tensor? grad_total, Tensor grad_out, Tensor total, Tensor mean, Tensor rstd,"
+    " Tensor weight, Tensor bias, Tensor numerator, Tensor denominator, ScalarType x_dtype, ScalarType branch_dtype)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    tags=TAGS,
+)
+
+
+def _forward(
+    x: Tensor,
+    branch: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    numerator: Tensor,
+    denominator: Tensor,
+    eps: float,
+    dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """total, out, mean and rstd."""
+    total, mean, rstd, out = triton_module("norm").forward(
+        x, branch, weight, bias, numerator, denominator, eps, dtype or torch.promote_types(x.dtype, branch.dtype)
+    )
+    return total, out, mean, rstd
+
+
+def _backward(
+    grad_total: Tensor | None,
+    grad_out: Tensor,
+    total: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    numerator: Tensor,
+    denominator: Tensor,
+    x_dtype: torch.dtype,
+    branch_dtype: torch.dtype,
+) -> tuple[Tensor, ...]:
+    """The gradients; that of the branch is empty where it is that of x, since results must not share memory."""
+    grad_x, grad_branch, *parameters = triton_module("norm").backward(
+        grad_total, grad_out, total, mean, rstd, weight, bias, numerator, denominator, x_dtype, branch_dtype
+    )
+    if grad_branch is grad_x:
+        grad_branch = grad_x.new_empty(0)
+    return grad_x, grad_branch, *parameters
+
+
+def _fake_forward(
+    x: Tensor,
+    branch: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    numerator: Tensor,
+    denominator: Tensor,
+    eps: float,
+    dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    like, promoted = x.contiguous(), torch.promote_types(x.dtype, branch.dtype)
+    mean, rstd = (x.new_empty(x.shape[:-1], dtype=torch.float32) for _ in range(2))
+    return torch.empty_like(like, dtype=promoted), torch.empty_like(like, dtype=dtype or promoted), mean, rstd
+
+
+def _fake_backward(
+    grad_total: Tensor | None,
+    grad_out: Tensor,
+    total: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    numerator: Tensor,
+    denominator: Tensor,
+    x_dtype: torch.dtype,
+    branch_dtype: torch.dtype,
+) -> tuple[Tensor, ...]:
+    grad_x = torch.empty_like(total, dtype=x_dtype, memory_format=torch.contiguous_format)
+    grad_branch = total.new_empty(0, dtype=x_dtype) if x_dtype == branch_dtype else grad_x.to(branch_dtype)
+    parameters = (weight, bias, numerator, denominator)
+    return grad_x, grad_branch, *(torch.empty_like(p, memory_format=torch.contiguous_format) for p in parameters)
+
+
+def _formula(
+    x: Tensor,
+    branch: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    numerator: Tensor,
+    denominator: Tensor,
+    eps: float,
+    dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    total = (x + branch).contiguous()  # as the kernels, which read it in the backward pass, have it
+    z, mean, rstd = torch.native_layer_norm(total.float(), weight.shape, weight.float(), bias.float(), eps)
+    return total, in_float64(z, numerator, denominator, -1, dtype or total.dtype), mean.squeeze(-1), rstd.squeeze(-1)
+
+
+def _save(ctx, inputs, output) -> None:
+    x, branch, weight, bias, numerator, denominator, _, _ = inputs
+    total, _, mean, rstd = output
+    ctx.save_for_backward(total, mean, rstd, weight, bias, numerator, denominator)
+    ctx.dtypes = (x.dtype, branch.dtype)
+    ctx.mark_non_differentiable(mean, rstd)
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(ctx, grad_total: Tensor | None, grad_out: Tensor | None, *_: None):
+    x_dtype, branch_dtype = ctx.dtypes
+    if grad_out is None:
+        assert grad_total is not None
+        return of_the_sum_alone(grad_total, ctx.dtypes, 8)
+    grad_x, grad_branch, *parameters = torch.ops.flashkat.add_norm_rational_backward(
+        grad_total, grad_out, *ctx.saved_tensors, x_dtype, branch_dtype
+    )
+    return grad_x, grad_x if x_dtype == branch_dtype else grad_branch, *parameters, None, None
+
+
+register("add_norm_rational", _forward, _fake_forward, _formula)
+register("add_norm_rational_backward", _backward, _fake_backward)
+torch.library.register_autograd("flashkat::add_norm_rational", _differentiate, setup_context=_save, lib=LIBRARY)

@@ -1,0 +1,1 @@
+"""The operators by PyTorch's own, for every device."""

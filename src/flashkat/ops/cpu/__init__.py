@@ -1,0 +1,1 @@
+"""The operators as compiled code for CPUs."""

@@ -1,0 +1,120 @@
+"""Launching the second half of a block: the kernels, and cuBLAS between them; all that is needed is looked up once."""
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..layers import Layers
+from ..rational import Metadata
+from . import norm as norm_launch
+from . import rational as launch
+from .norm import dense
+from .rational import Launch, on
+
+
+class Saved(NamedTuple):
+    """What the backward pass reads beside the layers: for R rows, C channels and H between the linear layers."""
+
+    total: Tensor  # (..., C)
+    mean: Tensor  # (...)
+    rstd: Tensor
+    first: Tensor  # (R, C), what the first linear layer reads
+    hidden: Tensor  # (R, H), what it gives, without its bias
+    second: Tensor  # (R, H), what the second linear layer reads
+    weight1: Tensor | None  # as they were cast, None where they were not
+    weight2: Tensor | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What there is to launch for one choice of shapes and dtypes."""
+
+    dtype: torch.dtype
+    norm: norm_launch.NormForward
+    norm_backward: norm_launch.NormBackward
+    rational: Launch
+    rational_backward: launch.RationalBackward
+
+    @classmethod
+    def make(cls, x: Metadata, branch: Metadata, layers: Layers, eps: float, dtype: torch.dtype) -> "Plan":
+        """For tensors as :func:`flashkat.ops.add_norm_grkan` takes them; linear layers read and write ``dtype``."""
+        (shape, x_dtype, device, _), branch_dtype = x, branch[1]
+        channels, hidden = shape[-1], layers.weight1[0][0]
+        rows = shape.numel() // channels
+        total, scale, shift = torch.promote_types(x_dtype, branch_dtype), layers.scale[1], layers.shift[1]
+        norm = device, rows, channels
+        coefficients = _coefficients(layers.numerator1, layers.denominator1)
+        forward_dtypes = x_dtype, branch_dtype, dtype, scale, shift
+        backward_dtypes = total, dtype, total, x_dtype, branch_dtype, scale, shift
+        normed = norm_launch.forward_launch(*norm, forward_dtypes, coefficients, eps)
+        normed_backward = norm_launch.backward_launches(*norm, backward_dtypes, coefficients, True)
+        view, layout = (device, torch.Size((rows, hidden)), -1), (dtype, (hidden, 1))
+        rest = _coefficients(layers.numerator2, layers.denominator2), layers.bias1[1]
+        rational = launch.forward_launch(*view, (layout,) * 2, *rest)
+        rational_backward = launch.backward_launches(*view, (layout,) * 3, *rest)
+        # Of contiguous tensors there is a view.
+        assert rational is not None
+        assert rational_backward is not None
+        return cls(dtype, normed, normed_backward, rational, rational_backward)
+
+    def forward(self, x: Tensor, branch: Tensor, layers: Layers) -> tuple[Tensor, Tensor, Saved]:
+        """The sum, the result, and what the backward pass needs."""
+        norm, (bias1, *coefficients2) = dense(*layers[:4]), dense(*layers[5:8])
+        weight1, weight2 = layers.weight1.to(self.dtype), layers.weight2.to(self.dtype)
+        with on(x.device):
+            total, mean, rstd, first = self.norm(x.contiguous(), branch.contiguous(), *norm)
+            first = first.view(-1, first.shape[-1])
+            hidden = torch.mm(first, weight1.t())
+            second = torch.empty_like(hidden)
+            self.rational(hidden, bias1, *coefficients2, second)
+        out = F.linear(second.view(*x.shape[:-1], -1), weight2, layers.bias2.to(self.dtype))
+        cast1 = None if weight1 is layers.weight1 else weight1
+        cast2 = None if weight2 is layers.weight2 else weight2
+        return total, out, Saved(total, mean, rstd, first, hidden, second, cast1, cast2)
+
+    def backward(self, grad_total: Tensor, grad_out: Tensor, saved: list[Tensor], layers: Layers) -> tuple[Tensor, ...]:
+        """The gradients of x, branch and the layers, each in the dtype of what it belongs to.
+
+        Args:
+            grad_total: that of the sum.
+            grad_out: that of the result.
+            saved: see :class:`Saved`; emptied, so that memory is free as soon as it can be.
+            layers: as in the forward pass.
+        """
+        total, mean, rstd, first, hidden, second, weight1, weight2 = saved
+        saved.clear()
+        norm, (bias1, numerator2, denominator2) = dense(*layers[:4]), dense(*layers[5:8])
+        with on(total.device), _as_planned(total.device):
+            grad = grad_out.reshape(-1, grad_out.shape[-1])
+            grad_bias2 = grad.sum(0, dtype=layers.bias2.dtype)
+            grad_weight2 = _product(grad.t(), second, layers.weight2.dtype)
+            del second
+            grad = torch.mm(grad, layers.weight2 if weight2 is None else weight2)
+            grad, grad_numerator2, grad_denominator2, grad_bias1 = self.rational_backward(
+                grad, torch.empty_like(grad), hidden, numerator2, denominator2, bias1
+            )
+            del hidden
+            grad_weight1 = _product(grad.t(), first, layers.weight1.dtype)
+            del first
+            grad = torch.mm(grad, layers.weight1 if weight1 is None else weight1).view(total.shape)
+            grads = self.norm_backward(grad_total.contiguous(), grad, total, mean, rstd, *norm)
+        return *grads, grad_weight1, grad_bias1, grad_numerator2, grad_denominator2, grad_weight2, grad_bias2
+
+
+def _coefficients(numerator: Metadata, denominator: Metadata) -> launch.Coefficients:
+    return numerator[0], denominator[0], numerator[1], denominator[1]
+
+
+def _as_planned(device: torch.device) -> AbstractContextManager:
+    """Products in the dtypes of the plan, also in a backward pass within autocast."""
+    kind = device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+
+
+def _product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    """a b, rounded once, and by cuBLAS: another pass over memory takes the host as long as the product itself."""
+    return torch.mm(a, b) if a.dtype == dtype else torch.mm(a, b, out_dtype=dtype)

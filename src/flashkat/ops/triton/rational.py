@@ -1,0 +1,394 @@
+"""The Triton path: how the kernels see a tensor, how large their tiles and grids are, and launching them."""
+
+import functools
+import math
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch._subclasses.functional_tensor import FunctionalTensor
+from torch.library import wrap_triton
+from triton.runtime import driver
+
+from ..layout import VECTOR_BYTES, as_three_dimensional, outer_channels_inner, vector_of
+from ..reference import compute_dtype
+from . import rational_kernels as kernels
+from . import settings
+
+_TRITON_DTYPE = {torch.float32: tl.float32, torch.float64: tl.float64}
+
+Strides = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class View:
+    """How the kernels see tensors of (outer, channels, inner): as (batches, positions, channels, V).
+
+    ``strides`` are, for each tensor, those of batch, vector, position and channel, in units of V elements where vectors
+    are ``contiguous``. Otherwise ``size`` elements are dealt out to the V elements of ``positions`` vectors, and with
+    ``pairs`` a thread takes two neighbouring channels: units are of two elements, but for that of channels, which is 1.
+    """
+
+    batches: int
+    positions: int
+    channels: int
+    size: int
+    width: int
+    vector: int
+    contiguous: bool
+    pairs: bool
+    batched: bool
+    channels_are_fast: bool
+    strides: tuple[tuple[int, int, int, int], ...]
+
+    @classmethod
+    def choose(cls, sizes: Strides, width: int, strides: tuple[Strides, ...], vector: int) -> "View":
+        """Vectors along channels or along the inner dimension where that is aligned, else far apart.
+
+        Args:
+            sizes: outer, channels, inner.
+            width: channels of a group.
+            strides: of outer, channels and inner in elements, for each tensor.
+            vector: V, how many elements a thread takes at a time.
+        """
+        outer, channels, inner = sizes
+        if outer == 1:  # A single batch may have any stride, and takes the kernels of several.
+            strides = tuple((max(channels * s[1], inner * s[2]), s[1], s[2]) for s in strides)
+
+        if inner > 1 and all(s[1] == 1 and s[0] == inner * s[2] for s in strides):
+            # Channels last in memory, whatever their place in the shape.
+            return cls.choose((outer * inner, channels, 1), width, tuple((s[2], s[1], 0) for s in strides), vector)
+        if inner > 1 and width > 1 and all(s[2] == 1 and s[1] == inner for s in strides):
+            # A group is contiguous, so that its channels need not be told apart: as long as can be, with no remainders.
+            merged = width * inner
+            return cls.choose((outer, channels // width, merged), 1, tuple((s[0], merged, 1) for s in strides), vector)
+
+        def multiples(*positions: int) -> bool:
+            return all(stride[p] % vector == 0 for stride in strides for p in positions)
+
+        if inner == 1 and width % vector == 0 and all(s[1] == 1 for s in strides) and multiples(0):
+            views = tuple((0, 1, s[0] // vector, 1) for s in strides)
+            return cls(1, outer, channels // vector, outer, width // vector, vector, True, False, False, True, views)
+        if inner % vector == 0 and all(s[2] == 1 for s in strides) and multiples(0, 1):
+            views = tuple((s[0] // vector, 1, 1, s[1] // vector) for s in strides)
+            return cls(outer, inner // vector, channels, inner, width, vector, True, False, True, False, views)
+        # The longer of the other two dimensions gives the vectors, the shorter one the batches.
+        size, batches, along, across = (inner, outer, 2, 0) if inner >= vector else (outer, inner, 0, 2)
+        positions = triton.cdiv(size, vector)
+        fast = all(s[1] == 1 for s in strides)
+        rows = (along, across) if batches > 1 else (along,)
+        pairs = fast and channels % 2 == 0 and all(s[row] % 2 == 0 for s in strides for row in rows)
+        unit = 2 if pairs else 1
+        views = tuple((s[across] // unit, positions * s[along] // unit, s[along] // unit, s[1]) for s in strides)
+        return cls(batches, positions, channels, size, width, vector, False, pairs, inner > 1, fast, views)
+
+    def tile(self) -> tuple[int, int]:
+        """(positions, channels) of a tile: along what is contiguous in memory first."""
+        if self.pairs:
+            return 1, 2 * settings.LANES
+        if self.channels_are_fast:
+            run = min(settings.RUNS, key=lambda run: max(-self.channels % run / self.channels, settings.IDLE))
+            return settings.LANES // run, run
+        run = min(triton.next_power_of_2(self.positions), settings.LANES)
+        return run, settings.LANES // run
+
+    def unroll(self) -> int:
+        """How many tiles are taken together: as many as make no run longer than its batch needs, by too much."""
+        most = settings.VECTORS // 2 if self.pairs else settings.VECTORS
+        if not self.batched:
+            return most
+        positions = self.tile()[0]
+        return min(
+            range(most, 0, -1),
+            key=lambda tiles: max(-self.positions % (tiles * positions) / self.positions, settings.IDLE),
+        )
+
+    def numbers(self) -> tuple[int, ...]:
+        """The view as the kernels' arguments."""
+        sizes = (self.batches, self.positions, self.channels, self.size, self.width)
+        return sizes + tuple(stride for strides in self.strides for stride in strides)
+
+
+class Launch:
+    """A kernel with everything but its pointers, so that launching it again costs the host little."""
+
+    def __init__(
+        self,
+        kernel: Any,
+        grid: tuple[int, int],
+        numbers: tuple[int | float, ...],
+        constants: dict[str, Any],
+        warps: int = 1,
+        options: dict[str, Any] | None = None,
+    ) -> None:
+        self._kernel, self._grid = kernel, (*grid, 1)
+        self._numbers, self._constants = numbers, constants
+        self._options = {"num_warps": warps, "enable_fp_fusion": True, **(options or {})}
+        # All that follows the pointers, as a compiled kernel takes it.
+        self._rest = (*numbers, *constants.values())
+        self._compiled: Any = None
+
+    def __call__(self, *tensors: Tensor) -> None:
+        if isinstance(tensors[0], FunctionalTensor):
+            self._trace(tensors)
+            return
+        pointers, bits = [], 0
+        for tensor in tensors:
+            pointer = tensor.data_ptr()
+            pointers.append(pointer)
+            bits |= pointer
+        compiled = self._compiled
+        if compiled is None or bits % VECTOR_BYTES:
+            # Triton compiles for the alignment that it finds.
+            compiled = self._kernel[self._grid](*tensors, *self._numbers, **self._constants, **self._options)
+            if bits % VECTOR_BYTES == 0:
+                self._compiled = compiled
+            return
+        stream = driver.active.get_current_stream(tensors[0].get_device())
+        compiled.run(
+            *self._grid, stream, compiled.function, compiled.packed_metadata, None, None, None, *pointers, *self._rest
+        )
+
+    def _trace(self, tensors: tuple[Tensor, ...]) -> None:
+        """Put the launch into the graph of a compiler, which then launches it itself."""
+        # Options that compilers do not pass on have to do without.
+        constants = {**self._constants, **({"EARLY": False} if "EARLY" in self._constants else {})}
+        wrap_triton(self._kernel)[self._grid](
+            *tensors, *self._numbers, **constants, num_warps=self._options["num_warps"]
+        )  # fmt: skip
+
+
+def forward(
+    x: Tensor, numerator: Tensor, denominator: Tensor, dim: int, dtype: torch.dtype, bias: Tensor | None = None
+) -> Tensor:
+    """F(x) as ``dtype``; see :func:`flashkat.rational` for the arguments, which are taken as valid.
+
+    With a ``bias`` (D,) it is F(x + bias), of contiguous tensors with channels last whose groups hold whole vectors.
+    """
+    out = torch.empty_like(x, dtype=dtype)
+    if x.numel() == 0:
+        return out
+    layouts = ((x.dtype, x.stride()), (dtype, out.stride()))
+    coefficients = coefficients_of(numerator, denominator)
+    bias = None if bias is None else bias.contiguous()
+    launch = forward_launch(x.device, x.shape, dim, layouts, coefficients, None if bias is None else bias.dtype)
+    if launch is None:
+        return out.copy_(forward(as_three_dimensional(x, dim), numerator, denominator, 1, dtype).view(x.shape))
+    with on(x.device):
+        launch(x, x if bias is None else bias, numerator.contiguous(), denominator.contiguous(), out)
+    return out
+
+
+def backward(
+    grad: Tensor, x: Tensor, numerator: Tensor, denominator: Tensor, dim: int, bias: Tensor | None = None
+) -> tuple[Tensor, ...]:
+    """The gradients of x, numerator, denominator and bias, if any, each in the dtype of what it belongs to."""
+    grad_x = torch.empty_like(x)
+    bias = None if bias is None else bias.contiguous()
+    if x.numel() == 0:
+        return grad_x, *(torch.zeros_like(each) for each in (numerator, denominator, bias) if each is not None)
+    layouts = ((x.dtype, x.stride()), (grad.dtype, grad.stride()), (x.dtype, grad_x.stride()))
+    coefficients = coefficients_of(numerator, denominator)
+    bias_dtype = None if bias is None else bias.dtype
+    launches = backward_launches(x.device, x.shape, dim, layouts, coefficients, bias_dtype)
+    if launches is None:
+        grad3, x3 = as_three_dimensional(grad, dim), as_three_dimensional(x, dim)
+        grad_x3, grad_numerator, grad_denominator = backward(grad3, x3, numerator, denominator, 1)
+        return grad_x.copy_(grad_x3.view(x.shape)), grad_numerator, grad_denominator
+    with on(x.device):
+        return launches(grad, grad_x, x, numerator.contiguous(), denominator.contiguous(), bias)
+
+
+@dataclass(frozen=True)
+class RationalBackward:
+    """The kernel of the backward pass, the one that adds up its partial sums, and how many of these there are."""
+
+    main: Launch
+    add_up: Launch
+    partials: int
+    bias_partials: int
+
+    def __call__(
+        self,
+        grad: Tensor,
+        grad_x: Tensor,
+        x: Tensor,
+        numerator: Tensor,
+        denominator: Tensor,
+        bias: Tensor | None,
+    ) -> tuple[Tensor, ...]:
+        """``grad_x``, now filled, and the gradients of the others; of dense parameters, on the current device."""
+        partial = x.new_empty(self.partials, dtype=torch.float64)
+        grad_numerator, grad_denominator = torch.empty_like(numerator), torch.empty_like(denominator)
+        # What a kernel has no use for may be anything.
+        bias_partial, grad_bias = partial, grad_numerator
+        if bias is not None:
+            bias_partial = x.new_empty(self.bias_partials, dtype=torch.float32)
+            grad_bias = torch.empty_like(bias)
+        self.main(x, grad, grad_x, x if bias is None else bias, numerator, denominator, partial, bias_partial)
+        self.add_up(partial, bias_partial, denominator, grad_numerator, grad_denominator, grad_bias)
+        grads = grad_x, grad_numerator, grad_denominator
+        return grads if bias is None else (*grads, grad_bias)
+
+
+def on(device: torch.device) -> AbstractContextManager:
+    """Make ``device`` the current one, which costs something, where it is not."""
+    if device.type != "cuda" or torch.cuda.current_device() == device.index:
+        return _NOTHING
+    return torch.cuda.device(device)
+
+
+_NOTHING = nullcontext()
+
+# What a launch was made for; Triton compiles for the dtypes. Of a tensor, dtype and strides; of numerator and
+# denominator, their shapes and then their dtypes.
+Layout = tuple[torch.dtype, tuple[int, ...]]
+Coefficients = tuple[torch.Size, torch.Size, torch.dtype, torch.dtype]
+
+
+def coefficients_of(numerator: Tensor, denominator: Tensor) -> Coefficients:
+    """What launches know of these."""
+    return numerator.shape, denominator.shape, numerator.dtype, denominator.dtype
+
+
+@functools.lru_cache(maxsize=1024)
+def forward_launch(
+    device: torch.device, shape: torch.Size, dim: int, layouts: tuple[Layout, ...], coefficients: Coefficients,
+    bias: torch.dtype | None,
+) -> Launch | None:  # fmt: skip
+    """What there is to launch for x and its result of these layouts; None where they have no view."""
+    view = _view(shape, dim, layouts, max(coefficients[0][0], coefficients[1][0]))
+    if view is None:
+        return None
+    grid = _grid(view, settings.FORWARD_PROGRAMS, device)
+    return Launch(
+        kernels.forward_kernel,
+        grid,
+        view.numbers(),
+        {**_constants(view, layouts[0][0], coefficients), "BIAS": bias is not None},
+    )
+
+
+@functools.lru_cache(maxsize=1024)
+def backward_launches(
+    device: torch.device, shape: torch.Size, dim: int, layouts: tuple[Layout, ...], coefficients: Coefficients,
+    bias: torch.dtype | None,
+) -> RationalBackward | None:  # fmt: skip
+    """What there is to launch for x, the gradient and that of x of these layouts; None where they have no view."""
+    view = _view(shape, dim, layouts, max(coefficients[0][0], coefficients[1][0]))
+    if view is None:
+        return None
+    per_processor = settings.BACKWARD_PROGRAMS_WITH_PAIRS if view.pairs else settings.BACKWARD_PROGRAMS
+    _, programs = grid = _grid(view, per_processor, device)
+    (rows_a, m), (rows_b, n) = coefficients[:2]
+    channels = view.tile()[1]
+    folds = [channels if rows == 1 else math.gcd(view.width, channels) for rows in (rows_a, rows_b)]
+    per_program = [triton.cdiv(view.channels, fold) for fold in folds]
+    sums_a, sums_b = (count * programs for count in per_program)
+    # Of as many programs as there can be: another batch size must not compile another kernel.
+    longest = max(per_program[0] // rows_a, per_program[1] // rows_b) * _most_programs(view, per_processor, device)
+    block = min(settings.SUM_BLOCK, triton.next_power_of_2(longest))
+    constants = _constants(view, layouts[0][0], coefficients)
+    early = starts_early(device)
+    main = Launch(
+        kernels.backward_kernel,
+        grid,
+        view.numbers(),
+        {
+            **constants,
+            "NUMERATOR_FOLD": folds[0],
+            "DENOMINATOR_FOLD": folds[1],
+            "PRECISE": layouts[0][0].itemsize > 2,
+            "EARLY": early,
+            "BIAS": bias is not None,
+        },
+    )
+    columns = 0 if bias is None else view.channels * view.vector
+    add_up = Launch(
+        kernels.sum_partials_kernel,
+        (rows_a * m + rows_b * n + triton.cdiv(columns, settings.SUM_COLUMNS), 1),
+        (sums_a, sums_b, rows_a, rows_b, programs, columns),
+        {
+            "M": m,
+            "N": n,
+            "BLOCK": block,
+            "BLOCK_PROGRAMS": settings.SUM_PROGRAMS,
+            "BLOCK_COLUMNS": settings.SUM_COLUMNS,
+            "EARLY": early,
+            "BIAS": bias is not None,
+        },
+        warps=settings.SUM_WARPS if columns else max(1, block * settings.SUM_WARPS // settings.SUM_BLOCK),
+        options={"launch_pdl": True} if early else {},
+    )
+    return RationalBackward(main, add_up, m * sums_a + n * sums_b, programs * columns)
+
+
+def _view(shape: torch.Size, dim: int, layouts: tuple[Layout, ...], groups: int) -> View | None:
+    """How the kernels see tensors of these strides; None where one of them cannot be seen as three dimensions."""
+    sizes = outer_channels_inner(shape, dim)
+    strides: list[Any] = []
+    for _, stride in layouts:
+        try:
+            strides.append(torch.empty_strided(shape, stride, device="meta").view(sizes).stride())
+        except RuntimeError:
+            return None
+    vector = vector_of(*(dtype for dtype, _ in layouts))
+    return View.choose(sizes, sizes[1] // groups, tuple(strides), vector)
+
+
+def _grid(view: View, per_processor: int, device: torch.device) -> tuple[int, int]:
+    """Blocks of channels, and programs for each, which all have the same number of runs of tiles, or one less."""
+    runs = view.batches * triton.cdiv(view.positions, view.tile()[0] * view.unroll())
+    return _blocks(view), evenly(runs, _most_programs(view, per_processor, device))
+
+
+def _blocks(view: View) -> int:
+    return triton.cdiv(view.channels, view.tile()[1])
+
+
+def _most_programs(view: View, per_processor: int, device: torch.device) -> int:
+    """How many programs there can be for each block of channels, however large the batch is."""
+    return max(1, per_processor * processors(device) // _blocks(view))
+
+
+def evenly(runs: int, most: int) -> int:
+    """How many programs take the same number of runs each, or one less, if there can be ``most`` of them."""
+    return triton.cdiv(runs, triton.cdiv(runs, most))
+
+
+@functools.cache
+def processors(device: torch.device) -> int:
+    """How many multiprocessors there are."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+
+
+@functools.cache
+def starts_early(device: torch.device) -> bool:
+    """Whether a kernel can be on the device before the one that it waits for has ended."""
+    return device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+def _constants(view: View, dtype: torch.dtype, coefficients: Coefficients) -> dict[str, Any]:
+    positions, channels = view.tile()
+    return {
+        **constants_of(coefficients),
+        "COMPUTE": _TRITON_DTYPE[compute_dtype(dtype)],
+        "V": view.vector,
+        "CONTIGUOUS": view.contiguous,
+        "PAIRS": view.pairs,
+        "BATCHED": view.batched,
+        "BLOCK_POSITIONS": positions,
+        "BLOCK_CHANNELS": channels,
+        "UNROLL": view.unroll(),
+        "STAGES": settings.STAGES,
+    }
+
+
+def constants_of(coefficients: Coefficients) -> dict[str, Any]:
+    """What kernels know of numerator and denominator."""
+    (rows_a, m), (rows_b, n) = coefficients[:2]
+    return {"M": m, "N": n, "NUMERATOR_SHARED": rows_a == 1, "DENOMINATOR_SHARED": rows_b == 1}

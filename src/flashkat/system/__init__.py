@@ -1,0 +1,1 @@
+"""The machine under a run: devices, compilation, processes, random states, files."""

@@ -1,0 +1,39 @@
+"""Files that a command leaves: whether they can be written, and that they are whole at every moment."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..errors import InputError
+
+__all__ = ["check_writable", "replaced"]
+
+
+def check_writable(path: Path) -> None:
+    """Raise InputError unless a file can be written under this name."""
+    if path.is_dir():
+        raise InputError(f"cannot write {path}: it is a folder")
+    if not path.parent.is_dir():
+        raise InputError(f"no folder {path.parent} to write {path.name} to")
+    if not os.access(path.parent, os.W_OK):
+        raise InputError(f"cannot write to {path.parent}: permission denied")
+
+
+@contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """A name to write a file under that takes the place of ``path`` once it is whole; one that failed is removed.
+
+    What is no ordinary file, such as a terminal, is written to itself.
+    """
+    if path.exists() and not path.is_file():
+        yield path
+        return
+    partial = path.with_name(f"{path.name}.partial")
+    partial.unlink(missing_ok=True)
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        # Of two names of one file the first stays, too.
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,242 @@
+"""What a run leaves behind: a folder with arguments, summary, curves and checkpoints, its own or one resumed in."""
+
+import contextlib
+import csv
+import shutil
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import yaml
+from timm.models import safe_model_name
+
+from ... import checkpoints
+from ...errors import InputError
+from ...system.files import replaced
+from .summary import best_of, score
+from .wandb import open_wandb
+
+__all__ = ["DEFAULT_OUTPUT", "RunFolder", "discard_if_empty"]
+
+DEFAULT_OUTPUT = "output/train"
+
+
+class RunFolder:
+    """The folder of a run.
+
+    It holds ``args.yaml``, ``summary.csv``, ``curves.png`` and checkpoints: ``last``, ``model_best``, as many of the
+    best ``checkpoint-EPOCH`` as ``--checkpoint-hist`` says, and the last two ``recovery-EPOCH-UPDATE``, all
+    ``.pth.tar``. Epochs and updates are counted from 0.
+
+    Attributes:
+        path: the folder.
+        made: what was made for a new run, for :func:`discard_if_empty`: the folder, then those above it.
+    """
+
+    def __init__(
+        self,
+        args: Namespace,
+        image_size: int,
+        history: Sequence[dict[str, Any]] = (),
+        asked: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
+        """Make a new folder, numbered if one of the name is there, or go on in that of the checkpoint to resume.
+
+        Args:
+            args: ``output`` and ``experiment`` name the folder; ``resume`` goes on in the folder of its checkpoint, if
+                that is a run's, unless one of them names another.
+            image_size: in pixels, for the name of a folder without one.
+            history: the rows of a resumed run's summary.
+            asked: flags as they were given, for ``args.yaml``, where ``args`` has what was made of them.
+
+        Raises:
+            InputError: the folder cannot be written.
+        """
+        if Path(args.experiment).is_absolute() or ".." in Path(args.experiment).parts:
+            raise InputError(f"--experiment takes the name of a folder in {args.output}, not {args.experiment!r}")
+        parent = Path(args.output)
+        self._rows, self._history, self._metric = [dict(row) for row in history], args.checkpoint_hist, args.eval_metric
+        continued = _continued(args)
+        above = [folder for folder in (parent, *parent.parents) if not folder.exists()]
+        name = args.experiment or f"{datetime.now():%Y%m%d-%H%M%S}-{safe_model_name(args.model)}-{image_size}"
+        self.path = self._make(parent, name) if continued is None else continued
+        self.made: list[Path] = [self.path, *above] if continued is None else []
+        try:
+            # Who reads these flags for another run means neither this one's folder nor what it went on from.
+            flags = {**vars(args), **asked, "experiment": "", "resume": ""}
+            (self.path / "args.yaml").write_text(yaml.safe_dump(flags, sort_keys=False))
+            if self._rows:
+                self._write_summary()
+            if continued is None and args.resume:
+                self._take_best(Path(args.resume).parent)
+        except OSError as error:
+            raise InputError(f"cannot write to {self.path}: {error.strerror}") from error
+        self._ranked: list[tuple[Path, float]] = []
+        for row in self._rows:
+            if (path := self._numbered(int(row["epoch"]))).is_file():
+                self._rank(path, row)
+        self._recoveries: list[Path] = sorted(
+            self.path.glob("recovery-*.pth.tar"), key=lambda path: path.stat().st_mtime
+        )
+        try:
+            self._log = open_wandb(args, self.path.name)
+        except BaseException:
+            discard_if_empty(self.made)
+            raise
+
+    @staticmethod
+    def _make(parent: Path, name: str) -> Path:
+        path, number = parent / name, 0
+        while True:
+            try:
+                path.mkdir(parents=True)
+            except FileExistsError as error:
+                if not parent.is_dir():
+                    raise InputError(f"cannot write to {parent}: it is not a folder") from error
+                number += 1
+                path = parent / f"{name}-{number}"
+            except OSError as error:
+                raise InputError(f"cannot write to {parent}: {error.strerror}") from error
+            else:
+                return path
+
+    @property
+    def best_checkpoint(self) -> Path:
+        return self.path / "model_best.pth.tar"
+
+    def _numbered(self, epoch: int) -> Path:
+        return self.path / f"checkpoint-{epoch}.pth.tar"
+
+    def _take_best(self, source: Path) -> None:
+        """Bring the best checkpoint so far along into a folder of its own."""
+        best = source / self.best_checkpoint.name
+        if (source / "args.yaml").is_file() and best.is_file():
+            shutil.copy2(best, self.best_checkpoint)
+
+    def record(self, row: dict[str, Any]) -> None:
+        """Add an epoch's row to ``summary.csv``, and draw the curves anew if the epoch was evaluated."""
+        self._rows.append(row)
+        self._write_summary()
+        self._log(row)
+        # A picture can take longer than an epoch of small images.
+        if any(name.startswith("eval") for name in row):
+            draw_curves(self._rows, self.path / "curves.png")
+
+    def _write_summary(self) -> None:
+        # Whole, so that a resumed run's columns may differ, and rows after its checkpoint go.
+        columns = list(dict.fromkeys(name for row in self._rows for name in row))
+        with replaced(self.path / "summary.csv") as partial, partial.open("w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=columns)
+            writer.writeheader()
+            writer.writerows(self._rows)
+
+    def save(self, checkpoint: dict[str, Any], row: dict[str, Any], best: bool) -> None:
+        """Write an epoch's checkpoint as the last one, the best one where this is it, and among the best where it is.
+
+        Args:
+            checkpoint: with its ``epoch``.
+            row: of the summary, for its place among the best; an epoch that was not evaluated has none.
+            best: whether it is better than all before.
+        """
+        last, numbered = self.path / "last.pth.tar", self._numbered(checkpoint["epoch"])
+        checkpoints.write(last, checkpoint)
+        if best:
+            _link(last, self.best_checkpoint)
+        self._rank(numbered, row)
+        if any(path == numbered for path, _ in self._ranked[: self._history]):
+            _link(last, numbered)
+        for path, _ in self._ranked[self._history :]:
+            path.unlink(missing_ok=True)
+        del self._ranked[self._history :]
+
+    def _rank(self, path: Path, row: dict[str, Any]) -> None:
+        """Give an epoch's checkpoint its place among the best, from best to worst; equal ones stay in their order."""
+        best = best_of([row], self._metric)
+        self._ranked = [item for item in self._ranked if item[0] != path]
+        if best:
+            self._ranked.append((path, score(self._metric, best["metric"])))
+            self._ranked.sort(key=lambda item: -item[1])
+
+    def save_recovery(self, checkpoint: dict[str, Any], epoch: int, update: int) -> None:
+        """Write a checkpoint from within an epoch; the last two are kept."""
+        path = self.path / f"recovery-{epoch}-{update}.pth.tar"
+        checkpoints.write(path, checkpoint)
+        self._recoveries = [*(other for other in self._recoveries if other != path), path]
+        for old in self._recoveries[:-2]:
+            old.unlink(missing_ok=True)
+        del self._recoveries[:-2]
+
+    def how_to_go_on(self) -> str:
+        """What to add to a message that training was stopped."""
+        checkpoints = [path for name in ("last.pth.tar", "recovery-*.pth.tar") for path in self.path.glob(name)]
+        if not checkpoints:
+            return " before there was a checkpoint"
+        return f": go on with --resume {max(checkpoints, key=lambda path: path.stat().st_mtime)}"
+
+
+def discard_if_empty(made: Sequence[Path]) -> None:
+    """Remove the folder of a run that failed before it had anything to keep, and those made for it above.
+
+    All processes of the run may do this: torchrun ends the one that writes wherever it is once another has failed.
+
+    Args:
+        made: what :attr:`RunFolder.made` says.
+    """
+    if not made:
+        return
+    path, *above = made
+    # Also what the process that writes is writing just now.
+    if any(any(path.glob(pattern)) for pattern in ("last.pth.tar*", "recovery-*")):
+        return
+    shutil.rmtree(path, ignore_errors=True)
+    for folder in above:
+        with contextlib.suppress(OSError):  # another run has moved in
+            folder.rmdir()
+
+
+def _continued(args: Namespace) -> Path | None:
+    """The run's folder to go on in, if there is one."""
+    folder = Path(args.resume).parent
+    if not args.resume or not (folder / "args.yaml").is_file():
+        return None
+    named = Path(args.output) / args.experiment if args.experiment else None
+    if named is not None and named.resolve() != folder.resolve():
+        return None
+    elsewhere = Path(args.output).resolve() not in folder.resolve().parents
+    return None if elsewhere and args.output != DEFAULT_OUTPUT else folder
+
+
+def _link(source: Path, target: Path) -> None:
+    """Let ``target`` be the file ``source`` too, at every moment a whole one, by a copy where there are no links."""
+    with replaced(target) as partial:
+        try:
+            partial.hardlink_to(source)
+        except OSError:
+            shutil.copy2(source, partial)
+
+
+def draw_curves(rows: list[dict[str, Any]], path: Path) -> None:
+    """Draw loss, accuracy and learning rate over the epochs."""
+    from matplotlib.figure import Figure
+
+    epochs = [row["epoch"] for row in rows]
+    figure = Figure(figsize=(12, 3.5), layout="constrained")
+    losses, accuracies, rates = figure.subplots(1, 3)
+    for axes, title, names in (
+        (losses, "loss", [name for name in max(rows, key=len) if name.endswith("loss")]),
+        (accuracies, "accuracy in %", [name for name in max(rows, key=len) if "top" in name]),
+        (rates, "learning rate", ["lr"]),
+    ):
+        for name in names:
+            known = [(epoch, row[name]) for epoch, row in zip(epochs, rows, strict=True) if name in row]
+            axes.plot(*zip(*known, strict=True), marker="." if len(rows) < 30 else "", label=name)
+        axes.set(xlabel="epoch", title=title)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+        if len(names) > 1:
+            axes.legend()
+    with replaced(path) as partial:
+        figure.savefig(partial, dpi=120, format=path.suffix[1:])

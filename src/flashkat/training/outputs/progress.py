@@ -1,0 +1,118 @@
+"""What a person watching sees, and what a log file keeps: a live bar on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from types import TracebackType
+from typing import Protocol
+
+from ...evaluation.metrics import Metrics
+from ...system.distributed import is_primary
+
+__all__ = ["Progress", "open_progress"]
+
+
+class Progress(Protocol):
+    """Reports the progress of a run. A context manager."""
+
+    def __enter__(self) -> "Progress": ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def say(self, line: str) -> None:
+        """Show a line that stays."""
+
+    def batch(self, epoch: int, index: int, metrics: Metrics | None, rate: float) -> None:
+        """A training batch is done; ``metrics`` of the epoch so far, where they are known; ``rate`` in images/s."""
+
+
+def open_progress(epochs: int, batches: int, first: int = 0) -> Progress:
+    """Progress for a run of ``epochs`` epochs of ``batches`` batches, of which ``first`` are done already.
+
+    Of several processes the first one reports; the others are silent.
+    """
+    if not is_primary():
+        return _Silent()
+    return _Live(epochs, batches) if sys.stdout.isatty() else _Plain(epochs, batches, first)
+
+
+def _describe(metrics: Metrics, rate: float) -> str:
+    return f"loss {metrics.loss:.4f}  top-1 {metrics.top1:.2f}%  {rate:.0f} images/s"
+
+
+class _Silent:
+    def __enter__(self) -> "_Silent":
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        pass
+
+    def say(self, line: str) -> None:
+        pass
+
+    def batch(self, epoch: int, index: int, metrics: Metrics | None, rate: float) -> None:
+        pass
+
+
+class _Live:
+    def __init__(self, epochs: int, batches: int) -> None:
+        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+        self._epochs, self._batches = epochs, batches
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            TimeRemainingColumn(),
+            TextColumn("left"),
+        )
+        self._task = self._bar.add_task("starting", total=epochs * batches, numbers="")
+
+    def __enter__(self) -> "_Live":
+        self._bar.start()
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        self._bar.stop()
+
+    def say(self, line: str) -> None:
+        self._bar.console.print(line, highlight=False, markup=False, emoji=False, soft_wrap=True)
+
+    def batch(self, epoch: int, index: int, metrics: Metrics | None, rate: float) -> None:
+        done = epoch * self._batches + index + 1
+        self._bar.update(self._task, completed=done, description=f"epoch {epoch + 1}/{self._epochs}")
+        if metrics is not None:
+            self._bar.update(self._task, numbers=_describe(metrics, rate))
+
+
+class _Plain:
+    def __init__(self, epochs: int, batches: int, first: int = 0) -> None:
+        self._epochs, self._batches, self._first = epochs, batches, first
+        self._start = time.monotonic()
+
+    def __enter__(self) -> "_Plain":
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        pass
+
+    def say(self, line: str) -> None:
+        print(line, flush=True)
+
+    def batch(self, epoch: int, index: int, metrics: Metrics | None, rate: float) -> None:
+        if metrics is None:
+            return
+        done = epoch * self._batches + index + 1
+        left = (time.monotonic() - self._start) / (done - self._first) * (self._epochs * self._batches - done)
+        self.say(
+            f"Train: {epoch + 1}/{self._epochs} [{index + 1:>4d}/{self._batches}]  {_describe(metrics, rate)}  "
+            f"{_duration(left)} left"
+        )
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}"

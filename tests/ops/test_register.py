@@ -1,0 +1,182 @@
+"""Small tensors in compiled code: the formula that compilers fuse, in place of kernels."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from oracle import assert_close, exact
+from torch._dynamo.backends.common import aot_autograd
+from torch._inductor.utils import fresh_cache
+
+import flashkat
+from flashkat.ops import add_norm_rational, rational_reference
+from flashkat.ops import rational as op
+from flashkat.ops.triton import settings
+
+F32, F16, BF16, F64 = torch.float32, torch.float16, torch.bfloat16, torch.float64
+
+
+@pytest.fixture
+def fast_gpu(monkeypatch):
+    """Compile as for a GPU with kernels and fast float64."""
+    monkeypatch.setattr(op, "is_triton", lambda device: True)
+    monkeypatch.setattr(op, "has_fast_float64", lambda device: True)
+    torch.compiler.reset()
+
+
+@pytest.fixture
+def compile_whole(device, fast_gpu):
+    """Compile as for that GPU, and note what operators are left."""
+
+    def run(function, *args):
+        names = []
+
+        def note(graph, _):
+            names.extend(str(node.target) for node in graph.graph.nodes)
+            return graph.forward
+
+        found = torch.compile(function, fullgraph=True, backend=aot_autograd(fw_compiler=note))(*args)
+        assert not any("flashkat" in name or "triton" in name for name in names)
+        if device == "cuda":
+            found = torch.compile(function, fullgraph=True)(*args)
+        return found
+
+    return run
+
+
+def in_order(tensor, order):
+    """The same numbers, in memory in an order of dimensions."""
+    return tensor.permute(order).contiguous().permute([order.index(dim) for dim in range(tensor.ndim)])
+
+
+def normal(generator, *size, dtype=F32, device="cpu"):
+    return torch.randn(*size, generator=generator, dtype=F64).to(dtype).to(device)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "scale", "coefficients"),
+    [
+        (F32, 1, 1),
+        (F32, 1e37, 1e37),
+        (F32, 1e-37, 1e37),
+        (F32, 1e37, 0),
+        (BF16, 1, 1),
+        (BF16, 1e37, 1e37),
+        (F16, 1e4, 1),
+    ],
+)
+@pytest.mark.parametrize(("shape", "dim"), [((3, 7, 24), -1), ((2, 24, 5), 1), ((24,), 0), ((0, 24), 1)])
+def test_values(compile_whole, device, dtype, scale, coefficients, shape, dim):
+    generator = torch.Generator().manual_seed(7)
+    x = (scale * normal(generator, *shape)).to(dtype)
+    a, b = normal(generator, 1, 6), coefficients * normal(generator, 4, 4)
+    found = compile_whole(lambda *args: flashkat.rational(*args, dim=dim), *(t.to(device) for t in (x, a, b)))
+    assert (found.dtype, found.shape) == (dtype, x.shape)
+    assert_close(found.cpu(), exact(torch.zeros_like(x), x, a, b, dim)["value"], 1, "value")
+
+
+def test_without_channels(compile_whole, device):
+    x, a, b = (torch.zeros(*size, device=device, requires_grad=True) for size in ((3, 0, 5), (1, 6), (8, 4)))
+    found = compile_whole(lambda *args: flashkat.rational(*args, dim=1).detach(), x, a, b)
+    assert found.shape == x.shape
+    reference = rational_reference(x, a, b, 1)
+    assert reference.shape == x.shape
+    reference.sum().backward()
+    assert (x.grad.shape, a.grad.shape, b.grad.shape) == (x.shape, a.shape, b.shape)
+
+
+def test_float64_coefficients_are_rounded_as_ever(compile_whole, device):
+    x, a, b = torch.full((1, 8), 3.0), torch.full((1, 2), 1 / 3, dtype=F64), torch.full((1, 1), 1 / 7, dtype=F64)
+    found = compile_whole(flashkat.rational, *(t.to(device) for t in (x, a, b)))
+    truth = rational_reference(x.double(), a.float().double(), b.float().double())
+    assert torch.equal(found.cpu(), truth.float())
+
+
+@pytest.mark.parametrize("dtype", [None, BF16])
+def test_with_bias(compile_whole, device, dtype):
+    generator = torch.Generator().manual_seed(8)
+    x, bias = normal(generator, 5, 3, 16, device=device), normal(generator, 16, device=device)
+    a, b = normal(generator, 1, 6, device=device), normal(generator, 2, 4, device=device)
+    found = compile_whole(torch.ops.flashkat.bias_rational.default, x, bias, a, b, dtype)
+    truth = rational_reference((x + bias).double(), a.double(), b.double()).to(dtype or F32)
+    torch.testing.assert_close(found, truth)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (0, 2, 1), (1, 0, 2)])
+@pytest.mark.parametrize(("dtypes", "dtype"), [((F32, F32), None), ((F32, BF16), BF16), ((F16, F16), None)])
+def test_with_addition_and_layer_norm(compile_whole, device, dtypes, dtype, order):
+    generator = torch.Generator().manual_seed(9)
+    x, branch = (in_order(normal(generator, 5, 3, 16, dtype=each, device=device), order) for each in dtypes)
+    weight, bias = (normal(generator, 16, device=device) for _ in range(2))
+    a, b = normal(generator, 1, 6, device=device), normal(generator, 2, 4, device=device)
+    args = x, branch, weight, bias, a, b, 1e-5, dtype
+    total, out, mean, rstd = compile_whole(torch.ops.flashkat.add_norm_rational.default, *args)
+    promoted = torch.promote_types(*dtypes)
+    assert (total.dtype, out.dtype, mean.shape, rstd.shape) == (promoted, dtype or promoted, x.shape[:-1], x.shape[:-1])
+    assert all(each.is_contiguous() for each in (total, out, mean, rstd))
+    torch.testing.assert_close(total, x + branch)
+    # A compiler normalises the sum before or after it is rounded.
+    wide = total.double()
+    near = {"rtol": 1e-2, "atol": 1e-2} if F16 in dtypes or BF16 in dtypes else {"rtol": 1e-5, "atol": 1e-5}
+    torch.testing.assert_close(mean.double(), wide.mean(-1), **near)
+    torch.testing.assert_close(rstd.double(), (wide.var(-1, unbiased=False) + 1e-5).rsqrt(), **near)
+    z = F.layer_norm(wide, (16,), weight.double(), bias.double(), 1e-5)
+    torch.testing.assert_close(out.double(), rational_reference(z, a.double(), b.double()), **near)
+
+
+def test_kernels_are_launched_for_all_else(monkeypatch):
+    monkeypatch.setattr(op, "has_fast_float64", lambda device: device.type == "cpu")
+
+    def is_fused(size=settings.FUSED_ELEMENTS, dtype=F32, m=7, n=6, device="cpu"):
+        coefficients = SimpleNamespace(shape=(1, m)), SimpleNamespace(shape=(1, n))
+        return op._is_fused(torch.empty(size, dtype=dtype, device=device), coefficients)
+
+    assert is_fused()
+    assert is_fused(dtype=BF16)
+    for other in ({"size": settings.FUSED_ELEMENTS + 1}, {"dtype": F64}, {"m": 8}, {"n": 7}, {"device": "meta"}):
+        assert not is_fused(**other)
+
+
+@pytest.mark.parametrize(("mode", "expected"), [("default", True), ("reduce-overhead", False)])
+def test_cuda_graphs_launch_kernels_sooner(device, fast_gpu, monkeypatch, mode, expected):
+    is_fused, found = op._is_fused, []
+
+    def fuse(*args):
+        found.append(is_fused(*args))
+        return True  # a CPU cannot launch kernels
+
+    monkeypatch.setattr(op, "_is_fused", fuse)
+    size = settings.FUSED_ELEMENTS_IN_GRAPHS + 1
+    sizes = ((size,), (1, 2), (1, 1))
+    with fresh_cache():
+        torch.compile(flashkat.rational, mode=mode)(*(torch.ones(*each, device=device) for each in sizes))
+    assert set(found) == {expected}
+
+
+def assert_steps_agree(function, loss, leaves):
+    """Results and gradients, compiled and eager."""
+    torch.compiler.reset()
+
+    def step(call):
+        results = call(*leaves)
+        return results, torch.autograd.grad(loss(results), leaves)
+
+    torch.testing.assert_close(step(torch.compile(function)), step(function))
+
+
+@pytest.mark.gpu
+def test_a_step_has_the_gradients_of_the_kernels():
+    generator = torch.Generator().manual_seed(10)
+    leaves = [normal(generator, *size, device="cuda").requires_grad_() for size in ((9, 64), (1, 6), (4, 4))]
+    assert_steps_agree(flashkat.rational, lambda out: out.square().sum(), leaves)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("order", [(0, 1, 2), (0, 2, 1), (1, 0, 2)])
+def test_a_step_with_layer_norm_has_the_gradients_of_the_kernels(order):
+    generator = torch.Generator().manual_seed(11)
+    sizes = ((5, 3, 64), (5, 3, 64), (64,), (64,), (1, 6), (4, 4))
+    x, *others = (normal(generator, *size, device="cuda") for size in sizes)
+    leaves = [each.requires_grad_() for each in (in_order(x, order), *others)]
+    assert_steps_agree(add_norm_rational, lambda results: results[0].pow(3).sum() + results[1].square().sum(), leaves)

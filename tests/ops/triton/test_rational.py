@@ -1,0 +1,175 @@
+"""The kernels compile for GPUs that are not here, and keep what they compute in registers."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+from flashkat.ops.triton import norm as norm_launch
+from flashkat.ops.triton import rational as launch
+
+# In a process of its own, where Triton compiles: in this one it may interpret.
+SCRIPT = """
+import json, subprocess, sys
+from pathlib import Path
+import torch, triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from flashkat.ops import launch, norm_launch
+
+folder, capability, name, layout = sys.argv[1:]
+folder, capability, dtype = Path(folder), int(capability), getattr(torch, name)
+for module in (launch, norm_launch):
+    module.processors = lambda device: 132
+    module.starts_early = lambda device: capability >= 90
+launches = []
+launch.Launch.__call__ = lambda self, *tensors: launches.append((self, tensors))
+
+if layout == "with bias":
+    x, bias = torch.empty(2, 197, 3072, dtype=dtype), torch.empty(3072)
+    numerator, denominator = torch.empty(1, 6), torch.empty(8, 4)
+    launch.forward(x, numerator, denominator, -1, dtype, bias)
+    launch.backward(x, x, numerator, denominator, -1, bias)
+elif layout == "with LayerNorm":
+    x, branch = torch.empty(2, 197, 768), torch.empty(2, 197, 768, dtype=dtype)
+    parameters = torch.empty(768), torch.empty(768), torch.empty(1, 6), torch.empty(8, 4)
+    total, mean, rstd, out = norm_launch.forward(x, branch, *parameters, 1e-6, dtype)
+    norm_launch.backward(total, out, total, mean, rstd, *parameters, x.dtype, dtype)
+else:
+    x = {
+        "channels last": torch.empty(2, 197, 768, dtype=dtype),
+        "channels first": torch.empty(2, 256, 14, 14, dtype=dtype),
+        "odd widths": torch.empty(2, 197, 780, dtype=dtype),
+    }[layout]
+    dim = 1 if layout == "channels first" else -1
+    numerator, denominator = torch.empty(1, 6), torch.empty(1 if layout == "odd widths" else 8, 4)
+    launch.forward(x, numerator, denominator, dim, dtype)
+    launch.backward(x, x, numerator, denominator, dim)
+
+TYPES = {"float64": "*fp64", "float32": "*fp32", "bfloat16": "*bf16", "float16": "*fp16"}
+result = {}
+for made, tensors in launches:
+    names, pointers, numbers = made._kernel.arg_names, iter(tensors), iter(made._numbers)
+    kinds, constants = {}, dict(made._constants)
+    for argument in names:
+        if argument.endswith("_ptr"):
+            kinds[argument] = TYPES[str(next(pointers).dtype).removeprefix("torch.")]
+        elif argument not in constants:
+            number = next(numbers)
+            kinds[argument] = "fp32" if isinstance(number, float) else "i32"
+            # As a call specialises strides.
+            if number == 1 and argument.endswith("_channel"):
+                constants[argument] = 1
+        if argument in constants:
+            kinds[argument] = "constexpr"
+    constants = {(names.index(constant),): value for constant, value in constants.items()}
+    aligned = {(i,): [["tt.divisibility", 16]] for i, kind in enumerate(kinds.values()) if kind.startswith("*")}
+    source = ASTSource(made._kernel, kinds, constants, aligned)
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=made._options)
+    path = folder / "kernel.cubin"
+    path.write_bytes(compiled.asm["cubin"])
+    usage = [triton.knobs.nvidia.cuobjdump.path, "-res-usage", path]
+    text = subprocess.run(usage, capture_output=True, text=True, check=True).stdout
+    words = dict(word.split(":") for word in text.split() if word.count(":") == 1 and word[-1].isdigit())
+    result[made._kernel.__name__] = {key: int(words[key]) for key in ("REG", "STACK", "LOCAL")}
+print(json.dumps(result))
+"""
+
+
+@pytest.fixture
+def compiled_for(monkeypatch):
+    """What would be compiled for x of a shape on a GPU of 132 multiprocessors: all that kernels know beforehand."""
+    for module in (launch, norm_launch):
+        monkeypatch.setattr(module, "processors", lambda device: 132)
+    caches = (
+        launch.forward_launch, launch.backward_launches, norm_launch.forward_launch, norm_launch.backward_launches
+    )  # fmt: skip
+
+    def clear():
+        for cache in caches:
+            cache.cache_clear()
+
+    made = []
+    monkeypatch.setattr(launch.Launch, "__call__", lambda self, *tensors: made.append(self))
+    clear()
+
+    def run(shape, width=None, dim=-1, **options):
+        made.clear()
+        x = torch.empty(shape, device="meta").to(**options)[..., :width]
+        a, b, channel = (torch.empty(size, device="meta") for size in ((1, 6), (4, 4), x.shape[-1:]))
+        launch.forward(x, a, b, dim, x.dtype)
+        launch.backward(x, x, a, b, dim)
+        if width is None and dim == -1 and x.shape[-1] % 16 == 0:
+            launch.backward(x, x, a, b, -1, channel)
+            total, mean, rstd, _ = norm_launch.forward(x, x, channel, channel, a, b, 1e-6, x.dtype)
+            norm_launch.backward(x, x, total, mean, rstd, channel, channel, a, b, x.dtype, x.dtype)
+        return [(each._kernel.__name__, each._constants, each._options) for each in made]
+
+    yield run
+    clear()
+
+
+@pytest.mark.parametrize(("channels", "width"), [(192, None), (768, None), (20, None), (72, 68)])
+def test_batches_and_sequences_of_any_size_take_the_same_kernels(compiled_for, channels, width):
+    first, *others = (
+        compiled_for((batch, length, channels), width)
+        for batch, length in (
+            (128, 197),
+            (1, 197),
+            (2, 197),
+            (16, 197),
+            (1, 7),
+            (1, 50),
+            (8, 65),
+            (1, 1025),
+            (1024, 577),
+        )
+    )
+    assert len(first) >= 3
+    assert all(other == first for other in others)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_batches_of_images_take_the_same_kernels(compiled_for, memory_format):
+    first, *others = (
+        compiled_for((batch, 64, 7, 8), dim=1, memory_format=memory_format) for batch in (128, 1, 2, 16, 1024)
+    )
+    assert all(other == first for other in others)
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "layout"),
+    [
+        (80, "bfloat16", "channels last"),
+        (90, "bfloat16", "channels last"),
+        (90, "float32", "channels first"),
+        (90, "float16", "odd widths"),
+        (100, "float32", "channels last"),
+        (120, "bfloat16", "channels last"),
+        (80, "float16", "with LayerNorm"),
+        (90, "bfloat16", "with LayerNorm"),
+        (100, "bfloat16", "with LayerNorm"),
+        (120, "bfloat16", "with LayerNorm"),
+        (80, "bfloat16", "with bias"),
+        (90, "float16", "with bias"),
+        (100, "bfloat16", "with bias"),
+        (120, "bfloat16", "with bias"),
+    ],
+)
+def test_compiles(tmp_path, capability, dtype, layout):
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path / "cache")}
+    command = [sys.executable, "-c", SCRIPT, str(tmp_path), str(capability), dtype, layout]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    used = json.loads(done.stdout)
+    plain, fused = "forward backward sum_partials", "add_norm_forward add_norm_backward sum_norm_partials"
+    names = fused if layout == "with LayerNorm" else plain
+    assert used.keys() == {f"{name}_kernel" for name in names.split()}
+    for usage in used.values():
+        assert 0 < usage["REG"] <= 255
+        assert usage["LOCAL"] == 0
+        assert usage["STACK"] <= 32  # a few numbers, once, around a loop

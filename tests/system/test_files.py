@@ -1,0 +1,77 @@
+"""Files that are the old one or the new one, never a part."""
+
+import os
+import threading
+
+import pytest
+
+from flashkat.errors import InputError
+from flashkat.system.files import check_writable, replaced
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_the_new_file_takes_the_place_of_the_old_one(tmp_path):
+    path = tmp_path / "file.json"
+    path.write_text("old")
+    with replaced(path) as partial:
+        partial.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+    assert names(tmp_path) == ["file.json"]
+
+
+@pytest.mark.parametrize("error", [OSError("no space left"), KeyboardInterrupt()])
+def test_after_a_failure_the_old_file_is_there(tmp_path, error):
+    path = tmp_path / "file.json"
+    path.write_text("old")
+
+    def fail():
+        with replaced(path) as partial:
+            partial.write_text("ne")
+            raise error
+
+    with pytest.raises(type(error)):
+        fail()
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["file.json"]
+
+
+def test_what_an_interrupted_program_left_is_no_obstacle(tmp_path):
+    (tmp_path / "file.json.partial").write_text("half")
+    with replaced(tmp_path / "file.json") as partial:
+        assert not partial.exists()
+        partial.write_text("whole")
+    assert names(tmp_path) == ["file.json"]
+
+
+def test_another_name_of_the_same_file(tmp_path):
+    path = tmp_path / "last"
+    path.write_text("one")
+    (tmp_path / "best").hardlink_to(path)
+    with replaced(tmp_path / "best") as partial:
+        partial.hardlink_to(path)
+    assert names(tmp_path) == ["best", "last"]
+
+
+def test_a_pipe_stays_a_pipe(tmp_path):
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    received = []
+    reader = threading.Thread(target=lambda: received.append(path.read_text()))
+    reader.start()
+    with replaced(path) as partial:
+        partial.write_text("new")
+    reader.join()
+    assert received == ["new"]
+    assert path.is_fifo()
+
+
+def test_what_cannot_be_written(tmp_path):
+    check_writable(tmp_path / "file")
+    with pytest.raises(InputError, match="it is a folder"):
+        check_writable(tmp_path)
+    with pytest.raises(InputError, match="no folder"):
+        check_writable(tmp_path / "nowhere" / "file")

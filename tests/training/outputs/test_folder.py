@@ -1,0 +1,179 @@
+import csv
+import re
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from flashkat.errors import InputError
+from flashkat.training.outputs.folder import RunFolder, discard_if_empty
+
+ROW = {"epoch": 0, "train_loss": 2.5, "eval_loss": 2.25, "eval_top1": 10.0, "eval_top5": 50.0, "lr": 0.1}
+ROW |= {"images_per_second": 100.0}
+
+
+@pytest.fixture
+def make(tmp_path, training_args):
+    def run(*flags, output=tmp_path / "output"):
+        return RunFolder(training_args("--output", output, *flags), 224)
+
+    return run
+
+
+def pixels(path):
+    with Image.open(path) as picture:
+        assert picture.format == "PNG"
+        return np.asarray(picture.convert("RGB"))
+
+
+def test_names(make, tmp_path):
+    names = [make("--experiment", "mine").path for _ in range(3)]
+    assert names == [tmp_path / "output" / name for name in ("mine", "mine-1", "mine-2")]
+    assert make("--experiment", "deeper/mine").path == tmp_path / "output" / "deeper" / "mine"
+    assert re.fullmatch(r"\d{8}-\d{6}-kat_tiny_patch16_224-224", make().path.name)
+
+
+@pytest.mark.parametrize("model", ["local-dir:/models/mine", "hf_hub:models/mine"])
+def test_a_model_named_by_a_path_makes_one_folder(make, tmp_path, model):
+    path = make("--model", model).path
+    assert path.parent == tmp_path / "output"
+    assert path.name.endswith("models_mine-224")
+
+
+def test_arguments(make, training_args, tmp_path):
+    flags = ["--experiment", "a", "--model-kwargs", "m=5", "act_init=gelu", "--mean", 0.5, 0.5, 0.5, "--lr", 1e-5]
+    folder = make(*flags)
+    found = yaml.safe_load((folder.path / "args.yaml").read_text())
+    # The folder's name is this run's alone.
+    assert found == {**vars(training_args("--output", tmp_path / "output", *flags)), "experiment": ""}
+    assert found["lr"] == 1e-5
+    assert found["model_kwargs"] == {"m": 5, "act_init": "gelu"}
+
+
+def test_rows(make):
+    folder = make()
+    rows = [ROW, {**ROW, "epoch": 1, "train_loss": 1.0 / 3.0}]
+    for number, row in enumerate(rows, start=1):
+        folder.record(row)
+        with (folder.path / "summary.csv").open(newline="") as file:
+            found = list(csv.DictReader(file))
+        assert [list(row) for row in found] == [list(ROW)] * number
+        assert [{name: float(value) for name, value in row.items()} for row in found] == rows[:number]
+
+
+def test_curves_are_drawn_anew(make):
+    folder = make()
+    folder.record(ROW)
+    first = pixels(folder.path / "curves.png")
+    folder.record({**ROW, "epoch": 1, "train_loss": 2.0, "eval_top1": 20.0})
+    second = pixels(folder.path / "curves.png")
+    assert first.shape[0] < first.shape[1]
+    assert len(np.unique(first.reshape(-1, 3), axis=0)) > 10
+    assert first.shape != second.shape or not np.array_equal(first, second)
+
+
+def test_curves_are_not_drawn_after_epochs_without_evaluation(make):
+    folder = make()
+    folder.record({"epoch": 0, "train_loss": 1.0, "lr": 0.1})
+    assert (folder.path / "summary.csv").is_file()
+    assert not (folder.path / "curves.png").exists()
+
+
+def test_curves_of_what_is_no_number(make):
+    folder = make()
+    folder.record({**ROW, "eval_loss": float("nan"), "eval_ema_loss": float("inf"), "eval_ema_top1": 0.0})
+    assert pixels(folder.path / "curves.png").size
+
+
+def test_checkpoints(make):
+    folder = make()
+    folder.save({"epoch": 0, "weight": torch.ones(2)}, ROW, best=True)
+    folder.save({"epoch": 1, "weight": torch.zeros(2)}, ROW, best=False)
+    assert folder.best_checkpoint == folder.path / "model_best.pth.tar"
+    best, last = (
+        torch.load(path, weights_only=True) for path in (folder.best_checkpoint, folder.path / "last.pth.tar")
+    )
+    assert (best["epoch"], last["epoch"]) == (0, 1)
+    folder.save({"epoch": 2}, ROW, best=True)
+    assert torch.load(folder.best_checkpoint, weights_only=True) == {"epoch": 2}
+    assert not list(folder.path.glob("*.partial"))
+
+
+def rows(name, values):
+    return [{"epoch": epoch, **({} if value is None else {name: value})} for epoch, value in enumerate(values)]
+
+
+@pytest.mark.parametrize(
+    ("metric", "name", "values", "kept"),
+    [
+        ("top1", "eval_top1", [10.0, 30.0, 20.0, 30.0], {1, 3}),
+        ("loss", "eval_ema_loss", [0.5, 0.25, 1.0, 0.125], {1, 3}),
+        ("top1", "eval_top1", [10.0, None, 5.0, None], {0, 2}),
+    ],
+)
+def test_the_best_are_kept(make, metric, name, values, kept):
+    folder = make("--checkpoint-hist", 2, "--eval-metric", metric)
+    for row in rows(name, values):
+        folder.save({"epoch": row["epoch"]}, row, best=False)
+    assert {path.name for path in folder.path.glob("checkpoint-*")} == {f"checkpoint-{epoch}.pth.tar" for epoch in kept}
+    assert torch.load(folder.path / "last.pth.tar", weights_only=True) == {"epoch": 3}
+
+
+def test_an_empty_run_is_discarded(make, tmp_path):
+    discard_if_empty(make("--experiment", "a").made)
+    assert not list(tmp_path.iterdir())
+
+
+def test_discarding_leaves_what_others_made(make, tmp_path):
+    (tmp_path / "output").mkdir()
+    discard_if_empty(make("--experiment", "a").made)
+    assert list(tmp_path.iterdir()) == [tmp_path / "output"]
+    first = make("--experiment", "a", output=tmp_path / "new")
+    second = make("--experiment", "a", output=tmp_path / "new")
+    discard_if_empty(first.made)
+    assert list((tmp_path / "new").iterdir()) == [second.path]
+
+
+@pytest.mark.parametrize("name", ["last.pth.tar", "last.pth.tar.partial", "recovery-0-2.pth.tar"])
+def test_a_run_with_a_checkpoint_is_kept(make, name):
+    folder = make()
+    (folder.path / name).write_bytes(b"weights")
+    discard_if_empty(folder.made)
+    assert (folder.path / name).read_bytes() == b"weights"
+
+
+def test_a_run_that_goes_on_is_kept(make):
+    first = make()
+    again = make("--resume", first.path / "last.pth.tar")
+    assert again.path == first.path
+    discard_if_empty(again.made)
+    assert (first.path / "args.yaml").exists()
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_nothing_behind(make, monkeypatch):
+    """A full disk, say."""
+
+    def write(checkpoint, path):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    folder = make()
+    monkeypatch.setattr(torch, "save", write)
+    with pytest.raises(OSError, match="No space left"):
+        folder.save({"epoch": 0}, ROW, best=True)
+    assert [path.name for path in folder.path.iterdir()] == ["args.yaml"]
+
+
+@pytest.mark.parametrize("below", ["", "runs", "runs/mine"])
+def test_a_file_in_the_way(make, tmp_path, below):
+    (tmp_path / "results").write_text("precious")
+    with pytest.raises(InputError, match=f"cannot write to {tmp_path / 'results' / below}: "):
+        make(output=tmp_path / "results" / below)
+    assert (tmp_path / "results").read_text() == "precious"
+
+
+def test_a_name_that_is_too_long(make, tmp_path):
+    with pytest.raises(InputError, match="cannot write to"):
+        make("--experiment", "x" * 300)

@@ -1,0 +1,297 @@
+"""Two real processes through torchrun on CPUs, against one."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from processes import interrupted
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+
+from flashkat.cli import launch as launcher
+from flashkat.cli.main import main
+
+# Nothing random but the order of images, which is the same for all numbers of processes; and an optimiser that does
+# not blow up the rounding errors of gradients that are zero, as Adam does with the bias of the keys.
+FLAGS = ["-j", 0, "--device", "cpu", "--epochs", 2, "--opt", "sgd", "--lr", 0.1, "--warmup-epochs", 0]
+FLAGS += ["--no-aug", "--model-ema", "--model-ema-decay", 0.9, "--model-ema-warmup"]
+
+# What two runs need not have in common.
+TIMES = ("images_per_second", "data_wait", "seconds")
+
+
+ROOT = Path(__file__).parents[2]
+
+# What is left of FSDP at the end of a run: a group that something holds on to, just after much work.
+ENDING = """
+import torch
+import torch.distributed as dist
+from flashkat.distributed import joined, leave
+with joined("cpu"):
+    group = dist.group.WORLD
+    tensors = [torch.ones(4) for _ in range(200)]
+    for tensor in tensors:
+        work = dist.all_reduce(tensor, async_op=True)
+        work.wait()
+    del tensors, tensor, work
+leave(0)
+"""
+
+
+def started(*command):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHON": sys.executable}
+    return subprocess.run(
+        [str(word) for word in command], env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+def launch(*argv):
+    """The command in two processes, as torchrun starts it."""
+    return started(
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, "-m", "flashkat", *argv
+    )
+
+
+@pytest.fixture
+def refused(tiny, tmp_path):
+    """Training by dist_train.sh, which does not start; the one line that says why."""
+
+    def run(data, *flags):
+        output = ("--output", tmp_path / "output")
+        done = started("bash", ROOT / "dist_train.sh", 2, data, *tiny, *FLAGS, *output, *flags)
+        assert done.returncode == 2, done.stderr
+        assert done.stderr.count("\n") == 1
+        assert not (tmp_path / "output").exists()
+        return done.stderr.removeprefix("flashkat train: error: ")
+
+    return run
+
+
+def test_mistyped_flags_start_no_processes(monkeypatch, capsys):
+    monkeypatch.setattr("torch.distributed.run.run", lambda options: pytest.fail("started"))
+    with pytest.raises(SystemExit) as end:
+        launcher.launch(2, ["data", "--epoch-repeat-s", "3"])
+    assert end.value.code == 2
+    assert "did you mean" in capsys.readouterr().err
+
+
+def test_an_interrupt_is_told_in_one_line(images, tiny, tmp_path):
+    command = ["bash", ROOT / "dist_train.sh", 2, images, *tiny, *FLAGS, "-b", 2, "--epochs", 100000]
+    status, err = interrupted(command, tmp_path)
+    assert status == 130
+    assert err.startswith("flashkat train: error: interrupted")
+    assert err.count("\n") == 1
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory, write_images):
+    # Of 10 evaluation images two processes have 5 each, of 9 they have 5 and 4.
+    root = write_images(tmp_path_factory.mktemp("images"), train=8, val=5)
+    (root / "val" / "light" / "4.png").unlink()
+    return root
+
+
+@pytest.fixture(scope="module")
+def trained(images, tmp_path_factory, tiny):
+    """Runs ``flashkat train`` in one or two processes, and returns the run's folder and its output."""
+    output = tmp_path_factory.mktemp("output")
+
+    def run(name, processes, *flags):
+        argv = ["train", images, *tiny, *FLAGS, "--output", output, "--experiment", name, *flags]
+        if processes == 1:
+            assert main([str(argument) for argument in argv]) == 0
+            return output / name, ""
+        done = launch(*argv)
+        assert done.returncode == 0, done.stderr
+        return output / name, done.stdout + done.stderr
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def alone(trained):
+    return trained("alone", 1, "-b", 4)[0]
+
+
+def assert_same(folder, other, summary_of):
+    for ours, theirs in zip(summary_of(folder), summary_of(other), strict=True):
+        for name in TIMES:
+            # Waiting is a share of the epoch, and rounds to 0 where most of that goes to compiling.
+            assert min(ours.pop(name), theirs.pop(name)) > 0 or name == "data_wait"
+        for summary in (ours, theirs):  # GPUs have one, the CPU has none
+            summary.pop("peak_memory_gib", None)
+        assert ours == pytest.approx(theirs, rel=1e-5)
+    a, b = (torch.load(path / "last.pth.tar", weights_only=True, map_location="cpu") for path in (folder, other))
+    for key in ("state_dict", "state_dict_ema"):
+        torch.testing.assert_close(a[key], b[key], rtol=1e-4, atol=1e-6)
+    moments = [
+        [entry["momentum_buffer"] for entry in checkpoint["optimizer"]["state"].values()] for checkpoint in (a, b)
+    ]
+    torch.testing.assert_close(*moments, rtol=1e-3, atol=1e-6)
+    return a, b
+
+
+def test_two_processes_train_as_one(alone, trained, summary_of):
+    folder, output = trained("together", 2, "-b", 2, "--log-interval", 1)
+    assert_same(alone, folder, summary_of)
+
+    # One of them writes and speaks.
+    assert not (folder.parent / "together-1").exists()
+    assert {path.name for path in folder.iterdir()} == {path.name for path in alone.iterdir()}
+    lines = [line for line in output.splitlines() if line.startswith(("Train: ", "Epoch ", "The run is in "))]
+    assert len(lines) == len(set(lines)) == 2 * 4 + 2 + 1
+    assert "Grad strides" not in output
+    assert "16 training and 9 evaluation images" in output
+
+
+def test_two_nodes_train_as_one(alone, images, tiny, tmp_path, summary_of):
+    """A process on each of two nodes, which are this machine twice."""
+    flags = ["train", images, *tiny, *FLAGS, "-b", 2, "--output", tmp_path, "--experiment", "nodes"]
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    meeting = ["--nnodes", 2, "--nproc-per-node", 1, "--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{port}"]
+    command = [sys.executable, "-m", "torch.distributed.run", *meeting, "--local-addr", "localhost", "-m", "flashkat"]
+    with ThreadPoolExecutor(2) as nodes:
+        for done in nodes.map(lambda _: started(*command, *flags), range(2)):
+            assert done.returncode == 0, done.stderr
+    assert_same(alone, tmp_path / "nodes", summary_of)
+
+
+def test_accumulated_batches_are_one_batch(alone, trained, summary_of):
+    """4 = 2 processes of 1 image, 2 times."""
+    folder, _ = trained("accumulated", 2, "-b", 1, "--grad-accum-steps", 2)
+    assert_same(alone, folder, summary_of)
+
+
+def test_compiled(alone, trained, summary_of, monkeypatch):
+    """With names of weights that do not show it."""
+    monkeypatch.setenv("TORCH_LOGS", "recompiles")
+    folder, output = trained("compiled", 2, "-b", 2, "--torchcompile", "aot_eager")
+    assert_same(alone, folder, summary_of)
+    # For evaluation, by either process; of its last batch one has 2 images, the other too, of which one counts.
+    assert output.count("Recompiling function") == 2
+    assert output.count("changed: grad_mode") == 2
+
+
+def test_sharded(alone, trained, summary_of, tmp_path, images):
+    """FSDP2 trains to the same weights, and leaves ordinary checkpoints; both kinds of run continue them."""
+    folder, _ = trained("sharded", 2, "-b", 2, "--fsdp", "--clip-grad", 1e6)
+    checkpoint, ordinary = assert_same(folder, alone, summary_of)
+    for key in ("state_dict", "state_dict_ema"):
+        assert checkpoint[key].keys() == ordinary[key].keys()
+        assert all(type(value) is torch.Tensor for value in checkpoint[key].values())
+    assert main(["validate", str(images), "--checkpoint", str(folder / "last.pth.tar"), "-j", "0"]) == 0
+    resumed, _ = trained(
+        *("sharded-resumed", 2, "-b", 2, "--fsdp", "--torchcompile", "aot_eager"),
+        *("--resume", folder / "checkpoint-0.pth.tar"),
+    )
+    assert_same(resumed, alone, summary_of)
+    alone_resumed, _ = trained("unsharded", 1, "-b", 4, "--resume", folder / "checkpoint-0.pth.tar")
+    assert_same(alone_resumed, alone, summary_of)
+
+
+def test_resumed_in_the_middle_of_an_epoch(trained, summary_of):
+    """With all that is random, which each process draws for itself."""
+    random = ["-b", 2, "--mixup", 0.5, "--reprob", 0.5, "--drop", 0.2, "--recovery-interval", 2]
+    straight, _ = trained("straight", 2, *random)
+    resumed, _ = trained("resumed", 2, *random, "--resume", straight / "recovery-1-1.pth.tar")
+    a, b = (torch.load(path / "last.pth.tar", weights_only=True) for path in (straight, resumed))
+    assert all(torch.equal(a["state_dict"][name], b["state_dict"][name]) for name in a["state_dict"])
+    assert all(torch.equal(a["state_dict_ema"][name], b["state_dict_ema"][name]) for name in a["state_dict"])
+    first, second = (
+        [{**row, **dict.fromkeys(TIMES, 0)} for row in summary_of(folder)] for folder in (straight, resumed)
+    )
+    assert first == second
+
+
+def test_validation_counts_every_image_once(alone, images, tmp_path, capsys):
+    results = tmp_path / "results.json"
+    argv = ["validate", images, "--checkpoint", alone / "last.pth.tar", "-j", 0, "--device", "cpu", "-b", 2]
+    argv += ["--results-file", results, "--results-format", "json"]
+    capsys.readouterr()
+    assert main([str(argument) for argument in argv]) == 0
+    expected = capsys.readouterr().out
+    done = launch(*argv)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == expected
+    assert json.loads(results.read_text())["top1"] == json.loads(expected.removeprefix("--result\n"))["top1"]
+    assert done.stderr.count("Validating in float32") == 1
+
+
+def test_processes_end_while_threads_give_back_tensors(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(ENDING)
+    done = started(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, script)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_the_end_of_a_process(monkeypatch, processes):
+    """What it has said arrives, and its handlers run."""
+    monkeypatch.setenv("WORLD_SIZE", processes)
+    code = (
+        "import atexit; from flashkat.distributed import leave; atexit.register(print, 'bye'); print('done'); leave(3)"
+    )
+    done = started(sys.executable, "-c", code)
+    assert (done.returncode, done.stdout, done.stderr) == (3, "done\nbye\n", "")
+
+
+def test_too_many_processes_for_the_data(images, refused):
+    assert refused(images, "-b", 9) == (
+        f"{images}/train has 16 images, fewer than a batch of 9 for each of 2 processes: "
+        "give a smaller --batch-size or fewer processes\n"
+    )
+
+
+def test_a_mistake_in_the_flags_is_said_once(images, refused):
+    assert refused(images, "--epohcs", 3).startswith("unknown argument --epohcs, did you mean --epochs;")
+
+
+def test_an_error_of_one_process_ends_all(write_images, refused, tmp_path):
+    data = write_images(tmp_path / "data", val=3)
+    # In the share of the second process.
+    (data / "val" / "dark" / "1.png").write_bytes(b"no image")
+    assert refused(data, "-b", 2).startswith(f"cannot decode the image {data / 'val' / 'dark' / '1.png'}: ")
+
+
+def test_the_first_process_alone_finds_that_it_cannot_write(images, refused, tmp_path):
+    (tmp_path / "file").write_text("precious")
+    assert refused(images, "-b", 2, "--output", tmp_path / "file" / "runs").startswith("cannot write to ")
+    assert (tmp_path / "file").read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    ("codes", "status", "line"),
+    [
+        ({0: 1, 1: 2}, 2, ""),
+        ({0: -signal.SIGTERM, 1: 1}, 1, ""),
+        ({0: -signal.SIGTERM, 1: -signal.SIGKILL}, 137, "flashkat train: error: process 1 was ended by SIGKILL\n"),
+    ],
+)
+def test_exit_status(monkeypatch, capsys, codes, status, line):
+    def fail(args):
+        raise ChildFailedError("train", {rank: ProcessFailure(rank, 1, code, "") for rank, code in codes.items()})
+
+    monkeypatch.setattr(torch.distributed.run, "run", fail)
+    assert launcher.launch(2, ["data"]) == status
+    assert capsys.readouterr().err == line
+
+
+@pytest.mark.gpu
+def test_two_gpus(alone, trained, summary_of):
+    """NCCL; in float32 without TF32, so that the results are those of the CPU. Compiled by default, but for FSDP."""
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    folder, output = trained("gpus", 2, "-b", 2, "--device", "cuda", "--no-tf32")
+    assert output.count("Compiling the model") == 1
+    assert "on cuda:0 and 1 more" in output
+    assert_same(alone, folder, summary_of)
+    sharded, _ = trained("gpus-sharded", 2, "-b", 2, "--device", "cuda", "--fsdp", "--no-tf32")
+    assert_same(alone, sharded, summary_of)
