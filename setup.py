@@ -1,4 +1,4 @@
-"""Builds the compiled CPU path, ``src/flashkat/ops/cpu/native.c``: a library that needs no particular version of Python.
+"""Build the compiled CPU path, ``src/flashkat/ops/cpu/native.c``: one library for every version of Python.
 
 All else about the package is in pyproject.toml. Where there is no C compiler the package is built without it.
 """

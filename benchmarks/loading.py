@@ -13,7 +13,6 @@ import statistics
 import sys
 import tempfile
 import time
-from argparse import Namespace
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -26,11 +25,10 @@ import torch
 from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from flashkat.cli.parser import Parser
-from flashkat.cli.train_flags import add_training_arguments
+from flashkat.data.config import Augmentation, Data
 from flashkat.data.datasets import open_dataset
 from flashkat.data.loaders import training_loader
-from flashkat.system.device import resolve_device
+from flashkat.system.device import Runtime, resolve_device
 
 from .parts.common import Call, Measure, Row, StepTimer, arguments
 from .parts.pieces import collect_in_pieces
@@ -38,7 +36,7 @@ from .training import make_step
 
 __all__ = ["FOLDERS", "Folder", "Plan", "collect", "write_images"]
 
-_RECIPE = ["--aa", "rand-m9-mstd0.5", "--remode", "pixel", "--reprob", "0.25", "--crop-pct", "0.875"]
+_RECIPE = Augmentation(aa="rand-m9-mstd0.5", remode="pixel", reprob=0.25)
 _CLASSES = 10
 _WORKERS = tuple(2**power for power in range(min(16, os.cpu_count() or 1).bit_length()))
 _EPOCH = 2**20  # images: longer than a measurement, so that none meets the start of an epoch
@@ -115,13 +113,10 @@ def _step(folder: Folder, batch: int) -> Call:
 
 
 def _batches(root: str, folder: Folder, batch: int, workers: int, device: torch.device) -> Iterable[object]:
-    parser = Parser(prog="loading")
-    add_training_arguments(parser)
-    given = [root, *_RECIPE, "--batch-size", batch, "--workers", workers, "--epoch-repeats", _EPOCH // folder.count]
-    args: Namespace = parser.parse_args([str(each) for each in given])
+    data = Data(data_dir=root, batch_size=batch, workers=workers, epoch_repeats=_EPOCH // folder.count)
     size = {"input_size": (3, folder.loaded, folder.loaded)}
     config = {**size, "mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
-    return training_loader(open_dataset(args, "train", is_training=True), config, args, device)
+    return training_loader(open_dataset(data, "train", is_training=True), config, data, _RECIPE, Runtime(), device)
 
 
 def _rates(batches: Iterable[object], plan: Plan, workers: int) -> list[float]:
@@ -172,7 +167,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = resolve_device(None)
     settings = {
         "folders": {name: asdict(folder) for name, folder in FOLDERS.items()},
-        "recipe": " ".join(_RECIPE),
+        "recipe": "--aa rand-m9-mstd0.5 --remode pixel --reprob 0.25",
         "batch": plan.batch,
         "device": device.type,
         "timing": f"median over {plan.windows} windows of {plan.window_s:g} s, after the first batches; min, max",

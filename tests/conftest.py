@@ -29,11 +29,11 @@ def compiled_where_asked_for():
         return
     from flashkat.system import compile as runtime
 
-    def choose(args, device, training=False):
-        return runtime.choose_compilation(args, torch.device("cpu"), training)
+    def choose(asked, device, **how):
+        return runtime.choose_for_training(asked, torch.device("cpu"), **how)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("flashkat.training.run.choose_compilation", choose)
+        patch.setattr("flashkat.training.run.choose_for_training", choose)
         yield
 
 

@@ -8,13 +8,13 @@ import tarfile
 import numpy as np
 import pytest
 import torch
+from configs import config_of, evaluation_loader, training_loader
 from PIL import Image
 
 from flashkat.cli.main import main
-from flashkat.cli.parser import Parser
-from flashkat.cli.train_flags import add_training_arguments
-from flashkat.data.datasets import FakeImages, check_same_classes, image_count, open_dataset
-from flashkat.data.loaders import Batches, evaluation_loader, training_loader
+from flashkat.data import datasets as datasets_module
+from flashkat.data.datasets import FakeImages, check_same_classes, image_count
+from flashkat.data.loaders import Batches
 from flashkat.errors import InputError
 from flashkat.models import create_model
 from flashkat.system import distributed
@@ -29,9 +29,11 @@ CLASSES = ("dark", "light")
 
 
 def args_of(*argv):
-    parser = Parser(prog="flashkat train")
-    add_training_arguments(parser)
-    return parser.parse_args([str(argument) for argument in ("-j", 0, "-b", 4, *argv)])
+    return config_of("-j", 0, "-b", 4, *argv)
+
+
+def open_dataset(config, split, **more):
+    return datasets_module.open_dataset(config.data, split, num_classes=config.model.num_classes, **more)
 
 
 def picture(level):
@@ -171,8 +173,8 @@ def test_class_map(folder, tmp_path):
 def test_shards(shards, workers):
     pytest.importorskip("webdataset")
     args = args_of(shards, *SHARDS, "-j", workers)
-    assert contents(args, args.val_split) == EXPECTED
-    dataset = open_dataset(args, args.train_split, is_training=True)
+    assert contents(args, args.data.val_split) == EXPECTED
+    dataset = open_dataset(args, args.data.train_split, is_training=True)
     loader = training_loader(dataset, CONFIG, args, CPU)
     assert sum(len(target) for _, target in loader) == len(loader) * 4 == 16
 
@@ -280,7 +282,7 @@ def test_streamed_images_count_once_in_several_processes(shards, tables, tmp_pat
     found, batches = [], set()
     for rank in range(4):
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
-        dataset = open_dataset(args, args.val_split if kind == "wds" else "validation", num_samples=6)
+        dataset = open_dataset(args, args.data.val_split if kind == "wds" else "validation", num_samples=6)
         # What timm's reader finds in a process of several.
         dataset.reader.dist_rank, dataset.reader.dist_num_replicas = rank, 4
         assert image_count(dataset) == 6
@@ -297,7 +299,7 @@ def test_streams_of_several_processes_need_not_fill_their_batches(shards, monkey
     pytest.importorskip("webdataset")
     args = args_of(shards, *SHARDS, "-b", 8)
     monkeypatch.setattr(distributed, "size", lambda: 2)
-    dataset = open_dataset(args, args.train_split, is_training=True)
+    dataset = open_dataset(args, args.data.train_split, is_training=True)
     dataset.reader.dist_num_replicas = 2
     assert image_count(dataset) == 16
     assert len(training_loader(dataset, CONFIG, args, CPU)) == 1
@@ -453,7 +455,7 @@ def test_packages_that_are_not_installed(tmp_path, dataset, package, monkeypatch
 
 def test_fake_data(tmp_path):
     args = args_of("--fake-data", "--num-classes", 5, "--train-num-samples", 10)
-    train, val = open_dataset(args, "train", True, 10), open_dataset(args, "validation")
+    train, val = open_dataset(args, "train", is_training=True, num_samples=10), open_dataset(args, "validation")
     assert isinstance(train, FakeImages)
     assert (len(train), len(val), len(train.classes)) == (8, 40, 5)
     loader = training_loader(train, CONFIG, args, CPU)
@@ -507,7 +509,7 @@ def test_waiting_is_counted(monkeypatch):
                 now[0] += 3
                 yield torch.zeros(2, 3, 8, 8), torch.zeros(2, dtype=torch.int64)
 
-    loader = Batches(Slow(), args_of("data"), CPU)
+    loader = Batches(Slow(), args_of("data").runtime, CPU)
     for _ in range(2):
         for _ in loader:
             now[0] += 10

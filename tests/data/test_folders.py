@@ -1,15 +1,14 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from configs import config_of, evaluation_loader, training_loader
 from PIL import Image
 
-from flashkat.cli.parser import Parser
-from flashkat.cli.train_flags import add_training_arguments
 from flashkat.data.datasets import check_same_classes
 from flashkat.data.folders import open_split
-from flashkat.data.loaders import evaluation_loader, training_loader
 from flashkat.errors import InputError
 
 CPU = torch.device("cpu")
@@ -41,16 +40,14 @@ def normalised(pixels):
     return torch.tensor(values.transpose(2, 0, 1), dtype=torch.float32)
 
 
-def loader_of(dataset, config, batch_size, workers, device=CPU, **more):
-    args = training_args()
-    vars(args).update(workers=workers, **more)
-    return evaluation_loader(dataset, config, args, device, batch_size)
+def loader_of(dataset, images, batch_size, workers, device=CPU, **more):
+    config = training_config()
+    data = replace(config.data, workers=workers, **more)
+    return evaluation_loader(dataset, images, replace(config, data=data), device, batch_size)
 
 
-def training_args(*argv):
-    parser = Parser(prog="flashkat train")
-    add_training_arguments(parser)
-    return parser.parse_args(["data", "-j", "0", *argv])
+def training_config(*argv):
+    return config_of("data", "-j", "0", *argv)
 
 
 def tensor(dataset):
@@ -257,7 +254,7 @@ def test_training_sees_shuffled_images_and_drops_the_rest(tmp_path):
     pixels = write_classes(tmp_path / "train", ["cat", "dog"], count=5)
     dataset = open_split(tmp_path, "train")
     torch.manual_seed(0)
-    loader = training_loader(dataset, CONFIG, training_args("-b", "4", "--no-aug"), CPU)
+    loader = training_loader(dataset, CONFIG, training_config("-b", "4", "--no-aug"), CPU)
     assert len(loader) == 2
     known = torch.stack([normalised(value) for value in pixels.values()])
     epochs = []
@@ -277,14 +274,14 @@ def test_training_images_keep_their_class(tmp_path):
     classes = [path.parent.name for path in pixels]
     known = torch.stack([normalised(value) for value in pixels.values()])
     dataset = open_split(tmp_path, "train")
-    ((images, target),) = training_loader(dataset, CONFIG, training_args("-b", "8", "--no-aug"), CPU)
+    ((images, target),) = training_loader(dataset, CONFIG, training_config("-b", "8", "--no-aug"), CPU)
     nearest = (images[:, None] - known[None]).abs().amax((2, 3, 4)).argmin(1)
     assert [dataset.classes[index] for index in target] == [classes[index] for index in nearest]
 
 
 def test_training_images_are_augmented(tmp_path):
     write_classes(tmp_path / "train", ["cat"], count=4)
-    loader = training_loader(open_split(tmp_path, "train"), CONFIG, training_args("-b", "4"), CPU)
+    loader = training_loader(open_split(tmp_path, "train"), CONFIG, training_config("-b", "4"), CPU)
     first, second = (next(iter(loader))[0].sort(0).values for _ in range(2))
     assert first.shape == (4, 3, 8, 8)
     assert not torch.allclose(first, second)
@@ -295,7 +292,7 @@ def test_flips_always_and_never(tmp_path):
     dataset = open_split(tmp_path, "train")
     flags = ["-b", "1", "--scale", "1", "1", "--ratio", "1", "1", "--color-jitter", "0"]
     for hflip, vflip, expected in ((0, 0, pixels), (1, 0, pixels[:, ::-1]), (0, 1, pixels[::-1])):
-        args = training_args(*flags, "--hflip", str(hflip), "--vflip", str(vflip))
+        args = training_config(*flags, "--hflip", str(hflip), "--vflip", str(vflip))
         ((images, _),) = training_loader(dataset, CONFIG, args, CPU)
         torch.testing.assert_close(images[0], normalised(expected))
 
@@ -305,8 +302,8 @@ def test_a_batch_larger_than_the_training_set(tmp_path, batch):
     write_classes(tmp_path / "train", ["cat", "dog"])
     dataset = open_split(tmp_path, "train")
     with pytest.raises(InputError, match=f"has 6 images, fewer than a batch of {batch}: give a smaller --batch-size"):
-        training_loader(dataset, CONFIG, training_args("-b", str(batch)), CPU)
-    assert len(training_loader(dataset, CONFIG, training_args("-b", "6"), CPU)) == 1
+        training_loader(dataset, CONFIG, training_config("-b", str(batch)), CPU)
+    assert len(training_loader(dataset, CONFIG, training_config("-b", "6"), CPU)) == 1
 
 
 @pytest.mark.gpu
@@ -317,7 +314,7 @@ def test_batches_stay_whole_on_a_gpu_that_is_behind(tmp_path, flags):
     known = torch.stack([normalised(value) for value in pixels.values()])
     classes = torch.tensor([int(path.parent.name == "dog") for path in pixels])
     gpu = torch.device("cuda")
-    loader = training_loader(open_split(tmp_path, "train"), CONFIG, training_args("-b", "4", "--no-aug", *flags), gpu)
+    loader = training_loader(open_split(tmp_path, "train"), CONFIG, training_config("-b", "4", "--no-aug", *flags), gpu)
     seen, targets = [], []
     for _ in range(2):
         for images, target in loader:

@@ -1,6 +1,7 @@
 """``flashkat validate`` beyond one model and one checkpoint: lists, results, labels, views, smaller batches."""
 
 import csv
+import importlib
 import json
 
 import numpy as np
@@ -11,8 +12,10 @@ from huggingface_hub.utils import LocalEntryNotFoundError
 from PIL import Image
 
 from flashkat.cli.main import main
-from flashkat.evaluation import validate as validation
+from flashkat.evaluation.evaluate import evaluate
 
+# The room exports its function under the same name.
+VALIDATE = importlib.import_module("flashkat.evaluation.validate")
 MODEL = "kat_tiny_patch16_224"
 KWARGS = {"patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2}
 FLAGS = ["--model", MODEL, "--img-size", 8, "--crop-pct", 1, "-j", 0, "-b", 4]
@@ -142,7 +145,7 @@ def test_results_of_one(validate, tmp_path, kind):
 
 @pytest.mark.parametrize("name", ["nowhere/results.csv", ""])
 def test_results_that_cannot_be_written(validate, tmp_path, monkeypatch, name):
-    monkeypatch.setattr(validation, "evaluate", lambda *_: pytest.fail("evaluated in vain"))
+    monkeypatch.setattr(VALIDATE, "evaluate", lambda *_: pytest.fail("evaluated in vain"))
     checkpoint = weights(tmp_path / "weights.pth")
     err = validate("--checkpoint", checkpoint, "--results-file", tmp_path / name, status=2)
     assert err.count("\n") == 1
@@ -233,7 +236,7 @@ def test_averages_over_classes(validate, tmp_path, average, expected):
 
 
 def test_smaller_batches_where_memory_does_not_suffice(validate, tmp_path, monkeypatch):
-    evaluate, sizes = validation.evaluate, []
+    sizes = []
 
     def little_memory(models, loader, *more):
         sizes.append(loader.loader.loader.batch_size)
@@ -241,7 +244,7 @@ def test_smaller_batches_where_memory_does_not_suffice(validate, tmp_path, monke
             raise RuntimeError("CUDA out of memory. Tried to allocate")
         return evaluate(models, loader, *more)
 
-    monkeypatch.setattr(validation, "evaluate", little_memory)
+    monkeypatch.setattr(VALIDATE, "evaluate", little_memory)
     checkpoint = weights(tmp_path / "weights.pth")
     result, err = validate("--checkpoint", checkpoint, "--retry")
     assert result["model"] == MODEL

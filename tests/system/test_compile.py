@@ -1,23 +1,22 @@
 """What is decided from the flags and the device before a model is made. No GPU is needed to decide for one."""
 
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
+from configs import compilation_of, config_of
 
-from flashkat.cli.parser import Parser
-from flashkat.cli.train_flags import add_training_arguments
 from flashkat.errors import InputError
 from flashkat.system import compile as runtime
+from flashkat.system.compile import Compilation
 from flashkat.system.device import training_products
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
-def args(*flags):
-    parser = Parser(prog="flashkat train")
-    add_training_arguments(parser)
-    return parser.parse_args(["data", *map(str, flags)])
+def config(*flags):
+    return config_of("data", *flags)
 
 
 @pytest.fixture
@@ -25,8 +24,7 @@ def choose():
     """What a run with these flags is compiled with, and the lines about it."""
 
     def run(device, *flags):
-        chosen = args(*flags)
-        lines = runtime.choose_compilation(chosen, device, training=True)
+        chosen, lines = compilation_of(config(*flags), device)
         return chosen.torchcompile, chosen.torchcompile_mode, lines
 
     return run
@@ -120,10 +118,9 @@ def test_flags_that_do_not_go_together(choose, device, flags, words):
 
 
 def test_a_file_that_contradicts_itself():
-    chosen = args()
-    chosen.torchcompile, chosen.no_compile = "inductor", True
+    contradiction = Compilation(torchcompile="inductor", no_compile=True)
     with pytest.raises(InputError, match="contradict"):
-        runtime.choose_compilation(chosen, CPU, training=True)
+        compilation_of(replace(config(), compilation=contradiction), CPU)
 
 
 def precision():
@@ -138,6 +135,6 @@ def test_products(device, flags, expected):
     before = precision()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        with training_products(args(*flags), device):
+        with training_products(config(*flags).runtime, device):
             assert precision() == (expected or before)
     assert precision() == before

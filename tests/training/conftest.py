@@ -3,11 +3,10 @@ import csv
 import numpy as np
 import pytest
 import torch
+from configs import config_of
 from PIL import Image
 
 from flashkat.cli.main import main
-from flashkat.cli.parser import Parser
-from flashkat.cli.train_flags import add_training_arguments
 
 TINY = ["--model", "kat_tiny_patch16_224", "--img-size", 8]
 TINY += ["--model-kwargs", "patch_size=4", "embed_dim=16", "depth=1", "num_heads=2"]
@@ -72,13 +71,11 @@ def train(tmp_path, images):
 
 
 @pytest.fixture(scope="session")
-def training_args():
-    """The arguments of ``flashkat train`` with the flags given."""
+def training_config():
+    """The configuration of ``flashkat train`` with the flags given."""
 
     def parse(*flags):
-        parser = Parser(prog="flashkat train")
-        add_training_arguments(parser)
-        return parser.parse_args(["data", *(str(flag) for flag in flags)])
+        return config_of("data", *flags)
 
     return parse
 

@@ -93,8 +93,8 @@ def test_a_default_is_said(train, monkeypatch, capsys):
     """As if on a GPU, up to where training would begin. It is no flag of runs that take over this one's."""
     monkeypatch.setattr("flashkat.training.run.run_epochs", lambda *args: None)
     monkeypatch.setattr(
-        "flashkat.training.run.choose_compilation",
-        lambda args, device, training: runtime.choose_compilation(args, GPU, training),
+        "flashkat.training.run.choose_for_training",
+        lambda asked, device, **how: runtime.choose_for_training(asked, GPU, **how),
     )
     monkeypatch.setattr(runtime, "is_installed", lambda module: True)
     monkeypatch.setenv("CC", "cc")
@@ -112,7 +112,7 @@ def test_a_default_is_said(train, monkeypatch, capsys):
 @pytest.fixture
 def by_default(monkeypatch):
     """Training compiles as it does for users, where other tests here have it compile when asked to."""
-    monkeypatch.setattr("flashkat.training.run.choose_compilation", runtime.choose_compilation)
+    monkeypatch.setattr("flashkat.training.run.choose_for_training", runtime.choose_for_training)
 
 
 @pytest.mark.gpu

@@ -51,12 +51,22 @@ def test_loss(temperature):
         (["--task-loss-weight", 3, "--distill-loss-weight", 0.5], (3, 0.5)),
     ],
 )
-def test_what_a_teacher_sees(teacher, training_args, flags, weights):
+def test_what_a_teacher_sees(teacher, training_config, flags, weights):
     name, model = teacher
-    args = training_args("--num-classes", 2, "--kd-model-name", name, *flags)
+    settings = training_config("--num-classes", 2, "--kd-model-name", name, *flags)
     config = {"input_size": (3, 8, 8), "mean": (0.5, 0.5, 0.5), "std": (0.25, 0.5, 1.0)}
     said = []
-    distillation = build_distillation(args, config, torch.device("cpu"), said.append)
+    distillation = build_distillation(
+        *(
+            settings.distillation,
+            settings.model,
+            settings.data,
+            config,
+            settings.runtime,
+            torch.device("cpu"),
+            said.append,
+        )
+    )
     assert (distillation.task_weight, distillation.distill_weight) == pytest.approx(weights)
     pixels = torch.rand(2, 3, 8, 8)
     ours, theirs = (

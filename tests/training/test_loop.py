@@ -47,7 +47,7 @@ def no_curves(monkeypatch):
 
 
 @pytest.fixture
-def start(training_args, tmp_path):
+def start(training_config, tmp_path):
     """Builds a state and runs it; returns the state, the folder and the recorder."""
 
     def run(
@@ -64,7 +64,7 @@ def start(training_args, tmp_path):
         scaler=False,
         prepare=lambda state: None,
     ):
-        args = training_args("--output", tmp_path, "--experiment", "run", *flags)
+        config = training_config("--output", tmp_path, "--experiment", "run", *flags)
         model = model or nn.Linear(5, 7)
         train = batches() if train is None else train
         optimizer = torch.optim.SGD(model.parameters(), lr=lr)
@@ -75,15 +75,16 @@ def start(training_args, tmp_path):
             scaler=torch.amp.GradScaler("cpu", enabled=scaler, init_scale=2.0**8),
             ema=None if ema is None else ModelEmaV3(model, decay=ema),
             classes=list("abcdefg"),
-            epochs=args.epochs,
+            epochs=config.schedule.epochs,
+            name=config.model.name,
+            flags=config.flags(),
         )
         recorder = recorder or Recorder()
         prepare(state)
-        folder = RunFolder(args, 8)
-        loop.run_epochs(
-            *(state, train, batches(2, seed=1) if val is None else val, loss or nn.CrossEntropyLoss(), None),
-            *(mixup, nullcontext(), folder, recorder, args),
-        )
+        folder = RunFolder(config.output, config.model.name, 8, config.flags())
+        val, loss_function = batches(2, seed=1) if val is None else val, loss or nn.CrossEntropyLoss()
+        parts = loop.Parts(train, val, loss_function, None, mixup, nullcontext(), folder, recorder)
+        loop.run_epochs(state, parts, config)
         return state, folder, recorder
 
     return run

@@ -3,10 +3,12 @@
 import pytest
 import timm
 import torch
+from configs import fused as would_be_fused
+from configs import optimizer_of
 from torch import nn
 
 from flashkat.nn.group_rational import GroupRational
-from flashkat.training.optimizer import create_optimizer, is_fused, parameter_groups, with_implementation_of
+from flashkat.training.optimizer import is_fused, parameter_groups, with_implementation_of
 
 KWARGS = {"img_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 3}
 
@@ -28,21 +30,19 @@ def is_coefficient(name):
     return name.endswith((".numerator", ".denominator"))
 
 
-def test_as_published_they_are_like_other_weights(model, training_args):
-    args = training_args("--opt", "adamw", "--lr", 0.1, "--weight-decay", 0.05)
-    ours = create_optimizer(model, args)
+def test_as_published_they_are_like_other_weights(model, training_config):
+    args = training_config("--opt", "adamw", "--lr", 0.1, "--weight-decay", 0.05)
+    ours = optimizer_of(model, args)
     timms = timm.optim.create_optimizer_v2(model, "adamw", lr=0.1, weight_decay=0.05)
     assert ours.state_dict() == timms.state_dict()
     assert settings(ours.param_groups, model)["blocks.0.mlp.act1.numerator"] == (1.0, 0.05)
 
 
-def test_set_apart(model, training_args):
+def test_set_apart(model, training_config):
     flags = ["--rational-lr-scale", 0.25, "--rational-weight-decay", 0.5, "--weight-decay", 0.05, "--lr", 0.1]
-    args = training_args("--opt", "adamw", *flags)
-    published = settings(
-        create_optimizer(model, training_args("--weight-decay", 0.05, "--lr", 0.1)).param_groups, model
-    )
-    apart = settings(create_optimizer(model, args).param_groups, model)
+    args = training_config("--opt", "adamw", *flags)
+    published = settings(optimizer_of(model, training_config("--weight-decay", 0.05, "--lr", 0.1)).param_groups, model)
+    apart = settings(optimizer_of(model, args).param_groups, model)
     coefficients = [name for name in apart if is_coefficient(name)]
     assert len(coefficients) == 2 * 2 * 2
     for name, values in apart.items():
@@ -50,22 +50,21 @@ def test_set_apart(model, training_args):
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.05])
-def test_decay_of_the_coefficients_alone(model, training_args, weight_decay):
+def test_decay_of_the_coefficients_alone(model, training_config, weight_decay):
     for given in (0.0, 0.3):
-        args = training_args("--weight-decay", weight_decay, "--rational-weight-decay", given)
-        found = settings(parameter_groups(model, args), model)
+        args = training_config("--weight-decay", weight_decay, "--rational-weight-decay", given)
+        found = settings(parameter_groups(model, args.optimizer), model)
         assert {values for name, values in found.items() if is_coefficient(name)} == {(1.0, given)}
         assert {values[1] for name, values in found.items() if not is_coefficient(name)} == {0.0, weight_decay}
 
 
-def test_layer_decay_scales_them_too(model, training_args):
-    args = training_args("--rational-lr-scale", 0.5, "--weight-decay", 0.05)
-    args.layer_decay = 0.75
+def test_layer_decay_scales_them_too(model, training_config):
+    args = training_config("--rational-lr-scale", 0.5, "--weight-decay", 0.05, "--layer-decay", 0.75)
     timms = timm.optim.param_groups_layer_decay(
         model, 0.05, no_weight_decay_list=model.no_weight_decay(), layer_decay=0.75
     )
     expected = settings(timms, model)
-    for name, (scale, decay) in settings(parameter_groups(model, args), model).items():
+    for name, (scale, decay) in settings(parameter_groups(model, args.optimizer), model).items():
         assert (scale, decay) == (expected[name][0] * (0.5 if is_coefficient(name) else 1), expected[name][1])
 
 
@@ -79,10 +78,10 @@ class Spared(nn.Module):
         return {"act.num*"}
 
 
-def test_what_a_model_spares_stays_spared(training_args):
+def test_what_a_model_spares_stays_spared(training_config):
     model = Spared()
-    args = training_args("--rational-weight-decay", 0.5, "--rational-lr-scale", 2, "--weight-decay", 0.1)
-    found = settings(parameter_groups(model, args), model)
+    args = training_config("--rational-weight-decay", 0.5, "--rational-lr-scale", 2, "--weight-decay", 0.1)
+    found = settings(parameter_groups(model, args.optimizer), model)
     assert found == {
         "act.numerator": (2.0, 0.0),
         "act.denominator": (2.0, 0.5),
@@ -122,20 +121,24 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda")
         (["--opt", "adamw", "--opt-kwargs", "fused=False"], False),
     ],
 )
-def test_fused_where_it_can_be(training_args, flags, expected):
-    args = training_args(*flags)
-    assert is_fused(args, GPU) == expected
-    assert not is_fused(args, CPU)
+def test_fused_where_it_can_be(training_config, flags, expected):
+    args = training_config(*flags)
+    assert would_be_fused(args, GPU) == expected
+    assert not would_be_fused(args, CPU)
+
+
+def fused_on_a_gpu(settings, device, *rest):
+    return is_fused(settings, GPU, *rest)
 
 
 @pytest.fixture
 def fused_here(monkeypatch):
     """Fused as on a GPU: CPUs have such kernels too."""
-    monkeypatch.setattr("flashkat.training.optimizer.is_fused", lambda args, device: is_fused(args, GPU))
+    monkeypatch.setattr("flashkat.training.optimizer.is_fused", fused_on_a_gpu)
 
 
-def test_the_optimiser_is_made_so(model, training_args, fused_here):
-    groups = create_optimizer(model, training_args("--opt", "adamw", "--lr", 0.1)).param_groups
+def test_the_optimiser_is_made_so(model, training_config, fused_here):
+    groups = optimizer_of(model, training_config("--opt", "adamw", "--lr", 0.1)).param_groups
     assert {group["fused"] for group in groups} == {True}
 
 
@@ -146,7 +149,7 @@ def test_fused_or_not_a_run_goes_on_in_its_own_way(train, monkeypatch, kind):
         flags += ["--amp", "--amp-dtype", "float16"]
     folders = {False: train(*flags, experiment="plain")}
     with monkeypatch.context() as patch:
-        patch.setattr("flashkat.training.optimizer.is_fused", lambda args, device: is_fused(args, GPU))
+        patch.setattr("flashkat.training.optimizer.is_fused", fused_on_a_gpu)
         folders[True] = train(*flags, experiment="fused")
         resumed = {True: train(*flags, "--resume", folders[False] / "checkpoint-0.pth.tar", experiment="to-fused")}
     resumed[False] = train(*flags, "--resume", folders[True] / "checkpoint-0.pth.tar", experiment="to-plain")

@@ -8,16 +8,14 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from configs import loss_of, mixup_of, model_of, optimizer_of
 from foreign import google_arrays
 from timm.loss import SoftTargetCrossEntropy
 
 from flashkat.errors import InputError
 from flashkat.training import recipe
-from flashkat.training.optimizer import create_optimizer
+from flashkat.training.config import Resume
 from flashkat.training.recipe import (
-    build_loss,
-    build_mixup,
-    build_model,
     build_schedule,
     check_schedule_name,
     length_notes,
@@ -29,17 +27,16 @@ TINY = ["--img-size", 8, "--model-kwargs", "patch_size=4", "embed_dim=16", "dept
 
 
 @pytest.fixture
-def args(training_args):
+def args(training_config):
     def parse(*flags):
-        parsed = training_args("--num-classes", 4, *TINY, "-b", 4, *flags)
-        parsed.lr = parsed.lr or 0.1
-        return parsed
+        lr = [] if "--lr" in flags else ["--lr", 0.1]
+        return training_config("--num-classes", 4, *TINY, "-b", 4, *lr, *flags)
 
     return parse
 
 
 def test_model(args):
-    model = build_model(args("--in-chans", 1, "--gp", "avg", "--drop", 0.25, "--drop-path", 0.5))
+    model = model_of(args("--in-chans", 1, "--gp", "avg", "--drop", 0.25, "--drop-path", 0.5))
     assert model.patch_embed.proj.in_channels == 1
     assert model.global_pool == "avg"
     assert model.head_drop.p == 0.25
@@ -49,22 +46,22 @@ def test_model(args):
 def test_no_start_but_from_weights(args, tmp_path):
     skip = ["--model-kwargs", *TINY[3:], "weight_init=skip"]
     with pytest.raises(InputError, match="weight_init=skip leaves weights that are not loaded undefined: leave it out"):
-        build_model(args(*skip))
-    torch.save(build_model(args()).state_dict(), tmp_path / "weights.pth")
-    model = build_model(args(*skip, "--initial-checkpoint", tmp_path / "weights.pth"))
+        model_of(args(*skip))
+    torch.save(model_of(args()).state_dict(), tmp_path / "weights.pth")
+    model = model_of(args(*skip, "--initial-checkpoint", tmp_path / "weights.pth"))
     assert all(parameter.isfinite().all() for parameter in model.parameters())
 
 
 def test_input_size(args):
-    model = build_model(args("--input-size", 1, 8, 16))
+    model = model_of(args("--input-size", 1, 8, 16))
     assert model(torch.zeros(2, 1, 8, 16)).shape == (2, 4)
 
 
 def test_head(args):
     torch.manual_seed(0)
-    plain = build_model(args())
+    plain = model_of(args())
     torch.manual_seed(0)
-    changed = build_model(args("--head-init-scale", 0.5, "--head-init-bias", -3))
+    changed = model_of(args("--head-init-scale", 0.5, "--head-init-bias", -3))
     torch.testing.assert_close(changed.head.weight, 0.5 * plain.head.weight)
     assert changed.head.bias.tolist() == [-3.0] * 4
 
@@ -74,9 +71,9 @@ FROM_FILE = pytest.mark.parametrize("flag", ["--initial-checkpoint", "--pretrain
 
 @FROM_FILE
 def test_start_from_a_kat(args, flag, tmp_path):
-    source = build_model(args())
+    source = model_of(args())
     torch.save({"state_dict": source.state_dict()}, tmp_path / "weights.pth")
-    model = build_model(args(flag, tmp_path / "weights.pth"))
+    model = model_of(args(flag, tmp_path / "weights.pth"))
     torch.testing.assert_close(model.state_dict(), source.state_dict(), rtol=0, atol=0)
 
 
@@ -87,7 +84,7 @@ def test_start_from_a_vit(args, flag, suffix, tmp_path):
     source = timm.create_model("vit_tiny_patch16_224", img_size=16, patch_size=4, embed_dim=16, depth=2, num_heads=2)
     np.savez(path, **google_arrays(source)) if suffix == ".npz" else torch.save(source.state_dict(), path)
     notes = []
-    model = build_model(args(flag, path), notes.append)
+    model = model_of(args(flag, path), notes.append)
     torch.testing.assert_close(model.blocks[1].mlp.fc2.weight, source.blocks[1].mlp.fc2.weight, rtol=0, atol=0)
     assert model.pos_embed.shape == (1, 5, 16)
     x = torch.linspace(-2, 2, 16)
@@ -98,20 +95,20 @@ def test_start_from_a_vit(args, flag, suffix, tmp_path):
 
 
 def test_start_takes_averaged_weights_as_timm_does(args, tmp_path):
-    raw, average = build_model(args()).state_dict(), build_model(args()).state_dict()
+    raw, average = model_of(args()).state_dict(), model_of(args()).state_dict()
     torch.save({"state_dict": raw, "state_dict_ema": average}, tmp_path / "weights.pth")
-    model = build_model(args("--initial-checkpoint", tmp_path / "weights.pth"))
+    model = model_of(args("--initial-checkpoint", tmp_path / "weights.pth"))
     torch.testing.assert_close(model.state_dict(), average, rtol=0, atol=0)
 
 
 def test_start_in_part(args, tmp_path):
-    state = build_model(args()).state_dict()
+    state = model_of(args()).state_dict()
     del state["norm.bias"]
     torch.save(state, tmp_path / "weights.pth")
     with pytest.raises(InputError, match=r"1 missing \(norm.bias\)"):
-        build_model(args("--initial-checkpoint", tmp_path / "weights.pth"))
+        model_of(args("--initial-checkpoint", tmp_path / "weights.pth"))
     notes = []
-    build_model(args("--initial-checkpoint", tmp_path / "weights.pth", "--partial"), notes.append)
+    model_of(args("--initial-checkpoint", tmp_path / "weights.pth", "--partial"), notes.append)
     assert "fits in part: 1 missing (norm.bias)" in notes[0]
 
 
@@ -121,71 +118,80 @@ def test_start_from_an_npz_that_lacks_a_key(args, tmp_path):
     del arrays["Transformer/encoderblock_1/MlpBlock_3/Dense_0/kernel"]
     np.savez(tmp_path / "vit.npz", **arrays)
     with pytest.raises(InputError, match=r"1 missing \(Transformer/encoderblock_1/MlpBlock_3/Dense_0/kernel\)"):
-        build_model(args("--initial-checkpoint", tmp_path / "vit.npz"))
+        model_of(args("--initial-checkpoint", tmp_path / "vit.npz"))
 
 
 def test_start_from_nowhere(args):
     with pytest.raises(InputError, match="no checkpoint at nowhere"):
-        build_model(args("--pretrained-path", "nowhere.pth"))
+        model_of(args("--pretrained-path", "nowhere.pth"))
 
 
 def test_pretrained_is_asked_of_timm(args, monkeypatch):
     asked = {}
     monkeypatch.setattr(timm, "create_model", lambda name, **kwargs: asked.update(kwargs) or torch.nn.Linear(1, 1))
-    build_model(args("--pretrained"))
+    model_of(args("--pretrained"))
     assert asked["pretrained"] is True
     asked.clear()
-    build_model(args())
+    model_of(args())
     assert "pretrained" not in asked
 
 
 def test_pretrained_from_a_path_downloads_nothing(args, tmp_path):
-    source = build_model(args())
+    source = model_of(args())
     torch.save(source.state_dict(), tmp_path / "weights.pth")
-    model = build_model(args("--pretrained-path", tmp_path / "weights.pth", "--pretrained"))
+    model = model_of(args("--pretrained-path", tmp_path / "weights.pth", "--pretrained"))
     torch.testing.assert_close(model.state_dict(), source.state_dict(), rtol=0, atol=0)
 
 
 def test_an_average_that_remembers_the_start_is_noted(args):
     slow = ["--model-ema", "--model-ema-decay", 0.999]
-    (note,) = length_notes(args(*slow), 100)
+    (note,) = notes_of(args(*slow), 100)
     assert "will be 90% those at the start: try --model-ema-warmup" in note
-    assert not length_notes(args(*slow), 10_000)
-    assert not length_notes(args(*slow, "--model-ema-warmup"), 100)
-    assert not length_notes(args(), 100)
+    assert not notes_of(args(*slow), 10_000)
+    assert not notes_of(args(*slow, "--model-ema-warmup"), 100)
+    assert not notes_of(args(), 100)
 
 
 def test_warm_up_that_does_not_end_is_noted(args):
-    (note,) = length_notes(args("--epochs", 5, "--lr", 0.01), 100)
+    (note,) = notes_of(args("--epochs", 5, "--lr", 0.01), 100)
     assert note.startswith(
         "Warm-up, --warmup-epochs 5, does not end within --epochs 5, so that the learning rate never"
     )
     assert "is 0.01: try a shorter one" in note
     for flags in (["--epochs", 6], ["--epochs", 5, "--warmup-epochs", 4], ["--epochs", 5, "--warmup-prefix"]):
-        assert not length_notes(args(*flags), 100)
+        assert not notes_of(args(*flags), 100)
 
 
 # --- optimiser --------------------------------------------------------------------------------------------------------
 
 
-def optimizer_of(args):
-    return create_optimizer(build_model(args), args)
+def notes_of(config, updates):
+    return length_notes(config.schedule, config.average, updates)
+
+
+def lr_of(config, processes):
+    images = config.data.batch_size * processes * config.parallel.grad_accum_steps
+    return scaled_lr(config.schedule, config.optimizer.opt, images)
+
+
+def made(config):
+    return optimizer_of(model_of(config), config)
 
 
 def test_optimizer_settings(args):
     flags = ["--opt", "adamw", "--opt-eps", 1e-6, "--opt-betas", 0.8, 0.95, "--opt-kwargs", "amsgrad=True"]
-    optimizer = optimizer_of(args(*flags))
+    optimizer = made(args(*flags))
     for group in optimizer.param_groups:
         assert (group["eps"], tuple(group["betas"]), group["amsgrad"]) == (1e-6, (0.8, 0.95), True)
 
 
 def test_layer_decay(args):
-    scales = {group["lr_scale"] for group in optimizer_of(args("--layer-decay", 0.5)).param_groups}
+    scales = {group["lr_scale"] for group in made(args("--layer-decay", 0.5)).param_groups}
     assert {1.0, 0.5, 0.25} <= scales
-    limited = optimizer_of(args("--layer-decay", 0.5, "--layer-decay-min-scale", 0.4)).param_groups
+    limited = made(args("--layer-decay", 0.5, "--layer-decay-min-scale", 0.4)).param_groups
     assert min(group["lr_scale"] for group in limited) == 0.4
-    model = build_model(args())
-    create_optimizer(model, args("--layer-decay", 0.5, "--layer-decay-no-opt-scale", 0.3))
+    model = model_of(args())
+    optimizer_of(model, args("--layer-decay", 0.5, "--layer-decay-no-opt-scale", 0.3))
     assert not model.pos_embed.requires_grad
     assert model.head.weight.requires_grad
 
@@ -201,21 +207,24 @@ def test_layer_decay(args):
     ],
 )
 def test_scaling_of_the_learning_rate(args, flags, expected):
-    assert scaled_lr(args(*flags), processes=1) == pytest.approx(expected)
+    assert lr_of(args(*flags), processes=1) == pytest.approx(expected)
     if "--opt" not in flags and "--lr-base-scale" not in flags:
-        assert scaled_lr(args(*flags), processes=4) == pytest.approx(4 * expected)
+        assert lr_of(args(*flags), processes=4) == pytest.approx(4 * expected)
 
 
 # --- schedule ---------------------------------------------------------------------------------------------------------
 
 
-def rates(args, updates=2):
+def rates(config, updates=2):
     parameter = torch.nn.Parameter(torch.zeros(1))
-    optimizer = torch.optim.SGD([parameter], lr=args.lr)
-    scheduler, epochs = build_schedule(optimizer, args, updates)
+    schedule = config.schedule
+    optimizer = torch.optim.SGD([parameter], lr=schedule.lr)
+    scheduler, epochs = build_schedule(optimizer, schedule, updates)
     model, scaler = torch.nn.Identity(), torch.amp.GradScaler("cpu", enabled=False)
     state = TrainingState(model, optimizer, scheduler, scaler, ema=None, classes=[], epochs=epochs)
-    state.start({}, args, updates)
+    state.start(
+        {}, Resume(), opt="sgd", start_epoch=schedule.start_epoch, eval_metric="top1", updates_per_epoch=updates
+    )
     seen = []
     for epoch in range(state.epoch, epochs):
         seen.append(optimizer.param_groups[0]["lr"])
@@ -312,7 +321,7 @@ def test_plateau_is_made_without_a_warning(args, monkeypatch):
 
     create = recipe.create_scheduler_v2
     monkeypatch.setattr(recipe, "create_scheduler_v2", warn)
-    for make in (check_schedule_name, lambda name: build_schedule(optimizer_of(args()), args("--sched", name), 1)):
+    for make in (check_schedule_name, lambda name: build_schedule(made(args()), args("--sched", name).schedule, 1)):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             make("plateau")
@@ -330,15 +339,15 @@ def test_a_schedule_that_older_timm_does_not_know(monkeypatch):
 
 def test_mixing_flags_reach_timm(args):
     flags = ["--cutmix-minmax", 0.2, 0.8, "--mixup", 0.3, "--mixup-prob", 0.7, "--mixup-switch-prob", 0.4]
-    mixup = build_mixup(args(*flags, "--mixup-mode", "pair", "--smoothing", 0.2))
-    assert (mixup.cutmix_minmax, mixup.mixup_alpha, mixup.mix_prob) == ([0.2, 0.8], 0.3, 0.7)
+    mixup = mixup_of(args(*flags, "--mixup-mode", "pair", "--smoothing", 0.2))
+    assert (mixup.cutmix_minmax, mixup.mixup_alpha, mixup.mix_prob) == ((0.2, 0.8), 0.3, 0.7)
     assert (mixup.switch_prob, mixup.mode, mixup.label_smoothing) == (0.4, "pair", 0.2)
-    assert build_mixup(args()) is None
+    assert mixup_of(args()) is None
 
 
 @pytest.mark.parametrize("mode", ["batch", "pair", "elem", "half"])
 def test_modes_of_mixing(args, mode):
-    mixup = build_mixup(args("--mixup", 0.8, "--mixup-mode", mode, "--smoothing", 0))
+    mixup = mixup_of(args("--mixup", 0.8, "--mixup-mode", mode, "--smoothing", 0))
     # Images that are their class, so that what is mixed into the one has to be in the other.
     target = torch.arange(4)
     images = F.one_hot(target, 4).float()[:, None, None, :].repeat(1, 3, 2, 1)
@@ -361,22 +370,22 @@ def test_binary_cross_entropy(args):
         return F.binary_cross_entropy_with_logits(scores, smoothed, **more)
 
     flags = ["--bce-loss", "--smoothing"]
-    torch.testing.assert_close(build_loss(args(*flags, 0))(scores, target), expected(hot))
+    torch.testing.assert_close(loss_of(args(*flags, 0))(scores, target), expected(hot))
     smooth = hot * 0.8 + 0.05
-    torch.testing.assert_close(build_loss(args(*flags, 0.2))(scores, target), expected(smooth))
-    torch.testing.assert_close(build_loss(args(*flags, 0, "--bce-sum"))(scores, target), 4 * expected(hot))
+    torch.testing.assert_close(loss_of(args(*flags, 0.2))(scores, target), expected(smooth))
+    torch.testing.assert_close(loss_of(args(*flags, 0, "--bce-sum"))(scores, target), 4 * expected(hot))
     weight = torch.tensor(3.0)
-    weighted = build_loss(args(*flags, 0, "--bce-pos-weight", 3))(scores, target)
+    weighted = loss_of(args(*flags, 0, "--bce-pos-weight", 3))(scores, target)
     torch.testing.assert_close(weighted, expected(hot, pos_weight=weight))
     # Mixed targets come smoothed.
     mixed = torch.rand(6, 4)
-    loss = build_loss(args(*flags, 0.2, "--mixup", 0.5, "--bce-target-thresh", 0.3))
+    loss = loss_of(args(*flags, 0.2, "--mixup", 0.5, "--bce-target-thresh", 0.3))
     torch.testing.assert_close(loss(scores, mixed), expected((mixed > 0.3).float()))
 
 
 def test_divergence_of_views(args):
     scores, target = loss_inputs()
-    loss = build_loss(args("--jsd-loss", "--aug-splits", 3, "--smoothing", 0))
+    loss = loss_of(args("--jsd-loss", "--aug-splits", 3, "--smoothing", 0))
     # Three equal views do not diverge.
     views = scores.repeat(3, 1)
     torch.testing.assert_close(loss(views, target.repeat(3)), F.cross_entropy(scores, target), atol=1e-5, rtol=1e-4)
@@ -385,7 +394,7 @@ def test_divergence_of_views(args):
 
 
 def test_loss_of_mixed_targets(args):
-    assert isinstance(build_loss(args("--cutmix-minmax", 0.2, 0.8)), SoftTargetCrossEntropy)
+    assert isinstance(loss_of(args("--cutmix-minmax", 0.2, 0.8)), SoftTargetCrossEntropy)
 
 
 @pytest.mark.parametrize(
@@ -399,11 +408,11 @@ def test_loss_of_mixed_targets(args):
 )
 def test_losses_that_cannot_be(args, flags, words):
     with pytest.raises(InputError, match=words):
-        build_loss(args(*flags))
+        loss_of(args(*flags))
 
 
 def test_mixing_that_cannot_be(args):
     with pytest.raises(InputError, match="must be even, not 3"):
-        build_mixup(args("--mixup", 1, "-b", 3))
+        mixup_of(args("--mixup", 1, "-b", 3))
     with pytest.raises(InputError, match="--aug-splits compares views"):
-        build_mixup(args("--mixup", 1, "--aug-splits", 2))
+        mixup_of(args("--mixup", 1, "--aug-splits", 2))

@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 
-from flashkat.checkpoints.export import export
+from flashkat.checkpoints.export import renamed_for
 from flashkat.cli.main import main
 from flashkat.training.state import read_resumed
 
@@ -251,7 +251,7 @@ def as_kats_code_has_it(checkpoint):
         for name in in_kats_order(names):
             groups[-1]["params"].append(len(moments))
             moments[len(moments)] = optimizer["state"][number_of[name]]
-    weights = export(state, "kat", "ours")
+    weights = renamed_for(state, "kat", "ours")
     return {
         **{key: checkpoint[key] for key in ("arch", "epoch", "args", "version")},
         "state_dict": {name: weights[name] for name in in_kats_order(list(weights))},
@@ -277,7 +277,7 @@ def test_a_checkpoint_of_kats_code(train):
 
 
 @pytest.mark.parametrize(("saved", "lists"), [(None, True), ([], True), (["dark", "light"], False)])
-def test_classes_that_one_side_does_not_list(train, saved, lists, training_args):
+def test_classes_that_one_side_does_not_list(train, saved, lists):
     """They are not other classes."""
     last = train("--epochs", 1, "--opt", "adamw") / "last.pth.tar"
     checkpoint = torch.load(last, weights_only=True)
@@ -286,7 +286,7 @@ def test_classes_that_one_side_does_not_list(train, saved, lists, training_args)
     else:
         checkpoint["classes"] = saved
     torch.save(checkpoint, last)
-    resumed = read_resumed(training_args("--resume", last), ["cat", "dog", "cow"] if lists else [])
+    resumed = read_resumed(str(last), ["cat", "dog", "cow"] if lists else [])
     assert resumed["epoch"] == 0
 
 

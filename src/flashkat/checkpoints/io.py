@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 
 __all__ = ["check_output", "read", "write", "write_weights"]
 
-# timm's own checkpoints carry their arguments as a Namespace: a bag of names with no behaviour.
-_SAFE_GLOBALS: list[Any] = [argparse.Namespace]
+# timm's checkpoints hold their arguments as its parser returns them: attributes with no behaviour.
+_ARGUMENTS = type(argparse.ArgumentParser().parse_args([]))
+_SAFE_GLOBALS: list[Any] = [_ARGUMENTS]
 
 # What other programs write under these names may be anything.
 _ENTRIES: dict[Any, type] = {"arch": str, "args": dict, "classes": list, "epoch": int}
@@ -77,7 +78,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 def _without_misfits(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """A checkpoint whose entries beside the weights are what their names promise; others are left out."""
-    if isinstance(checkpoint.get("args"), argparse.Namespace):
+    if isinstance(checkpoint.get("args"), _ARGUMENTS):
         checkpoint["args"] = vars(checkpoint["args"])
     kept: dict[str, Any] = {
         name: value for name, value in checkpoint.items() if isinstance(value, _ENTRIES.get(name, object))

@@ -1,6 +1,7 @@
 """The ``flashkat`` command: parses, calls, and turns a user's mistakes into one line and exit status 2."""
 
 import argparse
+import os
 import sys
 import traceback
 from typing import NoReturn
@@ -100,25 +101,33 @@ def _note(line: str) -> None:
 
 def _train(args: argparse.Namespace) -> None:
     from ..training import train
+    from .sections import training_config
 
-    folder = train(args)
+    if args.local_rank is not None:
+        # As older launchers pass it; newer ones set the variable.
+        os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
+    result = train(training_config(args))
     if is_primary():
-        print(f"The run is in {folder}")
+        print(f"The run is in {result.folder}")
 
 
 def _validate(args: argparse.Namespace) -> None:
+    from ..evaluation import validate_all
     from ..evaluation.results import result_text
-    from ..evaluation.validate import run_validation
+    from .sections import evaluation_config
 
-    result = run_validation(args, say=_note)
+    config = evaluation_config(args, args.checkpoint, args.data_dir)
+    result = validate_all(config, args.results_file, args.results_format, say=_note)
     if is_primary():
         print(result_text(result))
 
 
 def _plot(args: argparse.Namespace) -> None:
     from ..tools.plot import plot
+    from .sections import evaluation_config
 
-    print(f"The rationals are drawn in {plot(args, say=_note)}")
+    config = evaluation_config(args, args.checkpoint, args.data)
+    print(f"The rationals are drawn in {plot(config, args.output, say=_note)}")
 
 
 def _export(args: argparse.Namespace) -> None:
@@ -131,7 +140,7 @@ def _export(args: argparse.Namespace) -> None:
 def _flops(args: argparse.Namespace) -> None:
     from ..tools.flops import flops
 
-    print(flops(args))
+    print(flops(args.model, args.img_size, args.num_classes, args.model_kwargs, as_json=args.json))
 
 
 def _data(args: argparse.Namespace) -> None:

@@ -3,7 +3,7 @@
 import argparse
 import os
 
-from ..models.create import DEFAULT_MODEL
+from ..models.config import DEFAULT_MODEL
 from .parser import Instead, ModelKwargs, count, finite, positive, share, size
 
 __all__ = [

@@ -2,8 +2,8 @@
 
 import argparse
 
-from ..models.create import DEFAULT_MODEL
-from ..training.outputs.folder import DEFAULT_OUTPUT
+from ..models.config import DEFAULT_MODEL
+from ..training.config import DEFAULT_OUTPUT
 from .parser import KeyValues, amount, count, finite, fraction, number, positive, seed, share, size
 from .shared_flags import INTERPOLATIONS, add_config, add_data, add_data_dir, add_device, add_model
 

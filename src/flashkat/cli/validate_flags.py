@@ -2,12 +2,11 @@
 
 import argparse
 
+from ..evaluation.config import BATCH_SIZE
 from .parser import count, number, positive, seed
 from .shared_flags import add_config, add_data, add_data_dir, add_device, add_model
 
 __all__ = ["add_evaluation", "add_validation_arguments"]
-
-_VALIDATION_BATCH = 256
 
 
 def add_validation_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,7 +60,7 @@ def add_validation_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_evaluation(parser: argparse.ArgumentParser) -> None:
     """The data, the model, its weights and the device, for whatever looks at a trained model."""
-    add_data(parser, _VALIDATION_BATCH)
+    add_data(parser, BATCH_SIZE)
     parser.add_argument(
         "--split",
         default="validation",

@@ -1,6 +1,5 @@
 """Data sets by name: timm's readers, with errors that name the file."""
 
-from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from timm.data import (
 from ..errors import InputError, did_you_mean, explain, quiet, require_package
 from ..system import distributed
 from .checks import check_columns, check_shards, check_streamed_columns
+from .config import Data
 from .folders import ImageFolder, Labelled, open_split, ordered
 
 __all__ = ["FakeImages", "check_same_classes", "image_count", "open_dataset"]
@@ -101,52 +101,64 @@ class FakeImages:
         return self.batches * self.batch_size
 
 
-def open_dataset(args: Namespace, split: str, is_training: bool = False, num_samples: int | None = None) -> Any:
+def open_dataset(
+    data: Data,
+    split: str,
+    *,
+    is_training: bool = False,
+    num_samples: int | None = None,
+    num_classes: int | None = None,
+    seed: int = 42,
+) -> Any:
     """The split of the data set that ``--dataset`` and the data folder name.
 
     Args:
-        args: see :mod:`flashkat.arguments`.
+        data: the section of the configuration.
         split: its name.
         is_training: whether it is shuffled, where that is the data set's work and not the loader's.
         num_samples: how many samples it has, where it does not say.
+        num_classes: how many classes fake data has.
+        seed: of the order of data that is streamed.
 
     Raises:
         InputError: there is no such data set, it cannot be read, or a package is not installed.
     """
-    if getattr(args, "fake_data", False):
-        batch, few = args.batch_size, _FAKE_TRAINING_BATCHES if is_training else _FAKE_EVALUATION_BATCHES
-        return FakeImages(args.num_classes or _FAKE_CLASSES, max(1, (num_samples or few * batch) // batch), batch)
-    kind, slash, name = args.dataset.partition("/")
+    if data.fake_data:
+        batch, few = data.batch_size, _FAKE_TRAINING_BATCHES if is_training else _FAKE_EVALUATION_BATCHES
+        return FakeImages(num_classes or _FAKE_CLASSES, max(1, (num_samples or few * batch) // batch), batch)
+    kind, slash, name = data.dataset.partition("/")
     kind = kind.lower()
-    mode = args.input_img_mode or ("L" if _channels(args) == 1 else "RGB")
+    mode = data.input_img_mode or ("L" if data.channels == 1 else "RGB")
     if not slash and kind in ("", "folder", "tar"):
-        return open_split(args.data_dir, split, args.class_map, mode)
+        if data.data_dir is None:
+            raise InputError("no data set: name its folder")
+        return open_split(data.data_dir, split, data.class_map, mode)
     if not slash or kind not in _PACKAGES:
         raise InputError(
-            f"no kind of data set {args.dataset!r}: leave it out for a folder, or try torch/cifar10, hfds/, wds/"
+            f"no kind of data set {data.dataset!r}: leave it out for a folder, or try torch/cifar10, hfds/, wds/"
         )
     if not name and kind != "wds":
         raise InputError(f"--dataset {kind}/ needs a name: {kind}/NAME")
     require_package(_PACKAGES[kind], f"--dataset {kind}/")
-    if kind in ("torch", "wds") and not (args.dataset_download or Path(args.data_dir).is_dir()):
-        raise InputError(f"no data folder at {args.data_dir}")
-    source = f"the {split} split of {args.dataset}"
-    hint = _torchvision_hint(args) if kind == "torch" else _SHARDS_HINT if kind == "wds" else ""
+    if kind in ("torch", "wds") and not (data.dataset_download or Path(data.data_dir or "").is_dir()):
+        raise InputError(f"no data folder at {data.data_dir}")
+    source = f"the {split} split of {data.dataset}"
+    hint = _torchvision_hint(data) if kind == "torch" else _SHARDS_HINT if kind == "wds" else ""
     # They warn of optional files, and of each retry.
     with explain(f"cannot open {source}", hint), quiet("timm.data.readers", "huggingface_hub"):
         dataset = create_dataset(
-            args.dataset,
-            root=args.data_dir,
+            data.dataset,
+            root=data.data_dir,
             split=split,
-            class_map=args.class_map or None,
+            class_map=data.class_map or None,
             is_training=is_training,
-            download=args.dataset_download,
-            batch_size=args.batch_size,
+            download=data.dataset_download,
+            batch_size=data.batch_size,
             num_samples=num_samples,
-            seed=getattr(args, "seed", 42),
+            seed=seed,
             input_img_mode=mode,
-            trust_remote_code=args.dataset_trust_remote_code,
-            **{name: getattr(args, name) for name in ("input_key", "target_key") if kind != "torch"},
+            trust_remote_code=data.dataset_trust_remote_code,
+            **{name: getattr(data, name) for name in ("input_key", "target_key") if kind != "torch"},
         )
     if kind == "torch":
         return TorchImages(dataset, source, mode)
@@ -155,26 +167,22 @@ def open_dataset(args: Namespace, split: str, is_training: bool = False, num_sam
     if kind == "hfids":
         check_streamed_columns(dataset.reader, source)
     if kind == "wds":
-        check_shards(dataset.reader, source, distributed.size() * max(1, args.workers) if is_training else 1)
+        check_shards(dataset.reader, source, distributed.size() * max(1, data.workers) if is_training else 1)
     if kind not in _STREAMED:
-        return ImageFolder(args.data_dir, dataset.reader, source, mode)
+        return ImageFolder(data.data_dir, dataset.reader, source, mode)
     if not len(dataset):
         flag = "--train-num-samples" if is_training else "--val-num-samples (--num-samples of flashkat validate)"
         raise InputError(f"{source} does not say how many samples it has: give {flag}")
     return Stream(dataset, source)
 
 
-def _torchvision_hint(args: Namespace) -> str:
+def _torchvision_hint(data: Data) -> str:
     """What may help where a data set of torchvision's cannot be opened."""
     # Of "torch/NAME", or "torch/anything/NAME", as timm reads it.
-    name = args.dataset.split("/", 2)[-1].lower()
+    name = data.dataset.split("/", 2)[-1].lower()
     if name not in (*_TORCHVISION, "inat", "folder"):
         return "; " + did_you_mean(name, _TORCHVISION, f"there are {', '.join(_TORCHVISION)}")
-    return "" if args.dataset_download else "; --dataset-download downloads it"
-
-
-def _channels(args: Namespace) -> int:
-    return args.input_size[0] if args.input_size else args.in_chans or 3
+    return "" if data.dataset_download else "; --dataset-download downloads it"
 
 
 def image_count(dataset: Any) -> int:

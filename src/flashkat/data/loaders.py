@@ -1,7 +1,6 @@
 """Batches of a data set: timm's loaders in a fixed order, on the model's device."""
 
 import time
-from argparse import Namespace
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +14,8 @@ from torch import Tensor
 
 from ..errors import InputError, explain
 from ..system import distributed
+from ..system.device import Runtime
+from .config import Augmentation, Data
 from .datasets import FakeImages, Stream
 from .order import evaluation_order, training_order
 
@@ -53,87 +54,94 @@ def check_augmentation(policy: str | None) -> None:
         ) from error
 
 
-def _common(args: Namespace, config: dict[str, Any], device: torch.device) -> dict[str, Any]:
+def _common(data: Data, runtime: Runtime, config: dict[str, Any], device: torch.device) -> dict[str, Any]:
     return {
         "input_size": config["input_size"],
         "mean": config["mean"],
         "std": config["std"],
-        "num_workers": args.workers,
-        "pin_memory": args.pin_mem and device.type == "cuda",
-        "use_prefetcher": not args.no_prefetcher,
-        "img_dtype": getattr(torch, args.model_dtype or "float32"),
+        "num_workers": data.workers,
+        "pin_memory": data.pin_mem and device.type == "cuda",
+        "use_prefetcher": not data.no_prefetcher,
+        "img_dtype": runtime.dtype,
         "distributed": distributed.size() > 1,
         "device": device,
     }
 
 
-def training_loader(dataset: Any, config: dict[str, Any], args: Namespace, device: torch.device) -> "Batches":
-    """timm's shuffled, augmented loader of this process's share; the last, partial batch of an epoch is dropped."""
+def training_loader(
+    dataset: Any,
+    config: dict[str, Any],
+    data: Data,
+    augmentation: Augmentation,
+    runtime: Runtime,
+    device: torch.device,
+) -> "Batches":
+    """Make timm's shuffled, augmented loader of this process's share. An epoch's last, partial batch is dropped."""
     if isinstance(dataset, FakeImages):
-        return Batches(_Resident(dataset, config, args, device), args, device)
+        return Batches(_Resident(dataset, config, runtime, device), runtime, device)
     source = dataset.source
-    if args.epoch_repeats and isinstance(dataset, Stream):
-        dataset.reader.num_samples = round(dataset.reader.num_samples * args.epoch_repeats)
-    elif args.epoch_repeats:
-        dataset = _Repeated(dataset, args.epoch_repeats)
+    if data.epoch_repeats and isinstance(dataset, Stream):
+        dataset.reader.num_samples = round(dataset.reader.num_samples * data.epoch_repeats)
+    elif data.epoch_repeats:
+        dataset = _Repeated(dataset, data.epoch_repeats)
     processes = distributed.size()
     # Of a stream, timm's reader goes on from the beginning until the last batch is full.
-    if not isinstance(dataset, Stream) and len(dataset) < args.batch_size * processes:
+    if not isinstance(dataset, Stream) and len(dataset) < data.batch_size * processes:
         each = f" for each of {processes} processes" if processes > 1 else ""
         raise InputError(
-            f"{source} has {len(dataset)} images, fewer than a batch of {args.batch_size}{each}: "
+            f"{source} has {len(dataset)} images, fewer than a batch of {data.batch_size}{each}: "
             f"give a smaller --batch-size{' or fewer processes' if each else ''}"
         )
     for name in ("scale", "ratio"):
-        low, high = getattr(args, name)
+        low, high = getattr(augmentation, name)
         if low > high:
             raise InputError(f"--{name} takes the smaller number first, not {low:g} {high:g}")
-    _check_views(dataset, args)
-    if args.use_multi_epochs_loader:
+    _check_views(dataset, data, augmentation)
+    if data.use_multi_epochs_loader:
         _check_numbered(dataset, "--use-multi-epochs-loader")
-    if args.aug_splits:
-        dataset = AugMixDataset(dataset, num_splits=args.aug_splits)
+    if augmentation.aug_splits:
+        dataset = AugMixDataset(dataset, num_splits=augmentation.aug_splits)
     with explain("cannot load images like this"):
         loader = create_loader(
             dataset,
-            **_common(args, config, device),
-            batch_size=args.batch_size,
+            **_common(data, runtime, config, device),
+            batch_size=data.batch_size,
             is_training=True,
-            no_aug=args.no_aug,
-            train_crop_mode=args.train_crop_mode,
-            scale=args.scale,
-            ratio=args.ratio,
-            hflip=args.hflip,
-            vflip=args.vflip,
-            color_jitter=args.color_jitter,
-            color_jitter_prob=args.color_jitter_prob,
-            grayscale_prob=args.grayscale_prob or 0.0,
-            gaussian_blur_prob=args.gaussian_blur_prob or 0.0,
-            auto_augment=args.aa,
-            num_aug_repeats=args.aug_repeats,
-            num_aug_splits=args.aug_splits,
-            re_prob=args.reprob,
-            re_mode=args.remode,
-            re_count=args.recount,
-            re_split=args.resplit,
-            interpolation=args.train_interpolation,
-            worker_seeding=args.worker_seeding,
+            no_aug=augmentation.no_aug,
+            train_crop_mode=augmentation.train_crop_mode,
+            scale=augmentation.scale,
+            ratio=augmentation.ratio,
+            hflip=augmentation.hflip,
+            vflip=augmentation.vflip,
+            color_jitter=augmentation.color_jitter,
+            color_jitter_prob=augmentation.color_jitter_prob,
+            grayscale_prob=augmentation.grayscale_prob or 0.0,
+            gaussian_blur_prob=augmentation.gaussian_blur_prob or 0.0,
+            auto_augment=augmentation.aa,
+            num_aug_repeats=augmentation.aug_repeats,
+            num_aug_splits=augmentation.aug_splits,
+            re_prob=augmentation.reprob,
+            re_mode=augmentation.remode,
+            re_count=augmentation.recount,
+            re_split=augmentation.resplit,
+            interpolation=augmentation.train_interpolation,
+            worker_seeding=data.worker_seeding,
         )
-    return Batches(training_order(loader, args.seed, args.use_multi_epochs_loader), args, device)
+    return Batches(training_order(loader, runtime.seed, data.use_multi_epochs_loader), runtime, device)
 
 
-def _check_views(dataset: Any, args: Namespace) -> None:
-    if args.aug_splits == 1:
+def _check_views(dataset: Any, data: Data, augmentation: Augmentation) -> None:
+    if augmentation.aug_splits == 1:
         raise InputError("--aug-splits takes 2 or more views of an image, or 0 for none")
-    if args.aug_splits and args.no_prefetcher:
+    if augmentation.aug_splits and data.no_prefetcher:
         raise InputError("--aug-splits needs the prefetcher: leave out --no-prefetcher")
-    if args.aug_splits:
+    if augmentation.aug_splits:
         _check_numbered(dataset, "--aug-splits")
-    if args.aug_splits and args.no_aug:
+    if augmentation.aug_splits and augmentation.no_aug:
         raise InputError("--aug-splits needs augmentation: leave out --no-aug")
-    if args.aug_repeats and distributed.size() == 1:
+    if augmentation.aug_repeats and distributed.size() == 1:
         raise InputError("--aug-repeats spreads the views of an image over processes: it needs several, from torchrun")
-    if args.aug_repeats:
+    if augmentation.aug_repeats:
         _check_numbered(dataset, "--aug-repeats")
 
 
@@ -144,40 +152,45 @@ def _check_numbered(dataset: Any, flag: str) -> None:
 
 
 def evaluation_loader(
-    dataset: Any, config: dict[str, Any], args: Namespace, device: torch.device, batch_size: int | None = None
+    dataset: Any,
+    config: dict[str, Any],
+    data: Data,
+    runtime: Runtime,
+    device: torch.device,
+    batch_size: int | None = None,
+    crop_border_pixels: int | None = None,
 ) -> "Batches":
-    """timm's loader over every image once, in order; of several processes each has a share.
+    """Make timm's loader over every image once, in order. Each of several processes has a share.
 
     Each of them reads all of what is streamed, and takes the share from that.
     """
-    batch_size = batch_size or args.batch_size
+    batch_size = batch_size or data.batch_size
     if isinstance(dataset, FakeImages):
         dataset.batch_size = batch_size
-        return Batches(_Resident(dataset, config, args, device), args, device)
+        return Batches(_Resident(dataset, config, runtime, device), runtime, device)
     if isinstance(dataset, Stream):
         dataset.read_whole()
     with explain("cannot load images like this"):
         loader = create_loader(
             dataset,
-            **_common(args, config, device),
+            **_common(data, runtime, config, device),
             batch_size=batch_size,
             interpolation=config["interpolation"],
             crop_pct=config["crop_pct"],
             crop_mode=config["crop_mode"],
-            crop_border_pixels=getattr(args, "crop_border_pixels", None),
+            crop_border_pixels=crop_border_pixels,
         )
-    return Batches(evaluation_order(loader), args, device)
+    return Batches(evaluation_order(loader), runtime, device)
 
 
 class _Resident:
     """The same random batch on the device, for every batch of an epoch."""
 
-    def __init__(self, dataset: FakeImages, config: dict[str, Any], args: Namespace, device: torch.device) -> None:
+    def __init__(self, dataset: FakeImages, config: dict[str, Any], runtime: Runtime, device: torch.device) -> None:
         generator = torch.Generator().manual_seed(0)
         size = (dataset.batch_size, *config["input_size"])
-        dtype = getattr(torch, args.model_dtype or "float32")
         self.dataset = dataset
-        self.images = torch.randn(size, generator=generator).to(device, dtype)
+        self.images = torch.randn(size, generator=generator).to(device, runtime.dtype)
         self.target = torch.randint(len(dataset.classes), size[:1], generator=generator).to(device)
 
     def __len__(self) -> int:
@@ -195,10 +208,10 @@ class Batches:
     ``waited`` counts the seconds that went by waiting for the loader, since the last epoch began.
     """
 
-    def __init__(self, loader: Any, args: Namespace, device: torch.device) -> None:
+    def __init__(self, loader: Any, runtime: Runtime, device: torch.device) -> None:
         self.loader, self.device, self.waited = loader, device, 0.0
-        self._dtype = getattr(torch, args.model_dtype or "float32")
-        self._layout = torch.channels_last if args.channels_last else torch.contiguous_format
+        self._dtype = runtime.dtype
+        self._layout = torch.channels_last if runtime.channels_last else torch.contiguous_format
 
     def __getattr__(self, name: str) -> Any:
         if name == "loader":  # while it is made or copied

@@ -1,16 +1,32 @@
-"""Evaluation: loss and accuracy of models on data sets."""
+"""Evaluation: loss and accuracy of models on data sets.
 
-from .evaluate import evaluate, prepared
-from .metrics import Meters, Metrics
-from .restore import autocast, data_config, model_arguments, model_from_checkpoint
+>>> from flashkat.evaluation import Config, Data, Trained, validate
+>>> result = validate(Config(data=Data(data_dir="digits"), trained=Trained(checkpoint="run/last.pth.tar")))
+>>> result.top1
+"""
+
+from ..data.config import Data
+from ..models.config import Model
+from ..system.compile import Compilation
+from ..system.device import Runtime
+from .config import Config, Evaluation, Trained
+from .evaluate import evaluate
+from .many import validate_all
+from .metrics import Metrics
+from .results import Result
+from .validate import validate
 
 __all__ = [
-    "Meters",
+    "Compilation",
+    "Config",
+    "Data",
+    "Evaluation",
     "Metrics",
-    "autocast",
-    "data_config",
+    "Model",
+    "Result",
+    "Runtime",
+    "Trained",
     "evaluate",
-    "model_arguments",
-    "model_from_checkpoint",
-    "prepared",
+    "validate",
+    "validate_all",
 ]

@@ -1,6 +1,5 @@
 """One pass of models over a data set."""
 
-from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
@@ -62,11 +61,11 @@ class _EvenBatches(nn.Module):
         return self.model(images)[:count]
 
 
-def prepared(model: nn.Module, args: Namespace) -> nn.Module:
-    """What a pass over a data set calls: the model, in even batches where compiled, over views as ``--tta`` asks."""
-    if args.torchcompile:
+def prepared(model: nn.Module, is_compiled: bool, views: int) -> nn.Module:
+    """Wrap a model for a pass over a data set: even batches if it is compiled, several views of each image if asked."""
+    if is_compiled:
         model = _EvenBatches(model)
-    return _Views(model, args.tta) if args.tta > 1 else model
+    return _Views(model, views) if views > 1 else model
 
 
 @torch.inference_mode()

@@ -4,6 +4,7 @@ import csv
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,52 @@ from torch import Tensor, nn
 from ..system.files import replaced
 from .metrics import Meters
 
-__all__ = ["result_text"]
+__all__ = ["ClassAverages", "Clock", "Result", "progress_line", "result_text", "write_results"]
 
 
-class _ClassAverages:
+@dataclass(frozen=True)
+class Result:
+    """The result of an evaluation.
+
+    Attributes:
+        model: its name.
+        loss: mean cross-entropy.
+        top1: accuracy in percent.
+        top5: share of images whose class is among the first five outputs, in percent.
+        parameters: how many the model has.
+        img_size: side of the images in pixels.
+        crop_pct: share of the side that was cropped to.
+        interpolation: of the resizing.
+        averages: precision, recall and F1 in percent, if asked for.
+    """
+
+    model: str
+    loss: float
+    top1: float
+    top5: float
+    parameters: int
+    img_size: int
+    crop_pct: float
+    interpolation: str
+    averages: dict[str, float]
+
+    def row(self) -> dict[str, Any]:
+        """Return the result by timm's names, rounded as timm does."""
+        return {
+            "model": self.model,
+            "top1": round(self.top1, 4),
+            "top1_err": round(100 - self.top1, 4),
+            "top5": round(self.top5, 4),
+            "top5_err": round(100 - self.top5, 4),
+            **self.averages,
+            "param_count": round(self.parameters / 1e6, 2),
+            "img_size": self.img_size,
+            "crop_pct": self.crop_pct,
+            "interpolation": self.interpolation,
+        }
+
+
+class ClassAverages:
     """Precision, recall and F1 in percent, averaged over the classes as ``--metrics-avg`` asks."""
 
     def __init__(self, average: str, model: nn.Module) -> None:
@@ -53,7 +96,7 @@ class _ClassAverages:
 
 
 def write_results(path: str, results: dict[str, Any] | list[dict[str, Any]], format: str) -> None:
-    """Write one result or several to a CSV or JSON file."""
+    """Write rows to a CSV or JSON file."""
     if format == "json":
         with replaced(Path(path)) as partial:
             partial.write_text(json.dumps(results, indent=4) + "\n")
@@ -70,7 +113,7 @@ def result_text(result: dict[str, Any] | list[dict[str, Any]]) -> str:
     return f"--result\n{json.dumps(result, indent=4)}"
 
 
-class _Clock:
+class Clock:
     """Seconds of the last batch, and their average."""
 
     def __init__(self) -> None:
@@ -83,7 +126,8 @@ class _Clock:
         self._last = now
 
 
-def _test_line(index: int, batches: int, clock: _Clock, meters: Meters) -> str:
+def progress_line(index: int, batches: int, clock: Clock, meters: Meters) -> str:
+    """Return timm's line about the batches so far."""
     seconds = clock.meter
 
     def pair(meter: AverageMeter, width: int, digits: int) -> str:

@@ -15,9 +15,7 @@ from torch import nn
 
 from ..errors import InputError, UnreachableError, did_you_mean, explain, quiet
 
-__all__ = ["DEFAULT_MODEL", "check_model_name", "create_model"]
-
-DEFAULT_MODEL = "kat_tiny_patch16_224"
+__all__ = ["check_model_name", "create_model"]
 
 # What timm takes before a model's name; the rest is a repository on the Hugging Face Hub, or a folder.
 _SOURCES = ("hf_hub:", "hf-hub:", "local-dir:")

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from argparse import Namespace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -10,59 +10,87 @@ from torch import nn
 from ..errors import InputError, explain, is_installed
 from . import distributed
 
-__all__ = ["choose_compilation", "compile_in_place"]
+__all__ = ["Compilation", "choose_for_training", "compile_in_place", "require_backend"]
 
-# As Triton looks for one, after the variable CC.
+# Triton looks for one of these, after the variable CC.
 _C_COMPILERS = ("gcc", "clang", "cc")
 
-# With CUDA graphs the processor need not launch each kernel.
+# CUDA graphs spare the processor the launch of each kernel.
 _GRAPHS = "reduce-overhead"
 _GRAPH_MODES = (_GRAPHS, "max-autotune")
 
 
-def choose_compilation(args: Namespace, device: torch.device, training: bool = False) -> list[str]:
-    """Settle in ``args.torchcompile`` whether the model is compiled; returns lines about what no flag asked for.
+@dataclass(frozen=True, kw_only=True)
+class Compilation:
+    """How the model is compiled. Fields have the names of the flags.
 
-    Training compiles on a GPU unless the flags say otherwise. Evaluating after its epochs then costs one compilation
-    more, which the average of the weights shares. A single evaluation seldom makes up for one: it has to be asked for.
+    Attributes:
+        torchcompile: backend of ``torch.compile``; None leaves it to the command.
+        no_compile: do not compile, on a GPU either.
+        torchcompile_mode: mode of ``torch.compile``; None takes the default.
+    """
+
+    torchcompile: str | None = None
+    no_compile: bool = False
+    torchcompile_mode: str | None = None
+
+
+def require_backend(asked: Compilation) -> None:
+    """Raise InputError for a mode without a backend to have it."""
+    if asked.torchcompile_mode and not asked.torchcompile:
+        raise InputError("--torchcompile-mode needs --torchcompile, where training is not compiled by default")
+
+
+def choose_for_training(
+    asked: Compilation, device: torch.device, *, images: int, accumulates: bool, is_sharded: bool
+) -> tuple[Compilation, list[str]]:
+    """Settle how training compiles the model. It does on a GPU, unless told otherwise.
+
+    Evaluation after each epoch then costs one more compilation, which the average of the weights shares.
+
+    Args:
+        asked: the section of the configuration.
+        device: where the model computes.
+        images: images that a batch of the model has.
+        accumulates: whether gradients of several batches add up.
+        is_sharded: whether FSDP shards the weights.
+
+    Returns:
+        What is settled, and lines about what was not asked for.
 
     Raises:
-        InputError: flags that do not go together.
+        InputError: settings that do not go together.
     """
-    notes: list[str] = []
-    if training:
-        if args.no_compile and (args.torchcompile or args.torchcompile_mode):
-            flag = "--torchcompile" if args.torchcompile else "--torchcompile-mode"
-            raise InputError(f"{flag} and --no-compile contradict each other: leave out one")
-        if args.torchcompile_mode in _GRAPH_MODES and args.grad_accum_steps > 1:
-            # PyTorch replays a graph into the gradients that it left before; some versions say so, others lose them.
-            raise InputError(
-                f"--torchcompile-mode {args.torchcompile_mode} keeps the gradients of one batch only: leave it out or "
-                "--grad-accum-steps"
-            )
-        if args.torchcompile and _trains_on_single_images(args):
-            raise InputError("--torchcompile trains on batches of two images or more: give -b 2 or more")
-        if device.type == "cuda" and not (args.torchcompile or args.no_compile):
-            notes = _compile_by_default(args)
-    if args.torchcompile_mode and not args.torchcompile:
-        raise InputError("--torchcompile-mode needs --torchcompile, where training is not compiled by default")
-    return notes
-
-
-def _compile_by_default(args: Namespace) -> list[str]:
-    reason = _why_not_compiled(args)
+    mode = asked.torchcompile_mode
+    if asked.no_compile and (asked.torchcompile or mode):
+        flag = "--torchcompile" if asked.torchcompile else "--torchcompile-mode"
+        raise InputError(f"{flag} and --no-compile contradict each other: leave out one")
+    if mode in _GRAPH_MODES and accumulates:
+        # PyTorch replays a graph into the gradients that it left before. Some versions say so, others lose them.
+        raise InputError(
+            f"--torchcompile-mode {mode} keeps the gradients of one batch only: leave it out or --grad-accum-steps"
+        )
+    # Compiled, a ViT trains wrong on single images: the gradients of its position embedding and class token would share
+    # memory (seen with torch 2.15), and adding or clipping one of them changes both.
+    if asked.torchcompile and images == 1:
+        raise InputError("--torchcompile trains on batches of two images or more: give -b 2 or more")
+    if device.type != "cuda" or asked.torchcompile or asked.no_compile:
+        require_backend(asked)
+        return asked, []
+    reason = _why_not_compiled(images, is_sharded)
     if reason:
-        return [f"The model is not compiled: {reason}"]
-    args.torchcompile = "inductor"
-    if args.torchcompile_mode is None and args.grad_accum_steps == 1 and distributed.size() == 1:
-        args.torchcompile_mode = _GRAPHS
-    return ["Compiling the model, which takes a minute or two, once; --no-compile leaves it out"]
+        require_backend(asked)
+        return asked, [f"The model is not compiled: {reason}"]
+    if mode is None and not accumulates and distributed.size() == 1:
+        mode = _GRAPHS
+    line = "Compiling the model, which takes a minute or two, once; --no-compile leaves it out"
+    return replace(asked, torchcompile="inductor", torchcompile_mode=mode), [line]
 
 
-def _why_not_compiled(args: Namespace) -> str | None:
-    if _trains_on_single_images(args):
+def _why_not_compiled(images: int, is_sharded: bool) -> str | None:
+    if images == 1:
         return "that takes batches of two images or more"
-    if args.fsdp:
+    if is_sharded:
         return "with --fsdp it has to be asked for, by --torchcompile"
     if not is_installed("triton"):
         return "Triton is not installed"
@@ -71,24 +99,15 @@ def _why_not_compiled(args: Namespace) -> str | None:
     return None
 
 
-def _trains_on_single_images(args: Namespace) -> bool:
-    """Whether a batch is one image. Compiled, a ViT would train wrong.
+def compile_in_place(model: nn.Module, compilation: Compilation) -> None:
+    """Have a module's calls compiled, if asked for. Its state_dict keeps its names.
 
-    The gradients of its position embedding and class token would share memory (seen with torch 2.15), and whatever is
-    done to the one, adding the next batch's or clipping, is done to both.
-    """
-    halves = args.mixup_mode == "half" and (args.mixup or args.cutmix or args.cutmix_minmax)
-    return args.batch_size // (2 if halves else 1) == 1
-
-
-def compile_in_place(model: nn.Module, args: Namespace) -> None:
-    """Have a module's calls compiled as ``--torchcompile`` asks; its state_dict keeps its names.
-
-    It is compiled for each shape anew, as code for all of them would be slower: give it batches of one size.
+    Each shape is compiled anew, since code for all of them would be slower: give it batches of one size.
 
     Raises:
         InputError: there is no such backend or mode.
     """
-    if args.torchcompile:
-        with explain(f"cannot compile with {args.torchcompile} {args.torchcompile_mode or ''}".rstrip()):
-            model.compile(backend=args.torchcompile, mode=args.torchcompile_mode, dynamic=False)
+    backend, mode = compilation.torchcompile, compilation.torchcompile_mode
+    if backend:
+        with explain(f"cannot compile with {backend} {mode or ''}".rstrip()):
+            model.compile(backend=backend, mode=mode, dynamic=False)

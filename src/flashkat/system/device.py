@@ -1,11 +1,11 @@
-"""The device of a command: finding it, and placing a model on it with the dtype, layout and precision asked for."""
+"""The device of a run: finding it, and placing a model on it with the dtype, layout and precision asked for."""
 
 import contextlib
 import importlib
-import os
 import warnings
-from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 
 import torch
 from timm.layers import set_fast_norm
@@ -13,11 +13,40 @@ from torch import nn
 
 from ..errors import InputError, explain
 
-__all__ = ["resolve_device"]
+__all__ = ["Runtime", "autocast", "place", "prepare_process", "resolve_device", "training_products"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runtime:
+    """Device, precision and random seed. Fields have the names of timm's flags.
+
+    Attributes:
+        device: ``cpu``, ``cuda`` or ``cuda:N``; None takes a GPU if there is one.
+        amp: compute in mixed precision.
+        amp_dtype: its dtype, ``bfloat16`` or ``float16``.
+        model_dtype: dtype of weights and images, without ``amp``; None is float32.
+        seed: of all random numbers.
+    """
+
+    device: str | None = None
+    device_modules: Sequence[str] | None = None
+    amp: bool = False
+    amp_dtype: str = "bfloat16"
+    model_dtype: str | None = None
+    channels_last: bool = False
+    fast_norm: bool = False
+    no_tf32: bool = False
+    synchronize_step: bool = False
+    seed: int = 42
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of weights and images."""
+        return getattr(torch, self.model_dtype or "float32")
 
 
 def resolve_device(name: str | None) -> torch.device:
-    """The device asked for, or the GPU if there is one, or the CPU.
+    """Find the device asked for, or the GPU if there is one, or the CPU.
 
     Raises:
         InputError: there is no such device.
@@ -32,42 +61,44 @@ def resolve_device(name: str | None) -> torch.device:
     return device
 
 
-def prepare_process(args: Namespace) -> None:
+def prepare_process(runtime: Runtime) -> None:
     """Set what has to be set before a model is made.
 
     Raises:
-        InputError: flags that do not go together, or a module that cannot be imported.
+        InputError: settings that do not go together, or a module that cannot be imported.
     """
-    for name in args.device_modules or []:
+    for name in runtime.device_modules or []:
         with explain(f"cannot import {name} of --device-modules"):
             importlib.import_module(name)
-    if args.amp and args.model_dtype not in (None, "float32"):
-        raise InputError(f"--amp needs weights in float32: leave out --amp or --model-dtype {args.model_dtype}")
-    if getattr(args, "local_rank", None) is not None:
-        # As older launchers pass it; newer ones set the variable.
-        os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
-    set_fast_norm(args.fast_norm)
+    if runtime.amp and runtime.model_dtype not in (None, "float32"):
+        raise InputError(f"--amp needs weights in float32: leave out --amp or --model-dtype {runtime.model_dtype}")
+    set_fast_norm(runtime.fast_norm)
 
 
-def place(model: nn.Module, args: Namespace, device: torch.device) -> nn.Module:
-    """The model on its device, in the dtype and layout that the flags ask for."""
-    model.to(device=device, dtype=getattr(torch, args.model_dtype or "float32"))
-    if args.channels_last:
+def place(model: nn.Module, runtime: Runtime, device: torch.device) -> nn.Module:
+    """Move a model to its device, in the dtype and layout asked for; returns it."""
+    model.to(device=device, dtype=runtime.dtype)
+    if runtime.channels_last:
         model.to(memory_format=torch.channels_last)
     return model
 
 
-@contextlib.contextmanager
-def training_products(args: Namespace, device: torch.device) -> Iterator[None]:
-    """On a GPU, multiply float32 matrices in TF32, or with ``--no-tf32`` convolve in float32 too; at the end as before.
+def autocast(runtime: Runtime, device: torch.device) -> AbstractContextManager:
+    """Return the context of mixed precision, one that does nothing without ``amp``."""
+    return torch.autocast(device.type, getattr(torch, runtime.amp_dtype)) if runtime.amp else nullcontext()
 
-    PyTorch by itself takes TF32 for convolutions and float32 for matrices.
+
+@contextlib.contextmanager
+def training_products(runtime: Runtime, device: torch.device) -> Iterator[None]:
+    """Multiply float32 matrices in TF32 on a GPU, or with ``no_tf32`` convolve in float32 too; restore at the end.
+
+    PyTorch's own default is TF32 for convolutions and float32 for matrices.
     """
     if device.type != "cuda":
         yield
         return
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    _set_products("highest" if args.no_tf32 else "high", convolutions=not args.no_tf32)
+    _set_products("highest" if runtime.no_tf32 else "high", convolutions=not runtime.no_tf32)
     try:
         yield
     finally:

@@ -14,10 +14,10 @@ products in attention too, hence the second total.
 
 import json
 import math
-from argparse import Namespace
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -58,43 +58,57 @@ def rational_flops(elements: int, m: int = 6, n: int = 4) -> int:
     return elements * (2 * (m - 1) + 2 * n + 3)
 
 
-def flops(args: Namespace) -> str:
-    """The report that ``flashkat flops`` prints, a table or JSON.
+def flops(
+    name: str,
+    img_size: int | None = None,
+    num_classes: int | None = None,
+    model_kwargs: Mapping[str, Any] = MappingProxyType({}),
+    *,
+    as_json: bool = False,
+) -> str:
+    """Return the report that ``flashkat flops`` prints.
+
+    Args:
+        name: a Vision Transformer or KAT in timm's registry.
+        img_size: side of the image in pixels; None takes the model's.
+        num_classes: None takes the model's.
+        model_kwargs: more arguments of the model.
+        as_json: numbers in full, for programs, in place of a table.
 
     Raises:
         InputError: a model that cannot be made, or that is no Vision Transformer.
     """
-    arguments = {"img_size": args.img_size, "num_classes": args.num_classes, **args.model_kwargs}
+    arguments = {"img_size": img_size, "num_classes": num_classes, **model_kwargs}
     try:
-        model = create_model(args.model, **{"weight_init": "skip", "device": "meta", **arguments})
+        model = create_model(name, **{"weight_init": "skip", "device": "meta", **arguments})
     except InputError:
         # Either these two, which other kinds of models do not take, or what the user gave: then this says so.
-        model = create_model(args.model, **arguments)
+        model = create_model(name, **arguments)
     if not isinstance(model, VisionTransformer):
-        raise InputError(f"{args.model} is no Vision Transformer, whose parts these are")
+        raise InputError(f"{name} is no Vision Transformer, whose parts these are")
     size = model.patch_embed.img_size
     parts = count(model, (model.patch_embed.proj.in_channels, *size))
     total = Cost(sum(part.flops for part in parts.values()), sum(part.parameters for part in parts.values()))
     as_papers = total.flops - parts.get(PRODUCTS, Cost(0, 0)).flops
-    if args.json:
+    if as_json:
         return json.dumps(
             {
-                "model": args.model,
+                "model": name,
                 "img_size": list(size),
-                "parts": {name: asdict(part) for name, part in parts.items()},
+                "parts": {key: asdict(part) for key, part in parts.items()},
                 "total": asdict(total),
                 "flops_without_attention_products": as_papers,
             },
             indent=4,
         )
-    rows = [(name, f"{part.flops / 1e9:.4f}", f"{part.parameters:,}") for name, part in parts.items()]
+    rows = [(part_name, f"{part.flops / 1e9:.4f}", f"{part.parameters:,}") for part_name, part in parts.items()]
     rows += [("total", f"{total.flops / 1e9:.4f}", f"{total.parameters:,}")]
     rows += [("as in KAT's paper, without attention's products", f"{as_papers / 1e9:.4f}", "")]
-    heading = (f"{args.model}, {size[0]} x {size[1]}", "GFLOPs", "parameters")
+    heading = (f"{name}, {size[0]} x {size[1]}", "GFLOPs", "parameters")
     widths = [max(len(row[column]) for row in (heading, *rows)) for column in range(3)]
     lines = [
-        f"{name:<{widths[0]}}  {operations:>{widths[1]}}  {parameters:>{widths[2]}}".rstrip()
-        for name, operations, parameters in (heading, *rows)
+        f"{label:<{widths[0]}}  {operations:>{widths[1]}}  {parameters:>{widths[2]}}".rstrip()
+        for label, operations, parameters in (heading, *rows)
     ]
     rule = "-" * (sum(widths) + 4)
     return "\n".join([lines[0], rule, *lines[1:-2], rule, *lines[-2:]])

@@ -1,7 +1,6 @@
 """``flashkat plot``: pictures of the functions that a network's rationals have learned."""
 
 import math
-from argparse import Namespace
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,10 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoints.load import notes_on_average
+from ..data.config import data_config
 from ..data.datasets import open_dataset
 from ..data.loaders import evaluation_loader
 from ..errors import InputError, explain, require
-from ..evaluation.restore import data_config, model_from_checkpoint
+from ..evaluation import Config
+from ..evaluation.restore import restore
 from ..nn.group_rational import GroupRational
 from ..nn.starts import starting_coefficients
 from ..ops import rational
@@ -34,38 +35,47 @@ _BATCHES_FOR_RANGE = 4
 _SAMPLES = 100_000
 
 
-def plot(args: Namespace, say: Callable[[str], None] = lambda line: None) -> Path:
-    """Draw the rationals of ``args.checkpoint`` to ``args.output`` and return its path; notes go through ``say``.
+def plot(config: Config, output: str | None = None, say: Callable[[str], None] = lambda line: None) -> Path:
+    """Draw the rationals of a checkpoint.
+
+    Args:
+        config: ``trained`` names the checkpoint, ``data.data_dir`` images that give the ranges of x, if any.
+        output: a .png, .svg or .pdf; None writes rationals.png beside the checkpoint.
+        say: told what a user should know.
+
+    Returns:
+        The picture's path.
 
     Raises:
         InputError: a checkpoint or data that do not work, a model without rationals, or an unknown picture format.
     """
     require("matplotlib")
-    output = Path(args.output or Path(args.checkpoint).with_name("rationals.png"))
-    if not Path(args.checkpoint).exists():
-        raise InputError(f"no checkpoint at {args.checkpoint}")
-    if output.suffix.lower() not in _FORMATS:
-        raise InputError(f"cannot draw to {output}: give a name that ends in {', '.join(_FORMATS)}")
-    check_writable(output)
-    model, checkpoint = model_from_checkpoint(args, say)
-    for note in notes_on_average(checkpoint, args.use_ema):
+    trained, runtime = config.trained, config.runtime
+    path = Path(output or Path(trained.checkpoint).with_name("rationals.png"))
+    if not Path(trained.checkpoint).exists():
+        raise InputError(f"no checkpoint at {trained.checkpoint}")
+    if path.suffix.lower() not in _FORMATS:
+        raise InputError(f"cannot draw to {path}: give a name that ends in {', '.join(_FORMATS)}")
+    check_writable(path)
+    found = restore(config.model, trained, config.data, say)
+    model, data = found.module, found.data
+    for note in notes_on_average(found.checkpoint, trained.use_ema):
         say(note)
     if not any(isinstance(module, GroupRational) for module in model.modules()):
-        raise InputError(f"{args.model} has no rationals to draw")
+        raise InputError(f"{found.name} has no rationals to draw")
     ranges = {}
-    if args.data:
-        config = data_config(model, args)
-        device = resolve_device(args.device)
-        args.data_dir = args.data
-        loader = evaluation_loader(open_dataset(args, args.split), config, args, device)
+    if data.data_dir:
+        images = data_config(model, data, found.name)
+        device = resolve_device(runtime.device)
+        loader = evaluation_loader(open_dataset(data, data.val_split), images, data, runtime, device)
         batches = (images for index, (images, _) in enumerate(loader) if index < _BATCHES_FOR_RANGE)
-        ranges = input_ranges(place(model, args, device), batches)
-    epoch = checkpoint.get("epoch")
-    title = f"{args.model}: learned rationals" + (f" after epoch {epoch + 1}" if isinstance(epoch, int) else "")
+        ranges = input_ranges(place(model, runtime, device), batches)
+    epoch = found.checkpoint.get("epoch")
+    title = f"{found.name}: learned rationals" + (f" after epoch {epoch + 1}" if isinstance(epoch, int) else "")
     figure = draw_rationals(model.cpu(), ranges, title)
-    with explain(f"cannot write {output}"), replaced(output) as partial:
-        figure.savefig(partial, dpi=120, format=output.suffix[1:].lower())
-    return output
+    with explain(f"cannot write {path}"), replaced(path) as partial:
+        figure.savefig(partial, dpi=120, format=path.suffix[1:].lower())
+    return path
 
 
 @torch.inference_mode()

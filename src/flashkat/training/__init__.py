@@ -1,5 +1,50 @@
-"""Training: building a run from its arguments, the loop, progress on the screen, and what a run leaves behind."""
+"""Training: the configuration of a run, its parts, the loop, and what it leaves behind.
 
-from .run import train
+>>> from flashkat.training import Config, Data, Optimizer, Schedule, train
+>>> config = Config(
+...     data=Data(data_dir="digits", img_size=32),
+...     optimizer=Optimizer(opt="adamw"),
+...     schedule=Schedule(lr=1e-3, epochs=5),
+... )
+>>> train(config).best
+"""
 
-__all__ = ["train"]
+from ..data.config import Augmentation, Data
+from ..models.config import Model
+from ..system.compile import Compilation
+from ..system.device import Runtime
+from .config import (
+    Average,
+    Config,
+    Distillation,
+    Loss,
+    Mixing,
+    Optimizer,
+    Output,
+    Parallel,
+    Resume,
+    Schedule,
+    Wandb,
+)
+from .run import Result, train
+
+__all__ = [
+    "Augmentation",
+    "Average",
+    "Compilation",
+    "Config",
+    "Data",
+    "Distillation",
+    "Loss",
+    "Mixing",
+    "Model",
+    "Optimizer",
+    "Output",
+    "Parallel",
+    "Result",
+    "Resume",
+    "Runtime",
+    "Schedule",
+    "Wandb",
+    "train",
+]

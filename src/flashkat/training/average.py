@@ -6,10 +6,10 @@ import torch
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-__all__ = ["Average"]
+__all__ = ["MovingAverage"]
 
 
-class Average(ModelEmaV3):
+class MovingAverage(ModelEmaV3):
     """timm's average of one model, which looks up once which tensors it is over, where timm does at each update.
 
     Looking them up is a fifth of what a step of a small model takes the processor. Averages on another device, or of

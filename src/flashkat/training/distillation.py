@@ -1,7 +1,7 @@
 """Learning from another model's outputs beside the labels: a teacher, and its part of the loss."""
 
-from argparse import Namespace
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,10 +9,13 @@ import torch.nn.functional as F
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
+from ..data.config import Data
 from ..errors import InputError
 from ..evaluation.restore import model_arguments
 from ..models import create_model
-from ..system.device import place
+from ..models.config import Model
+from ..system.device import Runtime, place
+from . import config
 
 __all__ = ["Distillation", "build_distillation"]
 
@@ -60,42 +63,50 @@ class Distillation(nn.Module):
 
 
 def build_distillation(
-    args: Namespace, config: dict[str, Any], device: torch.device, say: Callable[[str], None]
+    settings: config.Distillation,
+    student: Model,
+    data: Data,
+    images: dict[str, Any],
+    runtime: Runtime,
+    device: torch.device,
+    say: Callable[[str], None],
 ) -> Distillation | None:
-    """What ``--kd-model-name`` and its like ask for; None without.
+    """Build the teacher's part of the loss; None without a teacher.
 
     Args:
-        args: the flags; ``num_classes`` is known.
-        config: timm's data configuration of the student: how its images are normalised.
+        settings: the section of the configuration.
+        student: its ``num_classes`` is known.
+        data: the section of the configuration.
+        images: timm's data configuration of the student: how its images are normalised.
+        runtime: the dtype and layout of the teacher.
         device: where it computes.
         say: told of the teacher.
 
     Raises:
         InputError: flags that do not go together, no such model or weights, or a teacher of other classes.
     """
-    weights = args.task_loss_weight, args.distill_loss_weight
-    if args.kd_model_name is None:
+    weights, name = (settings.task_loss_weight, settings.distill_loss_weight), settings.kd_model_name
+    if name is None:
         if weights != (None, None):
             raise InputError("--task-loss-weight and --distill-loss-weight need a teacher: give --kd-model-name")
         return None
     task_weight, distill_weight = _weights(*weights)
-    asked = {"model": args.kd_model_name, "model_kwargs": {}, "pretrained": True}
     # Its own classes and pooling, and the student's images.
-    asked |= {"num_classes": None, "gp": None, "input_size": config["input_size"]}
-    teacher: Any = create_model(args.kd_model_name, **model_arguments(Namespace(**{**vars(args), **asked})))
-    if teacher.num_classes != args.num_classes:
+    arguments = model_arguments(Model(model=name, pretrained=True), replace(data, input_size=images["input_size"]))
+    teacher: Any = create_model(name, **arguments)
+    if teacher.num_classes != student.num_classes:
         raise InputError(
-            f"--kd-model-name {args.kd_model_name} tells {teacher.num_classes} classes apart, the data has "
-            f"{args.num_classes}: give a teacher of these"
+            f"--kd-model-name {name} tells {teacher.num_classes} classes apart, the data has "
+            f"{student.num_classes}: give a teacher of these"
         )
-    say(f"Learning from {args.kd_model_name} too: {sum(p.numel() for p in teacher.parameters()):,} parameters")
+    say(f"Learning from {name} too: {sum(p.numel() for p in teacher.parameters()):,} parameters")
     (mean, std), (their_mean, their_std) = (
         [torch.tensor(each[name], dtype=torch.float64) for name in ("mean", "std")]
-        for each in (config, resolve_model_data_config(teacher))
+        for each in (images, resolve_model_data_config(teacher))
     )
     scale, shift = std / their_std, (mean - their_mean) / their_std
-    distillation = Distillation(teacher, scale, shift, task_weight, distill_weight, args.kd_temperature)
-    place(distillation, args, device)
+    distillation = Distillation(teacher, scale, shift, task_weight, distill_weight, settings.kd_temperature)
+    place(distillation, runtime, device)
     return distillation
 
 

@@ -1,6 +1,5 @@
 """What some flags add to a step or an epoch of the loop."""
 
-from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +38,7 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def distribute_norms(model: nn.Module, args: Namespace) -> None:
-    """Give every process the same running statistics of batch norms, as ``--dist-bn`` asks."""
-    if args.dist_bn and distributed.size() > 1:
-        distribute_bn(model, distributed.size(), args.dist_bn == "reduce")
+def distribute_norms(model: nn.Module, how: str) -> None:
+    """Give every process the same running statistics of batch norms: ``broadcast``, ``reduce`` or neither."""
+    if how and distributed.size() > 1:
+        distribute_bn(model, distributed.size(), how == "reduce")

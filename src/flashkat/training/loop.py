@@ -2,9 +2,9 @@
 
 import math
 import time
-from argparse import Namespace
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -19,6 +19,7 @@ from ..errors import DivergedError
 from ..evaluation.evaluate import evaluate, prepared
 from ..evaluation.metrics import Meters, Metrics
 from ..system import distributed
+from .config import Average, Config, Optimizer
 from .distillation import Distillation
 from .extras import distribute_norms, peak_memory, save_images, share_waited, synchronize
 from .outputs.folder import RunFolder
@@ -27,7 +28,7 @@ from .outputs.summary import PREFIXES, score
 from .parallel import synchronised
 from .state import TrainingState
 
-__all__ = ["run_epochs"]
+__all__ = ["Parts", "run_epochs"]
 
 _WAIT_WORTH_A_HINT = 0.1
 _WAIT_HINT = (
@@ -36,42 +37,57 @@ _WAIT_HINT = (
 )
 
 
-def run_epochs(
-    state: TrainingState,
-    train_loader: Any,
-    val_loader: Any,
-    loss_function: nn.Module,
-    distillation: Distillation | None,
-    mixup: Mixup | None,
-    precision: AbstractContextManager,
-    folder: RunFolder | None,
-    progress: Progress,
-    args: Namespace,
-) -> None:
+@dataclass(frozen=True)
+class Parts:
+    """What the loop works with beside the state.
+
+    Attributes:
+        train_loader: batches of an epoch.
+        val_loader: batches to evaluate on.
+        loss: of outputs and targets.
+        distillation: adds a teacher's part to the loss.
+        mixup: mixes images and targets.
+        precision: the context that the model computes in.
+        folder: where the first process writes; None in the others.
+        progress: shows how far it is.
+    """
+
+    train_loader: Any
+    val_loader: Any
+    loss: nn.Module
+    distillation: Distillation | None
+    mixup: Mixup | None
+    precision: AbstractContextManager
+    folder: RunFolder | None
+    progress: Progress
+
+
+def run_epochs(state: TrainingState, parts: Parts, config: Config) -> None:
     """Train and evaluate up to ``state.epochs`` epochs; after each, write the summary and the checkpoints.
 
-    Of several processes, all run this together, and the one with a folder writes.
+    All processes of a run call this together, and the one with a folder writes.
     """
+    output, average, folder, progress = config.output, config.average, parts.folder, parts.progress
+    is_compiled = bool(config.compilation.torchcompile)
     hint: str | None = _WAIT_HINT
     for epoch in range(state.epoch, state.epochs):
         if not state.batch:
             state.lr = _scheduled_lr(state.optimizer)
-        if mixup is not None and args.mixup_off_epoch:
-            mixup.mixup_enabled = epoch < args.mixup_off_epoch
+        if parts.mixup is not None and config.mixing.mixup_off_epoch:
+            parts.mixup.mixup_enabled = epoch < config.mixing.mixup_off_epoch
         start = time.perf_counter()
-        trained, rate = _train_epoch(
-            state, train_loader, loss_function, distillation, mixup, precision, folder, progress, args
-        )
-        wait = share_waited(train_loader, time.perf_counter() - start)
-        models, evaluated = _models_to_evaluate(state, args), {}
+        trained, rate = _train_epoch(state, parts, config)
+        wait = share_waited(parts.train_loader, time.perf_counter() - start)
+        models, evaluated = _models_to_evaluate(state, average), {}
         for model in models.values():
-            distribute_norms(model, args)
-        if (epoch + 1) % args.val_interval == 0 or epoch + 1 == state.epochs:
-            evaluated = evaluate({name: prepared(model, args) for name, model in models.items()}, val_loader, precision)
+            distribute_norms(model, config.parallel.dist_bn)
+        if (epoch + 1) % output.val_interval == 0 or epoch + 1 == state.epochs:
+            ready = {name: prepared(model, is_compiled, output.tta) for name, model in models.items()}
+            evaluated = evaluate(ready, parts.val_loader, parts.precision)
             _check_finite(evaluated["state_dict"].loss, f"after epoch {epoch + 1}")
-        is_best = bool(evaluated) and _update_best(state, evaluated, args.eval_metric)
+        is_best = bool(evaluated) and _update_best(state, evaluated, output.eval_metric)
         if state.scheduler is not None:
-            metric = getattr(evaluated["state_dict"], args.eval_metric) if evaluated else state.best.get("metric")
+            metric = getattr(evaluated["state_dict"], output.eval_metric) if evaluated else state.best.get("metric")
             state.scheduler.step(epoch + 1, metric)
 
         costs = {"images_per_second": round(rate, 1)}
@@ -81,7 +97,7 @@ def run_epochs(
         row = _summary_row(epoch, trained, evaluated, state.lr, costs)
         state.epoch, state.batch, state.meters = epoch + 1, 0, Meters()
         state.history = [*state.history, row]
-        checkpoint = state.checkpoint(args)
+        checkpoint = state.checkpoint()
         if folder is not None:
             folder.save(checkpoint, row, is_best)
             folder.record(row)
@@ -91,28 +107,20 @@ def run_epochs(
             hint = None
 
 
-def _models_to_evaluate(state: TrainingState, args: Namespace) -> dict[str, nn.Module]:
+def _models_to_evaluate(state: TrainingState, average: Average) -> dict[str, nn.Module]:
     """The model and, where it can be evaluated, the average of its weights, by their names in a checkpoint."""
     models = {"state_dict": state.model}
-    if state.ema is not None and not args.model_ema_force_cpu:
+    if state.ema is not None and not average.model_ema_force_cpu:
         models["state_dict_ema"] = state.ema.module
     return models
 
 
-def _train_epoch(
-    state: TrainingState,
-    loader: Any,
-    loss_function: nn.Module,
-    distillation: Distillation | None,
-    mixup: Mixup | None,
-    precision: AbstractContextManager,
-    folder: RunFolder | None,
-    progress: Progress,
-    args: Namespace,
-) -> tuple[Metrics, float]:
-    """What is left of an epoch; returns the whole epoch's average metrics on augmented images, and images/s."""
+def _train_epoch(state: TrainingState, parts: Parts, config: Config) -> tuple[Metrics, float]:
+    """Train what is left of an epoch; returns the whole epoch's average metrics on augmented images, and images/s."""
     state.model.train()
-    batches, accumulated, updates = len(loader), args.grad_accum_steps, -(-state.batch // args.grad_accum_steps)
+    loader, mixup, distillation, folder = parts.train_loader, parts.mixup, parts.distillation, parts.folder
+    output_settings, accumulated = config.output, config.parallel.grad_accum_steps
+    batches, updates = len(loader), -(-state.batch // accumulated)
     images_seen, rate, start = 0, 0.0, time.perf_counter()
     state.optimizer.zero_grad()
     for index, (images, target) in enumerate(_left(loader, state), start=state.batch):
@@ -121,9 +129,9 @@ def _train_epoch(
         first_of_group = index - index % accumulated
         is_update = index + 1 == min(first_of_group + accumulated, batches)
         with synchronised(state.trained, now=is_update):
-            with precision:
+            with parts.precision:
                 output = state.trained(images)
-                loss = loss_function(output, target)
+                loss = parts.loss(output, target)
                 if distillation is not None:
                     loss = distillation(loss, output, images)
             # The average over the group's images; its batches are fewer where the epoch ends.
@@ -132,9 +140,9 @@ def _train_epoch(
             with torch.autograd.set_multithreading_enabled(False):
                 state.scaler.scale(loss_of_group).backward()
         if is_update:
-            _update(state, args)
+            _update(state, config.optimizer)
             updates += 1
-            if args.synchronize_step:
+            if config.runtime.synchronize_step:
                 synchronize(images.device)
         # Mixed targets count as the class they hold most of.
         state.meters.update(output, target.argmax(1) if target.ndim == 2 else target, loss)
@@ -142,15 +150,16 @@ def _train_epoch(
         images_seen += len(images)
 
         is_last = state.batch == batches
-        metrics = state.meters.metrics() if index % args.log_interval == 0 or is_last else None
+        metrics = state.meters.metrics() if index % output_settings.log_interval == 0 or is_last else None
         rate = images_seen * distributed.size() / (time.perf_counter() - start)
-        progress.batch(state.epoch, index, metrics, rate)
+        parts.progress.batch(state.epoch, index, metrics, rate)
         if metrics is not None:
-            if args.save_images and folder is not None:
+            if output_settings.save_images and folder is not None:
                 save_images(images, folder.path / f"train-batch-{state.epoch}-{index}.jpg")
             _check_finite(metrics.loss, f"in epoch {state.epoch + 1}, batch {index + 1}")
-        if is_update and args.recovery_interval and updates % args.recovery_interval == 0:
-            checkpoint = state.checkpoint(args)
+        interval = output_settings.recovery_interval
+        if is_update and interval and updates % interval == 0:
+            checkpoint = state.checkpoint()
             if folder is not None:
                 folder.save_recovery(checkpoint, state.epoch, updates - 1)
     return state.meters.metrics(), rate
@@ -176,10 +185,10 @@ def _check_finite(loss: float, when: str) -> None:
         )
 
 
-def _update(state: TrainingState, args: Namespace) -> None:
-    if args.clip_grad is not None:
+def _update(state: TrainingState, settings: Optimizer) -> None:
+    if settings.clip_grad is not None:
         state.scaler.unscale_(state.optimizer)
-        dispatch_clip_grad(_clipped_parameters(state, args), args.clip_grad, args.clip_mode)
+        dispatch_clip_grad(_clipped_parameters(state, settings.clip_mode), settings.clip_grad, settings.clip_mode)
     state.scaler.step(state.optimizer)
     state.scaler.update()
     state.optimizer.zero_grad()
@@ -190,9 +199,9 @@ def _update(state: TrainingState, args: Namespace) -> None:
         state.scheduler.step_update(state.updates)
 
 
-def _clipped_parameters(state: TrainingState, args: Namespace) -> Iterable[nn.Parameter]:
+def _clipped_parameters(state: TrainingState, mode: str) -> Iterable[nn.Parameter]:
     """All, but for the head with agc, as in timm; from the optimiser, where no modules have to be walked through."""
-    if args.clip_mode == "agc":
+    if mode == "agc":
         return model_parameters(state.model, exclude_head=True)
     return (parameter for group in state.optimizer.param_groups for parameter in group["params"])
 

@@ -1,6 +1,6 @@
 """The optimiser: timm's, with parameter groups of their own for the coefficients of the rationals where asked for."""
 
-from argparse import Namespace
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import nn
 
 from ..errors import InputError, did_you_mean, explain
 from ..nn.group_rational import GroupRational
+from .config import Optimizer
 
 __all__ = [
     "check_optimizer_name",
@@ -43,32 +44,47 @@ def check_optimizer_name(opt: str) -> None:
         raise InputError(f"no optimiser {opt!r} for --opt: {hint}")
 
 
-def create_optimizer(model: nn.Module, args: Namespace) -> torch.optim.Optimizer:
-    """The optimiser ``args`` name; without flags for the rationals as timm makes it, on GPUs fused where it can be.
+def create_optimizer(
+    model: nn.Module, settings: Optimizer, lr: float, *, scales_loss: bool = False, is_sharded: bool = False
+) -> torch.optim.Optimizer:
+    """Make the optimiser asked for: timm's, on a GPU fused where it can be.
+
+    Args:
+        model: to optimise.
+        settings: the section of the configuration.
+        lr: the learning rate to start from.
+        scales_loss: whether a scaler may skip steps.
+        is_sharded: whether FSDP shards the weights.
 
     Raises:
         InputError: it does not take what it was given.
     """
-    options = {**optimizer_kwargs(args), **args.opt_kwargs}
-    if args.rational_lr_scale != 1 or args.rational_weight_decay is not None:
-        options["param_group_fn"] = lambda model: parameter_groups(model, args)
-    given = "".join(f" {key}={value}" for key, value in args.opt_kwargs.items())
-    with explain(f"cannot make --opt {args.opt}{f' with --opt-kwargs{given}' if given else ''}"):
-        if is_fused(args, next(model.parameters()).device):
+    options = {**optimizer_kwargs(_ForTimm(**vars(settings), lr=lr)), **settings.opt_kwargs}
+    if settings.rational_lr_scale != 1 or settings.rational_weight_decay is not None:
+        options["param_group_fn"] = lambda model: parameter_groups(model, settings)
+    given = "".join(f" {key}={value}" for key, value in settings.opt_kwargs.items())
+    with explain(f"cannot make --opt {settings.opt}{f' with --opt-kwargs{given}' if given else ''}"):
+        if is_fused(settings, next(model.parameters()).device, scales_loss, is_sharded):
             options["fused"] = True
         return create_optimizer_v2(model, **options)
 
 
-def is_fused(args: Namespace, device: torch.device) -> bool:
+@dataclass(frozen=True, kw_only=True)
+class _ForTimm(Optimizer):
+    """The settings with what timm reads beside them."""
+
+    lr: float
+
+
+def is_fused(settings: Optimizer, device: torch.device, scales_loss: bool, is_sharded: bool) -> bool:
     """Whether PyTorch has one kernel for the whole step on that device, and no flag says how to compute it."""
-    if device.type != "cuda" or args.opt_kwargs.keys() & set(_IMPLEMENTATION):
+    if device.type != "cuda" or settings.opt_kwargs.keys() & set(_IMPLEMENTATION):
         return False
-    kind = get_optimizer_info(args.opt.lower().removeprefix("lookahead_")).opt_class
+    kind = get_optimizer_info(settings.opt.lower().removeprefix("lookahead_")).opt_class
     if kind is torch.optim.SGD:
         # Where the first step of all is skipped, as it is while the scale of the loss is looked for, its momentum would
         # be whatever the memory held (seen with torch 2.15). Sharded weights have no such kernel of SGD.
-        scales_loss = args.amp and args.amp_dtype == "float16"
-        return not scales_loss and not args.fsdp
+        return not scales_loss and not is_sharded
     return kind in (torch.optim.Adam, torch.optim.AdamW)
 
 
@@ -126,24 +142,24 @@ def check_shapes(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> Non
                 raise ValueError(f"{name} of shape {tuple(average.shape)}, not {tuple(parameter.shape)}")
 
 
-def parameter_groups(model: nn.Module, args: Namespace) -> list[dict[str, Any]]:
+def parameter_groups(model: nn.Module, settings: Optimizer) -> list[dict[str, Any]]:
     """timm's parameter groups (weight decay, layer decay), each split into the rationals' coefficients and the others.
 
     The coefficients' learning rate is scaled on top of their layer's, and their weight decay is set where one is given,
     save for those that the model's ``no_weight_decay`` names.
     """
     spared: set[str] = getattr(model, "no_weight_decay", set)()
-    if args.layer_decay is not None:
+    if settings.layer_decay is not None:
         groups = param_groups_layer_decay(
             model,
-            args.weight_decay,
+            settings.weight_decay,
             no_weight_decay_list=spared,
-            layer_decay=args.layer_decay,
-            min_scale=args.layer_decay_min_scale,
-            no_opt_scale=args.layer_decay_no_opt_scale,
+            layer_decay=settings.layer_decay,
+            min_scale=settings.layer_decay_min_scale,
+            no_opt_scale=settings.layer_decay_no_opt_scale,
         )
     else:
-        groups = param_groups_weight_decay(model, args.weight_decay, no_weight_decay_list=spared)
+        groups = param_groups_weight_decay(model, settings.weight_decay, no_weight_decay_list=spared)
 
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     coefficients = {
@@ -165,7 +181,9 @@ def parameter_groups(model: nn.Module, args: Namespace) -> list[dict[str, Any]]:
                 and any(fnmatch(names[id(parameter)], pattern) for pattern in spared) == keeps_decay
             ]
             if own:
-                split.append({**group, "params": own, "lr_scale": group.get("lr_scale", 1.0) * args.rational_lr_scale})
-                if args.rational_weight_decay is not None and not keeps_decay:
-                    split[-1]["weight_decay"] = args.rational_weight_decay
+                split.append(
+                    {**group, "params": own, "lr_scale": group.get("lr_scale", 1.0) * settings.rational_lr_scale}
+                )
+                if settings.rational_weight_decay is not None and not keeps_decay:
+                    split[-1]["weight_decay"] = settings.rational_weight_decay
     return split

@@ -2,8 +2,8 @@
 
 import math
 import warnings
-from argparse import Namespace
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,9 +15,12 @@ from timm.scheduler.scheduler_factory import scheduler_kwargs
 from torch import Tensor, nn
 
 from .. import checkpoints
+from ..data.config import Data
 from ..errors import InputError, did_you_mean, explain
 from ..evaluation.restore import model_arguments
 from ..models import create_model
+from ..models.config import Model
+from .config import Average, Loss, Mixing, Schedule
 
 __all__ = [
     "build_loss",
@@ -39,46 +42,54 @@ _SCHEDULES = ("cosine", "tanh", "step", "multistep", "plateau", "poly", "none")
 _WORTH_A_HINT = 0.01
 
 
-def build_model(args: Namespace, say: Callable[[str], None] = lambda line: None) -> Any:
-    """The model, with the weights that it starts from; ``say`` tells what these leave open.
+def build_model(
+    settings: Model, data: Data, *, is_resumed: bool = False, say: Callable[[str], None] = lambda line: None
+) -> Any:
+    """Build the model, with the weights that it starts from.
+
+    Args:
+        settings: the section of the configuration.
+        data: the images that the model will see.
+        is_resumed: whether all weights come from a run to go on with.
+        say: told what the weights leave open.
 
     Raises:
         InputError: there is no such model, or the weights are of another.
     """
     kwargs: dict[str, Any] = {
-        **model_arguments(args),
-        "drop_rate": args.drop or None,
-        "drop_path_rate": args.drop_path,
+        **model_arguments(settings, data),
+        "drop_rate": settings.drop or None,
+        "drop_path_rate": settings.drop_path,
     }
-    if args.pretrained_path:  # in place of the published weights
+    if settings.pretrained_path:  # in place of the published weights
         kwargs["pretrained"] = None
-    if kwargs.get("weight_init") == "skip" and not _takes_weights(args):
+    if kwargs.get("weight_init") == "skip" and not (is_resumed or _takes_weights(settings)):
         raise InputError("--model-kwargs weight_init=skip leaves weights that are not loaded undefined: leave it out")
-    model: Any = create_model(args.model, **kwargs)
-    for path in filter(None, (args.pretrained_path, args.initial_checkpoint)):
-        for note in checkpoints.start_from(model, path, partial=args.partial):
+    model: Any = create_model(settings.name, **kwargs)
+    for path in filter(None, (settings.pretrained_path, settings.initial_checkpoint)):
+        for note in checkpoints.start_from(model, path, partial=settings.partial):
             say(note)
-    _initialise_head(model, args)
-    if args.grad_checkpointing:
-        with explain(f"{args.model} has no gradient checkpointing"):
+    _initialise_head(model, settings)
+    if settings.grad_checkpointing:
+        with explain(f"{settings.name} has no gradient checkpointing"):
             model.set_grad_checkpointing()
     return model
 
 
-def _takes_weights(args: Namespace) -> bool:
-    return bool(args.pretrained or args.pretrained_path or args.initial_checkpoint or args.resume)
+def _takes_weights(settings: Model) -> bool:
+    return bool(settings.pretrained or settings.pretrained_path or settings.initial_checkpoint)
 
 
-def length_notes(args: Namespace, updates: int) -> list[str]:
+def length_notes(schedule: Schedule, average: Average, updates: int) -> list[str]:
     """Lines where so many updates are too few: for warm-up to end, or for the average to forget where it started."""
     notes = []
-    if args.warmup_epochs >= args.epochs and not args.warmup_prefix and args.sched != "none":
+    if schedule.warmup_epochs >= schedule.epochs and not schedule.warmup_prefix and schedule.sched != "none":
         notes.append(
-            f"Warm-up, --warmup-epochs {args.warmup_epochs}, does not end within --epochs {args.epochs}, so that the "
-            f"learning rate never is {args.lr:.3g}: try a shorter one"
+            f"Warm-up, --warmup-epochs {schedule.warmup_epochs}, does not end within --epochs {schedule.epochs}, so "
+            f"that the learning rate never is {schedule.lr:.3g}: try a shorter one"
         )
-    share = args.model_ema_decay**updates
-    if args.model_ema and not args.model_ema_warmup and share >= _WORTH_A_HINT:
+    share = average.model_ema_decay**updates
+    if average.model_ema and not average.model_ema_warmup and share >= _WORTH_A_HINT:
         notes.append(
             f"The averaged weights will be {share:.0%} those at the start: try --model-ema-warmup, or a lower decay"
         )
@@ -86,24 +97,24 @@ def length_notes(args: Namespace, updates: int) -> list[str]:
 
 
 @torch.no_grad()
-def _initialise_head(model: Any, args: Namespace) -> None:
-    if args.head_init_scale is None and args.head_init_bias is None:
+def _initialise_head(model: Any, settings: Model) -> None:
+    if settings.head_init_scale is None and settings.head_init_bias is None:
         return
     head = model.get_classifier()
     if not isinstance(head, nn.Linear):
-        raise InputError(f"{args.model} has no linear head for --head-init-scale or --head-init-bias")
-    if args.head_init_scale is not None:
-        head.weight.mul_(args.head_init_scale)
-        head.bias.mul_(args.head_init_scale)
-    if args.head_init_bias is not None:
-        head.bias.fill_(args.head_init_bias)
+        raise InputError(f"{settings.name} has no linear head for --head-init-scale or --head-init-bias")
+    if settings.head_init_scale is not None:
+        head.weight.mul_(settings.head_init_scale)
+        head.bias.mul_(settings.head_init_scale)
+    if settings.head_init_bias is not None:
+        head.bias.fill_(settings.head_init_bias)
 
 
-def scaled_lr(args: Namespace, processes: int) -> float:
-    """timm's rule: the learning rate goes with the images of an update, over all processes and accumulated batches."""
-    ratio = args.batch_size * processes * args.grad_accum_steps / args.lr_base_size
-    scale = args.lr_base_scale or ("sqrt" if any(name in args.opt.lower() for name in _ADAPTIVE) else "linear")
-    return args.lr_base * (math.sqrt(ratio) if scale == "sqrt" else ratio)
+def scaled_lr(schedule: Schedule, opt: str, images: int) -> float:
+    """Scale the learning rate by timm's rule to the images of an update, over processes and accumulated batches."""
+    ratio = images / schedule.lr_base_size
+    scale = schedule.lr_base_scale or ("sqrt" if any(name in opt.lower() for name in _ADAPTIVE) else "linear")
+    return schedule.lr_base * (math.sqrt(ratio) if scale == "sqrt" else ratio)
 
 
 def check_schedule_name(sched: str) -> None:
@@ -127,22 +138,42 @@ def _timms_schedule(optimizer: torch.optim.Optimizer, **options: Any) -> tuple[S
         return create_scheduler_v2(optimizer, **options)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _ForTimm(Schedule):
+    """The settings with what timm reads beside them."""
+
+    eval_metric: str
+    seed: int
+
+
 def build_schedule(
-    optimizer: torch.optim.Optimizer, args: Namespace, updates_per_epoch: int
+    optimizer: torch.optim.Optimizer,
+    settings: Schedule,
+    updates_per_epoch: int,
+    *,
+    eval_metric: str = "top1",
+    seed: int = 42,
 ) -> tuple[Scheduler | None, int]:
-    """The schedule, and how many epochs it goes: cycles and cooldown are more.
+    """Build the schedule, and count its epochs: cycles and cooldown add some.
+
+    Args:
+        optimizer: whose learning rates it sets.
+        settings: the section of the configuration.
+        updates_per_epoch: updates of the optimiser.
+        eval_metric: what a schedule on plateaus goes by.
+        seed: of noise on the learning rate.
 
     Raises:
         InputError: it does not take its arguments.
     """
-    options = scheduler_kwargs(args)
+    options = scheduler_kwargs(_ForTimm(**vars(settings), eval_metric=eval_metric, seed=seed))
     if options["decay_epochs"] is None:  # timm's own, which differs between schedules
         del options["decay_epochs"]
-    if args.sched == "plateau" and args.sched_on_updates:
+    if settings.sched == "plateau" and settings.sched_on_updates:
         raise InputError("--sched plateau goes by evaluations: leave out --sched-on-updates")
-    if args.lr_noise is not None and len(args.lr_noise) > 2:
-        raise InputError(f"--lr-noise takes where noise begins, and perhaps ends, not {len(args.lr_noise)} numbers")
-    with explain(f"cannot make --sched {args.sched}"):
+    if settings.lr_noise is not None and len(settings.lr_noise) > 2:
+        raise InputError(f"--lr-noise takes where noise begins, and perhaps ends, not {len(settings.lr_noise)} numbers")
+    with explain(f"cannot make --sched {settings.sched}"):
         scheduler, epochs = _timms_schedule(optimizer, **options, updates_per_epoch=updates_per_epoch)
     if scheduler is None:
         # Otherwise the schedule's part.
@@ -163,51 +194,71 @@ class _HalfMixup(Mixup):
         return images[:half], target[:half]
 
 
-def _mixes(args: Namespace) -> bool:
-    return bool(args.mixup or args.cutmix or args.cutmix_minmax)
+def build_mixup(
+    mixing: Mixing, *, batch_size: int, classes: int, smoothing: float, has_views: bool = False
+) -> Mixup | None:
+    """Build the mixing of images and targets, if any.
 
+    Args:
+        mixing: the section of the configuration.
+        batch_size: images of a batch.
+        classes: number of classes.
+        smoothing: of the mixed labels.
+        has_views: whether a batch holds several views of each image.
 
-def build_mixup(args: Namespace) -> Mixup | None:
-    """Mixing of images and targets, if any."""
-    if not _mixes(args):
+    Raises:
+        InputError: settings that do not go together.
+    """
+    if not mixing.is_on:
         return None
-    if args.batch_size % 2:
-        raise InputError(f"mixup and cutmix pair up images: --batch-size must be even, not {args.batch_size}")
-    if args.aug_splits:
+    if batch_size % 2:
+        raise InputError(f"mixup and cutmix pair up images: --batch-size must be even, not {batch_size}")
+    if has_views:
         raise InputError("--aug-splits compares views of one image, which mixup and cutmix would mix: leave these out")
-    return (_HalfMixup if args.mixup_mode == "half" else Mixup)(
-        mixup_alpha=args.mixup,
-        cutmix_alpha=args.cutmix,
-        cutmix_minmax=args.cutmix_minmax,
-        prob=args.mixup_prob,
-        switch_prob=args.mixup_switch_prob,
-        mode=args.mixup_mode,
-        label_smoothing=args.smoothing,
-        num_classes=args.num_classes,
+    return (_HalfMixup if mixing.mixup_mode == "half" else Mixup)(
+        mixup_alpha=mixing.mixup,
+        cutmix_alpha=mixing.cutmix,
+        cutmix_minmax=mixing.cutmix_minmax,
+        prob=mixing.mixup_prob,
+        switch_prob=mixing.mixup_switch_prob,
+        mode=mixing.mixup_mode,
+        label_smoothing=smoothing,
+        num_classes=classes,
     )
 
 
-def build_loss(args: Namespace) -> nn.Module:
-    """The training loss; mixed targets are smoothed where they are mixed."""
-    if args.jsd_loss:
-        if not args.aug_splits:
+def build_loss(settings: Loss, *, is_mixed: bool = False, views: int = 0) -> nn.Module:
+    """Build the training loss.
+
+    Args:
+        settings: the section of the configuration.
+        is_mixed: whether targets are mixed, and smoothed there.
+        views: of each image in a batch; 0 for the image alone.
+
+    Raises:
+        InputError: settings that do not go together.
+    """
+    if settings.jsd_loss:
+        if not views:
             raise InputError("--jsd-loss compares views of an image: give --aug-splits 3")
-        if args.bce_loss:
+        if settings.bce_loss:
             raise InputError("--jsd-loss and --bce-loss are two losses: leave one out")
-        return _Module(JsdCrossEntropy(num_splits=args.aug_splits, smoothing=args.smoothing))
-    if not args.bce_loss and (args.bce_sum or args.bce_target_thresh is not None or args.bce_pos_weight is not None):
+        return _Module(JsdCrossEntropy(num_splits=views, smoothing=settings.smoothing))
+    if not settings.bce_loss and (
+        settings.bce_sum or settings.bce_target_thresh is not None or settings.bce_pos_weight is not None
+    ):
         raise InputError("--bce-sum, --bce-target-thresh and --bce-pos-weight need --bce-loss")
-    if args.bce_loss:
+    if settings.bce_loss:
         with explain("cannot make the loss"):
             return BinaryCrossEntropy(
-                smoothing=0.0 if _mixes(args) else args.smoothing,
-                target_threshold=args.bce_target_thresh,
-                sum_classes=args.bce_sum,
-                pos_weight=args.bce_pos_weight,
+                smoothing=0.0 if is_mixed else settings.smoothing,
+                target_threshold=settings.bce_target_thresh,
+                sum_classes=settings.bce_sum,
+                pos_weight=settings.bce_pos_weight,
             )
-    if _mixes(args):
+    if is_mixed:
         return SoftTargetCrossEntropy()
-    return LabelSmoothingCrossEntropy(args.smoothing) if args.smoothing else nn.CrossEntropyLoss()
+    return LabelSmoothingCrossEntropy(settings.smoothing) if settings.smoothing else nn.CrossEntropyLoss()
 
 
 class _Module(nn.Module):

@@ -1,6 +1,6 @@
-"""``flashkat train``: everything is built and checked first, then a folder is made, then the loop runs."""
+"""Train a model: everything is built and checked first, then a folder is made, then the loop runs."""
 
-from argparse import Namespace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -8,84 +8,162 @@ import torch
 from timm.utils import random_seed
 from torch import nn
 
+from ..data.config import data_config
 from ..data.datasets import check_same_classes, image_count, open_dataset
 from ..data.loaders import check_augmentation, evaluation_loader, training_loader
 from ..errors import InputError, require
-from ..evaluation.restore import autocast, data_config
 from ..models import check_model_name
 from ..system import distributed
-from ..system.compile import choose_compilation, compile_in_place
-from ..system.device import place, prepare_process, training_products
-from .average import Average
+from ..system.compile import choose_for_training, compile_in_place
+from ..system.device import autocast, place, prepare_process, training_products
+from .average import MovingAverage
+from .config import Config
 from .distillation import build_distillation
-from .loop import run_epochs
+from .loop import Parts, run_epochs
 from .optimizer import check_optimizer_name, create_optimizer
 from .outputs.folder import RunFolder, discard_if_empty
 from .outputs.progress import open_progress
 from .outputs.wandb import check_wandb
 from .parallel import shard, with_common_norms, wrap
-from .recipe import build_loss, build_mixup, build_model, build_schedule, check_schedule_name, length_notes, scaled_lr
+from .recipe import (
+    build_loss,
+    build_mixup,
+    build_model,
+    build_schedule,
+    check_schedule_name,
+    length_notes,
+    scaled_lr,
+)
 from .state import TrainingState, load_resumed_weights, read_resumed
 
-__all__ = ["train"]
+__all__ = ["Result", "train"]
 
 
-def train(args: Namespace) -> Path | None:
-    """Train as the arguments say (see :mod:`flashkat.arguments`) and return the run's folder.
+@dataclass(frozen=True)
+class Result:
+    """What a run came to.
 
-    Under torchrun all processes call this together; the first one writes and reports, the others return None.
+    Attributes:
+        folder: where its checkpoints are; None in all but the first process.
+        history: a row of the summary for each epoch.
+        best: the best value of ``eval_metric``, as ``metric``, and which ``weights`` had it; empty without any.
+    """
+
+    folder: Path | None
+    history: list[dict[str, Any]]
+    best: dict[str, Any]
+
+
+def train(config: Config) -> Result:
+    """Train a model, and write its checkpoints and curves to a folder.
+
+    Under torchrun all processes call this together. The first one writes and reports.
+
+    Args:
+        config: see :class:`Config`.
 
     Raises:
-        InputError: something in the arguments or the data does not work; nothing is left behind then.
+        InputError: something in the configuration or the data does not work; nothing is left behind then.
+        DivergedError: the loss is no longer a number.
     """
     require("matplotlib", "rich")
-    check_wandb(args)
-    prepare_process(args)
-    _check_names(args)
-    with distributed.joined(args.device) as device, training_products(args, device):
-        return _train(args, device)
+    check_wandb(config.wandb)
+    prepare_process(config.runtime)
+    _check_names(config)
+    with distributed.joined(config.runtime.device) as device, training_products(config.runtime, device):
+        return _train(config, device)
 
 
-def _check_names(args: Namespace) -> None:
+def _check_names(config: Config) -> None:
     """Raise InputError for a name that nobody knows, before data and models, which may take long."""
-    for name in filter(None, (args.model, args.kd_model_name)):
+    for name in filter(None, (config.model.name, config.distillation.kd_model_name)):
         check_model_name(name)
-    check_optimizer_name(args.opt)
-    check_schedule_name(args.sched)
-    check_augmentation(args.aa)
+    check_optimizer_name(config.optimizer.opt)
+    check_schedule_name(config.schedule.sched)
+    check_augmentation(config.augmentation.aa)
 
 
-def _train(args: Namespace, device: torch.device) -> Path | None:
-    # What is chosen for this run is not a wish of the next that reads its flags.
-    asked = {name: getattr(args, name) for name in ("torchcompile", "torchcompile_mode")}
-    about_compiling = choose_compilation(args, device, training=True)
-    random_seed(args.seed)
-    with distributed.one_by_one(args.dataset_download):
-        train_set = open_dataset(args, args.train_split, is_training=True, num_samples=args.train_num_samples)
-        val_set = open_dataset(args, args.val_split, num_samples=args.val_num_samples)
+def _open_data(config: Config) -> tuple[Any, Any]:
+    """Open both splits, and check that their classes are the same."""
+    data, classes, seed = config.data, config.model.num_classes, config.runtime.seed
+    with distributed.one_by_one(data.dataset_download):
+        train_set = open_dataset(
+            data,
+            data.train_split,
+            is_training=True,
+            num_samples=data.train_num_samples,
+            num_classes=classes,
+            seed=seed,
+        )
+        val_set = open_dataset(data, data.val_split, num_samples=data.val_num_samples, num_classes=classes, seed=seed)
     check_same_classes(train_set, val_set)
-    args.num_classes = args.num_classes or len(train_set.classes)
-    if not args.num_classes:
-        raise InputError(f"{train_set.source} does not list its classes: give --num-classes")
-    if args.num_classes < len(train_set.classes):
-        raise InputError(f"--num-classes {args.num_classes} is less than the data's {len(train_set.classes)} classes")
-    train_set.num_classes = val_set.num_classes = args.num_classes
+    return train_set, val_set
 
-    resumed = read_resumed(args, train_set.classes)
+
+def _count_classes(asked: int | None, dataset: Any) -> int:
+    classes = asked or len(dataset.classes)
+    if not classes:
+        raise InputError(f"{dataset.source} does not list its classes: give --num-classes")
+    if classes < len(dataset.classes):
+        raise InputError(f"--num-classes {classes} is less than the data's {len(dataset.classes)} classes")
+    return classes
+
+
+def _train(asked: Config, device: torch.device) -> Result:
+    compilation, about_compiling = choose_for_training(
+        asked.compilation,
+        device,
+        images=asked.mixing.images(asked.data.batch_size),
+        accumulates=asked.parallel.grad_accum_steps > 1,
+        is_sharded=asked.parallel.fsdp,
+    )
+    random_seed(asked.runtime.seed)
+    train_set, val_set = _open_data(asked)
+    classes = _count_classes(asked.model.num_classes, train_set)
+    train_set.num_classes = val_set.num_classes = classes
+    # From here on the configuration says what was settled. What was asked for is what another run may read.
+    config = replace(asked, model=replace(asked.model, num_classes=classes), compilation=compilation)
+    data, runtime, resume = config.data, config.runtime, config.resume.resume
+
+    resumed = read_resumed(resume, train_set.classes)
     notes: list[str] = []
-    model = build_model(args, notes.append)
-    load_resumed_weights(model, resumed, args)
-    place(model, args, device)
+    model = build_model(config.model, data, is_resumed=bool(resume), say=notes.append)
+    load_resumed_weights(model, resumed, resume, config.model.name)
+    place(model, runtime, device)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    config = data_config(model, args)
-    train_loader = training_loader(train_set, config, args, device)
-    val_loader = evaluation_loader(val_set, config, args, device, args.validation_batch_size)
-    mixup, loss_function = build_mixup(args), build_loss(args).to(device)
+    images = data_config(model, data, config.model.name)
+    train_loader = training_loader(train_set, images, data, config.augmentation, runtime, device)
+    val_loader = evaluation_loader(val_set, images, data, runtime, device, data.validation_batch_size)
+    views = config.augmentation.aug_splits
+    mixup = build_mixup(
+        config.mixing,
+        batch_size=data.batch_size,
+        classes=classes,
+        smoothing=config.loss.smoothing,
+        has_views=bool(views),
+    )
+    loss = build_loss(config.loss, is_mixed=config.mixing.is_on, views=views).to(device)
     about_teacher: list[str] = []
-    distillation = build_distillation(args, config, device, about_teacher.append)
-    state = _build_state(model, args, device, len(train_loader), train_set.classes, resumed)
+    distillation = build_distillation(
+        config.distillation, config.model, data, images, runtime, device, about_teacher.append
+    )
+    _check_parallel(config, device)
+    config = replace(config, schedule=replace(config.schedule, lr=_learning_rate(config)))
+    state = _build_state(model, config, device, len(train_loader), train_set.classes, resumed)
 
-    folder = RunFolder(args, config["input_size"][-1], state.history, asked) if distributed.is_primary() else None
+    folder = None
+    if distributed.is_primary():
+        flags = {**config.flags(), **vars(asked.compilation)}
+        size = images["input_size"][-1]
+        folder = RunFolder(
+            config.output,
+            config.model.name,
+            size,
+            flags,
+            resume=resume,
+            history=state.history,
+            wandb=config.wandb,
+        )
     made = distributed.gather([] if folder is None else folder.made)[0]
     try:
         batches_done = state.epoch * len(train_loader) + state.batch
@@ -93,85 +171,98 @@ def _train(args: Namespace, device: torch.device) -> Path | None:
             if folder is not None:
                 several = f" and {distributed.size() - 1} more" if distributed.size() > 1 else ""
                 progress.say(
-                    f"{args.model}: {parameters:,} parameters on {device}{several}, lr {args.lr:.3g}, "
-                    f"writing {folder.path}"
+                    f"{config.model.name}: {parameters:,} parameters on {device}{several}, "
+                    f"lr {config.schedule.lr:.3g}, writing {folder.path}"
                 )
-            images = f"{image_count(train_set)} training and {image_count(val_set)} evaluation images"
-            progress.say(f"{images}, {args.num_classes} classes")
+            counts = f"{image_count(train_set)} training and {image_count(val_set)} evaluation images"
+            progress.say(f"{counts}, {classes} classes")
             if resumed:
-                notes = [f"Continuing {args.resume} in epoch {state.epoch + 1}, after {state.updates} updates"]
+                notes = [f"Continuing {resume} in epoch {state.epoch + 1}, after {state.updates} updates"]
                 if "state_dict_ema" in resumed and state.ema is None:
                     notes.append("Its averaged weights are left out, as this run has no --model-ema")
-            updates = state.epochs * -(-len(train_loader) // args.grad_accum_steps)
-            for note in (*notes, *about_teacher, *length_notes(args, updates), *about_compiling):
+            updates = state.epochs * -(-len(train_loader) // config.parallel.grad_accum_steps)
+            about_length = length_notes(config.schedule, config.average, updates)
+            for note in (*notes, *about_teacher, *about_length, *about_compiling):
                 progress.say(note)
-            run_epochs(
-                state,
-                train_loader,
-                val_loader,
-                loss_function,
-                distillation,
-                mixup,
-                autocast(args, device),
-                folder,
-                progress,
-                args,
-            )
+            precision = autocast(runtime, device)
+            parts = Parts(train_loader, val_loader, loss, distillation, mixup, precision, folder, progress)
+            run_epochs(state, parts, config)
     except BaseException as error:
         discard_if_empty(made)
         if isinstance(error, KeyboardInterrupt) and folder is not None:
             # What the command line says after its own word.
             raise KeyboardInterrupt(folder.how_to_go_on()) from None
         raise
-    return None if folder is None else folder.path
+    return Result(None if folder is None else folder.path, state.history, state.best)
+
+
+def _learning_rate(config: Config) -> float:
+    images = config.data.batch_size * distributed.size() * config.parallel.grad_accum_steps
+    return config.schedule.lr or scaled_lr(config.schedule, config.optimizer.opt, images)
 
 
 def _build_state(
     model: nn.Module,
-    args: Namespace,
+    config: Config,
     device: torch.device,
     batches: int,
     classes: list[str],
     resumed: dict[str, Any],
 ) -> TrainingState:
-    """The state at the start of the run, or where ``resumed`` left it; the random states of this process with it."""
-    _check_parallel(args, device)
-    args.lr = args.lr or scaled_lr(args, distributed.size())
-    if args.sync_bn and distributed.size() > 1:
+    """Build the state at the start of the run, or where ``resumed`` left it, with this process's random states."""
+    average, parallel, schedule, runtime = config.average, config.parallel, config.schedule, config.runtime
+    scales_loss = runtime.amp and runtime.amp_dtype == "float16"
+    if parallel.sync_bn and distributed.size() > 1:
         model = with_common_norms(model, device)
     ema = None
-    if args.model_ema:
-        on = torch.device("cpu") if args.model_ema_force_cpu else None
-        ema = Average(model, decay=args.model_ema_decay, use_warmup=args.model_ema_warmup, device=on)
-        load_resumed_weights(ema.module, resumed, args, use_ema=True)
-    if args.fsdp:
+    if average.model_ema:
+        on = torch.device("cpu") if average.model_ema_force_cpu else None
+        ema = MovingAverage(model, decay=average.model_ema_decay, use_warmup=average.model_ema_warmup, device=on)
+        load_resumed_weights(ema.module, resumed, config.resume.resume, config.model.name, use_ema=True)
+    if parallel.fsdp:
         shard(model)
         if ema is not None:
             shard(ema.module)
-    optimizer = create_optimizer(model, args)
-    updates_per_epoch = -(-batches // args.grad_accum_steps)
-    scheduler, epochs = build_schedule(optimizer, args, updates_per_epoch)
+    assert schedule.lr is not None
+    optimizer = create_optimizer(
+        model, config.optimizer, schedule.lr, scales_loss=scales_loss, is_sharded=parallel.fsdp
+    )
+    updates_per_epoch = -(-batches // parallel.grad_accum_steps)
+    scheduler, epochs = build_schedule(
+        optimizer, schedule, updates_per_epoch, eval_metric=config.output.eval_metric, seed=runtime.seed
+    )
     for module in (model, *([] if ema is None else [ema.module])):
-        compile_in_place(module, args)
+        compile_in_place(module, config.compilation)
     state = TrainingState(
         model=model,
         optimizer=optimizer,
         scheduler=scheduler,
-        scaler=torch.amp.GradScaler(device.type, enabled=args.amp and args.amp_dtype == "float16"),
+        scaler=torch.amp.GradScaler(device.type, enabled=scales_loss),
         ema=ema,
         classes=classes,
         epochs=epochs,
-        trained=wrap(model, device, broadcast_buffers=not args.no_ddp_bb),
+        name=config.model.name,
+        flags=config.flags(),
+        trained=wrap(model, device, broadcast_buffers=not parallel.no_ddp_bb),
     )
     # From here on every process draws numbers of its own; the weights are the same everywhere.
-    random_seed(args.seed, distributed.rank())
-    state.start(resumed, args, updates_per_epoch)
+    random_seed(runtime.seed, distributed.rank())
+    state.start(
+        resumed,
+        config.resume,
+        opt=config.optimizer.opt,
+        start_epoch=schedule.start_epoch,
+        eval_metric=config.output.eval_metric,
+        updates_per_epoch=updates_per_epoch,
+    )
     return state
 
 
-def _check_parallel(args: Namespace, device: torch.device) -> None:
+def _check_parallel(config: Config, device: torch.device) -> None:
     """Raise InputError for ways to train that do not go together."""
-    if args.fsdp and args.model_ema_force_cpu and device.type != "cpu":
+    if not config.parallel.fsdp:
+        return
+    if config.average.model_ema_force_cpu and device.type != "cpu":
         raise InputError("--fsdp keeps a share of the average on each GPU: leave out --model-ema-force-cpu")
-    if args.fsdp and args.clip_grad is not None and args.clip_mode == "agc":
+    if config.optimizer.clip_grad is not None and config.optimizer.clip_mode == "agc":
         raise InputError("--clip-mode agc needs whole weights, which --fsdp shards: take another mode")

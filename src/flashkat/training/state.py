@@ -1,7 +1,6 @@
 """All that a run needs to continue exactly, in one object: it is trained, saved and restored as a whole."""
 
 import math
-from argparse import Namespace
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +17,7 @@ from ..models import is_same_model
 from ..nn.formats import rename_rationals
 from ..system import distributed
 from ..system.random import random_state, set_random_state
+from .config import Resume
 from .optimizer import check_shapes, with_implementation_of, with_order_of
 from .outputs.summary import best_of
 from .parallel import full, like
@@ -29,9 +29,16 @@ __all__ = ["TrainingState", "load_resumed_weights", "read_resumed"]
 class TrainingState:
     """Everything that training changes; random numbers are the process's own, and are saved with it.
 
-    ``epochs`` is where it ends. ``epoch`` is the epoch being trained, or to be trained next, ``batch`` how many of its
-    batches are done, ``lr`` the learning rate that it began with, and ``meters`` what its batches have added up to. The
-    order of images follows from the seed, the epoch and the batch.
+    Attributes:
+        name: the model's, for a checkpoint.
+        flags: the settings, for a checkpoint.
+        epochs: where training ends.
+        epoch: the epoch being trained, or to be trained next.
+        batch: how many of its batches are done.
+        lr: the learning rate that the epoch began with.
+        meters: what its batches have added up to.
+
+    The order of images follows from the seed, the epoch and the batch.
     """
 
     model: nn.Module
@@ -41,6 +48,8 @@ class TrainingState:
     ema: ModelEmaV3 | None
     classes: list[str]
     epochs: int
+    name: str = ""
+    flags: dict[str, Any] = field(default_factory=dict)
     trained: Any = None
     epoch: int = 0
     batch: int = 0
@@ -54,14 +63,14 @@ class TrainingState:
         # What training calls: the model, or what it is wrapped in.
         self.trained = self.model if self.trained is None else self.trained
 
-    def checkpoint(self, args: Namespace) -> dict[str, Any]:
+    def checkpoint(self) -> dict[str, Any]:
         """timm's checkpoint layout, see :mod:`flashkat.checkpoints`; what timm has no place for is under ``run``.
 
         All processes call it together; the first one has the whole. It may be called between any two updates.
         """
         checkpoint = {
-            "arch": args.model,
-            "args": vars(args),
+            "arch": self.name,
+            "args": self.flags,
             "classes": self.classes,
             # timm's: the epoch whose weights these are.
             "epoch": self.epoch if self.batch else max(self.epoch - 1, 0),
@@ -88,14 +97,26 @@ class TrainingState:
         }
         return checkpoint
 
-    def start(self, checkpoint: dict[str, Any], args: Namespace, updates_per_epoch: int) -> None:
-        """Begin at ``--start-epoch``, or where a checkpoint of ours, or of timm's after a whole epoch, left.
+    def start(
+        self,
+        checkpoint: dict[str, Any],
+        resume: Resume,
+        *,
+        opt: str,
+        start_epoch: int | None,
+        eval_metric: str,
+        updates_per_epoch: int,
+    ) -> None:
+        """Begin at ``start_epoch``, or where a checkpoint of ours, or of timm's after a whole epoch, left.
 
         Flags win over the checkpoint where they say how to go on: epochs, the learning rate and its schedule.
 
         Args:
             checkpoint: as :func:`read_resumed` gives it, an empty one for a new run; its weights are loaded already.
-            args: ``resume`` names it; ``no_resume_opt`` leaves out the optimiser's and the scaler's state.
+            resume: names the checkpoint.
+            opt: the optimiser's name.
+            start_epoch: the first epoch; None goes on where the checkpoint left.
+            eval_metric: what the best checkpoint goes by.
             updates_per_epoch: for epochs that nobody has counted the updates of.
 
         Raises:
@@ -103,16 +124,16 @@ class TrainingState:
         """
         run: dict[str, Any] = checkpoint.get("run", {})
         if checkpoint:
-            with explain(f"cannot continue from {args.resume}"):
-                self._restore(checkpoint, run, args, updates_per_epoch)
-        if args.start_epoch is not None:
-            self.epoch, self.batch, self.meters = args.start_epoch, 0, Meters()
-            self._forget_later_epochs(args.eval_metric)
+            with explain(f"cannot continue from {resume.resume}"):
+                self._restore(checkpoint, run, resume, opt, start_epoch, updates_per_epoch)
+        if start_epoch is not None:
+            self.epoch, self.batch, self.meters = start_epoch, 0, Meters()
+            self._forget_later_epochs(eval_metric)
             self.updates = self.epoch * updates_per_epoch
         if self.epoch >= self.epochs:
-            if args.start_epoch is not None:
+            if start_epoch is not None:
                 raise InputError(f"--start-epoch {self.epoch} is after the last of {self.epochs} epochs")
-            raise InputError(f"{args.resume} has all of its {self.epoch} epochs: give more --epochs to go on")
+            raise InputError(f"{resume.resume} has all of its {self.epoch} epochs: give more --epochs to go on")
         if self.scheduler is not None and (checkpoint or self.epoch):
             _set_schedule(self.scheduler, run.get("scheduler", {}), self.epoch, self.updates)
 
@@ -126,7 +147,13 @@ class TrainingState:
         self.history = kept
 
     def _restore(
-        self, checkpoint: dict[str, Any], run: dict[str, Any], args: Namespace, updates_per_epoch: int
+        self,
+        checkpoint: dict[str, Any],
+        run: dict[str, Any],
+        resume: Resume,
+        opt: str,
+        start_epoch: int | None,
+        updates_per_epoch: int,
     ) -> None:
         self.epoch = run.get("epoch", checkpoint["epoch"] + 1)
         self.batch = run.get("batch", 0)
@@ -134,29 +161,29 @@ class TrainingState:
         self.lr = run.get("lr", self.lr)
         self.history = run.get("history", [])
         self.best = run.get("best", {})
-        if not args.no_resume_opt:
-            self._restore_optimizer(checkpoint, args)
+        if not resume.no_resume_opt:
+            self._restore_optimizer(checkpoint, resume.resume, opt)
         _set_ema_state(self.ema, run.get("ema", {}))
-        if self.batch and args.start_epoch is None:
-            _check_same_batches(checkpoint, args)
+        if self.batch and start_epoch is None:
+            _check_same_batches(checkpoint, resume.resume, self.flags)
         processes = run.get("processes", [])
         if len(processes) == distributed.size():
             own = processes[distributed.rank()]
             set_random_state(own["random"])
             self.meters.add(own["sums"])
-        elif self.batch and args.start_epoch is None:
+        elif self.batch and start_epoch is None:
             raise InputError(
-                f"{args.resume} is from the middle of an epoch of {len(processes)} processes, which other numbers "
+                f"{resume.resume} is from the middle of an epoch of {len(processes)} processes, which other numbers "
                 "of processes cannot finish: resume from last.pth.tar"
             )
 
-    def _restore_optimizer(self, checkpoint: dict[str, Any], args: Namespace) -> None:
-        saved = checkpoint.get("args", {}).get("opt", args.opt)
-        if saved.lower() != args.opt.lower():
-            raise InputError(f"{args.resume} was trained with --opt {saved}: give that, or --no-resume-opt")
+    def _restore_optimizer(self, checkpoint: dict[str, Any], path: str, opt: str) -> None:
+        saved = checkpoint.get("args", {}).get("opt", opt)
+        if saved.lower() != opt.lower():
+            raise InputError(f"{path} was trained with --opt {saved}: give that, or --no-resume-opt")
         if not isinstance(checkpoint.get("optimizer"), dict):
-            raise InputError(f"{args.resume} holds no state of an optimiser: give --no-resume-opt")
-        with explain(f"{args.resume} has an optimiser with other parameters: give its flags, or --no-resume-opt"):
+            raise InputError(f"{path} holds no state of an optimiser: give --no-resume-opt")
+        with explain(f"{path} has an optimiser with other parameters: give its flags, or --no-resume-opt"):
             names = rename_rationals(checkpoints.weights(checkpoint), self.model.state_dict().keys())
             saved = with_order_of(self.optimizer, checkpoint["optimizer"], self.model, list(names))
             saved = with_implementation_of(self.optimizer, saved)
@@ -166,60 +193,67 @@ class TrainingState:
             self.scaler.load_state_dict(checkpoint["amp_scaler"])
 
 
-def read_resumed(args: Namespace, classes: list[str]) -> dict[str, Any]:
-    """The checkpoint that ``args.resume`` names, an empty one if it names none.
+def read_resumed(path: str, classes: list[str]) -> dict[str, Any]:
+    """Read the checkpoint of a run to go on with; an empty one without a path.
 
     Raises:
         InputError: it is no checkpoint of a run, or one of other classes.
     """
-    if not args.resume:
+    if not path:
         return {}
-    checkpoint = checkpoints.read(args.resume)
+    checkpoint = checkpoints.read(path)
     if not isinstance(checkpoint.get("run", {}), dict) or "epoch" not in checkpoint:
         raise InputError(
-            f"{args.resume} holds weights but no run that could be continued: start from them, with "
-            "--initial-checkpoint"
+            f"{path} holds weights but no run that could be continued: start from them, with --initial-checkpoint"
         )
     trained = checkpoint.get("classes")
     # Data that does not list its classes has no other ones.
     if trained and classes and trained != classes:
         raise InputError(
-            f"{args.resume} is of a run with other classes: {len(trained)} from {trained[0]} to {trained[-1]}, "
+            f"{path} is of a run with other classes: {len(trained)} from {trained[0]} to {trained[-1]}, "
             f"not {len(classes)} from {classes[0]} to {classes[-1]}"
         )
     return checkpoint
 
 
-def load_resumed_weights(model: nn.Module, checkpoint: dict[str, Any], args: Namespace, use_ema: bool = False) -> None:
+def load_resumed_weights(
+    model: nn.Module, checkpoint: dict[str, Any], path: str, name: str, *, use_ema: bool = False
+) -> None:
     """Load a resumed checkpoint's weights, or their average if there is one, into a model that is not sharded yet.
+
+    Args:
+        model: what to load into.
+        checkpoint: as :func:`read_resumed` gives it; an empty one loads nothing.
+        path: what errors call the checkpoint.
+        name: the model's name.
+        use_ema: load the average.
 
     Raises:
         InputError: they are of another architecture, or of this one in another size.
     """
     if not checkpoint or (use_ema and "state_dict_ema" not in checkpoint):
         return
-    arch, own = checkpoint.get("arch", args.model), model.state_dict()
+    arch, own = checkpoint.get("arch", name), model.state_dict()
     state = rename_rationals(checkpoints.weights(checkpoint, use_ema), own.keys())
     # Whatever can be made to fit is another model to the optimiser.
     differences = describe(compare(own, state))
-    if differences and not is_same_model(arch, args.model):
-        raise InputError(f"{args.resume} is of a run of {arch}, not {args.model}: give --model {arch}")
+    if differences and not is_same_model(arch, name):
+        raise InputError(f"{path} is of a run of {arch}, not {name}: give --model {arch}")
     if differences:
         raise InputError(
-            f"{args.resume} is of a run of another model than the flags ask for, its args.yaml has them for -c: "
-            f"{differences}"
+            f"{path} is of a run of another model than the flags ask for, its args.yaml has them for -c: {differences}"
         )
     model.load_state_dict(state)
 
 
-def _check_same_batches(checkpoint: dict[str, Any], args: Namespace) -> None:
+def _check_same_batches(checkpoint: dict[str, Any], path: str, flags: dict[str, Any]) -> None:
     """Raise InputError unless the batches that are left of an epoch are cut as those that it began with."""
     saved = checkpoint.get("args", {})
     for name in ("batch_size", "grad_accum_steps"):
-        before = saved.get(name, getattr(args, name))
-        if before != getattr(args, name):
+        before = saved.get(name, flags[name])
+        if before != flags[name]:
             raise InputError(
-                f"{args.resume} is from the middle of an epoch with --{name.replace('_', '-')} {before}: give that, or "
+                f"{path} is from the middle of an epoch with --{name.replace('_', '-')} {before}: give that, or "
                 "resume from last.pth.tar"
             )
 

@@ -15,9 +15,10 @@ ROW |= {"images_per_second": 100.0}
 
 
 @pytest.fixture
-def make(tmp_path, training_args):
+def make(tmp_path, training_config):
     def run(*flags, output=tmp_path / "output"):
-        return RunFolder(training_args("--output", output, *flags), 224)
+        config = training_config("--output", output, *flags)
+        return RunFolder(config.output, config.model.name, 224, config.flags(), resume=config.resume.resume)
 
     return run
 
@@ -42,12 +43,12 @@ def test_a_model_named_by_a_path_makes_one_folder(make, tmp_path, model):
     assert path.name.endswith("models_mine-224")
 
 
-def test_arguments(make, training_args, tmp_path):
+def test_arguments(make, training_config, tmp_path):
     flags = ["--experiment", "a", "--model-kwargs", "m=5", "act_init=gelu", "--mean", 0.5, 0.5, 0.5, "--lr", 1e-5]
     folder = make(*flags)
     found = yaml.safe_load((folder.path / "args.yaml").read_text())
     # The folder's name is this run's alone.
-    assert found == {**vars(training_args("--output", tmp_path / "output", *flags)), "experiment": ""}
+    assert found == {**training_config("--output", tmp_path / "output", *flags).flags(), "experiment": ""}
     assert found["lr"] == 1e-5
     assert found["model_kwargs"] == {"m": 5, "act_init": "gelu"}
 

@@ -144,7 +144,7 @@ def test_on_a_real_terminal(images, tiny, tmp_path):
 
     parent, child = pty.openpty()
     fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
-    code = "import sys; from flashkat.cli import main; sys.exit(main())"
+    code = "import sys; from flashkat.cli.main import main; sys.exit(main())"
     argv = ["train", images, *tiny, "-j", "0", "-b", "4", "--epochs", "2", "--log-interval", "1", "--output", tmp_path]
     process = subprocess.Popen(
         [sys.executable, "-c", code, *map(str, argv)],

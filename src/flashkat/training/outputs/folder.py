@@ -3,11 +3,9 @@
 import contextlib
 import csv
 import shutil
-from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -16,12 +14,11 @@ from timm.models import safe_model_name
 from ... import checkpoints
 from ...errors import InputError
 from ...system.files import replaced
+from ..config import DEFAULT_OUTPUT, Output, Wandb
 from .summary import best_of, score
 from .wandb import open_wandb
 
-__all__ = ["DEFAULT_OUTPUT", "RunFolder", "discard_if_empty"]
-
-DEFAULT_OUTPUT = "output/train"
+__all__ = ["RunFolder", "discard_if_empty"]
 
 
 class RunFolder:
@@ -38,40 +35,52 @@ class RunFolder:
 
     def __init__(
         self,
-        args: Namespace,
+        settings: Output,
+        model: str,
         image_size: int,
+        flags: Mapping[str, Any],
+        *,
+        resume: str = "",
         history: Sequence[dict[str, Any]] = (),
-        asked: Mapping[str, Any] = MappingProxyType({}),
+        wandb: Wandb | None = None,
     ) -> None:
         """Make a new folder, numbered if one of the name is there, or go on in that of the checkpoint to resume.
 
         Args:
-            args: ``output`` and ``experiment`` name the folder; ``resume`` goes on in the folder of its checkpoint, if
-                that is a run's, unless one of them names another.
-            image_size: in pixels, for the name of a folder without one.
+            settings: ``output`` and ``experiment`` name the folder.
+            model: its name, for a folder without one.
+            image_size: in pixels, likewise.
+            flags: what ``args.yaml`` says.
+            resume: a checkpoint whose run goes on in its folder, unless ``settings`` name another.
             history: the rows of a resumed run's summary.
-            asked: flags as they were given, for ``args.yaml``, where ``args`` has what was made of them.
+            wandb: logs every row, if it says so.
 
         Raises:
             InputError: the folder cannot be written.
         """
-        if Path(args.experiment).is_absolute() or ".." in Path(args.experiment).parts:
-            raise InputError(f"--experiment takes the name of a folder in {args.output}, not {args.experiment!r}")
-        parent = Path(args.output)
-        self._rows, self._history, self._metric = [dict(row) for row in history], args.checkpoint_hist, args.eval_metric
-        continued = _continued(args)
+        if Path(settings.experiment).is_absolute() or ".." in Path(settings.experiment).parts:
+            raise InputError(
+                f"--experiment takes the name of a folder in {settings.output}, not {settings.experiment!r}"
+            )
+        parent = Path(settings.output)
+        self._rows, self._history, self._metric = (
+            [dict(row) for row in history],
+            settings.checkpoint_hist,
+            settings.eval_metric,
+        )
+        continued = _continued(settings, resume)
         above = [folder for folder in (parent, *parent.parents) if not folder.exists()]
-        name = args.experiment or f"{datetime.now():%Y%m%d-%H%M%S}-{safe_model_name(args.model)}-{image_size}"
+        name = settings.experiment or f"{datetime.now():%Y%m%d-%H%M%S}-{safe_model_name(model)}-{image_size}"
         self.path = self._make(parent, name) if continued is None else continued
         self.made: list[Path] = [self.path, *above] if continued is None else []
         try:
             # Who reads these flags for another run means neither this one's folder nor what it went on from.
-            flags = {**vars(args), **asked, "experiment": "", "resume": ""}
-            (self.path / "args.yaml").write_text(yaml.safe_dump(flags, sort_keys=False))
+            own = {**flags, "experiment": "", "resume": ""}
+            (self.path / "args.yaml").write_text(yaml.safe_dump(own, sort_keys=False))
             if self._rows:
                 self._write_summary()
-            if continued is None and args.resume:
-                self._take_best(Path(args.resume).parent)
+            if continued is None and resume:
+                self._take_best(Path(resume).parent)
         except OSError as error:
             raise InputError(f"cannot write to {self.path}: {error.strerror}") from error
         self._ranked: list[tuple[Path, float]] = []
@@ -82,7 +91,7 @@ class RunFolder:
             self.path.glob("recovery-*.pth.tar"), key=lambda path: path.stat().st_mtime
         )
         try:
-            self._log = open_wandb(args, self.path.name)
+            self._log = open_wandb(wandb or Wandb(), self.path.name, dict(flags))
         except BaseException:
             discard_if_empty(self.made)
             raise
@@ -197,16 +206,16 @@ def discard_if_empty(made: Sequence[Path]) -> None:
             folder.rmdir()
 
 
-def _continued(args: Namespace) -> Path | None:
+def _continued(settings: Output, resume: str) -> Path | None:
     """The run's folder to go on in, if there is one."""
-    folder = Path(args.resume).parent
-    if not args.resume or not (folder / "args.yaml").is_file():
+    folder = Path(resume).parent
+    if not resume or not (folder / "args.yaml").is_file():
         return None
-    named = Path(args.output) / args.experiment if args.experiment else None
+    named = Path(settings.output) / settings.experiment if settings.experiment else None
     if named is not None and named.resolve() != folder.resolve():
         return None
-    elsewhere = Path(args.output).resolve() not in folder.resolve().parents
-    return None if elsewhere and args.output != DEFAULT_OUTPUT else folder
+    elsewhere = Path(settings.output).resolve() not in folder.resolve().parents
+    return None if elsewhere and settings.output != DEFAULT_OUTPUT else folder
 
 
 def _link(source: Path, target: Path) -> None:

@@ -1,0 +1,76 @@
+"""Labels that are counted in place of the data set's own: ImageNet's reassessed ones, or some of a model's outputs."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from timm.data import RealLabelsImagenet
+from torch import Tensor, nn
+
+from ..errors import InputError, explain
+
+__all__ = ["Selected", "check_classes", "read_real_labels", "read_valid_labels"]
+
+
+class Selected(nn.Module):
+    """A model's outputs for some classes.
+
+    Args:
+        model: gives logits (B, classes).
+        labels: indices of the outputs that count.
+    """
+
+    def __init__(self, model: nn.Module, labels: Tensor) -> None:
+        super().__init__()
+        self.model, self.labels = model, labels
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model(images)[:, self.labels]
+
+
+def read_valid_labels(path: str, model: Any) -> list[int] | None:
+    """Read the indices of the outputs that count, one a line; None without a file."""
+    if not path:
+        return None
+    with explain(f"cannot read --valid-labels {path}, the indices of outputs, one a line"):
+        labels = [int(line) for line in Path(path).read_text().split()]
+    outputs = model.num_classes
+    wrong = [label for label in labels if not 0 <= label < outputs]
+    if wrong or not labels:
+        raise InputError(f"--valid-labels {path} has to name some of the outputs 0 to {outputs - 1}, not {wrong[:1]}")
+    return labels
+
+
+def read_real_labels(path: str, dataset: Any) -> RealLabelsImagenet | None:
+    """Read reassessed labels, which count hits among the first and the first five outputs; None without a file."""
+    if not path:
+        return None
+    if not Path(path).is_file():
+        raise InputError(f"no file of --real-labels at {path}")
+    what = "--real-labels are for the 50,000 images of ImageNet's validation split, ILSVRC2012_val_00000001.JPEG to ..."
+    with explain(what):
+        names = dataset.filenames(basename=True)
+        labelled = len(json.loads(Path(path).read_text()))
+        if labelled != len(names):
+            raise InputError(f"{what}: {path} has labels for {labelled} images, not {len(names)}")
+        labels = RealLabelsImagenet(names, real_json=path, topk=(1, min(5, dataset.num_classes)))
+        unknown = [name for name in names if name not in labels.real_labels]
+        if unknown:
+            raise InputError(f"{what}, not {unknown[0]}")
+    return labels
+
+
+def check_classes(dataset: Any, model: Any, checkpoint: dict[str, Any], valid_labels: list[int] | None) -> None:
+    """Raise InputError where a data set has other classes than a model was trained on."""
+    trained, known = checkpoint.get("classes"), dataset.classes
+    if valid_labels is not None and known and len(valid_labels) != len(known):
+        raise InputError(f"{dataset.source} has {len(known)} classes, --valid-labels names {len(valid_labels)}")
+    if valid_labels is not None or not known or trained == known:
+        return
+    if trained:
+        raise InputError(
+            f"{dataset.source} has other classes than the checkpoint was trained on: "
+            f"{len(known)} from {known[0]} to {known[-1]}, not {len(trained)} from {trained[0]} to {trained[-1]}"
+        )
+    if len(known) != model.num_classes:
+        raise InputError(f"{dataset.source} has {len(known)} classes, the model has {model.num_classes} outputs")

@@ -1,0 +1,42 @@
+"""Which model is made, and which weights it starts from: a section of the configuration."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = ["DEFAULT_MODEL", "Model"]
+
+DEFAULT_MODEL = "kat_tiny_patch16_224"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """The model and the weights it starts from. Fields have the names of timm's flags.
+
+    Attributes:
+        model: its name in timm's registry. None takes the name in a checkpoint.
+        num_classes: None takes as many as the data set lists.
+        model_kwargs: more arguments of the model, such as ``{"m": 6, "n": 4}``.
+        pretrained_path: weights to start from, of a KAT or a ViT.
+        initial_checkpoint: the same; loaded last where both are given.
+        partial: load what fits of weights that are of another model.
+    """
+
+    model: str | None = DEFAULT_MODEL
+    pretrained: bool = False
+    num_classes: int | None = None
+    gp: str | None = None
+    model_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    partial: bool = False
+    pretrained_path: str | None = None
+    initial_checkpoint: str = ""
+    head_init_scale: float | None = None
+    head_init_bias: float | None = None
+    grad_checkpointing: bool = False
+    drop: float = 0.0
+    drop_path: float | None = None
+
+    @property
+    def name(self) -> str:
+        """The model's name, the default one where none is given."""
+        return self.model or DEFAULT_MODEL

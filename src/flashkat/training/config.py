@@ -1,0 +1,259 @@
+"""What a training run does: its configuration, a frozen section for each theme."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from ..data.config import Augmentation, Data
+from ..models.config import Model
+from ..system.compile import Compilation
+from ..system.device import Runtime
+
+__all__ = [
+    "DEFAULT_OUTPUT",
+    "Average",
+    "Config",
+    "Distillation",
+    "Loss",
+    "Mixing",
+    "Optimizer",
+    "Output",
+    "Parallel",
+    "Resume",
+    "Schedule",
+    "Wandb",
+]
+
+DEFAULT_OUTPUT = "output/train"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """The optimiser and the clipping of gradients. Fields have the names and defaults of timm's flags.
+
+    Attributes:
+        opt: any of timm's optimisers.
+        opt_kwargs: more arguments of it.
+        clip_grad: limit of the gradients; None clips nothing.
+        clip_mode: ``norm`` of all, ``value``, or ``agc``.
+        rational_lr_scale: learning rate of the rationals' coefficients, as a multiple of the other weights'.
+        rational_weight_decay: their weight decay; None takes the other weights'.
+    """
+
+    opt: str = "sgd"
+    opt_eps: float | None = None
+    opt_betas: Sequence[float] | None = None
+    opt_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    momentum: float = 0.9
+    weight_decay: float = 2e-5
+    clip_grad: float | None = None
+    clip_mode: str = "norm"
+    layer_decay: float | None = None
+    layer_decay_min_scale: float = 0.0
+    layer_decay_no_opt_scale: float | None = None
+    rational_lr_scale: float = 1.0
+    rational_weight_decay: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """Learning rate and epochs. Fields have the names and defaults of timm's flags.
+
+    Attributes:
+        lr: learning rate; None scales ``lr_base`` to the images of an update.
+        sched: any of timm's schedules.
+        epochs: epochs to train.
+        start_epoch: number of the first epoch; None is 0, or where a resumed run left.
+    """
+
+    lr: float | None = None
+    lr_base: float = 0.1
+    lr_base_size: int = 256
+    lr_base_scale: str = ""
+    lr_noise: Sequence[float] | None = None
+    lr_noise_pct: float = 0.67
+    lr_noise_std: float = 1.0
+    lr_cycle_mul: float = 1.0
+    lr_cycle_decay: float = 0.5
+    lr_cycle_limit: int = 1
+    lr_k_decay: float = 1.0
+    sched: str = "cosine"
+    sched_on_updates: bool = False
+    epochs: int = 300
+    start_epoch: int | None = None
+    warmup_epochs: int = 5
+    warmup_lr: float = 1e-5
+    warmup_prefix: bool = False
+    cooldown_epochs: int = 0
+    min_lr: float = 0.0
+    decay_milestones: Sequence[int] = (90, 180, 270)
+    decay_epochs: float | None = None
+    decay_rate: float = 0.1
+    patience_epochs: int = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loss:
+    """The training loss. Fields have the names and defaults of timm's flags."""
+
+    smoothing: float = 0.1
+    jsd_loss: bool = False
+    bce_loss: bool = False
+    bce_sum: bool = False
+    bce_target_thresh: float | None = None
+    bce_pos_weight: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distillation:
+    """Learning from a teacher's outputs too. Fields have the names and defaults of timm's flags."""
+
+    kd_model_name: str | None = None
+    kd_distill_type: str = "logit"
+    kd_loss_type: str = "kl"
+    distill_loss_weight: float | None = None
+    task_loss_weight: float | None = None
+    kd_temperature: float = 4.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixing:
+    """Mixup and cutmix. Fields have the names and defaults of timm's flags."""
+
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    cutmix_minmax: Sequence[float] | None = None
+    mixup_prob: float = 1.0
+    mixup_switch_prob: float = 0.5
+    mixup_mode: str = "batch"
+    mixup_off_epoch: int = 0
+
+    @property
+    def is_on(self) -> bool:
+        """Whether images are mixed at all."""
+        return bool(self.mixup or self.cutmix or self.cutmix_minmax)
+
+    def images(self, batch_size: int) -> int:
+        """Return how many images of a batch the model sees: ``half`` leaves out each image's partner."""
+        return batch_size // (2 if self.is_on and self.mixup_mode == "half" else 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Average:
+    """The moving average of the weights. Fields have the names and defaults of timm's flags."""
+
+    model_ema: bool = False
+    model_ema_force_cpu: bool = False
+    model_ema_decay: float = 0.9998
+    model_ema_warmup: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parallel:
+    """Batches that add up to an update, over steps and processes.
+
+    Attributes:
+        grad_accum_steps: batches per update.
+        fsdp: shard weights, gradients and optimiser over the processes (FSDP2).
+        no_ddp_bb: do not broadcast buffers between processes.
+        sync_bn: statistics of batch norms over all processes.
+        dist_bn: after an epoch ``broadcast`` or ``reduce`` running statistics; empty leaves them.
+    """
+
+    grad_accum_steps: int = 1
+    fsdp: bool = False
+    no_ddp_bb: bool = False
+    sync_bn: bool = False
+    dist_bn: str = "reduce"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resume:
+    """The run to go on with.
+
+    Attributes:
+        resume: its checkpoint; empty begins a new run.
+        no_resume_opt: leave out the state of the optimiser and the loss scaler.
+    """
+
+    resume: str = ""
+    no_resume_opt: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """What a run writes, shows and evaluates, and when.
+
+    Attributes:
+        output: folder of the runs' folders.
+        experiment: name of the run's folder; empty takes date, model and size.
+        log_interval: batches between lines.
+        recovery_interval: updates of an epoch between recovery checkpoints; 0 for none.
+        checkpoint_hist: how many of the best epochs' checkpoints are kept.
+        val_interval: epochs between evaluations.
+        save_images: save the batches that the log shows, as pictures.
+        eval_metric: the best checkpoint's: ``top1``, ``top5`` or ``loss``.
+        tta: views of each image, whose outputs evaluation averages.
+    """
+
+    output: str = DEFAULT_OUTPUT
+    experiment: str = ""
+    log_interval: int = 50
+    recovery_interval: int = 0
+    checkpoint_hist: int = 10
+    val_interval: int = 1
+    save_images: bool = False
+    eval_metric: str = "top1"
+    tta: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wandb:
+    """Logging to Weights & Biases. Fields have the names of timm's flags."""
+
+    log_wandb: bool = False
+    wandb_project: str | None = None
+    wandb_tags: Sequence[str] = ()
+    wandb_resume_id: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """All that :func:`flashkat.training.train` needs; every section has defaults.
+
+    Attributes:
+        unused: flags that only the command line reads, kept for a run's ``args.yaml``.
+    """
+
+    data: Data = field(default_factory=Data)
+    model: Model = field(default_factory=Model)
+    runtime: Runtime = field(default_factory=Runtime)
+    compilation: Compilation = field(default_factory=Compilation)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    schedule: Schedule = field(default_factory=Schedule)
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    loss: Loss = field(default_factory=Loss)
+    distillation: Distillation = field(default_factory=Distillation)
+    mixing: Mixing = field(default_factory=Mixing)
+    average: Average = field(default_factory=Average)
+    parallel: Parallel = field(default_factory=Parallel)
+    resume: Resume = field(default_factory=Resume)
+    output: Output = field(default_factory=Output)
+    wandb: Wandb = field(default_factory=Wandb)
+    unused: Mapping[str, Any] = field(default_factory=dict)
+
+    def flags(self) -> dict[str, Any]:
+        """Return every setting under its flag's name, as ``args.yaml`` and checkpoints have them."""
+        found = dict(self.unused)
+        for section in fields(self):
+            if section.name != "unused":
+                values = getattr(self, section.name)
+                found |= {each.name: _plain(getattr(values, each.name)) for each in fields(values)}
+        return found
+
+
+def _plain(value: Any) -> Any:
+    """Return a setting as YAML and checkpoints that run no code can hold it."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    return list(value) if isinstance(value, tuple) else value
