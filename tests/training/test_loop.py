@@ -252,7 +252,7 @@ def test_best_is_the_first_of_the_highest_top1(start, monkeypatch):
     assert (last["epoch"], last["metric"]) == (3, 50.0)
     assert not torch.equal(best["state_dict"]["weight"], last["state_dict"]["weight"])
     assert [line.endswith("best") for line in recorder.lines] == [True, True, False, False]
-    assert state.best == {"metric": 50.0, "weights": "state_dict"}
+    assert state.best == {"metric": 50.0, "weights": "state_dict", "epoch": 1}
 
 
 def test_best_may_be_of_the_average(start, monkeypatch):

@@ -8,6 +8,7 @@ from typing import NoReturn
 
 from ..errors import DivergedError, InputError, launched_processes, show_once
 from ..system.distributed import is_primary, leave
+from ..system.signals import Stopped
 from .parser import Parser
 from .tool_flags import add_export_arguments, add_flops_arguments, add_plot_arguments
 from .train_flags import add_training_arguments
@@ -17,7 +18,7 @@ __all__ = ["main", "run"]
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a subcommand; returns the exit status: 0, 1 for a run that failed, 2 for bad input, 130 when interrupted."""
+    """Run a subcommand and return the exit status: 1 for a failed run, 2 for bad input, 128 and more for a signal."""
     parser = _parser()
     args = vars(parser.parse_args(argv))
     run, program = args.pop("run"), f"flashkat {args.pop('command')}"
@@ -28,6 +29,8 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(program, str(error), status=2)
     except DivergedError as error:
         return _fail(program, str(error), status=1)
+    except Stopped as error:
+        return _fail(program, f"stopped{error}", status=error.status)
     except KeyboardInterrupt as error:
         return _fail(program, f"interrupted{error}", status=130)
     except BrokenPipeError:

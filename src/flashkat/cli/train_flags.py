@@ -87,7 +87,8 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         "--resume",
         default="",
         metavar="FILE",
-        help="go on with the run of this checkpoint, in its folder unless --output or --experiment name another",
+        help="go on with the run of this checkpoint, in its folder unless --output or --experiment name another; auto: "
+        "with the newest good checkpoint of --output/--experiment, or from the start",
     )
     group.add_argument(
         "--no-resume-opt", action="store_true", help="resume without the state of the optimiser and loss scaler"

@@ -10,6 +10,7 @@ from ..system.compile import Compilation
 from ..system.device import Runtime
 
 __all__ = [
+    "AUTO",
     "DEFAULT_OUTPUT",
     "Average",
     "Config",
@@ -25,6 +26,9 @@ __all__ = [
 ]
 
 DEFAULT_OUTPUT = "output/train"
+
+AUTO = "auto"
+"""As a checkpoint to resume: the newest good one of the run's folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +176,7 @@ class Resume:
     """The run to go on with.
 
     Attributes:
-        resume: its checkpoint; empty begins a new run.
+        resume: its checkpoint; empty begins a new run, ``auto`` goes on from the newest good checkpoint of the folder.
         no_resume_opt: leave out the state of the optimiser and the loss scaler.
     """
 

@@ -1,10 +1,11 @@
 """The training loop: it moves a :class:`TrainingState` forward, over what is left of its epochs."""
 
+import contextlib
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -19,11 +20,13 @@ from ..errors import DivergedError
 from ..evaluation.evaluate import evaluate, prepared
 from ..evaluation.metrics import Meters, Metrics
 from ..system import distributed
+from ..system.signals import Stopped, StopRequest
 from .config import Average, Config, Optimizer
 from .distillation import Distillation
 from .extras import distribute_norms, peak_memory, save_images, share_waited, synchronize
 from .outputs.folder import RunFolder
 from .outputs.progress import Progress
+from .outputs.recovery import is_finite
 from .outputs.summary import PREFIXES, score
 from .parallel import synchronised
 from .state import TrainingState
@@ -50,6 +53,7 @@ class Parts:
         precision: the context that the model computes in.
         folder: where the first process writes; None in the others.
         progress: shows how far it is.
+        stop: notices signals to stop.
     """
 
     train_loader: Any
@@ -60,6 +64,52 @@ class Parts:
     precision: AbstractContextManager
     folder: RunFolder | None
     progress: Progress
+    stop: StopRequest = field(default_factory=StopRequest)
+
+
+class _Writer:
+    """Writes checkpoints, none of which holds a number that is not finite. All processes call it together."""
+
+    def __init__(self, state: TrainingState, parts: Parts) -> None:
+        self._state, self._folder, self._say = state, parts.folder, parts.progress.say
+
+    def write_epoch(self, row: dict[str, Any], is_best: bool) -> None:
+        """Write an epoch's checkpoint and its row of the summary."""
+        checkpoint = self._checkpoint()
+        with self._going_on():
+            if self._folder is not None:
+                self._folder.save(checkpoint, row, is_best)
+                self._folder.record(row)
+
+    def write_recovery(self, update: int) -> None:
+        """Write a checkpoint from within an epoch."""
+        checkpoint = self._checkpoint()
+        with self._going_on():
+            if self._folder is not None:
+                self._folder.save_recovery(checkpoint, self._state.epoch, update)
+
+    def _checkpoint(self) -> dict[str, Any]:
+        state = self._state
+        ema = None if state.ema is None else state.ema.module.state_dict()
+        if distributed.total([not is_finite([state.model.state_dict(), state.optimizer.state_dict(), ema])])[0]:
+            good = None if self._folder is None else self._folder.newest()
+            advice = "try a lower --lr, --clip-grad 1, or bfloat16 in place of float16"
+            raise DivergedError(
+                f"weights are no longer finite after update {state.updates}, at the learning rate {state.lr:.3g}: "
+                + (advice if good is None else f"go on with --resume {good}, and {advice}")
+            )
+        return state.checkpoint()
+
+    @contextlib.contextmanager
+    def _going_on(self) -> Iterator[None]:
+        """Let training go on where a file cannot be written; the next checkpoint is tried as ever."""
+        try:
+            yield
+        except OSError as error:
+            self._say(
+                f"Cannot write to {error.filename or 'the folder of the run'}: {error.strerror or error}. Training "
+                "goes on, and writes again at its next checkpoint"
+            )
 
 
 def run_epochs(state: TrainingState, parts: Parts, config: Config) -> None:
@@ -68,22 +118,29 @@ def run_epochs(state: TrainingState, parts: Parts, config: Config) -> None:
     All processes of a run call this together, and the one with a folder writes.
     """
     output, average, folder, progress = config.output, config.average, parts.folder, parts.progress
-    is_compiled = bool(config.compilation.torchcompile)
+    is_compiled, writer = bool(config.compilation.torchcompile), _Writer(state, parts)
     hint: str | None = _WAIT_HINT
+
+    def stop_in_between(index: int, meters: Meters) -> None:
+        if parts.stop.after_step():
+            # What is left of the epoch is its evaluation.
+            writer.write_recovery(-(-state.batch // config.parallel.grad_accum_steps) - 1)
+            raise Stopped("" if folder is None else folder.how_to_go_on(), parts.stop.number)
+
     for epoch in range(state.epoch, state.epochs):
         if not state.batch:
             state.lr = _scheduled_lr(state.optimizer)
         if parts.mixup is not None and config.mixing.mixup_off_epoch:
             parts.mixup.mixup_enabled = epoch < config.mixing.mixup_off_epoch
         start = time.perf_counter()
-        trained, rate = _train_epoch(state, parts, config)
+        trained, rate = _train_epoch(state, parts, config, writer)
         wait = share_waited(parts.train_loader, time.perf_counter() - start)
         models, evaluated = _models_to_evaluate(state, average), {}
         for model in models.values():
             distribute_norms(model, config.parallel.dist_bn)
         if (epoch + 1) % output.val_interval == 0 or epoch + 1 == state.epochs:
             ready = {name: prepared(model, is_compiled, output.tta) for name, model in models.items()}
-            evaluated = evaluate(ready, parts.val_loader, parts.precision)
+            evaluated = evaluate(ready, parts.val_loader, parts.precision, stop_in_between)
             _check_finite(evaluated["state_dict"].loss, f"after epoch {epoch + 1}")
         is_best = bool(evaluated) and _update_best(state, evaluated, output.eval_metric)
         if state.scheduler is not None:
@@ -97,10 +154,7 @@ def run_epochs(state: TrainingState, parts: Parts, config: Config) -> None:
         row = _summary_row(epoch, trained, evaluated, state.lr, costs)
         state.epoch, state.batch, state.meters = epoch + 1, 0, Meters()
         state.history = [*state.history, row]
-        checkpoint = state.checkpoint()
-        if folder is not None:
-            folder.save(checkpoint, row, is_best)
-            folder.record(row)
+        writer.write_epoch(row, is_best)
         progress.say(_epoch_line(row, state.epochs, is_best))
         if hint and wait is not None and wait > _WAIT_WORTH_A_HINT:
             progress.say(hint.format(share=wait))
@@ -115,7 +169,7 @@ def _models_to_evaluate(state: TrainingState, average: Average) -> dict[str, nn.
     return models
 
 
-def _train_epoch(state: TrainingState, parts: Parts, config: Config) -> tuple[Metrics, float]:
+def _train_epoch(state: TrainingState, parts: Parts, config: Config, writer: "_Writer") -> tuple[Metrics, float]:
     """Train what is left of an epoch; returns the whole epoch's average metrics on augmented images, and images/s."""
     state.model.train()
     loader, mixup, distillation, folder = parts.train_loader, parts.mixup, parts.distillation, parts.folder
@@ -158,10 +212,11 @@ def _train_epoch(state: TrainingState, parts: Parts, config: Config) -> tuple[Me
                 save_images(images, folder.path / f"train-batch-{state.epoch}-{index}.jpg")
             _check_finite(metrics.loss, f"in epoch {state.epoch + 1}, batch {index + 1}")
         interval = output_settings.recovery_interval
-        if is_update and interval and updates % interval == 0:
-            checkpoint = state.checkpoint()
-            if folder is not None:
-                folder.save_recovery(checkpoint, state.epoch, updates - 1)
+        is_asked_to_stop = is_update and parts.stop.after_step()
+        if is_update and ((interval and updates % interval == 0) or is_asked_to_stop):
+            writer.write_recovery(updates - 1)
+        if is_asked_to_stop:
+            raise Stopped("" if folder is None else folder.how_to_go_on(), parts.stop.number)
     return state.meters.metrics(), rate
 
 
@@ -212,7 +267,7 @@ def _update_best(state: TrainingState, evaluated: dict[str, Metrics], name: str)
     metric = getattr(metrics, name)
     if state.best and score(name, metric) <= score(name, state.best["metric"]):
         return False
-    state.best = {"metric": metric, "weights": weights}
+    state.best = {"metric": metric, "weights": weights, "epoch": state.epoch}
     return True
 
 

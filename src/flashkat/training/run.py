@@ -16,13 +16,15 @@ from ..models import check_model_name
 from ..system import distributed
 from ..system.compile import choose_for_training, compile_in_place
 from ..system.device import autocast, place, prepare_process, training_products
+from ..system.signals import StopRequest
 from .average import MovingAverage
-from .config import Config
+from .config import AUTO, Config
 from .distillation import build_distillation
 from .loop import Parts, run_epochs
 from .optimizer import check_optimizer_name, create_optimizer
-from .outputs.folder import RunFolder, discard_if_empty
+from .outputs.folder import RunFolder, discard_if_empty, folder_of
 from .outputs.progress import open_progress
+from .outputs.recovery import differences, newest_good
 from .outputs.wandb import check_wandb
 from .parallel import shard, with_common_norms, wrap
 from .recipe import (
@@ -34,7 +36,7 @@ from .recipe import (
     length_notes,
     scaled_lr,
 )
-from .state import TrainingState, load_resumed_weights, read_resumed
+from .state import FinishedError, TrainingState, load_resumed_weights, read_resumed
 
 __all__ = ["Result", "train"]
 
@@ -123,10 +125,15 @@ def _train(asked: Config, device: torch.device) -> Result:
     train_set.num_classes = val_set.num_classes = classes
     # From here on the configuration says what was settled. What was asked for is what another run may read.
     config = replace(asked, model=replace(asked.model, num_classes=classes), compilation=compilation)
-    data, runtime, resume = config.data, config.runtime, config.resume.resume
-
-    resumed = read_resumed(resume, train_set.classes)
+    data, runtime = config.data, config.runtime
     notes: list[str] = []
+    is_automatic = config.resume.resume == AUTO
+    if is_automatic:
+        newest = newest_good(folder_of(config.output, config.model.name), notes.append)
+        # Files may have changed between two processes' looks.
+        config = replace(config, resume=replace(config.resume, resume=distributed.gather(newest)[0]))
+    resume = config.resume.resume
+    resumed = read_resumed(resume, train_set.classes)
     model = build_model(config.model, data, is_resumed=bool(resume), say=notes.append)
     load_resumed_weights(model, resumed, resume, config.model.name)
     place(model, runtime, device)
@@ -149,7 +156,12 @@ def _train(asked: Config, device: torch.device) -> Result:
     )
     _check_parallel(config, device)
     config = replace(config, schedule=replace(config.schedule, lr=_learning_rate(config)))
-    state = _build_state(model, config, device, len(train_loader), train_set.classes, resumed)
+    try:
+        state = _build_state(model, config, device, len(train_loader), train_set.classes, resumed)
+    except FinishedError:
+        if not is_automatic:
+            raise
+        return Result(Path(resume).parent, resumed["run"]["history"], resumed["run"]["best"])
 
     folder = None
     if distributed.is_primary():
@@ -161,7 +173,9 @@ def _train(asked: Config, device: torch.device) -> Result:
             size,
             flags,
             resume=resume,
+            is_automatic=is_automatic,
             history=state.history,
+            best=state.best,
             wandb=config.wandb,
         )
     made = distributed.gather([] if folder is None else folder.made)[0]
@@ -177,7 +191,8 @@ def _train(asked: Config, device: torch.device) -> Result:
             counts = f"{image_count(train_set)} training and {image_count(val_set)} evaluation images"
             progress.say(f"{counts}, {classes} classes")
             if resumed:
-                notes = [f"Continuing {resume} in epoch {state.epoch + 1}, after {state.updates} updates"]
+                notes.append(f"Continuing {resume} in epoch {state.epoch + 1}, after {state.updates} updates")
+                notes += differences(resumed.get("args", {}), config.flags())
                 if "state_dict_ema" in resumed and state.ema is None:
                     notes.append("Its averaged weights are left out, as this run has no --model-ema")
             updates = state.epochs * -(-len(train_loader) // config.parallel.grad_accum_steps)
@@ -185,14 +200,18 @@ def _train(asked: Config, device: torch.device) -> Result:
             for note in (*notes, *about_teacher, *about_length, *about_compiling):
                 progress.say(note)
             precision = autocast(runtime, device)
-            parts = Parts(train_loader, val_loader, loss, distillation, mixup, precision, folder, progress)
-            run_epochs(state, parts, config)
+            with StopRequest() as stop:
+                parts = Parts(train_loader, val_loader, loss, distillation, mixup, precision, folder, progress, stop)
+                run_epochs(state, parts, config)
     except BaseException as error:
         discard_if_empty(made)
         if isinstance(error, KeyboardInterrupt) and folder is not None:
             # What the command line says after its own word.
             raise KeyboardInterrupt(folder.how_to_go_on()) from None
         raise
+    finally:
+        if folder is not None:
+            folder.close()
     return Result(None if folder is None else folder.path, state.history, state.best)
 
 

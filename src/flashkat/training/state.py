@@ -22,7 +22,11 @@ from .optimizer import check_shapes, with_implementation_of, with_order_of
 from .outputs.summary import best_of
 from .parallel import full, like
 
-__all__ = ["TrainingState", "load_resumed_weights", "read_resumed"]
+__all__ = ["FinishedError", "TrainingState", "load_resumed_weights", "read_resumed"]
+
+
+class FinishedError(InputError):
+    """A run to go on with has all its epochs."""
 
 
 @dataclass
@@ -133,7 +137,7 @@ class TrainingState:
         if self.epoch >= self.epochs:
             if start_epoch is not None:
                 raise InputError(f"--start-epoch {self.epoch} is after the last of {self.epochs} epochs")
-            raise InputError(f"{resume.resume} has all of its {self.epoch} epochs: give more --epochs to go on")
+            raise FinishedError(f"{resume.resume} has all of its {self.epoch} epochs: give more --epochs to go on")
         if self.scheduler is not None and (checkpoint or self.epoch):
             _set_schedule(self.scheduler, run.get("scheduler", {}), self.epoch, self.updates)
 

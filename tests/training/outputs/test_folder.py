@@ -147,6 +147,7 @@ def test_a_run_with_a_checkpoint_is_kept(make, name):
 
 def test_a_run_that_goes_on_is_kept(make):
     first = make()
+    first.close()
     again = make("--resume", first.path / "last.pth.tar")
     assert again.path == first.path
     discard_if_empty(again.made)
@@ -164,7 +165,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_nothing_behind(make, monkeyp
     monkeypatch.setattr(torch, "save", write)
     with pytest.raises(OSError, match="No space left"):
         folder.save({"epoch": 0}, ROW, best=True)
-    assert [path.name for path in folder.path.iterdir()] == ["args.yaml"]
+    assert {path.name for path in folder.path.iterdir()} == {"args.yaml", ".lock"}
 
 
 @pytest.mark.parametrize("below", ["", "runs", "runs/mine"])

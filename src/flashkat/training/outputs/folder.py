@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -15,10 +16,11 @@ from ... import checkpoints
 from ...errors import InputError
 from ...system.files import replaced
 from ..config import DEFAULT_OUTPUT, Output, Wandb
+from .lock import Lock
 from .summary import best_of, score
 from .wandb import open_wandb
 
-__all__ = ["RunFolder", "discard_if_empty"]
+__all__ = ["RunFolder", "discard_if_empty", "folder_of"]
 
 
 class RunFolder:
@@ -41,7 +43,9 @@ class RunFolder:
         flags: Mapping[str, Any],
         *,
         resume: str = "",
+        is_automatic: bool = False,
         history: Sequence[dict[str, Any]] = (),
+        best: Mapping[str, Any] = MappingProxyType({}),
         wandb: Wandb | None = None,
     ) -> None:
         """Make a new folder, numbered if one of the name is there, or go on in that of the checkpoint to resume.
@@ -52,7 +56,9 @@ class RunFolder:
             image_size: in pixels, likewise.
             flags: what ``args.yaml`` says.
             resume: a checkpoint whose run goes on in its folder, unless ``settings`` name another.
+            is_automatic: the folder named is taken as it is, whatever it holds.
             history: the rows of a resumed run's summary.
+            best: the best metric of a resumed run, and the ``epoch`` that had it.
             wandb: logs every row, if it says so.
 
         Raises:
@@ -68,11 +74,14 @@ class RunFolder:
             settings.checkpoint_hist,
             settings.eval_metric,
         )
-        continued = _continued(settings, resume)
+        continued = folder_of(settings, model) if is_automatic else _continued(settings, resume)
         above = [folder for folder in (parent, *parent.parents) if not folder.exists()]
         name = settings.experiment or f"{datetime.now():%Y%m%d-%H%M%S}-{safe_model_name(model)}-{image_size}"
+        if continued is not None and not continued.exists():
+            parent, name, continued = continued.parent, continued.name, None
         self.path = self._make(parent, name) if continued is None else continued
         self.made: list[Path] = [self.path, *above] if continued is None else []
+        self._lock = Lock(self.path)
         try:
             # Who reads these flags for another run means neither this one's folder nor what it went on from.
             own = {**flags, "experiment": "", "resume": ""}
@@ -81,6 +90,8 @@ class RunFolder:
                 self._write_summary()
             if continued is None and resume:
                 self._take_best(Path(resume).parent)
+            if continued is not None and resume:
+                self._finish(Path(resume), best.get("epoch"))
         except OSError as error:
             raise InputError(f"cannot write to {self.path}: {error.strerror}") from error
         self._ranked: list[tuple[Path, float]] = []
@@ -93,8 +104,27 @@ class RunFolder:
         try:
             self._log = open_wandb(wandb or Wandb(), self.path.name, dict(flags))
         except BaseException:
+            self.close()
             discard_if_empty(self.made)
             raise
+
+    def close(self) -> None:
+        """Let other processes write to the folder."""
+        self._lock.release()
+
+    def _finish(self, resumed: Path, best_epoch: int | None) -> None:
+        """Complete the end of an epoch in which a run was killed.
+
+        All of it follows from the checkpoint, which is written first: summary, best and numbered checkpoint.
+        """
+        for partial in self.path.glob("*.partial*"):
+            partial.unlink(missing_ok=True)
+        if resumed.name == "last.pth.tar" and best_of(self._rows[-1:], self._metric):
+            numbered = self._numbered(int(self._rows[-1]["epoch"]))
+            if not numbered.exists():
+                _link(resumed, numbered)
+        if best_epoch is not None and self._numbered(best_epoch).exists():
+            _link(self._numbered(best_epoch), self.best_checkpoint)
 
     @staticmethod
     def _make(parent: Path, name: str) -> Path:
@@ -180,10 +210,13 @@ class RunFolder:
 
     def how_to_go_on(self) -> str:
         """What to add to a message that training was stopped."""
-        checkpoints = [path for name in ("last.pth.tar", "recovery-*.pth.tar") for path in self.path.glob(name)]
-        if not checkpoints:
-            return " before there was a checkpoint"
-        return f": go on with --resume {max(checkpoints, key=lambda path: path.stat().st_mtime)}"
+        newest = self.newest()
+        return " before there was a checkpoint" if newest is None else f": go on with --resume {newest}"
+
+    def newest(self) -> Path | None:
+        """Return the checkpoint written last, None before there is one."""
+        found = [path for name in ("last.pth.tar", "recovery-*.pth.tar") for path in self.path.glob(name)]
+        return max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
 
 
 def discard_if_empty(made: Sequence[Path]) -> None:
@@ -204,6 +237,11 @@ def discard_if_empty(made: Sequence[Path]) -> None:
     for folder in above:
         with contextlib.suppress(OSError):  # another run has moved in
             folder.rmdir()
+
+
+def folder_of(settings: Output, model: str) -> Path:
+    """Return the folder in which a run that is started again finds itself: its name has no date and no number."""
+    return Path(settings.output) / (settings.experiment or safe_model_name(model))
 
 
 def _continued(settings: Output, resume: str) -> Path | None:

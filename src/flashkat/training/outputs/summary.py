@@ -15,9 +15,9 @@ def score(metric: str, value: float) -> float:
 
 
 def best_of(rows: Iterable[dict[str, Any]], metric: str) -> dict[str, Any]:
-    """The first of a metric's best values, and which weights had it; empty if no row has any."""
+    """Return the first of a metric's best values, which weights had it, and in which epoch; empty without any."""
     found = [
-        {"metric": row[f"{prefix}_{metric}"], "weights": weights}
+        {"metric": row[f"{prefix}_{metric}"], "weights": weights, "epoch": row.get("epoch")}
         for row in rows
         for weights, prefix in PREFIXES.items()
         if f"{prefix}_{metric}" in row

@@ -1,0 +1,185 @@
+"""Which checkpoint a run goes on from by itself."""
+
+import csv
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from flashkat import checkpoints
+from flashkat.cli.main import main
+from flashkat.training.outputs.recovery import differences, is_finite, newest_good
+
+
+def write(folder, name, second, value=1.0, **more):
+    checkpoints.write(folder / name, {"epoch": second, "state_dict": {"weight": torch.tensor([value])}, **more})
+    os.utime(folder / name, (second, second))
+    return str(folder / name)
+
+
+def test_the_newest(tmp_path):
+    assert newest_good(tmp_path / "nowhere", pytest.fail) == ""
+    write(tmp_path, "last.pth.tar", 1)
+    newest = write(tmp_path, "recovery-2-7.pth.tar", 3)
+    write(tmp_path, "checkpoint-1.pth.tar", 2)
+    (tmp_path / "last.pth.tar.partial").write_bytes(b"half")
+    assert newest_good(tmp_path, pytest.fail) == newest
+
+
+@pytest.mark.parametrize("fault", ["truncated", "nan", "no run"])
+def test_a_bad_one_is_passed_over_with_a_line(tmp_path, fault):
+    good = write(tmp_path, "checkpoint-0.pth.tar", 1)
+    bad = write(tmp_path, "last.pth.tar", 2, value=float("nan") if fault == "nan" else 1.0)
+    if fault == "truncated":
+        with open(bad, "r+b") as file:  # noqa: PTH123 - no method of a path truncates
+            file.truncate(100)
+        os.utime(bad, (2, 2))
+    if fault == "no run":
+        checkpoints.write(tmp_path / "last.pth.tar", {"weight": torch.ones(1)})
+    said = []
+    assert newest_good(tmp_path, said.append) == good
+    (line,) = said
+    assert line.startswith("Not going on from last.pth.tar: ")
+
+
+def test_finite():
+    weights = {"weight": torch.ones(3), "steps": torch.tensor(2), "groups": [{"lr": 0.1, "betas": (0.9, 0.99)}]}
+    assert is_finite([weights, None])
+    assert is_finite({"history": torch.tensor([float("nan")]), "weight": torch.ones(1)})
+    assert not is_finite([weights, {"state": {0: {"exp_avg": torch.tensor([1.0, float("inf")])}}}])
+
+
+def test_flags_that_differ():
+    before = {"opt": "adamw", "mixup": 0.8, "workers": 4, "output": "a", "gone": 1}
+    now = {"opt": "adamw", "mixup": 0.0, "workers": 8, "output": "b", "new": 2}
+    assert differences(before, now) == ["Differs from the run so far: --mixup is 0.0, it was 0.8"]
+
+
+# --- going on by itself -----------------------------------------------------------------------------------------------
+
+STEADY = ["--opt", "adamw", "--lr", 1e-3, "--warmup-epochs", 0, "--model-ema"]
+
+
+def contents(folder, columns=("epoch", "train_loss", "eval_loss", "eval_top1", "eval_ema_top1", "lr")):
+    """What a run left, without times."""
+    names = {path.name for path in folder.iterdir() if not path.name.startswith("recovery")}
+    with (folder / "summary.csv").open(newline="") as file:
+        rows = [[row[name] for name in columns] for row in csv.DictReader(file)]
+    files = {}
+    for path in sorted(folder.glob("*.pth.tar")):
+        if not path.name.startswith("recovery"):
+            checkpoint = torch.load(path, weights_only=True)
+            files[path.name] = (
+                checkpoint["epoch"],
+                checkpoint["metric"],
+                checkpoint["state_dict"]["head.weight"].tolist(),
+            )
+    return names, rows, files
+
+
+def command(images, tiny, output, *flags):
+    argv = ["train", images, *tiny, "-j", 0, "-b", 4, "--output", output, "--experiment", "run", *STEADY, *flags]
+    return main([str(argument) for argument in argv])
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("step", range(1, 14))
+def test_killed_anywhere_in_an_epochs_end_it_goes_on_to_the_same(train, images, tiny, tmp_path, monkeypatch, step):
+    """As if by SIGKILL: at the n-th change of a file from the second epoch on, nothing of the process runs any more."""
+    straight = train(*STEADY, "--epochs", 3, experiment="straight")
+    output, calls = tmp_path / "killed", []
+    assert command(images, tiny, output, "--epochs", 1) == 0
+
+    def counted(function):
+        def call(self, *arguments, **options):
+            if output in self.parents and "args.yaml" not in self.name and ".lock" not in self.name:
+                calls.append(self.name)
+                if len(calls) >= step:
+                    raise Killed
+            return function(self, *arguments, **options)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        patch.setattr("flashkat.training.outputs.lock.Lock.release", lambda self: self._file.close())
+        for name in ("replace", "hardlink_to", "unlink"):
+            patch.setattr(Path, name, counted(getattr(Path, name)))
+        with pytest.raises(Killed):
+            command(images, tiny, output, "--epochs", 3, "--resume", "auto")
+    assert command(images, tiny, output, "--epochs", 3, "--resume", "auto") == 0
+    assert contents(output / "run") == contents(straight)
+
+
+def test_all_epochs_done_is_no_failure(images, tiny, tmp_path, capsys):
+    for _ in range(2):
+        assert command(images, tiny, tmp_path, "--epochs", 1, "--resume", "auto") == 0
+    assert capsys.readouterr().out.count("Epoch 1/1") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_signal_writes_a_recovery_and_says_how_to_go_on(train, images, tiny, tmp_path, monkeypatch, capsys):
+    straight = train(*STEADY, "--epochs", 2, experiment="straight")
+    from flashkat.training import loop
+
+    update = loop._update
+
+    def signalled(*arguments):
+        update(*arguments)
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_update", signalled)
+        assert command(images, tiny, tmp_path / "stopped", "--epochs", 2) == 128 + signal.SIGUSR1
+    recovery = tmp_path / "stopped" / "run" / "recovery-0-0.pth.tar"
+    assert capsys.readouterr().err == f"flashkat train: error: stopped: go on with --resume {recovery}\n"
+    assert command(images, tiny, tmp_path / "stopped", "--epochs", 2, "--resume", "auto") == 0
+    assert contents(tmp_path / "stopped" / "run") == contents(straight)
+
+
+def test_weights_that_are_not_finite_are_not_written(images, tiny, tmp_path, monkeypatch, capsys):
+    from flashkat.training import loop
+
+    update = loop._update
+
+    def poisoned(state, settings):
+        update(state, settings)
+        if state.updates == 3:
+            next(state.model.parameters()).data.fill_(float("inf"))
+
+    monkeypatch.setattr(loop, "_update", poisoned)
+    assert command(images, tiny, tmp_path, "--epochs", 2, "--recovery-interval", 1) == 1
+    err = capsys.readouterr().err
+    good = tmp_path / "run" / "recovery-0-1.pth.tar"
+    assert "weights are no longer finite after update 3" in err
+    assert f"go on with --resume {good}" in err
+    assert torch.load(good, weights_only=True)["state_dict"]["head.weight"].isfinite().all()
+
+
+def test_a_disk_that_is_full_for_a_while(images, tiny, tmp_path, monkeypatch, capsys):
+    write, full = checkpoints.io.write, [True]
+
+    def writes(path, checkpoint):
+        if full.pop() if full else False:
+            raise OSError(28, "No space left on device", str(path))
+        write(path, checkpoint)
+
+    monkeypatch.setattr("flashkat.checkpoints.write", writes)
+    assert command(images, tiny, tmp_path, "--epochs", 2) == 0
+    out = capsys.readouterr().out
+    assert "last.pth.tar: No space left on device. Training goes on, and writes again at its next checkpoint" in out
+    assert torch.load(tmp_path / "run" / "last.pth.tar", weights_only=True)["epoch"] == 1
+
+
+def test_other_flags_are_listed(images, tiny, tmp_path, capsys):
+    assert command(images, tiny, tmp_path, "--epochs", 1) == 0
+    more = ["--mixup", 0.5, "--smoothing", 0.2, "--resume", tmp_path / "run" / "last.pth.tar"]
+    assert command(images, tiny, tmp_path, "--epochs", 2, *more) == 0
+    out = capsys.readouterr().out
+    assert "Differs from the run so far: --mixup is 0.5, it was 0.0" in out
+    assert "Differs from the run so far: --smoothing is 0.2, it was 0.1" in out
+    assert out.count("Differs from the run so far: ") == 3  # and the epochs
