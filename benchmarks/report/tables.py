@@ -1,6 +1,7 @@
-"""Write the benchmarks' part of README.md, between its two markers, from the committed results."""
+"""Write the tables of docs/benchmarks/*.md and of README.md, between two markers each, from the committed results."""
 
 import argparse
+import ast
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -9,9 +10,10 @@ from typing import Any
 from ..parts.common import LABELS, RESULTS, ROOT, Row, read
 from ..parts.contenders import SIZES, WAYS
 
-__all__ = ["SECTIONS", "render", "replace"]
+__all__ = ["SECTIONS", "overview", "pages", "render", "replace", "summary"]
 
-BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
+BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+PAGES = ROOT / "docs" / "benchmarks"
 
 _KERNEL_WIDTHS = (192, 768, 3072)
 _KERNEL_DTYPES = ("bf16", "fp32")
@@ -38,14 +40,14 @@ def _kernels(document: Document) -> str:
                     table.append([direction, dtype, str(width), *times, ratio, f"{ours['of_copy']:.0%}"])
     header = ["pass", "dtype", "D", *(LABELS[name] for name in names), "ours / GELU", "of copy bandwidth"]
     text = (
-        "**Kernels.** Microseconds on the device, everything that a call launches; x (128, 197, D), 8 groups, one "
-        "numerator. The formula is the definition in PyTorch under autograd."
+        "Microseconds on the device for everything that a call launches. x has the shape (128, 197, D), with 8 groups "
+        "and one numerator. The formula is the definition in PyTorch under autograd."
     )
     return "\n\n".join([text, _markdown(header, table), *_outliers(document)])
 
 
 def _outliers(document: Document) -> list[str]:
-    """What numbers cost that are too large for plain arithmetic."""
+    """Return what numbers cost that take the overflow-safe path."""
     times: dict[tuple[str, str], dict[str, float]] = {}
     for row in document["rows"]:
         if row["case"] == "outliers":
@@ -56,7 +58,7 @@ def _outliers(document: Document) -> list[str]:
         [*case, *(f"{found[outliers] / found['none']:.2f}" for outliers in ("number", "channel"))]
         for case, found in times.items()
     ]
-    text = "Times over those without, where numbers of x are too large for plain arithmetic, 10,000, at D = 1536:"
+    text = "The overflow-safe path, at D = 1536. Time with numbers of 10,000 in x, over the time without them:"
     return [text, _markdown(["dtype", "pass", "one number", "one channel"], table)]
 
 
@@ -76,12 +78,13 @@ def _rounding(document: Document) -> str:
     growth = [f"{rows[largest]['ours'][name] / rows[batch]['ours'][name]:.1f}" for name in _ERRORS]
     return "\n\n".join(
         [
-            "**Rounding.** Mean absolute error of the coefficients' gradients against float64 (variance of the error), "
-            f"medians over {document['settings']['seeds']} draws; x ({batch}, 197, 768) in float32, all drawn from "
-            f"N(0, 1). The worst draw has {worst['ours']}, the floor's {worst['floor']}. "
-            f"At {largest // batch} times the batch ours are {' and '.join(growth)} times as large; the sums "
-            f"themselves grow as the square root of the batch, {(largest / batch) ** 0.5:.1f} times.",
+            "Mean absolute error of the coefficients' gradients against float64, and its variance in parentheses. "
+            f"Medians over {document['settings']['seeds']} draws. x is a float32 tensor ({batch}, 197, 768). "
+            "It and the coefficients are drawn from N(0, 1).",
             _markdown(["", "da", "db", "same bits every run", *(f"{k}, batch {largest}" for k in ("da", "db"))], table),
+            f"The worst draw has errors of {worst['ours']}, the floor's worst draw {worst['floor']}. "
+            f"At {largest // batch} times the batch, ours are {' and '.join(growth)} times as large. The sums "
+            f"themselves grow as the square root of the batch, {(largest / batch) ** 0.5:.1f} times.",
         ]
     )
 
@@ -103,7 +106,7 @@ def _host_time(document: Document) -> str:
     table = [[LABELS[name], *(row[column] for column in columns)] for name, row in _in_order(times)]
     return "\n\n".join(
         [
-            "**Host time.** Microseconds that a call takes on the host, on a tiny tensor.",
+            "Microseconds that a call takes on the host, on a tiny tensor.",
             _markdown(["", *columns], table),
         ]
     )
@@ -114,8 +117,8 @@ def _scaling(document: Document) -> str:
     largest = max(row["elements"] for row in ours)
     parts = [f"{row['gb_per_s'] / 1e3:.2f} TB/s {row['direction']}" for row in ours if row["elements"] == largest]
     wrong = sorted({row["elements"] for row in ours if not row["right"]})
-    verdict = f"wrong at {', '.join(map(_power, wrong))} elements" if wrong else "the results are right at every size"
-    return f"**Scaling.** At {_power(largest)} elements: {', '.join(parts)}; {verdict}."
+    where = f"wrong at {', '.join(map(_power, wrong))} elements" if wrong else "right at every size"
+    return f"Bandwidth at {_power(largest)} elements: {', '.join(parts)}. The results are {where}."
 
 
 def _cpu(document: Document) -> str:
@@ -132,7 +135,7 @@ def _cpu(document: Document) -> str:
     ]
     return "\n\n".join(
         [
-            "**CPU.** Milliseconds of a call, 8 groups; the path of PyTorch's operators is that without a compiler.",
+            "Milliseconds of a call, with 8 groups. The path of PyTorch's operators is the one without a C compiler.",
             _markdown(["", *times, "ours / GELU, forward", "both passes"], table),
         ]
     )
@@ -154,9 +157,9 @@ def _curves(document: Document) -> str:
     means = f"of means of {settings['mean_over']} steps"
     return "\n\n".join(
         [
-            f"**Loss curves.** The same {settings['steps']} steps on CIFAR-10, batches of {settings['batch_size']}, "
-            "computed in two ways. Nudged is the same computation from starts whose weights are a rounding away, the "
-            "furthest of those tried: what training makes of that is no difference of the computations.",
+            f"The same {settings['steps']} steps on CIFAR-10 in batches of {settings['batch_size']}, computed in two "
+            "ways. *Nudged* is the same computation from a start whose weights differ by a rounding. It shows how far "
+            "training spreads a difference that is none of the computation's.",
             _markdown(
                 [
                     "",
@@ -195,18 +198,16 @@ def _cifar10(document: Document) -> str:
     found = {name: cells for name, cells in found.items() if any(cells)}
     table = [[row["contender"], *cells] for row, *cells in zip(firsts, *found.values(), strict=True)]
     is_timed = any(name.endswith("alone") for name in found)
-    alone = "; alone, with the machine to itself, evaluated after each" if is_timed else ""
+    alone = ". *Alone* means with the machine to itself, with an evaluation after each" if is_timed else ""
     return "\n\n".join(
         [
-            "**CIFAR-10.** KAT-T and ViT-T with patches of 4 x 4 pixels, trained from scratch by `flashkat train` with "
-            "the published models' recipe, but for larger crops, as images are small, and a longer warm-up "
-            f"(`{settings['flags']}`), mixing in {_mixed(settings)} epochs; the same seeds and, but for those "
-            "shown, the same flags for all; "
-            f"batches of {settings['batch_size']}, compiled with CUDA graphs. Top-1 is of the last epoch, "
-            f"of the weights and of their average{_over_seeds(settings)}. Speeds are medians over epochs "
-            f"from the first seed: together, of all trainings at once on {settings['gpus']} GPUs of one machine, "
-            f"evaluated after {settings['val_interval']} epochs each{alone}.",
+            f"Top-1 of the last epoch, of the weights and of their average{_over_seeds(settings)}. Batches of "
+            f"{settings['batch_size']}, compiled with CUDA graphs, mixing in {_mixed(settings)} epochs. The seeds and "
+            "all flags but those shown are the same. Speeds are medians over the epochs of the first seed. *Together* "
+            f"means that all trainings ran at once on {settings['gpus']} GPUs of one machine, with an evaluation every "
+            f"{settings['val_interval']} epochs{alone}.",
             _markdown(["", *found], table),
+            f"Flags that all trainings share: `{settings['flags']}`.",
         ]
     )
 
@@ -219,7 +220,7 @@ def _mean(values: Sequence[float]) -> str:
 
 def _over_seeds(settings: Mapping[str, Any]) -> str:
     several = len(settings["seeds"]) > 1
-    return f", the mean over seeds {', '.join(map(str, settings['seeds']))}, and of each" if several else ""
+    return f", as the mean over seeds {' and '.join(map(str, settings['seeds']))} (and of each)" if several else ""
 
 
 def _mixed(settings: Mapping[str, Any]) -> str:
@@ -229,15 +230,15 @@ def _mixed(settings: Mapping[str, Any]) -> str:
 
 def _training(document: Document) -> str:
     text = (
-        "**Training steps.** Images per second (peak memory in GiB) of timm's ViT and of KATs of its size, with our "
-        "kernels or the published ones; 224 px, batch 128 or what the case says, fused AdamW, autocast to bf16 and "
-        "fp16, or float32 with TF32."
+        "Images per second, and peak memory in GiB in parentheses. The KATs have our kernels or the published ones. "
+        "224 px, batches of 128 unless the case says another number, fused AdamW. bf16 and fp16 are autocast, fp32 is "
+        "float32 with TF32."
     )
     return "\n\n".join([text, _models(document["rows"], "case")])
 
 
 def _inference(document: Document) -> str:
-    text = "**Inference.** Images per second (peak memory in GiB), weights and images in bf16, 224 px."
+    text = "Images per second, and peak memory in GiB in parentheses. Weights and images are in bf16, 224 px."
     return "\n\n".join([text, _models(document["rows"], "batch")])
 
 
@@ -279,8 +280,8 @@ def _loading(document: Document) -> str:
     ]
     return "\n\n".join(
         [
-            "**Loading.** Images per second of the training loader alone, with the recipes' augmentation, by number of "
-            "workers, and the share of what a training step of KAT-Tiny with CUDA graphs takes.",
+            "Images per second of the training loader alone, with the recipes' augmentation. In parentheses, the share "
+            "of what a training step of KAT-Tiny with CUDA graphs consumes.",
             _markdown(["", *(f"{count} worker{'s' * (count > 1)}" for count in workers)], table),
         ]
     )
@@ -303,55 +304,111 @@ SECTIONS: dict[str, Callable[[Document], str]] = {
     "curves": _curves,
     "cifar10": _cifar10,
 }
-"""The text for a result, by the name of its benchmark, in the README's order."""
+"""The text for a result, by the name of its benchmark, in the order of the pages."""
 
 
-def render(results: Path) -> str:
-    """The text between the markers: a section for every result that there is, with where it was measured."""
-    parts = []
-    for name, section in SECTIONS.items():
-        path = results / f"{name}.json"
-        if path.exists():
-            document = read(path)
-            picture = ROOT / "docs" / "benchmarks" / f"{name}.svg"
-            text = [section(document), _verdict(document), _provenance(document["environment"])]
-            text += [f"![{name} benchmark](docs/benchmarks/{name}.svg)"] if picture.exists() else []
-            parts.append("\n\n".join(part for part in text if part))
-    return "\n\n".join(parts) or "No results yet."
+def render(name: str, results: Path) -> str:
+    """Return the generated part of a benchmark's page: its tables, its missed targets, and where it was measured."""
+    document = read(results / f"{name}.json")
+    text = [SECTIONS[name](document), _verdict(document), _provenance(document["environment"])]
+    if (PAGES / f"{name}.svg").exists():
+        text.insert(0, f"![Results of the benchmark {name}]({name}.svg)")
+    return "\n\n".join(filter(None, text))
 
 
 def _verdict(document: Document) -> str:
-    """How many targets were met, and those that were not."""
+    """Return how many targets were met, and those that were not."""
     targets = document["targets"]
     if not targets:
         return ""
     missed = [target for target in targets if not target["met"]]
-    verdict = f"{len(targets) - len(missed)} of {len(targets)} targets met"
+    verdict = f"{len(targets) - len(missed)} of {len(targets)} targets were met."
     if not missed:
-        return f"{verdict}."
-    lines = [
-        f"- {target['name']}: {'not measured' if target['value'] is None else target['value']}, "
-        f"wanted {target['bound']} {target['limit']}"
+        return verdict
+    rows = [
+        [
+            target["name"],
+            "not measured" if target["value"] is None else str(target["value"]),
+            f"{target['bound']} {target['limit']}",
+        ]
         for target in missed
     ]
-    return "\n".join([f"<details><summary>{verdict}; the others:</summary>", "", *lines, "", "</details>"])
+    return f"{verdict} The others:\n\n{_markdown(['target', 'measured', 'wanted'], rows)}"
+
+
+def overview(results: Path) -> str:
+    """Return a line per benchmark: how many targets it met, and where it was measured."""
+    rows = []
+    for name in SECTIONS:
+        document = read(results / f"{name}.json")
+        targets, environment = document["targets"], document["environment"]
+        met = f"{sum(target['met'] for target in targets)} of {len(targets)}" if targets else "no targets"
+        source = ast.parse((ROOT / "benchmarks" / f"{name}.py").read_text())
+        question = (ast.get_docstring(source) or "").partition("\n")[0]
+        rows.append([f"[{name}]({name}.md)", question, met, _machine(environment), environment["date"]])
+    return _markdown(["benchmark", "question", "targets met", "machine", "date"], rows)
+
+
+_WAYS = {"graphs": "CUDA graphs", "compiled": "compiled", "eager": "eager"}
+_SUMMARY = {
+    "training": [
+        *((f"training, {size}", size, "graphs", {"case": "bf16"}) for size in ("base", "small", "tiny")),
+        ("training, small", "small", "eager", {"case": "bf16"}),
+        ("training, tiny", "tiny", "compiled", {"case": "bf16"}),
+    ],
+    "inference": [
+        ("inference, base, 256 images", "base", "compiled", {"batch": 256}),
+        ("inference, base, one image", "base", "compiled", {"batch": 1}),
+        ("inference, tiny, one image", "tiny", "eager", {"batch": 1}),
+    ],
+}
+_CONTENDERS = ("ours", "vit", "flashkat paper", "kat")
+
+
+def summary(results: Path) -> str:
+    """Return the README's table: where a KAT is faster than a ViT, and where it is slower."""
+    table = []
+    for name, lines in _SUMMARY.items():
+        rows = read(results / f"{name}.json")["rows"]
+        for label, size, way, where in lines:
+            case = {"size": size, "way": way, **where}
+            rates = {row["contender"]: row["images_per_s"] for row in rows if case.items() <= row.items()}
+            speeds = [f"{rates[each]:,.0f}" if each in rates else "" for each in _CONTENDERS]
+            table.append([f"{label}, {_WAYS[way]}", *speeds, f"{rates['ours'] / rates['vit']:.2f}"])
+    seeds: dict[str, list[float]] = {}
+    for row in read(results / "cifar10.json")["rows"]:
+        seeds.setdefault(row["contender"], []).append(row["top1"])
+    top1 = [f"{statistics.mean(seeds[name]):.2f}%" for name in ("KAT", "ViT")]
+    table.append(["top-1 on CIFAR-10, tiny", *top1, "", "", ""])
+    header = ["", "KAT", "ViT", "KAT, FlashKAT paper's kernel", "KAT, KAT's kernel", "KAT / ViT"]
+    environment = read(results / "training.json")["environment"]
+    return f"{_markdown(header, table)}\n\n{_provenance(environment)}"
 
 
 def _provenance(environment: Row) -> str:
-    machine = environment.get("gpu") or f"{environment['cpu']}, {environment['cpu_threads']} threads"
     versions = ", ".join(f"{name} {environment[name]}" for name in ("torch", "triton") if environment[name])
     commit = f", commit {environment['commit'][:7]}" if environment["commit"] else ""
     changed = " with uncommitted changes" if environment["uncommitted_changes"] else ""
-    return f"*{machine}, {versions}, {environment['date']}{commit}{changed}.*"
+    return f"*{_machine(environment)}, {versions}, {environment['date']}{commit}{changed}.*"
 
 
-def replace(readme: str, text: str) -> str:
-    """The README with the part between the markers replaced."""
-    before, begin, rest = readme.partition(BEGIN)
+def _machine(environment: Row) -> str:
+    return environment.get("gpu") or f"{environment['cpu']}, {environment['cpu_threads']} threads"
+
+
+def replace(page: str, text: str) -> str:
+    """Return a page with the part between its markers replaced."""
+    before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise SystemExit(f"README.md has to have the lines {BEGIN} and {END}")
+        raise SystemExit(f"a page of results needs the lines {BEGIN} and {END}")
     return f"{before}{begin}\n{text}\n{end}{after}"
+
+
+def pages(results: Path) -> dict[Path, str]:
+    """Return the generated part of each page, by its path."""
+    texts = {PAGES / f"{name}.md": render(name, results) for name in SECTIONS}
+    return {ROOT / "README.md": summary(results), PAGES / "index.md": overview(results), **texts}
 
 
 def _in_order(rows: dict[str, Row]) -> Iterable[tuple[str, Row]]:
@@ -377,11 +434,11 @@ def _markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Rewrite README.md."""
+    """Rewrite the generated part of each page."""
     argparse.ArgumentParser(prog="python -m benchmarks.report.tables", description=__doc__).parse_args(argv)
-    readme = ROOT / "README.md"
-    readme.write_text(replace(readme.read_text(), render(RESULTS)))
-    print(readme)
+    for path, text in pages(RESULTS).items():
+        path.write_text(replace(path.read_text(), text))
+        print(path)
 
 
 if __name__ == "__main__":

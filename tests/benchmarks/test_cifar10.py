@@ -96,7 +96,7 @@ def test_training_goes_on_and_ends_in_the_readme(call, tmp_path):
     assert all(found["met"] for found in document["targets"])
     assert "in epoch 2, after 2 updates" in (tmp_path / "work" / "KAT-42.log").read_text()
 
-    assert re.search(r"\| KAT \| `[^|]+` \| [\d,]+ \| 2 \| ", tables.render(tmp_path / "results"))
+    assert re.search(r"\| KAT \| `[^|]+` \| [\d,]+ \| 2 \| ", tables.render("cifar10", tmp_path / "results"))
     assert len(figures.draw(tmp_path / "results", tmp_path / "pictures")) == 1
     # Nothing is left to do.
     log = (tmp_path / "work" / "KAT-42.log").read_text()

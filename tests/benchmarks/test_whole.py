@@ -1,4 +1,4 @@
-"""Each command, from the call to the README's text and the picture, at toy sizes, on the CPU, with a fake clock."""
+"""Each command, from the call to the page's text and the picture, at toy sizes, on the CPU, with a fake clock."""
 
 import pytest
 import torch
@@ -43,7 +43,6 @@ def test_commands_write_what_tables_and_figures_read(tmp_path):
         assert document["environment"]["torch"] == torch.__version__.partition("+")[0]
         assert document["rows"]
         assert document["targets"]
-    text = tables.render(tmp_path)
-    assert "| forward | bf16 | 192 | 1.0 | 1.0 | 1.0 | 1.00 |" in text
-    assert "the results are right at every size" in text
+    assert "| forward | bf16 | 192 | 1.0 | 1.0 | 1.0 | 1.00 |" in tables.render("kernels", tmp_path)
+    assert "The results are right at every size" in tables.render("scaling", tmp_path)
     assert len(figures.draw(tmp_path, tmp_path / "pictures")) == 4

@@ -41,11 +41,11 @@ OURS = flags_of("train") | flags_of("validate")
 @pytest.mark.parametrize("flag", TIMM)
 def test_every_flag_of_timms_is_accounted_for(flag):
     assert (flag in OURS) != (flag in LEFT_OUT)
-    assert f"`{flag}`" in (ROOT / "docs/flags.md").read_text()
+    assert f"`{flag}`" in (ROOT / "docs/reference/flags.md").read_text()
 
 
 def test_the_page_is_what_the_program_says():
-    assert (ROOT / "docs/flags.md").read_text() == table(), "make flags writes it anew"
+    assert (ROOT / "docs/reference/flags.md").read_text() == table(), "make flags writes it anew"
 
 
 @pytest.mark.parametrize("flag", LEFT_OUT)
