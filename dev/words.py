@@ -1,8 +1,8 @@
 """Count the words per sentence of the prose in Markdown files: python dev/words.py [FILE ...].
 
 Prints two lines per file. Fails if README.md has more than 150 lines, or its sentences more than 18 words on average.
-Code blocks, tables, headings, pictures and the addresses of links are left out. The end of a paragraph or of a list
-item ends a sentence.
+Code blocks, tables, headings, pictures and the addresses of links are left out. So is text without an end mark, such as
+an item of a list.
 """
 
 import itertools
@@ -44,7 +44,9 @@ def _text(token: Token) -> str:
 
 
 def _split(block: str) -> list[str]:
-    return [part for part in re.split(r"(?<=[.!?])[\"')*]*\s+", block) if words(part)]
+    """Split at end marks that no initial of a name has, and keep what ends in one."""
+    parts = re.split(r"(?<=[.!?])(?<!\b[A-Z]\.)[\"')*]*\s+", block)
+    return [part for part in parts if words(part) and part.rstrip("\"')* ").endswith((".", "!", "?", ":"))]
 
 
 def main(names: list[str]) -> int:
