@@ -1,4 +1,4 @@
-"""Writes docs/flags.md, from the parsers and from what is left out; see ``make flags``."""
+"""Write docs/reference/flags.md from the parsers and from what is left out: ``make flags``."""
 
 import argparse
 
@@ -12,46 +12,71 @@ __all__ = ["table"]
 _BEFORE = """\
 # Flags
 
-`flashkat train` and `flashkat validate` (or `python train.py`, `python validate.py` from a checkout) take the flags of
-timm's scripts, with their names, defaults and meanings. This page is made from the program: `make flags`.
+`flashkat train` and `flashkat validate` take the flags of timm's scripts, with the same names, defaults and meanings.
+`make flags` writes this page from the program.
 
-What differs from timm:
+## What differs from timm
 
-- `--amp-dtype` is bfloat16 by default (timm: float16), `--model` a KAT, `--num-classes` as many as the data set lists,
-  `--workers` no more than there are cores.
-- An image that cannot be decoded is an error that names it; timm puts its neighbour in its place. Streamed data
-  (`wds/`, `hfids/`, `tfds/`) is as timm reads it, which skips such a sample with a warning. In evaluation every process
-  reads the whole stream and counts its share, where timm's shares repeat some samples; training on fewer shards than
-  workers is an error.
-- Mixup and cutmix work on the device, on normalised images after random erasing; timm mixes while it collates batches,
-  and erases afterwards. `--mixup-mode half` draws a share per image, as `elem`.
-- `--kd-distill-type` is `logit` alone. The teacher keeps its classes, which have to be as many as the data's, and sees
-  images of the student's size; it is not compiled.
-- `--bce-loss` is used without label smoothing and mixing too, where timm falls back to cross-entropy.
-- `--epoch-repeats` repeats every kind of data set; `--tta` computes the views (timm expects a loader that makes them).
-- `--initial-checkpoint` takes averaged weights where there are any, as timm, and a ViT's or a KAT's weights for another
-  number of classes or image size, as `--pretrained-path`, which needs no `--pretrained` here. `--partial` takes what
-  fits of others.
-- `flashkat validate` takes from a checkpoint what it says of its model and its images (size, crop, interpolation, mean,
-  standard deviation), where `--model` is the same or not given; timm takes the model's.
-- `--log-wandb` without wandb, `--wandb-project` and the like without `--log-wandb`, and `--use-ema` of a checkpoint
-  without averaged weights are errors; timm goes on without.
-- Each image's augmentation is drawn from the seed, the epoch and its place in the order, so that `--workers` and
-  `--worker-seeding` do not matter to it, but for streamed data.
-- Progress is printed as `Epoch 1/300` and one line per epoch; checkpoints and `summary.csv` count epochs from 0, as
-  timm's. `eval_top1` is of the model's own weights and `eval_ema_top1` of the averaged ones; `metric` is the better.
-- `--recovery-interval` counts updates from the beginning of an epoch; the last two recovery checkpoints are kept.
-- `--sync-bn` on CPUs is an error where the model has batch norms, as PyTorch has none of these for CPUs.
-- On GPUs, training compiles the model, on one GPU with CUDA graphs, multiplies float32 numbers in TF32 and takes
-  PyTorch's fused optimisers without being told, and every loader pins memory; `--no-compile`, `--no-tf32`,
-  `--opt-kwargs fused=False` and `--no-pin-mem` bring timm's defaults back.
-- `--fake-data`, `--fsdp`, `--no-compile`, `--no-pin-mem`, `--no-tf32`, `--partial`, `--rational-lr-scale`,
-  `--rational-weight-decay`, and `--tta` of `flashkat validate`, are ours.
+**Defaults.**
+
+| flag | here | in timm |
+| --- | --- | --- |
+| `--amp-dtype` | bfloat16 | float16 |
+| `--model` | a KAT | a CNN |
+| `--num-classes` | as many as the data set lists | the model's |
+| `--workers` | at most the number of cores | 4 |
+
+On GPUs, training compiles the model, uses TF32 for float32 products, and takes PyTorch's fused optimisers.
+On one GPU it uses CUDA graphs too. Every loader pins memory. These flags bring timm's defaults back: `--no-compile`,
+`--no-tf32`, `--opt-kwargs fused=False`, `--no-pin-mem`.
+
+**Data.**
+
+- An image that cannot be decoded is an error that names it. timm puts its neighbour in its place.
+- Streamed data (`wds/`, `hfids/`, `tfds/`) is as timm reads it, and skips such a sample with a warning.
+- In the evaluation of streamed data, every process reads all and counts its share. timm's shares repeat some samples.
+- Training on fewer shards than workers is an error.
+- `--epoch-repeats` repeats every kind of data set.
+- Each image's augmentation depends on the seed, the epoch and its place in the order. So `--workers` and
+  `--worker-seeding` do not change it, except for streamed data.
+- Mixup and cutmix work on the device, on normalised images after random erasing. timm mixes while it collates batches,
+  and erases afterwards. `--mixup-mode half` draws a share per image, as `elem` does.
+
+**Losses and teachers.**
+
+- `--bce-loss` is used without label smoothing and mixing too. timm falls back to cross-entropy there.
+- `--kd-distill-type` is `logit` alone. The teacher is not compiled, and sees images of the student's size.
+  It must have as many classes as the data.
+
+**Weights.**
+
+- `--initial-checkpoint` takes averaged weights if there are any, as in timm.
+- `--initial-checkpoint` and `--pretrained-path` take the weights of a ViT or a KAT for another number of classes or
+  image size. `--pretrained-path` needs no `--pretrained`.
+- `--partial` loads what fits of other weights.
+- `flashkat validate` takes model, image size, crop, interpolation, mean and standard deviation from the checkpoint.
+  It does so if `--model` is the same or not given. timm takes the model's.
+- `--tta` computes the views. timm expects a loader that makes them.
+
+**Errors where timm continues.**
+
+- `--log-wandb` without wandb, and `--wandb-project` and the like without `--log-wandb`.
+- `--use-ema` with a checkpoint that has no averaged weights.
+- `--sync-bn` on CPUs with a model that has batch norms. PyTorch has no such norms for CPUs.
+
+**Output.**
+
+- The screen counts epochs from 1. Checkpoints and `summary.csv` count from 0, as timm's do.
+- `eval_top1` is of the model's own weights, and `eval_ema_top1` of the averaged ones. `metric` is the better one.
+- `--recovery-interval` counts updates from the beginning of an epoch. The last two recovery checkpoints are kept.
+
+**Our own flags**: `--fake-data`, `--fsdp`, `--no-compile`, `--no-pin-mem`, `--no-tf32`, `--partial`,
+`--rational-lr-scale`, `--rational-weight-decay`, and `--tta` of `flashkat validate`.
 """
 
 
 def table() -> str:
-    """The page, in Markdown."""
+    """Return the page, in Markdown."""
     parsers = {"train": Parser(), "validate": Parser()}
     add_training_arguments(parsers["train"])
     add_validation_arguments(parsers["validate"])
