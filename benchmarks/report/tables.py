@@ -350,7 +350,7 @@ def overview(results: Path) -> str:
 
 
 _WAYS = {"graphs": "CUDA graphs", "compiled": "compiled", "eager": "eager"}
-_SUMMARY = {
+_SUMMARY: dict[str, list[tuple[str, str, str, Row]]] = {
     "training": [
         *((f"training, {size}", size, "graphs", {"case": "bf16"}) for size in ("base", "small", "tiny")),
         ("training, small", "small", "eager", {"case": "bf16"}),
