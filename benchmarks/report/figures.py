@@ -1,4 +1,4 @@
-"""Draw ``docs/benchmarks/*.svg`` from the committed results."""
+"""Draw ``docs/benchmarks/figures/*.svg`` from the committed results."""
 
 import argparse
 from collections.abc import Callable, Iterable, Sequence
@@ -17,7 +17,7 @@ from ..parts.contenders import SIZES, WAYS
 
 __all__ = ["FIGURES", "draw"]
 
-OUTPUT = ROOT / "docs" / "benchmarks"
+OUTPUT = ROOT / "docs" / "benchmarks" / "figures"
 
 Document = dict[str, Any]
 

@@ -311,8 +311,8 @@ def render(name: str, results: Path) -> str:
     """Return the generated part of a benchmark's page: its tables, its missed targets, and where it was measured."""
     document = read(results / f"{name}.json")
     text = [SECTIONS[name](document), _verdict(document), _provenance(document["environment"])]
-    if (PAGES / f"{name}.svg").exists():
-        text.insert(0, f"![Results of the benchmark {name}]({name}.svg)")
+    if (PAGES / "figures" / f"{name}.svg").exists():
+        text.insert(0, f"![Results of the benchmark {name}](figures/{name}.svg)")
     return "\n\n".join(filter(None, text))
 
 
