@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from timm.utils import AverageMeter, accuracy
+from timm.utils import accuracy
 
 from ..errors import InputError
 from ..system import distributed
@@ -21,26 +21,51 @@ class Metrics:
 
 
 class Meters:
-    """Running averages of a pass over a data set, kept as tensors so that a GPU need not wait for the host."""
+    """Sums over a pass of a data set, kept in one tensor, so that a GPU need not wait for the host."""
 
     def __init__(self) -> None:
-        self.loss, self.top1, self.top5 = AverageMeter(), AverageMeter(), AverageMeter()
+        self.count = 0
+        self._sums: torch.Tensor | None = None
+        self._last: torch.Tensor | None = None
+        self._earlier = [0.0, 0.0, 0.0]
 
     def update(self, output: torch.Tensor, target: torch.Tensor, loss: torch.Tensor) -> None:
-        top1, top5 = accuracy(output.detach(), target, topk=(1, 5))
-        for meter, value in ((self.loss, loss.detach()), (self.top1, top1), (self.top5, top5)):
+        """Add a batch: logits (B, classes), classes (B,) and the mean loss."""
+        self._last = self.measure(output, target, loss)
+        self.count += len(target)
+
+    def measure(self, output: torch.Tensor, target: torch.Tensor, loss: torch.Tensor) -> torch.Tensor:
+        """Add a batch on its device only, as a CUDA graph can after a first call; ``count`` is for the caller.
+
+        Returns:
+            The loss and the accuracies of the batch.
+        """
+        values = [loss.detach(), *accuracy(output.detach(), target, topk=(1, 5))]
+        if self._sums is None:
             # In float32 the sum over ImageNet would lose whole images.
-            meter.update(value if value.device.type == "mps" else value.double(), len(target))
+            dtype = torch.float32 if loss.device.type == "mps" else torch.float64
+            self._sums = torch.tensor(self._earlier, dtype=dtype, device=loss.device)
+        batch = torch.stack([value.to(self._sums.dtype) for value in values])
+        self._sums += batch * len(target)
+        return batch
+
+    def last(self) -> list[float]:
+        """The averages of the last batch."""
+        return [0.0, 0.0, 0.0] if self._last is None else self._last.tolist()
 
     def sums(self) -> list[float]:
         """The sums of this process, and over how many images."""
-        return [*(float(meter.sum) for meter in (self.loss, self.top1, self.top5)), self.loss.count]
+        return [*(self._earlier if self._sums is None else self._sums.tolist()), self.count]
 
     def add(self, sums: list[float]) -> None:
-        """Add the :meth:`sums` of earlier batches."""
-        for meter, value in zip((self.loss, self.top1, self.top5), sums[:3], strict=True):
-            meter.sum += value
-            meter.count += int(sums[3])
+        """Add the :meth:`sums` of earlier batches, before any other."""
+        self._earlier, self.count = sums[:3], int(sums[3])
+
+    def reset(self) -> None:
+        """Begin a new pass."""
+        self._earlier, self.count = [0.0, 0.0, 0.0], 0
+        if self._sums is not None:
+            self._sums.zero_()
 
     def metrics(self) -> Metrics:
         """The averages over the images of all processes, which call this together.

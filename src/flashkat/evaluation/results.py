@@ -128,14 +128,15 @@ class Clock:
 
 def progress_line(index: int, batches: int, clock: Clock, meters: Meters) -> str:
     """Return timm's line about the batches so far."""
-    seconds = clock.meter
+    seconds, (*sums, count) = clock.meter, meters.sums()
+    loss, top1, top5 = zip(meters.last(), (each / max(count, 1) for each in sums), strict=True)
 
-    def pair(meter: AverageMeter, width: int, digits: int) -> str:
-        return f"{float(meter.val):>7.{digits}f} ({float(meter.avg):>{width}.{digits}f})"
+    def pair(values: tuple[float, float], width: int, digits: int) -> str:
+        return f"{values[0]:>7.{digits}f} ({values[1]:>{width}.{digits}f})"
 
     return (
         f"Test: [{index:>4d}/{batches}]  "
-        f"Time: {seconds.val:.3f}s ({seconds.avg:.3f}s, {meters.loss.count / seconds.sum:>7.2f}/s)  "
-        f"Loss: {pair(meters.loss, 6, 4)}  "
-        f"Acc@1: {pair(meters.top1, 7, 3)}  Acc@5: {pair(meters.top5, 7, 3)}"
+        f"Time: {seconds.val:.3f}s ({seconds.avg:.3f}s, {count / seconds.sum:>7.2f}/s)  "
+        f"Loss: {pair(loss, 6, 4)}  "
+        f"Acc@1: {pair(top1, 7, 3)}  Acc@5: {pair(top5, 7, 3)}"
     )
