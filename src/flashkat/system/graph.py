@@ -1,0 +1,179 @@
+"""CUDA graphs: a function's kernels, recorded once for each kind of arguments and launched together from then on."""
+
+import contextlib
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Captured", "CapturedForward", "Controls"]
+
+# Calls of a kind that run kernel by kernel first: they compile, tune and allocate what stays.
+_WARM_UP = 3
+
+
+@dataclass(frozen=True)
+class _Recording:
+    graph: torch.cuda.CUDAGraph
+    inputs: list[Tensor]
+    outputs: Any
+
+
+class Captured:
+    """Call a function of tensors through one CUDA graph for each kind of arguments.
+
+    The first calls of a kind run kernel by kernel. They are calls like all others, and give the same bits as a graph
+    does. A graph's outputs are overwritten by its next run. If a capture fails, the function runs kernel by kernel from
+    then on, and ``say`` gets one line with the reason.
+
+    Args:
+        function: takes GPU tensors, and keywords that are constants of a graph. It must not keep tensors that it makes,
+            save in the first calls.
+        device: the GPU.
+        say: told why there is no graph.
+        undo: called after a failed capture, whose kernels never ran, to take back what the host did.
+        agree: says for one process's success whether all processes had it. All of them call it together.
+        share: another instance whose memory and stream this one may use. The two must not run at the same time.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        device: torch.device,
+        say: Callable[[str], None],
+        undo: Callable[[], None] = lambda: None,
+        agree: Callable[[bool], bool] = lambda succeeded: succeeded,
+        share: "Captured | None" = None,
+    ) -> None:
+        self._function, self._device, self._say, self._undo, self._agree = function, device, say, undo, agree
+        self._pool: Any = torch.cuda.graph_pool_handle() if share is None else share._pool
+        self._stream = torch.cuda.Stream(device) if share is None else share._stream
+        self._index = torch.cuda.current_device() if device.index is None else device.index
+        self._seen: Counter[Hashable] = Counter()
+        self._recordings: dict[Hashable, _Recording] = {}
+        self._inputs: dict[Hashable, Tensor] = {}
+        self.is_capturing = True
+
+    def __call__(self, *inputs: Tensor, **constants: Hashable) -> Any:
+        if not self.is_capturing:
+            return self._function(*inputs, **constants)
+        kinds = [_kind(place, each) for place, each in enumerate(inputs)]
+        key = (*kinds, *sorted(constants.items()))
+        recording = self._recordings.get(key)
+        if recording is None:
+            self._seen[key] += 1
+            if self._seen[key] <= _WARM_UP:
+                with self._beside():
+                    return self._function(*inputs, **constants)
+            own = [self.buffer(place, each) for place, each in enumerate(inputs)]
+            recording = self._record(own, constants)
+            if recording is None:
+                return self._function(*inputs, **constants)
+            self._recordings[key] = recording
+        for own_input, given in zip(recording.inputs, inputs, strict=True):
+            if own_input is not given:
+                own_input.copy_(given, non_blocking=True)
+        recording.graph.replay()
+        return recording.outputs
+
+    def buffer(self, place: int, like: Tensor) -> Tensor:
+        """Return memory for the input at a place, alike another tensor, which graphs read without a copy."""
+        return self._inputs.setdefault(_kind(place, like), torch.empty_like(like))
+
+    def close(self) -> None:
+        """Release the graphs. NCCL does not end its communicators before those that hold its kernels."""
+        self.is_capturing = False
+        self._recordings.clear()
+        self._inputs.clear()
+
+    @contextlib.contextmanager
+    def _beside(self) -> Iterator[None]:
+        """Run on the stream that captures, so that libraries have their workspaces for it."""
+        current = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            yield
+        current.wait_stream(self._stream)
+
+    def _record(self, inputs: list[Tensor], constants: dict[str, Hashable]) -> _Recording | None:
+        graph, outputs, reason = torch.cuda.CUDAGraph(), None, ""
+        generator = torch.cuda.default_generators[self._index]
+        before = generator.clone_state()
+        try:
+            # Other threads, which pin memory or watch collectives, may go on.
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+                try:
+                    outputs = self._function(*inputs, **constants)
+                except Exception as error:
+                    reason = _first_line(error)
+                    raise
+        except Exception as error:
+            # The end of a capture that failed fails too, and says less.
+            reason = reason or _first_line(error)
+        if reason:
+            self._end(graph)
+            generator.graphsafe_set_state(before)
+            self._undo()
+        if self._agree(not reason):
+            return _Recording(graph, inputs, outputs)
+        self.close()
+        self._say(f"No CUDA graph, each kernel is launched by the host: {reason or 'another process has none'}")
+        return None
+
+    def _end(self, graph: torch.cuda.CUDAGraph) -> None:
+        """Take the allocator out of a capture whose end failed, which PyTorch leaves in it (seen with 2.11 to 2.14)."""
+        graph.reset()
+        with contextlib.suppress(RuntimeError):  # the end did not fail
+            torch._C._cuda_endAllocateToPool(self._index, self._pool)
+            torch._C._cuda_releasePool(self._index, self._pool)
+
+
+def _kind(place: int, tensor: Tensor) -> Hashable:
+    return place, tensor.shape, tensor.dtype, tensor.stride()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).split("\n")[0]
+
+
+class CapturedForward(nn.Module):
+    """Call a model, whose weights may change in place, through CUDA graphs.
+
+    An output is overwritten by the next call with images of its size.
+
+    Args:
+        model: in evaluation mode when called.
+        say: told why there is no graph.
+        share: see :class:`Captured`.
+    """
+
+    def __init__(self, model: nn.Module, say: Callable[[str], None], share: Captured | None = None) -> None:
+        super().__init__()
+        self.model = model
+        self._captured = Captured(model, next(model.parameters()).device, say, share=share)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self._captured(images)
+
+
+class Controls:
+    """Numbers in a GPU's memory, for kernels of a graph that read them anew in each run.
+
+    Args:
+        count: how many.
+        device: the GPU.
+    """
+
+    def __init__(self, count: int, device: torch.device) -> None:
+        self.values = torch.zeros(count, device=device)
+        self._set: list[float] = []
+
+    def set(self, numbers: list[float]) -> None:
+        """Set all of them, in the order of the current stream."""
+        if numbers != self._set:
+            # PyTorch keeps the pinned memory until the copy is done.
+            self.values.copy_(torch.tensor(numbers, dtype=torch.float32).pin_memory(), non_blocking=True)
+            self._set = numbers
