@@ -5,28 +5,56 @@ from typing import Any
 import torch
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
+from torch.optim.sgd import sgd
 
 __all__ = ["MovingAverage"]
 
 
 class MovingAverage(ModelEmaV3):
-    """timm's average of one model, which looks up once which tensors it is over, where timm does at each update.
+    """Average one model's weights as timm does, looking up once which tensors it is over.
 
-    Looking them up is a fifth of what a step of a small model takes the processor. Averages on another device, or of
-    other tensors than float32 ones, which timm rounds in its own way, are left to timm.
+    timm looks them up at each update, a fifth of what a step of a small model takes the processor. Averages on another
+    device, or of other tensors than float32 ones, which timm rounds in its own way, are left to timm.
     """
 
     def __init__(self, model: nn.Module, **kwargs: Any) -> None:
         super().__init__(model, **kwargs)
         self._tensors: tuple[list[Tensor], list[Tensor]] | None = None
 
-    def apply_update_(self, model: nn.Module, decay: float) -> None:
+    def is_plain(self, model: nn.Module) -> bool:
+        """Return whether the average is over float32 tensors on the model's device, and nothing else."""
         if self._tensors is None:
             # Not any earlier, as both models may be sharded once the average is made.
             self._tensors = list(self.module.state_dict().values()), list(model.state_dict().values())
             all_alike = {tensor.dtype for tensors in self._tensors for tensor in tensors} == {torch.float32}
             self._is_plain = self.foreach and all_alike
-        if self._is_plain:
+        return self._is_plain
+
+    def apply_update_(self, model: nn.Module, decay: float) -> None:
+        if self.is_plain(model) and self._tensors is not None:
             torch._foreach_lerp_(*self._tensors, weight=1 - decay)
         else:
             super().apply_update_(model, decay)
+
+    @torch.no_grad()
+    def approach(self, model: nn.Module, weight: Tensor) -> None:
+        """Move by ``weight``, 1 - decay in the GPU's memory, towards the weights of a model; only if plain.
+
+        Interpolation is a step of SGD with weight decay 1 along -model: average - weight (average - model). Its kernel
+        is the one of PyTorch's that reads the factor from memory and everything else once.
+        """
+        if not self.is_plain(model) or self._tensors is None:
+            raise ValueError("the average is not plain")
+        own, theirs = self._tensors
+        sgd(
+            own,
+            theirs,
+            [None] * len(own),
+            fused=True,
+            weight_decay=1.0,
+            momentum=0.0,
+            lr=weight,
+            dampening=0.0,
+            nesterov=False,
+            maximize=True,
+        )

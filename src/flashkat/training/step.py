@@ -1,0 +1,312 @@
+"""One training step: forward, loss and backward of a batch, and the update at the end of a group of batches."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from timm.models import model_parameters
+from timm.utils import ModelEmaV3, dispatch_clip_grad
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..evaluation.metrics import Meters
+from ..system import distributed
+from ..system.graph import Captured, Controls
+from .average import MovingAverage
+from .distillation import Distillation
+from .parallel import synchronised, wrap
+
+__all__ = ["TrainingStep"]
+
+# Gradients begin on a cache line, so that kernels may load several values at once.
+_ALIGNMENT = 32
+
+
+class TrainingStep:
+    """Train a model on one batch at a time.
+
+    With ``capture``, a step runs from one CUDA graph, and the gradients of several processes lie in a flat buffer that
+    NCCL sums up within it. What a graph cannot hold (most of timm's optimisers, averages that are not plain) runs after
+    it. Without, each kernel is launched by the host, and :class:`DistributedDataParallel` or FSDP averages gradients.
+    Both ways train the same.
+
+    Args:
+        model: in training mode, on its device, compiled or not; sharded for FSDP. With ``capture`` it must not be
+            compiled in a mode that brings CUDA graphs of its own.
+        loss_function: of logits and targets.
+        optimizer: its groups' learning rates are read at each update, as numbers.
+        scaler: of the loss, enabled for float16.
+        meters: get the loss and accuracy of each batch.
+        precision: autocast, or nothing.
+        average: follows the weights.
+        distillation: adds a teacher to the loss.
+        accumulated: batches of a full group.
+        clip_grad: the bound of gradients; None leaves them.
+        clip_mode: timm's: norm, value or agc.
+        broadcast_buffers: whether all processes take the first one's buffers in each forward pass.
+        capture: whether to use CUDA graphs.
+        say: told once what does not run from a graph, and why.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_function: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        scaler: torch.amp.GradScaler,
+        meters: Meters,
+        *,
+        precision: AbstractContextManager,
+        average: ModelEmaV3 | None = None,
+        distillation: Distillation | None = None,
+        accumulated: int = 1,
+        clip_grad: float | None = None,
+        clip_mode: str = "norm",
+        broadcast_buffers: bool = True,
+        capture: bool = False,
+        say: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        self.model, self.optimizer, self.scaler, self.meters = model, optimizer, scaler, meters
+        self._loss_function, self._distillation, self._precision = loss_function, distillation, precision
+        self._average, self._accumulated = average, accumulated
+        self._clip_grad, self._clip_mode = clip_grad, clip_mode
+        self._device = next(model.parameters()).device
+        self._parameters = [each for group in optimizer.param_groups for each in group["params"]]
+        self._beside = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
+        self._skipped = torch.zeros((), device=self._device)
+
+        reason = _why_not_captured(model, self._device, broadcast_buffers) if capture else ""
+        if reason:
+            say(f"No CUDA graph, each kernel is launched by the host: {reason}")
+        self.captured: Captured | None = None
+        self._gradients: _FlatGradients | None = None
+        self._controls: Controls | None = None
+        self._updates_on_device = self._averages_on_device = False
+        if self._device.type == "cuda" and not isinstance(model, FSDPModule):
+            # Also without graphs, so that both ways have the same bits.
+            self._controls = Controls(2 + len(optimizer.param_groups), self._device)
+            self._updates_on_device = _reads_rates_from_memory(optimizer)
+            self._averages_on_device = isinstance(average, MovingAverage) and average.is_plain(model)
+        if capture and not reason:
+            self.trained: Any = model
+            if distributed.size() > 1:
+                _take_from_first(model)
+            if distributed.size() > 1 or accumulated > 1 or not self._updates_on_device:
+                self._gradients = _FlatGradients(adds=accumulated > 1)
+            self.captured = Captured(self._batch, self._device, say, undo=self._forget, agree=_all_succeeded)
+            if not self._updates_on_device:
+                say(f"The CUDA graph of a step leaves out {type(optimizer).__name__}, whose kernels the host launches")
+            elif average is not None and not self._averages_on_device:
+                say("The CUDA graph of a step leaves out the average of the weights, whose kernels the host launches")
+        else:
+            self.trained = wrap(model, self._device, broadcast_buffers=broadcast_buffers)
+
+    def __call__(self, images: Tensor, target: Tensor, *, group: int = 1, update: int | None = 1) -> None:
+        """Train on a batch; learning rates are those of the optimiser's groups now.
+
+        Args:
+            images: (B, C, H, W), on the device.
+            target: classes (B,), or their probabilities (B, classes).
+            group: how many batches this one's group has; the last one of an epoch may be short.
+            update: the number of the update that ends with this batch, from 1; None if none does.
+        """
+        ends = update is not None
+        if self._controls is not None:
+            decay = 0.0 if self._average is None else self._average.get_decay(update)
+            self._controls.set([group, 1 - decay, *(each["lr"] for each in self.optimizer.param_groups)])
+        if self.captured is None:
+            self._forward_backward(images, target, group, ends)
+            if ends:
+                self._update()
+        else:
+            self.captured(images, target, ends=ends)
+            if ends and not self._updates_on_device:
+                self._update_from_buffer()
+        self.meters.count += len(target)
+        if update is not None and self._average is not None and not self._averages_on_device:
+            self._average.update(self.model, step=update)
+
+    def buffer(self, images: Tensor) -> Tensor:
+        """Return memory for images like these, in which a graph reads them without a copy."""
+        return torch.empty_like(images) if self.captured is None else self.captured.buffer(0, images)
+
+    def skipped(self) -> int:
+        """Return how many updates of this process were left out because a gradient was not finite."""
+        return int(self._skipped)
+
+    def close(self) -> None:
+        """Release the graphs, before the processes leave each other."""
+        if self.captured is not None:
+            self.captured.close()
+
+    def _batch(self, images: Tensor, target: Tensor, ends: bool) -> None:
+        """Do the part of a step that a graph may hold; afterwards gradients are in the flat buffer, or nowhere."""
+        self._forward_backward(images, target, None, ends)
+        if self._gradients is not None:
+            self._gradients.take(self._parameters)
+            self._clear()
+            if ends and distributed.size() > 1:
+                self._gradients.average()
+        if ends and self._updates_on_device:
+            self._update_from_buffer()
+
+    def _update_from_buffer(self) -> None:
+        if self._gradients is not None:
+            self._gradients.give()
+        self._update()
+        if self._gradients is not None:
+            self._gradients.empty()
+
+    def _forward_backward(self, images: Tensor, target: Tensor, group: int | None, ends: bool) -> None:
+        with synchronised(self.trained, now=ends):
+            with self._precision:
+                output = self.trained(images)
+                loss = self._loss_function(output, target)
+                if self._distillation is not None:
+                    loss = self._distillation(loss, output, images)
+            self._measure(output, target, loss)
+            # The average over the group's images; its batches are fewer where the epoch ends.
+            share = loss
+            if self._accumulated > 1:
+                share = loss / (group if self._controls is None else self._controls.values[0])
+            # Autograd has a thread for each GPU. With one that serves nothing, and the thread starts with cold caches.
+            with torch.autograd.set_multithreading_enabled(False):
+                self.scaler.scale(share).backward()
+        if self._beside is not None:
+            torch.cuda.current_stream(self._device).wait_stream(self._beside)
+
+    def _measure(self, output: Tensor, target: Tensor, loss: Tensor) -> None:
+        """Add to the meters, on a GPU beside the backward pass, whose kernels leave room for those."""
+        if self._beside is not None:
+            self._beside.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(self._beside):
+            # Mixed targets count as the class they hold most of.
+            self.meters.measure(output, target.argmax(1) if target.ndim == 2 else target, loss)
+
+    def _update(self) -> None:
+        if self._clip_grad is not None:
+            self.scaler.unscale_(self.optimizer)
+            dispatch_clip_grad(self._clipped(), self._clip_grad, self._clip_mode)
+        with self._rates():
+            self.scaler.step(self.optimizer)
+        if self.scaler.is_enabled():
+            self._skipped += sum(self.scaler._found_inf_per_device(self.optimizer).values())
+        self.scaler.update()
+        self._clear()
+        if self._averages_on_device and self._controls is not None:
+            self._average.approach(self.model, self._controls.values[1])  # type: ignore[union-attr]
+
+    def _clipped(self) -> Iterable[Tensor]:
+        """All, save the head with agc, as in timm; from the optimiser, where no modules have to be walked through."""
+        return model_parameters(self.model, exclude_head=True) if self._clip_mode == "agc" else self._parameters
+
+    @contextmanager
+    def _rates(self) -> Iterator[None]:
+        """Have the optimiser read learning rates from the GPU's memory, and its groups be as before afterwards.
+
+        Schedules and checkpoints, ours and timm's, know them as numbers.
+        """
+        groups = self.optimizer.param_groups
+        before = [dict(group) for group in groups]
+        if self._updates_on_device and self._controls is not None:
+            for group, rate in zip(groups, self._controls.values[2:], strict=True):
+                group.update(lr=rate, capturable=True)
+        try:
+            yield
+        finally:
+            for group, kept in zip(groups, before, strict=True):
+                group.clear()
+                group.update(kept)
+
+    def _clear(self) -> None:
+        for parameter in self._parameters:
+            parameter.grad = None
+
+    def _forget(self) -> None:
+        """Take back what the host did for kernels that never ran."""
+        self._clear()
+        if self.scaler.is_enabled():
+            self.scaler._per_optimizer_states.clear()
+
+
+class _FlatGradients:
+    """The gradients of a model, one after the other in a buffer for each dtype, where one call sums them up.
+
+    Args:
+        adds: whether they are added to those of the batches before.
+    """
+
+    def __init__(self, adds: bool) -> None:
+        self._adds = adds
+        self._buffers: list[Tensor] = []
+        self._views: list[Tensor] = []
+        self._owners: list[Tensor] = []
+
+    def take(self, parameters: list[Tensor]) -> None:
+        """Copy the parameters' gradients here, or add them."""
+        if not self._views:
+            self._make([parameter for parameter in parameters if parameter.grad is not None])
+        gradients = [parameter.grad for parameter in self._owners]
+        (torch._foreach_add_ if self._adds else torch._foreach_copy_)(self._views, gradients)
+
+    def give(self) -> None:
+        """Let the parameters have their gradients, as views of the buffers."""
+        for parameter, view in zip(self._owners, self._views, strict=True):
+            parameter.grad = view
+
+    def average(self) -> None:
+        """MovingAverage over all processes."""
+        for buffer in self._buffers:
+            dist.all_reduce(buffer, dist.ReduceOp.AVG)
+
+    def empty(self) -> None:
+        """Begin a group of batches."""
+        if self._adds:
+            for buffer in self._buffers:
+                buffer.zero_()
+
+    def _make(self, owners: list[Tensor]) -> None:
+        self._owners, offsets, sizes = owners, [], dict.fromkeys((each.dtype for each in owners), 0)
+        for owner in owners:
+            offsets.append(sizes[owner.dtype])
+            sizes[owner.dtype] += -(-owner.numel() // _ALIGNMENT) * _ALIGNMENT
+        buffers = {dtype: torch.zeros(size, dtype=dtype, device=owners[0].device) for dtype, size in sizes.items()}
+        self._buffers = list(buffers.values())
+        for owner, offset in zip(owners, offsets, strict=True):
+            # Gradients' own strides, as PyTorch has one kernel only for tensors of equal strides.
+            like = owner.grad if _is_dense(owner.grad) else owner
+            self._views.append(buffers[owner.dtype].as_strided(like.size(), like.stride(), offset))
+
+
+def _is_dense(tensor: Tensor | None) -> bool:
+    """Return whether a tensor fills a stretch of memory, each element once."""
+    return tensor is not None and torch.empty_like(tensor, device="meta").stride() == tensor.stride()
+
+
+def _why_not_captured(model: nn.Module, device: torch.device, broadcast_buffers: bool) -> str:
+    if device.type != "cuda":
+        return f"there are none on {device.type}"
+    if isinstance(model, FSDPModule):
+        return "FSDP moves weights between processes"
+    if distributed.size() > 1 and broadcast_buffers and any(isinstance(each, _BatchNorm) for each in model.modules()):
+        return "processes share the buffers of batch norms"
+    return ""
+
+
+def _reads_rates_from_memory(optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether its step is one of PyTorch's fused kernels, which read learning rates and counts on the GPU."""
+    kinds = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
+    return type(optimizer) in kinds and all(group.get("fused") for group in optimizer.param_groups)
+
+
+def _take_from_first(model: nn.Module) -> None:
+    """Give all processes the weights and buffers of the first, as DistributedDataParallel does."""
+    for tensor in model.state_dict().values():
+        dist.broadcast(tensor, 0)
+
+
+def _all_succeeded(succeeded: bool) -> bool:
+    return not distributed.total([not succeeded])[0]

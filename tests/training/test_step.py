@@ -1,0 +1,313 @@
+"""The training step against a loop written out, and its CUDA graph against the step without one, bit for bit."""
+
+import copy
+from contextlib import nullcontext
+
+import pytest
+import timm
+import torch
+from timm.loss import SoftTargetCrossEntropy
+from timm.optim import create_optimizer_v2
+from timm.scheduler import CosineLRScheduler
+from timm.utils import dispatch_clip_grad
+from torch import nn
+
+import flashkat  # noqa: F401  registers the models
+from flashkat.evaluation.metrics import Meters
+from flashkat.system.graph import CapturedForward
+from flashkat.training.average import MovingAverage
+from flashkat.training.distillation import Distillation
+from flashkat.training.step import TrainingStep
+
+CLASSES, SIDE, BATCH = 10, 8, 4
+
+
+def small():
+    """A model with random numbers of its own and a head as timm's have."""
+    layers = [nn.Linear(3 * SIDE**2, 32), nn.LayerNorm(32), nn.GELU(), nn.Dropout(0.2), nn.Linear(32, CLASSES)]
+    return nn.Sequential(nn.Flatten(), *layers)
+
+
+def batches(count, device, sizes=(BATCH,), soft=False):
+    generator = torch.Generator(device).manual_seed(1)
+    made = []
+    for index in range(count):
+        shape = sizes[index % len(sizes)], 3, SIDE, SIDE
+        target = torch.randint(CLASSES, shape[:1], device=device, generator=generator)
+        if soft:
+            target = 0.9 * nn.functional.one_hot(target, CLASSES) + 0.1 / CLASSES
+        made.append((torch.randn(shape, device=device, generator=generator), target))
+    return made
+
+
+class Training:
+    """A small training, whose options are those that tests vary."""
+
+    def __init__(
+        self,
+        device,
+        capture=False,
+        model=small,
+        opt="adamw",
+        accumulated=1,
+        fp16=False,
+        scale=2.0**16,
+        clip=(None, "norm"),
+        warmup=True,
+        teacher=False,
+        per_update=False,
+        soft=False,
+        layer_decay=None,
+    ):
+        torch.manual_seed(0)
+        self.said = []
+        self.model = model().to(device).train()
+        fused = {"fused": True} if device == "cuda" and opt in ("adam", "adamw", "sgd") else {}
+        options = {"lr": 1e-2, "weight_decay": 0.05, "layer_decay": layer_decay, **fused}
+        self.optimizer = create_optimizer_v2(self.model, opt=opt, **options)
+        self.scheduler = CosineLRScheduler(
+            self.optimizer, t_initial=30, warmup_t=5, warmup_lr_init=1e-4, t_in_epochs=not per_update
+        )
+        self.scaler = torch.amp.GradScaler(device, enabled=fp16, init_scale=scale, growth_interval=7)
+        self.average = MovingAverage(self.model, decay=0.9, use_warmup=warmup)
+        self.meters, self.accumulated, self.updates = Meters(), accumulated, 0
+        distillation = None
+        if teacher:
+            scale_and_shift = torch.full((3,), 0.5), torch.zeros(3)
+            distillation = Distillation(small(), *scale_and_shift, 0.5, 0.5, 2.0).to(device)
+        self.step = TrainingStep(
+            self.model,
+            SoftTargetCrossEntropy() if soft else nn.CrossEntropyLoss(label_smoothing=0.1),
+            self.optimizer,
+            self.scaler,
+            self.meters,
+            precision=torch.autocast(device, torch.float16) if fp16 else nullcontext(),
+            average=self.average,
+            distillation=distillation,
+            accumulated=accumulated,
+            clip_grad=clip[0],
+            clip_mode=clip[1],
+            capture=capture,
+            say=self.said.append,
+        )
+
+    def epoch(self, data, number=0):
+        """As the loop calls the step."""
+        self.scheduler.step(number)
+        for index, (images, target) in enumerate(data):
+            first = index - index % self.accumulated
+            group = min(self.accumulated, len(data) - first)
+            update = self.updates + 1 if index + 1 == first + group else None
+            self.step(images, target, group=group, update=update)
+            if update is not None:
+                self.updates = update
+                self.scheduler.step_update(update)
+        return self
+
+    def state(self):
+        """All that training changes."""
+        found = {"weights": self.model.state_dict(), "average": self.average.module.state_dict()}
+        found |= {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
+        random = torch.cuda.get_rng_state() if self.meters._sums.is_cuda else torch.get_rng_state()
+        return {**found, "sums": self.meters.sums(), "random": random, "skipped": self.step.skipped()}
+
+
+def assert_equal(ours, theirs):
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("clip", [(None, "norm"), (0.5, "norm"), (1e-3, "value"), (1e-2, "agc")], ids=str)
+@pytest.mark.parametrize(("accumulated", "count"), [(1, 5), (3, 7)])
+def test_a_loop_written_out(clip, accumulated, count):
+    training = Training("cpu", accumulated=accumulated, clip=clip, per_update=True)
+    torch.manual_seed(0)
+    model = small().train()
+    optimizer = create_optimizer_v2(model, opt="adamw", lr=1e-2, weight_decay=0.05)
+    average = copy.deepcopy(model)
+    data, loss_function, losses = batches(count, "cpu"), nn.CrossEntropyLoss(label_smoothing=0.1), []
+    groups = [data[first : first + accumulated] for first in range(0, count, accumulated)]
+    torch.manual_seed(2)
+    for update, group in enumerate(groups, start=1):
+        for images, target in group:
+            losses.append(loss_function(model(images), target))
+            (losses[-1] / len(group)).backward()
+        if clip[0] is not None:
+            clipped = list(model.parameters())[:-2] if clip[1] == "agc" else model.parameters()
+            dispatch_clip_grad(clipped, *clip)
+        for each in optimizer.param_groups:
+            # Five updates of warm-up; the first has the rate of none.
+            each["lr"] = 1e-4 + (1e-2 - 1e-4) * (update - 1) / 5
+        optimizer.step()
+        optimizer.zero_grad()
+        decay = 0.0 if update == 1 else min(1 - update ** (-2 / 3), 0.9)
+        for own, theirs in zip(average.parameters(), model.parameters(), strict=True):
+            own.data.lerp_(theirs.data, 1 - decay)
+    torch.manual_seed(2)
+    training.epoch(data)
+    torch.testing.assert_close(training.model.state_dict(), model.state_dict())
+    torch.testing.assert_close(training.average.module.state_dict(), average.state_dict())
+    metrics = training.meters.metrics()
+    assert metrics.loss == pytest.approx(sum(loss.item() for loss in losses) / count)
+    assert not training.said
+
+
+def test_it_says_where_there_are_no_graphs():
+    training = Training("cpu", capture=True).epoch(batches(2, "cpu"))
+    assert training.said == ["No CUDA graph, each kernel is launched by the host: there are none on cpu"]
+    assert_equal(training.state(), Training("cpu").epoch(batches(2, "cpu")).state())
+
+
+def test_learning_from_a_teacher_changes_the_loss():
+    one, other = (Training("cpu", teacher=teacher).epoch(batches(2, "cpu")) for teacher in (True, False))
+    assert one.meters.metrics().loss != other.meters.metrics().loss
+
+
+OPTIONS = {
+    "plain": {},
+    "a schedule of updates": {"per_update": True},
+    "accumulated": {"accumulated": 3, "per_update": True, "clip": (0.1, "norm")},
+    "accumulated, fp16": {"accumulated": 2, "fp16": True, "scale": 2.0**24},
+    "fp16": {"fp16": True, "scale": 2.0**24},
+    "fp16, clipped": {"fp16": True, "scale": 2.0**24, "clip": (0.5, "norm")},
+    "norm": {"clip": (0.5, "norm")},
+    "value": {"clip": (1e-3, "value")},
+    "agc": {"clip": (1e-2, "agc")},
+    "no warm-up": {"warmup": False},
+    "teacher": {"teacher": True},
+    "soft targets": {"soft": True},
+    "adam": {"opt": "adam"},
+    "sgd": {"opt": "sgd", "per_update": True},
+    "lamb": {"opt": "lamb", "clip": (1.0, "norm"), "accumulated": 2},
+    "lion": {"opt": "lion", "per_update": True},
+    "lookahead": {"opt": "lookahead_adamw"},
+    "fp16, momentum": {"opt": "momentum", "fp16": True, "scale": 2.0**24},
+}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_a_graph_trains_to_the_same_bits(options):
+    states = []
+    for capture in (True, False, True):
+        training = Training("cuda", capture=capture, **options)
+        torch.cuda.manual_seed(3)
+        for number in range(3):
+            # The last one of an epoch is shorter.
+            data = batches(14, "cuda", soft=options.get("soft", False))
+            data.append(tuple(each[:-1] for each in data[0]))
+            training.epoch(data, number)
+        states.append(copy.deepcopy(training.state()))
+        if capture:
+            assert training.step.captured.is_capturing
+            assert len(training.step.captured._recordings) == (2 if "accumulated" in options else 1)
+            assert len(training.said) == (options.get("opt") in ("lamb", "lion", "lookahead_adamw", "momentum"))
+        assert all(isinstance(group["lr"], float) for group in training.optimizer.param_groups)
+        assert not any(group.get("capturable") for group in training.optimizer.param_groups)
+        assert (training.step.skipped() > 0) == ("fp16" in options)
+    assert_equal(states[0], states[1])
+    assert_equal(states[0], states[2])
+
+
+@pytest.mark.gpu
+def test_a_run_goes_on_from_what_was_saved():
+    straight = Training("cuda", capture=True, per_update=True)
+    data = batches(20, "cuda")
+    straight.epoch(data[:10])
+    saved = copy.deepcopy(straight.state())
+    straight.epoch(data[10:])
+    resumed = Training("cuda", capture=True, per_update=True)
+    resumed.model.load_state_dict(saved["weights"])
+    resumed.average.module.load_state_dict(saved["average"])
+    resumed.optimizer.load_state_dict(saved["optimizer"])
+    resumed.meters.add(saved["sums"])
+    resumed.updates = 10
+    torch.cuda.set_rng_state(saved["random"])
+    resumed.scheduler.step_update(10)
+    assert_equal(resumed.epoch(data[10:]).state(), straight.state())
+
+
+class Peeking(nn.Module):
+    """A model that waits for the GPU, which no graph can hold."""
+
+    def __init__(self):
+        super().__init__()
+        self.model, self.seen = small(), 0.0
+
+    def forward(self, images):
+        output = self.model(images)
+        self.seen = output.sum().item()
+        return output
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("options", [{}, {"fp16": True, "clip": (1.0, "norm")}, {"accumulated": 2}], ids=str)
+def test_a_failed_capture_leaves_training_unharmed(options):
+    trainings = [Training("cuda", capture=capture, model=Peeking, **options) for capture in (True, False)]
+    for training in trainings:
+        torch.cuda.manual_seed(3)
+        training.epoch(batches(12, "cuda"))
+        training.final = copy.deepcopy(training.state())
+    (line,) = trainings[0].said
+    assert line.startswith("No CUDA graph, each kernel is launched by the host: ")
+    assert "captur" in line
+    assert_equal(trainings[0].final, trainings[1].final)
+    # The allocator is as before: memory that another stream used comes free again.
+    before = torch.cuda.memory_allocated()
+    stream = torch.cuda.Stream()
+    for _ in range(5):
+        block = torch.empty(2**20, device="cuda")
+        block.record_stream(stream)
+        del block
+        torch.cuda.synchronize()
+    torch.empty(1, device="cuda")
+    assert torch.cuda.memory_allocated() == before
+    # And another graph can be made.
+    training = Training("cuda", capture=True).epoch(batches(12, "cuda"))
+    assert training.step.captured._recordings
+
+
+@pytest.mark.gpu
+def test_a_compiled_kat_trains_to_the_same_bits_for_100_steps():
+    def kat():
+        model = timm.create_model(
+            "kat_tiny_patch16_224",
+            **{"img_size": SIDE, "patch_size": 2, "embed_dim": 64, "depth": 2, "num_heads": 2, "drop_path_rate": 0.2},
+            num_classes=CLASSES,
+        )
+        model.compile(dynamic=False)
+        return model
+
+    states = []
+    for capture in (True, False, True):
+        training = Training("cuda", capture=capture, model=kat, clip=(1.0, "norm"), per_update=True, layer_decay=0.7)
+        torch.cuda.manual_seed(3)
+        training.epoch(batches(100, "cuda"))
+        states.append(copy.deepcopy(training.state()))
+    assert_equal(states[0], states[1])
+    assert_equal(states[0], states[2])
+
+
+@pytest.mark.gpu
+def test_a_graph_evaluates_to_the_same():
+    model = small().cuda()
+    captured = CapturedForward(model, pytest.fail).eval()
+    with torch.inference_mode():
+        for images, _ in batches(20, "cuda", sizes=(BATCH, BATCH - 1)):
+            assert torch.equal(captured(images), model(images))
+    # Weights are those of the moment.
+    with torch.no_grad():
+        model[1].weight.mul_(2)
+    with torch.inference_mode():
+        assert torch.equal(captured(images), model(images))
+    assert len(captured._captured._recordings) == 2
+
+
+@pytest.mark.gpu
+def test_images_are_read_where_they_were_mixed():
+    plain, mixed = (Training("cuda", capture=True) for _ in range(2))
+    for training in (plain, mixed):
+        torch.cuda.manual_seed(3)
+        for update, (images, target) in enumerate(batches(10, "cuda"), start=1):
+            given = training.step.buffer(images).copy_(images) if training is mixed else images
+            training.step(given, target, update=update)
+    assert_equal(plain.state(), mixed.state())
