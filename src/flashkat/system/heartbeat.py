@@ -1,0 +1,127 @@
+"""Heartbeats of the processes of a run: one that dies or stops ends all others, with one line that names it.
+
+Processes that wait in a collective of a CUDA graph, or in one of gloo's whose other end is stopped, would wait forever.
+"""
+
+import contextlib
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+
+import torch.distributed as dist
+
+from ..errors import launched_processes
+
+__all__ = ["watched"]
+
+_INTERVAL_SECONDS = 4.0
+# Without a sign of life for so many intervals, a process counts as dead.
+_PATIENCE = 8
+_LEFT = "left"
+
+
+@contextlib.contextmanager
+def watched(rank: int, size: int, interval: float = _INTERVAL_SECONDS) -> Iterator[None]:
+    """Watch over the processes of a run, which all enter this together; a no-op in a process of its own.
+
+    Each process beats through the store of the run (MASTER_ADDR, MASTER_PORT), and watches the next one's beats. It
+    ends, with status 1, when a process has missed eight of them, and when the one that started it has gone.
+    """
+    if size == 1 or launched_processes() == 1:
+        yield
+        return
+    heartbeat = _Heartbeat(rank, size, interval)
+    try:
+        yield
+    except Exception as error:
+        if _is_about_another(error):
+            # Whose end it was is known soon, and said then.
+            heartbeat.wait()
+        heartbeat.stop(failed=True)
+        raise
+    except BaseException:
+        heartbeat.stop()
+        raise
+    heartbeat.stop()
+
+
+class _Heartbeat:
+    def __init__(self, rank: int, size: int, interval: float) -> None:
+        self._rank, self._size, self._interval = rank, size, interval
+        self._parent, self._rounds, self._stopped = os.getppid(), 0, threading.Event()
+        self._prefix = f"flashkat/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
+        self._dead = f"{self._prefix}/dead"
+        address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        # A connection of its own: on the group's, one waits behind the other.
+        self._store = dist.TCPStore(*address, is_master=False, timeout=timedelta(seconds=_PATIENCE * interval))
+        self._threads = [threading.Thread(target=each, daemon=True) for each in (self._beat, self._guard)]
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self, failed: bool = False) -> None:
+        """Leave, with the work done, or have the others end, with an error of one's own to report."""
+        self._stopped.set()
+        self._threads[0].join(self._interval)
+        if self._threads[0].is_alive():
+            return  # the store does not answer
+        with contextlib.suppress(Exception):
+            if failed:
+                self._store.add(self._dead, 1)
+            self._store.set(self._key(self._rank), _LEFT)
+
+    def wait(self) -> None:
+        """Give the threads the time to find out who has gone; they end this process."""
+        self._threads[1].join((_PATIENCE + 3) * self._interval)
+
+    def _key(self, rank: int) -> str:
+        return f"{self._prefix}/beats/{rank}"
+
+    def _beat(self) -> None:
+        """Beat, and watch the next process. The clock is one's own beats: a computer that slept wakes up as it was."""
+        watched, last, missed = (self._rank + 1) % self._size, "", 0
+        with contextlib.suppress(Exception):  # the store has gone: the guard sees it
+            while not self._stopped.wait(self._interval if self._rounds else 0):
+                self._store.set(self._key(self._rank), str(self._rounds))
+                self._rounds += 1
+                if self._store.check([self._dead]):
+                    self._end(None)
+                beat = self._store.get(self._key(watched)).decode() if self._store.check([self._key(watched)]) else ""
+                missed = 0 if beat != last or beat == _LEFT else missed + 1
+                last = beat
+                if missed >= _PATIENCE:
+                    is_first = self._store.add(self._dead, 1) == 1
+                    self._end(f"process {watched} has given no sign of life" if is_first else None)
+
+    def _guard(self) -> None:
+        """Watch the process that started this one, and the store, whose calls may never return."""
+        rounds, missed = -1, 0
+        while not self._stopped.wait(self._interval):
+            if os.getppid() != self._parent:
+                self._end(None)
+            missed = 0 if self._rounds != rounds else missed + 1
+            rounds = self._rounds
+            if missed >= _PATIENCE:
+                # Nobody can be asked who speaks.
+                self._end("process 0, or what started it, has given no sign of life" if self._rank == 1 else None)
+
+    def _end(self, reason: str | None) -> None:
+        """End this process at once, whatever its other threads wait for."""
+        if self._stopped.is_set():
+            return
+        if reason is not None:
+            with contextlib.suppress(OSError, ValueError):
+                seconds = round(_PATIENCE * self._interval)
+                print(f"flashkat: error: {reason} for {seconds} s: all others end", file=sys.stderr, flush=True)
+        if self._rank == 0:
+            # The store may be here, and connections to it that end are told of at length.
+            time.sleep(2 * self._interval)
+        os._exit(1)
+
+
+def _is_about_another(error: Exception) -> bool:
+    """Return whether an error is of a collective, or of a connection between processes."""
+    kinds = (dist.DistBackendError, dist.DistNetworkError, dist.DistStoreError)
+    return isinstance(error, kinds) or (isinstance(error, RuntimeError) and "gloo" in str(error).lower())
