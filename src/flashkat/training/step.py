@@ -209,11 +209,13 @@ class TrainingStep:
 
         Schedules and checkpoints, ours and timm's, know them as numbers.
         """
+        if not self._updates_on_device or self._controls is None:
+            yield
+            return
         groups = self.optimizer.param_groups
         before = [dict(group) for group in groups]
-        if self._updates_on_device and self._controls is not None:
-            for group, rate in zip(groups, self._controls.values[2:], strict=True):
-                group.update(lr=rate, capturable=True)
+        for group, rate in zip(groups, self._controls.values[2:], strict=True):
+            group.update(lr=rate, capturable=True)
         try:
             yield
         finally:
