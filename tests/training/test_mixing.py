@@ -3,7 +3,7 @@ import pytest
 import torch
 from timm.data import Mixup
 
-from flashkat.training.mixing import Mixing
+from flashkat.training.mixing import Mixer
 
 
 @pytest.mark.parametrize(
@@ -14,14 +14,14 @@ from flashkat.training.mixing import Mixing
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_it_mixes_as_timm(options, layout):
     images, classes = torch.randn(6, 3, 8, 8).contiguous(memory_format=layout), torch.arange(6)
-    buffer, mixing = torch.empty_like(images), Mixing(num_classes=10, **options)
-    mixing.buffer = lambda like: buffer
+    buffer, mixer = torch.empty_like(images), Mixer(num_classes=10, **options)
+    mixer.buffer = lambda like: buffer
     for seed in range(8):
         np.random.seed(seed)
         theirs, their_target = Mixup(num_classes=10, **options)(images.clone(), classes)
         np.random.seed(seed)
         given = images.clone()
-        ours, target = mixing(given, classes)
+        ours, target = mixer(given, classes)
         torch.testing.assert_close(ours, theirs)
         assert torch.equal(target, their_target)
         assert ours is given or (ours is buffer and torch.equal(given, images))

@@ -50,7 +50,7 @@ class Captured:
     ) -> None:
         self._function, self._device, self._say, self._undo, self._agree = function, device, say, undo, agree
         self._pool: Any = torch.cuda.graph_pool_handle() if share is None else share._pool
-        self._stream = torch.cuda.Stream(device) if share is None else share._stream
+        self._stream: torch.cuda.Stream = torch.cuda.Stream(device) if share is None else share._stream
         self._index = torch.cuda.current_device() if device.index is None else device.index
         self._seen: Counter[Hashable] = Counter()
         self._recordings: dict[Hashable, _Recording] = {}

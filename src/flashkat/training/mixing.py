@@ -8,10 +8,10 @@ from timm.data import Mixup
 from timm.data.mixup import cutmix_bbox_and_lam
 from torch import Tensor
 
-__all__ = ["Mixing"]
+__all__ = ["Mixer"]
 
 
-class Mixing(Mixup):
+class Mixer(Mixup):
     """Mix images as timm does, in half the passes over memory, and leave those given as they are.
 
     Modes other than timm's ``batch`` are timm's, in place. ``buffer`` gives the memory for mixed images like others.

@@ -251,7 +251,7 @@ class _FlatGradients:
         """Copy the parameters' gradients here, or add them."""
         if not self._views:
             self._make([parameter for parameter in parameters if parameter.grad is not None])
-        gradients = [parameter.grad for parameter in self._owners]
+        gradients = [parameter.grad for parameter in self._owners if parameter.grad is not None]
         (torch._foreach_add_ if self._adds else torch._foreach_copy_)(self._views, gradients)
 
     def give(self) -> None:
@@ -260,7 +260,7 @@ class _FlatGradients:
             parameter.grad = view
 
     def average(self) -> None:
-        """MovingAverage over all processes."""
+        """Average over all processes."""
         for buffer in self._buffers:
             dist.all_reduce(buffer, dist.ReduceOp.AVG)
 
@@ -279,13 +279,13 @@ class _FlatGradients:
         self._buffers = list(buffers.values())
         for owner, offset in zip(owners, offsets, strict=True):
             # Gradients' own strides, as PyTorch has one kernel only for tensors of equal strides.
-            like = owner.grad if _is_dense(owner.grad) else owner
+            like = owner.grad if owner.grad is not None and _is_dense(owner.grad) else owner
             self._views.append(buffers[owner.dtype].as_strided(like.size(), like.stride(), offset))
 
 
-def _is_dense(tensor: Tensor | None) -> bool:
+def _is_dense(tensor: Tensor) -> bool:
     """Return whether a tensor fills a stretch of memory, each element once."""
-    return tensor is not None and torch.empty_like(tensor, device="meta").stride() == tensor.stride()
+    return torch.empty_like(tensor, device="meta").stride() == tensor.stride()
 
 
 def _why_not_captured(model: nn.Module, device: torch.device, broadcast_buffers: bool) -> str:
