@@ -303,6 +303,28 @@ def test_a_graph_evaluates_to_the_same():
 
 
 @pytest.mark.gpu
+def test_evaluation_shares_the_memory_of_training():
+    trainings = [Training("cuda", capture=capture) for capture in (True, False)]
+    outputs = []
+    for training in trainings:
+        torch.cuda.manual_seed(3)
+        model = training.average.module
+        called = CapturedForward(model, pytest.fail, share=training.step.captured) if training.step.captured else model
+        for number in range(4):
+            training.epoch(batches(3, "cuda"), number)
+            with torch.inference_mode():
+                outputs.append([called.eval()(images).clone() for images, _ in batches(4, "cuda")])
+    assert_equal(outputs[:4], outputs[4:])
+    assert_equal(trainings[0].state(), trainings[1].state())
+    # Graphs of the other are its own.
+    trainings[0].step.close()
+    other = CapturedForward(model, pytest.fail, share=trainings[0].step.captured).eval()
+    with torch.inference_mode():
+        for images, _ in batches(5, "cuda"):
+            assert torch.equal(other(images), model(images))
+
+
+@pytest.mark.gpu
 def test_images_are_read_where_they_were_mixed():
     plain, mixed = (Training("cuda", capture=True) for _ in range(2))
     for training in (plain, mixed):

@@ -3,7 +3,7 @@
 import contextlib
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,6 +20,14 @@ class _Recording:
     graph: torch.cuda.CUDAGraph
     inputs: list[Tensor]
     outputs: Any
+
+
+@dataclass
+class _Place:
+    """The stream that graphs are captured on, and the memory that they have in common."""
+
+    stream: torch.cuda.Stream
+    pool: Any = field(default_factory=torch.cuda.graph_pool_handle)
 
 
 class Captured:
@@ -49,8 +57,8 @@ class Captured:
         share: "Captured | None" = None,
     ) -> None:
         self._function, self._device, self._say, self._undo, self._agree = function, device, say, undo, agree
-        self._pool: Any = torch.cuda.graph_pool_handle() if share is None else share._pool
-        self._stream: torch.cuda.Stream = torch.cuda.Stream(device) if share is None else share._stream
+        # PyTorch reuses a graph's memory on the same stream only.
+        self._place: _Place = _Place(torch.cuda.Stream(device)) if share is None else share._place
         self._index = torch.cuda.current_device() if device.index is None else device.index
         self._seen: Counter[Hashable] = Counter()
         self._recordings: dict[Hashable, _Recording] = {}
@@ -81,22 +89,27 @@ class Captured:
 
     def buffer(self, place: int, like: Tensor) -> Tensor:
         """Return memory for the input at a place, alike another tensor, which graphs read without a copy."""
-        return self._inputs.setdefault(_kind(place, like), torch.empty_like(like))
+        kind = _kind(place, like)
+        if kind not in self._inputs:
+            self._inputs[kind] = torch.empty_like(like)
+        return self._inputs[kind]
 
     def close(self) -> None:
         """Release the graphs. NCCL does not end its communicators before those that hold its kernels."""
         self.is_capturing = False
         self._recordings.clear()
         self._inputs.clear()
+        # PyTorch may take no more graphs into a pool that has lost all of its own.
+        self._place.pool = torch.cuda.graph_pool_handle()
 
     @contextlib.contextmanager
     def _beside(self) -> Iterator[None]:
         """Run on the stream that captures, so that libraries have their workspaces for it."""
-        current = torch.cuda.current_stream(self._device)
-        self._stream.wait_stream(current)
-        with torch.cuda.stream(self._stream):
+        current, stream = torch.cuda.current_stream(self._device), self._place.stream
+        stream.wait_stream(current)
+        with torch.cuda.stream(stream):
             yield
-        current.wait_stream(self._stream)
+        current.wait_stream(stream)
 
     def _record(self, inputs: list[Tensor], constants: dict[str, Hashable]) -> _Recording | None:
         graph, outputs, reason = torch.cuda.CUDAGraph(), None, ""
@@ -104,7 +117,7 @@ class Captured:
         before = generator.clone_state()
         try:
             # Other threads, which pin memory or watch collectives, may go on.
-            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, self._place.pool, self._place.stream, capture_error_mode="thread_local"):
                 try:
                     outputs = self._function(*inputs, **constants)
                 except Exception as error:
@@ -127,8 +140,8 @@ class Captured:
         """Take the allocator out of a capture whose end failed, which PyTorch leaves in it (seen with 2.11 to 2.14)."""
         graph.reset()
         with contextlib.suppress(RuntimeError):  # the end did not fail
-            torch._C._cuda_endAllocateToPool(self._index, self._pool)
-            torch._C._cuda_releasePool(self._index, self._pool)
+            torch._C._cuda_endAllocateToPool(self._index, self._place.pool)
+            torch._C._cuda_releasePool(self._index, self._place.pool)
 
 
 def _kind(place: int, tensor: Tensor) -> Hashable:
