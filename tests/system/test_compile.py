@@ -9,7 +9,7 @@ from configs import compilation_of, config_of
 
 from flashkat.errors import InputError
 from flashkat.system import compile as runtime
-from flashkat.system.compile import Compilation
+from flashkat.system.compile import Compilation, captures_steps
 from flashkat.system.device import training_products
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -39,7 +39,7 @@ def complete(monkeypatch):
 
 def test_training_compiles_on_a_gpu(choose):
     backend, mode, lines = choose(GPU)
-    assert (backend, mode) == ("inductor", "reduce-overhead")
+    assert (backend, mode) == ("inductor", None)
     assert len(lines) == 1
     assert "a minute or two" in lines[0]
     assert "--no-compile" in lines[0]
@@ -50,10 +50,13 @@ def test_a_mode_that_was_asked_for_is_kept(choose, mode):
     assert choose(GPU, "--torchcompile-mode", mode)[:2] == ("inductor", mode)
 
 
-def test_no_cuda_graphs_by_default_where_gradients_add_up_or_several_processes_train(choose, monkeypatch):
-    assert choose(GPU, "--grad-accum-steps", 2)[:2] == ("inductor", None)
-    monkeypatch.setattr(runtime.distributed, "size", lambda: 2)
-    assert choose(GPU)[:2] == ("inductor", None)
+def test_steps_are_captured_where_no_mode_asks_for_something_else():
+    captured = Compilation(torchcompile="inductor")
+    assert captures_steps(captured, GPU)
+    assert not captures_steps(captured, CPU)
+    assert not captures_steps(Compilation(), GPU)
+    assert not captures_steps(Compilation(torchcompile="eager"), GPU)
+    assert not captures_steps(Compilation(torchcompile="inductor", torchcompile_mode="default"), GPU)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from flashkat.evaluation.metrics import Metrics
 from flashkat.training import loop
 from flashkat.training.outputs.folder import RunFolder
 from flashkat.training.state import TrainingState
+from flashkat.training.step import TrainingStep
 
 
 class Recorder:
@@ -83,8 +84,19 @@ def start(training_config, tmp_path):
         prepare(state)
         folder = RunFolder(config.output, config.model.name, 8, config.flags())
         val, loss_function = batches(2, seed=1) if val is None else val, loss or nn.CrossEntropyLoss()
-        parts = loop.Parts(train, val, loss_function, None, mixup, nullcontext(), folder, recorder)
-        loop.run_epochs(state, parts, config)
+        step = TrainingStep(
+            model,
+            loss_function,
+            optimizer,
+            state.scaler,
+            state.meters,
+            precision=nullcontext(),
+            average=state.ema,
+            accumulated=config.parallel.grad_accum_steps,
+            clip_grad=config.optimizer.clip_grad,
+            clip_mode=config.optimizer.clip_mode,
+        )
+        loop.run_epochs(state, loop.Parts(step, train, val, mixup, nullcontext(), folder, recorder), config)
         return state, folder, recorder
 
     return run

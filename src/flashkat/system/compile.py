@@ -8,16 +8,14 @@ import torch
 from torch import nn
 
 from ..errors import InputError, explain, is_installed
-from . import distributed
 
-__all__ = ["Compilation", "choose_for_training", "compile_in_place", "require_backend"]
+__all__ = ["Compilation", "captures_steps", "choose_for_training", "compile_in_place", "require_backend"]
 
 # Triton looks for one of these, after the variable CC.
 _C_COMPILERS = ("gcc", "clang", "cc")
 
-# CUDA graphs spare the processor the launch of each kernel.
-_GRAPHS = "reduce-overhead"
-_GRAPH_MODES = (_GRAPHS, "max-autotune")
+# With these modes PyTorch makes CUDA graphs of the model itself.
+_GRAPH_MODES = ("reduce-overhead", "max-autotune")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,10 +79,13 @@ def choose_for_training(
     if reason:
         require_backend(asked)
         return asked, [f"The model is not compiled: {reason}"]
-    if mode is None and not accumulates and distributed.size() == 1:
-        mode = _GRAPHS
     line = "Compiling the model, which takes a minute or two, once; --no-compile leaves it out"
-    return replace(asked, torchcompile="inductor", torchcompile_mode=mode), [line]
+    return replace(asked, torchcompile="inductor"), [line]
+
+
+def captures_steps(compilation: Compilation, device: torch.device) -> bool:
+    """Return whether whole training steps are captured as CUDA graphs: where no mode asks for something else."""
+    return device.type == "cuda" and compilation.torchcompile == "inductor" and compilation.torchcompile_mode is None
 
 
 def _why_not_compiled(images: int, is_sharded: bool) -> str | None:

@@ -11,8 +11,6 @@ from typing import Any
 
 import torch
 from timm.data import Mixup
-from timm.models import model_parameters
-from timm.utils import dispatch_clip_grad
 from torch import nn
 
 from ..data.order import start_epoch
@@ -20,16 +18,17 @@ from ..errors import DivergedError
 from ..evaluation.evaluate import evaluate, prepared
 from ..evaluation.metrics import Meters, Metrics
 from ..system import distributed
+from ..system.graph import CapturedForward
 from ..system.signals import Stopped, StopRequest
-from .config import Average, Config, Optimizer
-from .distillation import Distillation
-from .extras import distribute_norms, peak_memory, save_images, share_waited, synchronize
+from .config import Average, Config
+from .outputs.costs import peak_memory, share_waited
 from .outputs.folder import RunFolder
 from .outputs.progress import Progress
 from .outputs.recovery import is_finite
 from .outputs.summary import PREFIXES, score
-from .parallel import synchronised
+from .parallel import distribute_norms
 from .state import TrainingState
+from .step import TrainingStep
 
 __all__ = ["Parts", "run_epochs"]
 
@@ -45,10 +44,9 @@ class Parts:
     """What the loop works with beside the state.
 
     Attributes:
+        step: trains on a batch.
         train_loader: batches of an epoch.
         val_loader: batches to evaluate on.
-        loss: of outputs and targets.
-        distillation: adds a teacher's part to the loss.
         mixup: mixes images and targets.
         precision: the context that the model computes in.
         folder: where the first process writes; None in the others.
@@ -56,10 +54,9 @@ class Parts:
         stop: notices signals to stop.
     """
 
+    step: TrainingStep
     train_loader: Any
     val_loader: Any
-    loss: nn.Module
-    distillation: Distillation | None
     mixup: Mixup | None
     precision: AbstractContextManager
     folder: RunFolder | None
@@ -118,7 +115,8 @@ def run_epochs(state: TrainingState, parts: Parts, config: Config) -> None:
     All processes of a run call this together, and the one with a folder writes.
     """
     output, average, folder, progress = config.output, config.average, parts.folder, parts.progress
-    is_compiled, writer = bool(config.compilation.torchcompile), _Writer(state, parts)
+    writer, models = _Writer(state, parts), _averages(state, average)
+    to_evaluate = _to_evaluate(models, parts, config)
     hint: str | None = _WAIT_HINT
 
     def stop_in_between(index: int, meters: Meters) -> None:
@@ -135,12 +133,11 @@ def run_epochs(state: TrainingState, parts: Parts, config: Config) -> None:
         start = time.perf_counter()
         trained, rate = _train_epoch(state, parts, config, writer)
         wait = share_waited(parts.train_loader, time.perf_counter() - start)
-        models, evaluated = _models_to_evaluate(state, average), {}
+        evaluated: dict[str, Metrics] = {}
         for model in models.values():
             distribute_norms(model, config.parallel.dist_bn)
         if (epoch + 1) % output.val_interval == 0 or epoch + 1 == state.epochs:
-            ready = {name: prepared(model, is_compiled, output.tta) for name, model in models.items()}
-            evaluated = evaluate(ready, parts.val_loader, parts.precision, stop_in_between)
+            evaluated = evaluate(to_evaluate, parts.val_loader, parts.precision, stop_in_between)
             _check_finite(evaluated["state_dict"].loss, f"after epoch {epoch + 1}")
         is_best = bool(evaluated) and _update_best(state, evaluated, output.eval_metric)
         if state.scheduler is not None:
@@ -150,9 +147,12 @@ def run_epochs(state: TrainingState, parts: Parts, config: Config) -> None:
         costs = {"images_per_second": round(rate, 1)}
         if wait is not None:
             costs["data_wait"] = round(wait, 4)
+        if state.scaler.is_enabled():
+            costs["skipped_updates"] = parts.step.skipped()
         costs |= {"seconds": round(time.perf_counter() - start, 3), **peak_memory(state.model)}
         row = _summary_row(epoch, trained, evaluated, state.lr, costs)
-        state.epoch, state.batch, state.meters = epoch + 1, 0, Meters()
+        state.epoch, state.batch = epoch + 1, 0
+        state.meters.reset()
         state.history = [*state.history, row]
         writer.write_epoch(row, is_best)
         progress.say(_epoch_line(row, state.epochs, is_best))
@@ -161,59 +161,61 @@ def run_epochs(state: TrainingState, parts: Parts, config: Config) -> None:
             hint = None
 
 
-def _models_to_evaluate(state: TrainingState, average: Average) -> dict[str, nn.Module]:
-    """The model and, where it can be evaluated, the average of its weights, by their names in a checkpoint."""
+def _averages(state: TrainingState, average: Average) -> dict[str, nn.Module]:
+    """Return the model and, where it can be evaluated, the average of its weights, by their names in a checkpoint."""
     models = {"state_dict": state.model}
     if state.ema is not None and not average.model_ema_force_cpu:
         models["state_dict_ema"] = state.ema.module
     return models
 
 
-def _train_epoch(state: TrainingState, parts: Parts, config: Config, writer: "_Writer") -> tuple[Metrics, float]:
+def _to_evaluate(models: dict[str, nn.Module], parts: Parts, config: Config) -> dict[str, nn.Module]:
+    """Return what evaluation calls for each model, from CUDA graphs where training steps are."""
+    captured, is_compiled = parts.step.captured, bool(config.compilation.torchcompile)
+    return {
+        name: prepared(
+            model if captured is None else CapturedForward(model, parts.progress.say, share=captured),
+            is_compiled,
+            config.output.tta,
+        )
+        for name, model in models.items()
+    }
+
+
+def _train_epoch(state: TrainingState, parts: Parts, config: Config, writer: _Writer) -> tuple[Metrics, float]:
     """Train what is left of an epoch; returns the whole epoch's average metrics on augmented images, and images/s."""
     state.model.train()
-    loader, mixup, distillation, folder = parts.train_loader, parts.mixup, parts.distillation, parts.folder
-    output_settings, accumulated = config.output, config.parallel.grad_accum_steps
+    loader, mixup, folder = parts.train_loader, parts.mixup, parts.folder
+    output, accumulated = config.output, config.parallel.grad_accum_steps
     batches, updates = len(loader), -(-state.batch // accumulated)
     images_seen, rate, start = 0, 0.0, time.perf_counter()
-    state.optimizer.zero_grad()
     for index, (images, target) in enumerate(_left(loader, state), start=state.batch):
         if mixup is not None:
             images, target = mixup(images, target)
         first_of_group = index - index % accumulated
         is_update = index + 1 == min(first_of_group + accumulated, batches)
-        with synchronised(state.trained, now=is_update):
-            with parts.precision:
-                output = state.trained(images)
-                loss = parts.loss(output, target)
-                if distillation is not None:
-                    loss = distillation(loss, output, images)
-            # The average over the group's images; its batches are fewer where the epoch ends.
-            loss_of_group = loss / min(accumulated, batches - first_of_group)
-            # Autograd has a thread for each GPU. With one that serves nothing, and the thread starts with cold caches.
-            with torch.autograd.set_multithreading_enabled(False):
-                state.scaler.scale(loss_of_group).backward()
-        if is_update:
-            _update(state, config.optimizer)
-            updates += 1
-            if config.runtime.synchronize_step:
-                synchronize(images.device)
-        # Mixed targets count as the class they hold most of.
-        state.meters.update(output, target.argmax(1) if target.ndim == 2 else target, loss)
+        update = state.updates + 1 if is_update else None
+        parts.step(images, target, group=min(accumulated, batches - first_of_group), update=update)
+        if update is not None:
+            updates, state.updates = updates + 1, update
+            if state.scheduler is not None:
+                state.scheduler.step_update(update)
+            if config.runtime.synchronize_step and images.is_cuda:
+                torch.cuda.synchronize(images.device)
         state.batch = index + 1
         images_seen += len(images)
 
         is_last = state.batch == batches
-        metrics = state.meters.metrics() if index % output_settings.log_interval == 0 or is_last else None
+        metrics = state.meters.metrics() if index % output.log_interval == 0 or is_last else None
         rate = images_seen * distributed.size() / (time.perf_counter() - start)
         parts.progress.batch(state.epoch, index, metrics, rate)
         if metrics is not None:
-            if output_settings.save_images and folder is not None:
-                save_images(images, folder.path / f"train-batch-{state.epoch}-{index}.jpg")
+            if output.save_images and folder is not None:
+                folder.save_images(images, state.epoch, index)
             _check_finite(metrics.loss, f"in epoch {state.epoch + 1}, batch {index + 1}")
-        interval = output_settings.recovery_interval
         is_asked_to_stop = is_update and parts.stop.after_step()
-        if is_update and ((interval and updates % interval == 0) or is_asked_to_stop):
+        is_due = output.recovery_interval and updates % output.recovery_interval == 0
+        if is_update and (is_due or is_asked_to_stop):
             writer.write_recovery(updates - 1)
         if is_asked_to_stop:
             raise Stopped("" if folder is None else folder.how_to_go_on(), parts.stop.number)
@@ -238,27 +240,6 @@ def _check_finite(loss: float, when: str) -> None:
         raise DivergedError(
             f"the loss is {loss} {when}: try a lower --lr, --clip-grad 1, or bfloat16 in place of float16"
         )
-
-
-def _update(state: TrainingState, settings: Optimizer) -> None:
-    if settings.clip_grad is not None:
-        state.scaler.unscale_(state.optimizer)
-        dispatch_clip_grad(_clipped_parameters(state, settings.clip_mode), settings.clip_grad, settings.clip_mode)
-    state.scaler.step(state.optimizer)
-    state.scaler.update()
-    state.optimizer.zero_grad()
-    state.updates += 1
-    if state.ema is not None:
-        state.ema.update(state.model, step=state.updates)
-    if state.scheduler is not None:
-        state.scheduler.step_update(state.updates)
-
-
-def _clipped_parameters(state: TrainingState, mode: str) -> Iterable[nn.Parameter]:
-    """All, but for the head with agc, as in timm; from the optimiser, where no modules have to be walked through."""
-    if mode == "agc":
-        return model_parameters(state.model, exclude_head=True)
-    return (parameter for group in state.optimizer.param_groups for parameter in group["params"])
 
 
 def _update_best(state: TrainingState, evaluated: dict[str, Metrics], name: str) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from timm.layers import convert_sync_batchnorm
+from timm.utils import distribute_bn
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -19,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ..errors import InputError
 from ..system import distributed
 
-__all__ = ["full", "like", "shard", "synchronised", "with_common_norms", "wrap"]
+__all__ = ["distribute_norms", "full", "like", "shard", "synchronised", "with_common_norms", "wrap"]
 
 
 def shard(model: nn.Module) -> None:
@@ -58,6 +59,12 @@ def wrap(model: nn.Module, device: torch.device, broadcast_buffers: bool = True)
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
     devices = None if device.type == "cpu" else [device]
     return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=broadcast_buffers)
+
+
+def distribute_norms(model: nn.Module, how: str) -> None:
+    """Give every process the same running statistics of batch norms: ``broadcast``, ``reduce`` or neither."""
+    if how and distributed.size() > 1:
+        distribute_bn(model, distributed.size(), how == "reduce")
 
 
 def synchronised(trained: Any, now: bool) -> AbstractContextManager:

@@ -21,6 +21,7 @@ from ..evaluation.restore import model_arguments
 from ..models import create_model
 from ..models.config import Model
 from .config import Average, Loss, Mixing, Schedule
+from .mixing import Mixer
 
 __all__ = [
     "build_loss",
@@ -195,7 +196,7 @@ class _HalfMixup(Mixup):
 
 
 def build_mixup(
-    mixing: Mixing, *, batch_size: int, classes: int, smoothing: float, has_views: bool = False
+    mixing: Mixing, *, batch_size: int, classes: int, smoothing: float, has_views: bool = False, on_gpu: bool = False
 ) -> Mixup | None:
     """Build the mixing of images and targets, if any.
 
@@ -205,6 +206,7 @@ def build_mixup(
         classes: number of classes.
         smoothing: of the mixed labels.
         has_views: whether a batch holds several views of each image.
+        on_gpu: whether images are there, where mixing saves passes over memory.
 
     Raises:
         InputError: settings that do not go together.
@@ -215,7 +217,7 @@ def build_mixup(
         raise InputError(f"mixup and cutmix pair up images: --batch-size must be even, not {batch_size}")
     if has_views:
         raise InputError("--aug-splits compares views of one image, which mixup and cutmix would mix: leave these out")
-    return (_HalfMixup if mixing.mixup_mode == "half" else Mixup)(
+    return (_HalfMixup if mixing.mixup_mode == "half" else Mixer if on_gpu else Mixup)(
         mixup_alpha=mixing.mixup,
         cutmix_alpha=mixing.cutmix,
         cutmix_minmax=mixing.cutmix_minmax,

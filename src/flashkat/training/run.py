@@ -1,5 +1,7 @@
 """Train a model: everything is built and checked first, then a folder is made, then the loop runs."""
 
+import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,19 +16,21 @@ from ..data.loaders import check_augmentation, evaluation_loader, training_loade
 from ..errors import InputError, require
 from ..models import check_model_name
 from ..system import distributed
-from ..system.compile import choose_for_training, compile_in_place
+from ..system.compile import captures_steps, choose_for_training, compile_in_place
 from ..system.device import autocast, place, prepare_process, training_products
+from ..system.heartbeat import watched
 from ..system.signals import StopRequest
 from .average import MovingAverage
 from .config import AUTO, Config
-from .distillation import build_distillation
+from .distillation import Distillation, build_distillation
 from .loop import Parts, run_epochs
+from .mixing import Mixer
 from .optimizer import check_optimizer_name, create_optimizer
 from .outputs.folder import RunFolder, discard_if_empty, folder_of
 from .outputs.progress import open_progress
 from .outputs.recovery import differences, newest_good
 from .outputs.wandb import check_wandb
-from .parallel import shard, with_common_norms, wrap
+from .parallel import shard, with_common_norms
 from .recipe import (
     build_loss,
     build_mixup,
@@ -37,6 +41,7 @@ from .recipe import (
     scaled_lr,
 )
 from .state import FinishedError, TrainingState, load_resumed_weights, read_resumed
+from .step import TrainingStep
 
 __all__ = ["Result", "train"]
 
@@ -72,7 +77,11 @@ def train(config: Config) -> Result:
     check_wandb(config.wandb)
     prepare_process(config.runtime)
     _check_names(config)
-    with distributed.joined(config.runtime.device) as device, training_products(config.runtime, device):
+    with (
+        distributed.joined(config.runtime.device) as device,
+        watched(distributed.rank(), distributed.size()),
+        training_products(config.runtime, device),
+    ):
         return _train(config, device)
 
 
@@ -148,6 +157,7 @@ def _train(asked: Config, device: torch.device) -> Result:
         classes=classes,
         smoothing=config.loss.smoothing,
         has_views=bool(views),
+        on_gpu=device.type == "cuda",
     )
     loss = build_loss(config.loss, is_mixed=config.mixing.is_on, views=views).to(device)
     about_teacher: list[str] = []
@@ -199,9 +209,11 @@ def _train(asked: Config, device: torch.device) -> Result:
             about_length = length_notes(config.schedule, config.average, updates)
             for note in (*notes, *about_teacher, *about_length, *about_compiling):
                 progress.say(note)
-            precision = autocast(runtime, device)
-            with StopRequest() as stop:
-                parts = Parts(train_loader, val_loader, loss, distillation, mixup, precision, folder, progress, stop)
+            step = _build_step(state, loss, distillation, config, device, progress.say)
+            if isinstance(mixup, Mixer):
+                mixup.buffer = step.buffer
+            with contextlib.closing(step), StopRequest() as stop:
+                parts = Parts(step, train_loader, val_loader, mixup, autocast(runtime, device), folder, progress, stop)
                 run_epochs(state, parts, config)
     except BaseException as error:
         discard_if_empty(made)
@@ -262,7 +274,6 @@ def _build_state(
         epochs=epochs,
         name=config.model.name,
         flags=config.flags(),
-        trained=wrap(model, device, broadcast_buffers=not parallel.no_ddp_bb),
     )
     # From here on every process draws numbers of its own; the weights are the same everywhere.
     random_seed(runtime.seed, distributed.rank())
@@ -275,6 +286,33 @@ def _build_state(
         updates_per_epoch=updates_per_epoch,
     )
     return state
+
+
+def _build_step(
+    state: TrainingState,
+    loss: nn.Module,
+    distillation: Distillation | None,
+    config: Config,
+    device: torch.device,
+    say: Callable[[str], None],
+) -> TrainingStep:
+    """Build the step. The state has been restored: loading an optimiser replaces its tensors."""
+    return TrainingStep(
+        state.model,
+        loss,
+        state.optimizer,
+        state.scaler,
+        state.meters,
+        precision=autocast(config.runtime, device),
+        average=state.ema,
+        distillation=distillation,
+        accumulated=config.parallel.grad_accum_steps,
+        clip_grad=config.optimizer.clip_grad,
+        clip_mode=config.optimizer.clip_mode,
+        broadcast_buffers=not config.parallel.no_ddp_bb,
+        capture=captures_steps(config.compilation, device),
+        say=say,
+    )
 
 
 def _check_parallel(config: Config, device: torch.device) -> None:

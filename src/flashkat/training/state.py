@@ -54,7 +54,6 @@ class TrainingState:
     epochs: int
     name: str = ""
     flags: dict[str, Any] = field(default_factory=dict)
-    trained: Any = None
     epoch: int = 0
     batch: int = 0
     updates: int = 0
@@ -62,10 +61,6 @@ class TrainingState:
     best: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
     meters: Meters = field(default_factory=Meters)
-
-    def __post_init__(self) -> None:
-        # What training calls: the model, or what it is wrapped in.
-        self.trained = self.model if self.trained is None else self.trained
 
     def checkpoint(self) -> dict[str, Any]:
         """timm's checkpoint layout, see :mod:`flashkat.checkpoints`; what timm has no place for is under ``run``.

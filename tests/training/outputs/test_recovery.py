@@ -11,6 +11,7 @@ import torch
 from flashkat import checkpoints
 from flashkat.cli.main import main
 from flashkat.training.outputs.recovery import differences, is_finite, newest_good
+from flashkat.training.step import TrainingStep
 
 
 def write(folder, name, second, value=1.0, **more):
@@ -124,16 +125,14 @@ def test_all_epochs_done_is_no_failure(images, tiny, tmp_path, capsys):
 
 def test_a_signal_writes_a_recovery_and_says_how_to_go_on(train, images, tiny, tmp_path, monkeypatch, capsys):
     straight = train(*STEADY, "--epochs", 2, experiment="straight")
-    from flashkat.training import loop
-
-    update = loop._update
+    update = TrainingStep._update
 
     def signalled(*arguments):
         update(*arguments)
         os.kill(os.getpid(), signal.SIGUSR1)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "_update", signalled)
+        patch.setattr(TrainingStep, "_update", signalled)
         assert command(images, tiny, tmp_path / "stopped", "--epochs", 2) == 128 + signal.SIGUSR1
     recovery = tmp_path / "stopped" / "run" / "recovery-0-0.pth.tar"
     assert capsys.readouterr().err == f"flashkat train: error: stopped: go on with --resume {recovery}\n"
@@ -142,16 +141,15 @@ def test_a_signal_writes_a_recovery_and_says_how_to_go_on(train, images, tiny, t
 
 
 def test_weights_that_are_not_finite_are_not_written(images, tiny, tmp_path, monkeypatch, capsys):
-    from flashkat.training import loop
+    update, updates = TrainingStep._update, []
 
-    update = loop._update
+    def poisoned(step):
+        update(step)
+        updates.append(step)
+        if len(updates) == 3:
+            next(step.model.parameters()).data.fill_(float("inf"))
 
-    def poisoned(state, settings):
-        update(state, settings)
-        if state.updates == 3:
-            next(state.model.parameters()).data.fill_(float("inf"))
-
-    monkeypatch.setattr(loop, "_update", poisoned)
+    monkeypatch.setattr(TrainingStep, "_update", poisoned)
     assert command(images, tiny, tmp_path, "--epochs", 2, "--recovery-interval", 1) == 1
     err = capsys.readouterr().err
     good = tmp_path / "run" / "recovery-0-1.pth.tar"

@@ -11,6 +11,8 @@ from typing import Any
 
 import yaml
 from timm.models import safe_model_name
+from torch import Tensor
+from torchvision.utils import save_image
 
 from ... import checkpoints
 from ...errors import InputError
@@ -207,6 +209,10 @@ class RunFolder:
         for old in self._recoveries[:-2]:
             old.unlink(missing_ok=True)
         del self._recoveries[:-2]
+
+    def save_images(self, images: Tensor, epoch: int, batch: int) -> None:
+        """Save a batch as one picture, its values stretched to what can be seen."""
+        save_image(images.float(), self.path / f"train-batch-{epoch}-{batch}.jpg", padding=0, normalize=True)
 
     def how_to_go_on(self) -> str:
         """What to add to a message that training was stopped."""
