@@ -1,8 +1,10 @@
-# Every target makes the environment it needs: .venv, from the package registry.
+# Every target makes the environment it needs in .venv, from the package registry.
+# It takes the versions in constraints.txt. `make constraints` refreshes that file.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.ready
+SOURCES := pyproject.toml setup.py src/flashkat/ops/cpu/native.c src/flashkat/ops/cpu/native_real.h
 
 DEMO := demo
 # A KAT of 0.1 million parameters that learns 8 x 8 digits, enlarged to 16 x 16, in about a minute on two cores.
@@ -11,7 +13,18 @@ DEMO_TRAINING := --model kat_tiny_patch16_224 --img-size 16 \
 	--epochs 60 --batch-size 64 --opt adamw --lr 3e-3 --weight-decay 0.3 --warmup-epochs 5 \
 	--scale 0.8 1 --ratio 0.9 1.1 --hflip 0 --color-jitter 0 --crop-pct 1 --workers 2
 
-.PHONY: demo test test-gpu test-wheel lint flags figures benchmarks benchmark-figures clean
+.PHONY: demo test test-gpu test-oldest test-newest test-wheel newest constraints lint \
+	flags figures benchmarks benchmark-figures clean
+
+# $(call install,VENV,WHAT): install the tested versions. If one cannot be had, say so and take pyproject.toml's ranges.
+define install
+@echo "Installing into $(1), which takes minutes"
+@$(PYTHON) -m venv $(1)
+@$(1)/bin/python -m pip install --constraint constraints.txt $(2) > $(1)/pip.log 2>&1 || { \
+	echo "Taking the ranges in pyproject.toml:" \
+		"$$(sed -n 's/.*(constraint) \(.*\)/constraints.txt asks for \1, which cannot be had here/p' $(1)/pip.log | head -n 1)"; \
+	$(1)/bin/python -m pip install --quiet $(2); }
+endef
 
 # One thread computes: tensors this small gain nothing from a second one, and wait long for it on a busy machine.
 demo: $(READY)
@@ -29,6 +42,23 @@ test: $(READY)
 # On a machine with a CUDA GPU: the same tests there, with those marked gpu.
 test-gpu: $(READY)
 	$(BIN)/python -m pytest -n 4
+
+# The tests on the lowest versions that pyproject.toml admits.
+test-oldest: .venv-oldest/.ready
+	.venv-oldest/bin/python -m pytest -n auto
+
+# The tests on the newest versions that the registry gives.
+test-newest: newest
+	.venv-newest/bin/python -m pytest -n auto
+
+newest:
+	$(PYTHON) -m venv .venv-newest
+	.venv-newest/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager --editable '.[dev]'
+
+# constraints.txt, from the versions that test-newest takes.
+constraints: newest
+	echo "# Tested versions, written by make constraints on $$(.venv-newest/bin/python --version)." > $@.txt
+	.venv-newest/bin/python -m pip freeze --exclude-editable >> $@.txt
 
 # The built wheel, alone in an empty environment, imports and passes the operator's tests, but for Triton's, which do not
 # depend on how the package was installed and take minutes.
@@ -65,9 +95,14 @@ benchmark-figures: $(READY)
 	$(BIN)/python -m benchmarks.report.tables
 
 clean:
-	rm -rf .venv build dist $(DEMO)
+	rm -rf .venv .venv-oldest .venv-newest build dist $(DEMO)
 
-$(READY): pyproject.toml setup.py src/flashkat/ops/cpu/native.c src/flashkat/ops/cpu/native_real.h
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+$(READY): $(SOURCES) constraints.txt
+	$(call install,.venv,--editable '.[dev]')
+	touch $@
+
+.venv-oldest/.ready: $(SOURCES)
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet uv
+	.venv-oldest/bin/uv pip install --quiet --compile-bytecode --python .venv-oldest --resolution lowest-direct --editable '.[test]'
 	touch $@
