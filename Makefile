@@ -13,8 +13,8 @@ DEMO_TRAINING := --model kat_tiny_patch16_224 --img-size 16 \
 	--epochs 60 --batch-size 64 --opt adamw --lr 3e-3 --weight-decay 0.3 --warmup-epochs 5 \
 	--scale 0.8 1 --ratio 0.9 1.1 --hflip 0 --color-jitter 0 --crop-pct 1 --workers 2
 
-.PHONY: demo test test-gpu test-oldest test-newest test-wheel newest constraints lint dist \
-	flags figures benchmarks benchmark-figures clean
+.PHONY: demo test test-slow test-gpu test-oldest test-newest test-wheel newest constraints lint words dist \
+	docs docs-serve flags figures benchmarks benchmark-figures clean
 
 # $(call install,VENV,WHAT): install the tested versions. If one cannot be had, say so and take pyproject.toml's ranges.
 define install
@@ -38,6 +38,10 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest -n auto
+
+# The tests that take minutes or tens of gigabytes each.
+test-slow: $(READY)
+	$(BIN)/python -m pytest -n auto -m slow
 
 # On a machine with a CUDA GPU: the same tests there, with those marked gpu.
 test-gpu: $(READY)
@@ -86,9 +90,21 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# docs/flags.md, from the parsers.
+# Words per sentence of the README and the docs, and their limits for the README.
+words: $(READY)
+	$(BIN)/python dev/words.py
+
+# The documentation site, in build/site. A warning is an error.
+docs: $(READY)
+	$(BIN)/mkdocs build --strict --site-dir build/site
+
+# The documentation site, on a local port, built again when a page changes.
+docs-serve: $(READY)
+	$(BIN)/mkdocs serve
+
+# docs/reference/flags.md, from the parsers.
 flags: $(READY)
-	$(BIN)/python -m flashkat.cli.flags_table > docs/flags.md
+	$(BIN)/python -m flashkat.cli.flags_table > docs/reference/flags.md
 
 # The README's pictures and numbers, from a fresh run of the demo.
 figures: demo
