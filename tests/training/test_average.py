@@ -7,7 +7,7 @@ import torch
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from flashkat.training.average import Average
+from flashkat.training.average import MovingAverage
 
 
 def float32():
@@ -28,7 +28,7 @@ def bfloat16():
 def test_same_as_timms(make, device, warmup):
     torch.manual_seed(0)
     model = make()
-    pair = [kind(model, decay=0.9, use_warmup=warmup, device=device) for kind in (Average, ModelEmaV3)]
+    pair = [kind(model, decay=0.9, use_warmup=warmup, device=device) for kind in (MovingAverage, ModelEmaV3)]
     for step in range(1, 6):
         with torch.no_grad():
             for tensor in model.state_dict().values():
@@ -42,7 +42,7 @@ def test_same_as_timms(make, device, warmup):
 
 def test_follows_weights_that_are_loaded():
     model = float32()
-    average = Average(model, decay=0.5)
+    average = MovingAverage(model, decay=0.5)
     average.update(model)
     start = copy.deepcopy(average.module.state_dict())
     model.load_state_dict({name: tensor + 1 for name, tensor in model.state_dict().items()})
