@@ -13,6 +13,7 @@ from PIL import Image
 
 from flashkat.cli.main import main
 from flashkat.data import datasets as datasets_module
+from flashkat.data import loaders
 from flashkat.data.datasets import FakeImages, check_same_classes, image_count
 from flashkat.data.loaders import Batches
 from flashkat.errors import InputError
@@ -544,14 +545,19 @@ def test_views_that_cannot_be(folder, flags, words):
 
 @pytest.fixture
 def given(monkeypatch):
-    """What timm's loaders were made with last."""
+    """What timm and PyTorch were told last, under the names of their arguments."""
     given = {}
 
-    def create(dataset, **kwargs):
-        given.update(kwargs)
-        return torch.utils.data.DataLoader([0])
+    def told(make, name):
+        def make_and_note(*args, **kwargs):
+            given.update(kwargs)
+            return make(*args, **kwargs)
 
-    monkeypatch.setattr("flashkat.data.loaders.create_loader", create)
+        monkeypatch.setattr(f"flashkat.data.{name}", make_and_note)
+
+    told(loaders.create_transform, "loaders.create_transform")
+    told(torch.utils.data.DataLoader, "order.DataLoader")
+    monkeypatch.setattr(loaders, "PrefetchLoader", lambda loader, *args, **kwargs: given.update(kwargs))
     return given
 
 
@@ -561,17 +567,41 @@ def given(monkeypatch):
 def test_memory_is_pinned_for_gpus(folder, given, device, flags, pinned):
     args = args_of(folder, *flags)
     training_loader(open_dataset(args, "train"), CONFIG, args, torch.device(device))
-    assert given["pin_memory"] == pinned
+    assert given.pop("pin_memory") == pinned
     evaluation_loader(open_dataset(args, "validation"), CONFIG, args, torch.device(device))
     assert given["pin_memory"] == pinned
 
 
-def test_augmentation_flags_reach_timm(folder, given):
+@pytest.mark.parametrize("place", [[], ["--no-prefetcher"]], ids=["prefetcher", "no prefetcher"])
+def test_augmentation_flags_reach_timm(folder, given, place):
     flags = ["--train-crop-mode", "rkrc", "--color-jitter-prob", 0.3, "--grayscale-prob", 0.2, "--recount", 3]
-    flags += ["--gaussian-blur-prob", 0.1, "--resplit", "--worker-seeding", "part"]
-    args = args_of(folder, *flags, "--no-prefetcher", "-j", 3)
-    training_loader(open_dataset(args, "train"), CONFIG, args, torch.device("cuda"))
+    flags += ["--gaussian-blur-prob", 0.1, "--resplit", "--reprob", 0.5, "--remode", "rand", "--vflip", 0.4]
+    args = args_of(folder, *flags, *place, "-j", 3)
+    training_loader(open_dataset(args, "train"), CONFIG, args, CPU)
     expected = {"train_crop_mode": "rkrc", "color_jitter_prob": 0.3, "grayscale_prob": 0.2, "re_count": 3}
-    expected |= {"gaussian_blur_prob": 0.1, "re_split": True, "worker_seeding": "part"}
-    expected |= {"use_prefetcher": False, "num_workers": 3}
+    expected |= {"gaussian_blur_prob": 0.1, "re_num_splits": 2, "re_prob": 0.5, "re_mode": "rand", "vflip": 0.4}
+    expected |= {"use_prefetcher": not place, "num_workers": 3, "persistent_workers": True}
     assert {name: given[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize(("flags", "splits"), [([], 0), (["--resplit"], 2), (["--resplit", "--aug-splits", 3], 3)])
+def test_part_of_a_batch_that_is_spared(folder, given, flags, splits):
+    args = args_of(folder, *flags, "--reprob", 0.5)
+    training_loader(open_dataset(args, "train"), CONFIG, args, CPU)
+    assert given["re_num_splits"] == splits
+
+
+class Draws(torch.utils.data.IterableDataset):
+    """What NumPy draws in a loader's process, and what its seed gives."""
+
+    def __iter__(self):
+        seed = torch.utils.data.get_worker_info().seed
+        yield np.random.rand(), np.random.RandomState(seed % (2**32 - 1)).rand()
+
+
+@pytest.mark.parametrize("seeding", ["all", "part"])
+def test_worker_seeding(folder, given, seeding):
+    args = args_of(folder, "--worker-seeding", seeding, "-j", 1)
+    training_loader(open_dataset(args, "train"), CONFIG, args, CPU)
+    ((drawn, seeded),) = torch.utils.data.DataLoader(Draws(), 1, num_workers=1, worker_init_fn=given["worker_init_fn"])
+    assert (drawn == seeded) == (seeding == "all")

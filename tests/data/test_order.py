@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 from timm.data.loader import PrefetchLoader
-from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
+from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
-from flashkat.data.order import evaluation_order, own_images, start_epoch, training_order
+from flashkat.data.order import SeededErasing, evaluation_batches, own_images, start_epoch, training_batches
 from flashkat.errors import InputError
 from flashkat.evaluation.evaluate import evaluate
 from flashkat.system import distributed
@@ -38,7 +38,7 @@ def as_process(monkeypatch):
 
 
 def epochs_of(count, batch, workers=0, seed=5, epochs=3, start=None):
-    loader = training_order(DataLoader(Numbers(count), batch, shuffle=True, drop_last=True, num_workers=workers), seed)
+    loader = training_batches(Numbers(count), batch, seed, num_workers=workers)
     if start:
         start_epoch(loader, *start)
     return [list(loader) for _ in range(epochs)]
@@ -75,10 +75,8 @@ def test_an_epoch_can_be_begun_anywhere(as_process, workers):
 
 
 def continued(count, batch, workers=0):
-    loader = DataLoader(
-        Numbers(count), batch, shuffle=True, drop_last=True, num_workers=workers, persistent_workers=workers > 0
-    )
-    return training_order(loader, seed=5, continued=True)
+    loading = {"num_workers": workers, "persistent_workers": workers > 0}
+    return training_batches(Numbers(count), batch, seed=5, continued=True, **loading)
 
 
 def assert_same(ours, theirs):
@@ -134,13 +132,9 @@ def test_random_states_come_back(tmp_path):
 
 
 def erased(start=None, continued=False):
-    loader = PrefetchLoader(
-        DataLoader([(torch.zeros(3, 8, 8), 0)] * 12, 4, drop_last=True, shuffle=True),
-        device=torch.device("cpu"),
-        re_prob=1.0,
-        re_mode="pixel",
-    )
-    loader = training_order(loader, seed=3, continued=continued)
+    batches = training_batches([(torch.zeros(3, 8, 8), 0)] * 12, 4, seed=3, continued=continued)
+    loader = PrefetchLoader(batches, device=torch.device("cpu"), re_prob=1.0, re_mode="pixel")
+    loader.random_erasing = SeededErasing(loader.random_erasing, batches.sampler)
     if start:
         start_epoch(loader, *start)
     return [[images.clone() for images, _ in loader] for _ in range(1 if start else 2)]
@@ -163,7 +157,7 @@ def test_every_evaluation_image_counts_once(as_process, count, size):
     seen, batches = [], set()
     for rank in range(size):
         as_process(rank, size)
-        loader = evaluation_order(DataLoader(Numbers(count), 2))
+        loader = evaluation_batches(Numbers(count), 2)
         indices = torch.cat([index for index, _ in loader]).tolist()
         batches.add(len(loader))
         own = own_images(loader)
@@ -194,7 +188,7 @@ def test_streamed_images_count_once(as_process, size, count, workers):
     seen, batches = [], set()
     for rank in range(size):
         as_process(rank, size)
-        loader = evaluation_order(DataLoader(Stream(count), 2, num_workers=workers, collate_fn=pairs))
+        loader = evaluation_batches(Stream(count), 2, num_workers=workers, collate_fn=pairs)
         assert own_images(loader) is None
         shares = list(loader)
         assert all(len(images) for images, _ in shares)
@@ -212,13 +206,13 @@ def pairs(numbers):
 def test_an_empty_stream(as_process):
     for rank in range(2):
         as_process(rank, 2)
-        assert list(evaluation_order(DataLoader(Stream(0), 2, collate_fn=pairs))) == []
+        assert list(evaluation_batches(Stream(0), 2, collate_fn=pairs)) == []
 
 
 def test_more_processes_than_evaluation_images(as_process):
     as_process(0, 3)
     with pytest.raises(InputError, match="2 images to evaluate on are fewer than the 3 processes: give fewer"):
-        evaluation_order(DataLoader(Numbers(2), 2))
+        evaluation_batches(Numbers(2), 2)
 
 
 class Right(Dataset):
@@ -238,7 +232,7 @@ def test_metrics_are_those_of_one_process(as_process, monkeypatch):
         as_process(rank, size)
         sums = []
         monkeypatch.setattr(distributed, "total", lambda values: sums.append(values) or values)
-        metrics = evaluate({"": torch.nn.Identity()}, evaluation_order(DataLoader(Right(), 2)), nullcontext())[""]
+        metrics = evaluate({"": torch.nn.Identity()}, evaluation_batches(Right(), 2), nullcontext())[""]
         return metrics, sums[0]
 
     alone, _ = measured(0, 1)

@@ -1,40 +1,34 @@
-"""Batches of a data set: timm's loaders in a fixed order, on the model's device."""
+"""Batches of a data set, in a fixed order, on the model's device."""
 
 import time
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
-from timm.data import (
-    AugMixDataset,
-    create_loader,
-    create_transform,
-)
+from timm.data import AugMixDataset, create_transform
+from timm.data.loader import PrefetchLoader, fast_collate
 from torch import Tensor
+from torch.utils.data import Dataset, default_collate, get_worker_info
 
 from ..errors import InputError, explain
 from ..system import distributed
 from ..system.device import Runtime
 from .config import Augmentation, Data
 from .datasets import FakeImages, Stream
-from .order import evaluation_order, training_order
+from .order import SeededErasing, evaluation_batches, training_batches
 
 __all__ = ["Batches", "check_augmentation", "evaluation_loader", "training_loader"]
 
+# What timm's transform and the section of the configuration call the same.
+_AUGMENTATION = ("no_aug", "train_crop_mode", "scale", "ratio", "hflip", "vflip", "color_jitter", "color_jitter_prob")
 
-class _Repeated(torch.utils.data.Dataset):
-    """A data set seen several times in an epoch."""
+
+class _Repeated(Dataset):
+    """Show a data set several times in an epoch."""
 
     def __init__(self, dataset: Any, repeats: float) -> None:
         self.dataset, self.length = dataset, round(len(dataset) * repeats)
-
-    @property
-    def transform(self) -> Any:
-        return self.dataset.transform
-
-    @transform.setter
-    def transform(self, transform: Any) -> None:
-        self.dataset.transform = transform
 
     def __len__(self) -> int:
         return self.length
@@ -47,25 +41,11 @@ def check_augmentation(policy: str | None) -> None:
     """Raise InputError unless timm can make the augmentation that ``--aa`` names."""
     try:
         create_transform(32, is_training=True, auto_augment=policy)
-    except Exception as error:  # of timm's own code, for readers of that
+    except Exception as error:  # timm's asserts and look-ups raise almost anything
         raise InputError(
             f"no augmentation {policy!r} for --aa: give rand, augmix, original, originalr, v0, v0r or 3a, "
             "with options such as in rand-m9-mstd0.5-inc1 or augmix-m3-w3"
         ) from error
-
-
-def _common(data: Data, runtime: Runtime, config: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    return {
-        "input_size": config["input_size"],
-        "mean": config["mean"],
-        "std": config["std"],
-        "num_workers": data.workers,
-        "pin_memory": data.pin_mem and device.type == "cuda",
-        "use_prefetcher": not data.no_prefetcher,
-        "img_dtype": runtime.dtype,
-        "distributed": distributed.size() > 1,
-        "device": device,
-    }
 
 
 def training_loader(
@@ -76,20 +56,99 @@ def training_loader(
     runtime: Runtime,
     device: torch.device,
 ) -> "Batches":
-    """Make timm's shuffled, augmented loader of this process's share. An epoch's last, partial batch is dropped."""
+    """Make the shuffled, augmented loader of this process's share. An epoch's last, partial batch is dropped.
+
+    Raises:
+        InputError: flags that contradict each other or the data, or fewer images than a batch of all processes.
+    """
     if isinstance(dataset, FakeImages):
         return Batches(_Resident(dataset, config, runtime, device), runtime, device)
-    source = dataset.source
-    if data.epoch_repeats and isinstance(dataset, Stream):
-        dataset.reader.num_samples = round(dataset.reader.num_samples * data.epoch_repeats)
-    elif data.epoch_repeats:
-        dataset = _Repeated(dataset, data.epoch_repeats)
-    processes = distributed.size()
-    # Of a stream, timm's reader goes on from the beginning until the last batch is full.
-    if not isinstance(dataset, Stream) and len(dataset) < data.batch_size * processes:
+    _check_training(dataset, data, augmentation)
+    splits = augmentation.aug_splits
+    erasing = {
+        "re_prob": augmentation.reprob,
+        "re_mode": augmentation.remode,
+        "re_count": augmentation.recount,
+        # Without splits timm spares the first half of a batch.
+        "re_num_splits": (splits or 2) if augmentation.resplit else 0,
+    }
+    with explain("cannot load images like this"):
+        dataset.transform = create_transform(
+            **_shared_settings(config, data),
+            **{name: getattr(augmentation, name) for name in _AUGMENTATION},
+            is_training=True,
+            grayscale_prob=augmentation.grayscale_prob or 0.0,
+            gaussian_blur_prob=augmentation.gaussian_blur_prob or 0.0,
+            auto_augment=augmentation.aa,
+            interpolation=augmentation.train_interpolation,
+            separate=splits > 0,
+            **erasing,
+        )
+        is_stream = isinstance(dataset, Stream)
+        if is_stream:
+            if data.epoch_repeats:
+                dataset.reader.num_samples = round(dataset.reader.num_samples * data.epoch_repeats)
+            dataset.set_loader_cfg(num_workers=data.workers)
+        if splits:
+            dataset = AugMixDataset(dataset, num_splits=splits)
+        if data.epoch_repeats and not is_stream:
+            dataset = _Repeated(dataset, data.epoch_repeats)
+        loader = training_batches(
+            dataset,
+            data.batch_size,
+            runtime.seed,
+            repeats=augmentation.aug_repeats,
+            continued=data.use_multi_epochs_loader,
+            **_loading(data, device),
+        )
+        loader = _prefetched(loader, config, data, runtime, device, **({} if augmentation.no_aug else erasing))
+    # timm draws what is erased in a stream from the process's random numbers.
+    if getattr(loader, "random_erasing", None) and not is_stream:
+        loader.random_erasing = SeededErasing(loader.random_erasing, loader.sampler)
+    return Batches(loader, runtime, device)
+
+
+def _shared_settings(config: dict[str, Any], data: Data) -> dict[str, Any]:
+    """Return what training and evaluation tell ``create_transform`` alike."""
+    names = ("input_size", "mean", "std")
+    return {**{name: config[name] for name in names}, "use_prefetcher": not data.no_prefetcher}
+
+
+def _loading(data: Data, device: torch.device) -> dict[str, Any]:
+    """Return the arguments of a DataLoader that do not concern its order."""
+    return {
+        "num_workers": data.workers,
+        "collate_fn": default_collate if data.no_prefetcher else fast_collate,
+        "pin_memory": data.pin_mem and device.type == "cuda",
+        "worker_init_fn": _seed_numpy if data.worker_seeding == "all" else None,
+        "persistent_workers": data.workers > 0,
+    }
+
+
+def _seed_numpy(worker: int) -> None:
+    """Seed NumPy in a loader's process as timm does. Only the augmentation of streams draws from that seed."""
+    info: Any = get_worker_info()
+    np.random.seed(info.seed % (2**32 - 1))
+
+
+def _prefetched(
+    loader: Any, config: dict[str, Any], data: Data, runtime: Runtime, device: torch.device, **erasing: Any
+) -> Any:
+    """Let timm copy, normalise and erase batches ahead of their use, unless ``--no-prefetcher`` is given."""
+    if data.no_prefetcher:
+        return loader
+    channels = config["input_size"][0]
+    return PrefetchLoader(loader, config["mean"], config["std"], channels, device, runtime.dtype, **erasing)
+
+
+def _check_training(dataset: Any, data: Data, augmentation: Augmentation) -> None:
+    """Raise InputError where flags contradict each other or the data."""
+    images, processes = round(len(dataset) * (data.epoch_repeats or 1)), distributed.size()
+    # A stream's reader begins anew until the last batch is full.
+    if images < data.batch_size * processes and not isinstance(dataset, Stream):
         each = f" for each of {processes} processes" if processes > 1 else ""
         raise InputError(
-            f"{source} has {len(dataset)} images, fewer than a batch of {data.batch_size}{each}: "
+            f"{dataset.source} has {images} images, fewer than a batch of {data.batch_size}{each}: "
             f"give a smaller --batch-size{' or fewer processes' if each else ''}"
         )
     for name in ("scale", "ratio"):
@@ -99,35 +158,6 @@ def training_loader(
     _check_views(dataset, data, augmentation)
     if data.use_multi_epochs_loader:
         _check_numbered(dataset, "--use-multi-epochs-loader")
-    if augmentation.aug_splits:
-        dataset = AugMixDataset(dataset, num_splits=augmentation.aug_splits)
-    with explain("cannot load images like this"):
-        loader = create_loader(
-            dataset,
-            **_common(data, runtime, config, device),
-            batch_size=data.batch_size,
-            is_training=True,
-            no_aug=augmentation.no_aug,
-            train_crop_mode=augmentation.train_crop_mode,
-            scale=augmentation.scale,
-            ratio=augmentation.ratio,
-            hflip=augmentation.hflip,
-            vflip=augmentation.vflip,
-            color_jitter=augmentation.color_jitter,
-            color_jitter_prob=augmentation.color_jitter_prob,
-            grayscale_prob=augmentation.grayscale_prob or 0.0,
-            gaussian_blur_prob=augmentation.gaussian_blur_prob or 0.0,
-            auto_augment=augmentation.aa,
-            num_aug_repeats=augmentation.aug_repeats,
-            num_aug_splits=augmentation.aug_splits,
-            re_prob=augmentation.reprob,
-            re_mode=augmentation.remode,
-            re_count=augmentation.recount,
-            re_split=augmentation.resplit,
-            interpolation=augmentation.train_interpolation,
-            worker_seeding=data.worker_seeding,
-        )
-    return Batches(training_order(loader, runtime.seed, data.use_multi_epochs_loader), runtime, device)
 
 
 def _check_views(dataset: Any, data: Data, augmentation: Augmentation) -> None:
@@ -146,7 +176,7 @@ def _check_views(dataset: Any, data: Data, augmentation: Augmentation) -> None:
 
 
 def _check_numbered(dataset: Any, flag: str) -> None:
-    """Raise InputError where images cannot be asked for by number, as a flag needs it."""
+    """Raise InputError if a flag needs images by number and the data is streamed."""
     if isinstance(dataset, Stream):
         raise InputError(f"{flag} needs images by number, {dataset.source} is streamed: leave it out")
 
@@ -160,31 +190,31 @@ def evaluation_loader(
     batch_size: int | None = None,
     crop_border_pixels: int | None = None,
 ) -> "Batches":
-    """Make timm's loader over every image once, in order. Each of several processes has a share.
+    """Make the loader of this process's share, in order. Every process reads a stream whole.
 
-    Each of them reads all of what is streamed, and takes the share from that.
+    Raises:
+        InputError: the images cannot be loaded like this, or are fewer than the processes.
     """
     batch_size = batch_size or data.batch_size
     if isinstance(dataset, FakeImages):
         dataset.batch_size = batch_size
         return Batches(_Resident(dataset, config, runtime, device), runtime, device)
-    if isinstance(dataset, Stream):
-        dataset.read_whole()
     with explain("cannot load images like this"):
-        loader = create_loader(
-            dataset,
-            **_common(data, runtime, config, device),
-            batch_size=batch_size,
-            interpolation=config["interpolation"],
-            crop_pct=config["crop_pct"],
-            crop_mode=config["crop_mode"],
+        dataset.transform = create_transform(
+            **_shared_settings(config, data),
+            **{name: config[name] for name in ("interpolation", "crop_pct", "crop_mode")},
             crop_border_pixels=crop_border_pixels,
         )
-    return Batches(evaluation_order(loader), runtime, device)
+        if isinstance(dataset, Stream):
+            dataset.read_whole()
+            dataset.set_loader_cfg(num_workers=data.workers)
+        loader = evaluation_batches(dataset, batch_size, **_loading(data, device))
+        loader = _prefetched(loader, config, data, runtime, device)
+    return Batches(loader, runtime, device)
 
 
 class _Resident:
-    """The same random batch on the device, for every batch of an epoch."""
+    """Show one random batch on the device throughout an epoch."""
 
     def __init__(self, dataset: FakeImages, config: dict[str, Any], runtime: Runtime, device: torch.device) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -198,14 +228,15 @@ class _Resident:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for _ in range(len(self)):
-            # Mixing writes into what it is given.
+            # Mixing changes its input in place.
             yield self.images.clone(), self.target
 
 
 class Batches:
-    """A loader's batches as the model takes them: on its device, in its dtype and layout.
+    """Give a loader's batches to a model: on its device, in its dtype and layout.
 
-    ``waited`` counts the seconds that went by waiting for the loader, since the last epoch began.
+    Attributes:
+        waited: seconds spent waiting for the loader, since the last epoch began.
     """
 
     def __init__(self, loader: Any, runtime: Runtime, device: torch.device) -> None:
@@ -214,7 +245,7 @@ class Batches:
         self._layout = torch.channels_last if runtime.channels_last else torch.contiguous_format
 
     def __getattr__(self, name: str) -> Any:
-        if name == "loader":  # while it is made or copied
+        if name == "loader":  # not set yet, while this is made or copied
             raise AttributeError(name)
         return getattr(self.loader, name)
 
@@ -234,9 +265,9 @@ class Batches:
 
 
 def _keep_until_used(*tensors: Tensor) -> None:
-    """Let the memory of what another stream has made wait for the current one, which uses it, before it is used again.
+    """Call ``record_stream``, so that the allocator does not reuse a batch that the GPU still reads.
 
-    timm's prefetcher of 1.0.29 writes later batches to the memory of one that the GPU has not got to yet.
+    timm 1.0.29's prefetcher does not wait for that itself.
     """
     for tensor in tensors:
         if tensor.is_cuda:

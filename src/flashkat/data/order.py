@@ -1,8 +1,8 @@
-"""Which process sees which images in which order, and what random numbers an image is augmented with.
+"""Which process sees which images in which order, and which random numbers augment an image.
 
-An epoch's order depends on the seed and the epoch alone: global batch k is the same set of images whether one process
-draws it or several draw a share each. An image's augmentation depends on the seed, the epoch and its place in that
-order alone. So it does not matter how many loader processes there are, or whether the epoch was begun in another run.
+An epoch's order depends on the seed and the epoch alone. Global batch k holds the same images for one process as for
+several that draw a share each. An image's augmentation depends on the seed, the epoch and the image's place in that
+order. So neither the number of loader processes nor a resumed run changes it.
 """
 
 from collections.abc import Iterator
@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from timm.data.distributed_sampler import OrderedDistributedSampler, RepeatAugSampler
-from timm.data.loader import PrefetchLoader
 from timm.data.random_erasing import RandomErasing
 from torch.utils.data import (
     BatchSampler,
@@ -19,7 +18,6 @@ from torch.utils.data import (
     DistributedSampler,
     IterableDataset,
     Sampler,
-    SequentialSampler,
     get_worker_info,
 )
 
@@ -28,15 +26,15 @@ from ..system import distributed
 from ..system.random import draw_from, isolated, seed_of
 from .erasing import BatchErasing
 
-__all__ = ["evaluation_order", "own_images", "start_epoch", "training_order"]
+__all__ = ["SeededErasing", "evaluation_batches", "own_images", "start_epoch", "training_batches"]
 
 
 class _Passes:
-    """Which epoch is passed through, and from which batch on.
+    """Know which epoch is under way, and from which batch on.
 
     Attributes:
         seed: of the run.
-        epoch, first_batch: of the pass that is under way.
+        epoch, first_batch: of the current pass.
         passes: how many were begun.
     """
 
@@ -45,7 +43,7 @@ class _Passes:
         self.epoch = self.first_batch = self.passes = 0
 
     def start(self, epoch: int, batch: int) -> None:
-        """What the next iteration is to be: an epoch from one of its batches on. Without it, the epoch after."""
+        """Set the epoch and first batch of the next iteration. By default it is the next epoch's batch 0."""
         self.next_pass = (epoch, batch)
 
     def _begin(self) -> None:
@@ -55,7 +53,7 @@ class _Passes:
 
 
 class EpochSampler(_Passes, Sampler):
-    """The indices of a process's share of an epoch, each with the numbers that the seed of its augmentation is made of.
+    """Draw a process's share of an epoch: indices, each with the numbers that seed its augmentation.
 
     Args:
         sampler: of the indices, with ``set_epoch``.
@@ -73,16 +71,16 @@ class EpochSampler(_Passes, Sampler):
         rank, size = distributed.rank(), distributed.size()
         for number, index in enumerate(self.sampler):
             if number >= self.first_batch * self.batch_size:
-                # Making a seed takes a while, which the loader's processes have and the training process does not.
+                # The loader's processes make the seed. It would take too long in the training process.
                 yield index, (self.seed, self.epoch, rank + size * number)
 
     def __len__(self) -> int:
-        """Of the whole epoch."""
+        """Count the images of a whole epoch."""
         return len(self.sampler)
 
 
 class _SeededDataset(Dataset):
-    """A data set that takes an index and the numbers of a seed."""
+    """Take an index together with the numbers of a seed."""
 
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
@@ -90,7 +88,7 @@ class _SeededDataset(Dataset):
     def __getitem__(self, drawn: tuple[int, tuple[int, ...]]) -> Any:
         index, seed = drawn[0], seed_of(*drawn[1])
         if get_worker_info() is not None:
-            # Nobody else draws in a loader's process, and keeping NumPy's state takes as long as a small image.
+            # Nothing else draws in a loader's process, and saving NumPy's state takes as long as a small image.
             draw_from(seed)
             return self.dataset[index]
         with isolated(seed):
@@ -101,7 +99,7 @@ class _SeededDataset(Dataset):
 
 
 class _Endless(BatchSampler):
-    """The batches of an epoch, then those of the next."""
+    """Draw the batches of an epoch, then those of the next."""
 
     def __iter__(self) -> Iterator[list[Any]]:
         while True:
@@ -109,7 +107,7 @@ class _Endless(BatchSampler):
 
 
 class ContinuedLoader(_Passes):
-    """A loader that goes on with the next epoch while the last batches of one are taken, and what is done in between.
+    """Load the next epoch ahead, while training takes an epoch's last batches and evaluates.
 
     Args:
         loader: over the endless batches of ``order``.
@@ -127,7 +125,7 @@ class ContinuedLoader(_Passes):
         if self._next_batch != (self.epoch, self.first_batch):
             self.order.start(self.epoch, self.first_batch)
             self._batches = iter(self.loader)
-        # Until the pass is over, so that one that is broken off is not gone on with.
+        # None until the pass ends, so that a pass that is broken off is not continued.
         self._next_batch = None
         for _ in range(self.first_batch, len(self)):
             yield next(self._batches)
@@ -135,16 +133,21 @@ class ContinuedLoader(_Passes):
 
     @property
     def sampler(self) -> _Passes:
-        """What says, and is told, which pass is taken: the loader itself, as the order is ahead."""
+        """The loader itself, which knows the current pass: ``order`` is ahead."""
         return self
 
     def __len__(self) -> int:
-        """Batches of a whole epoch."""
+        """Count the batches of a whole epoch."""
         return len(self.loader)
 
 
-class _SeededErasing:
-    """Erasing of whole batches, which runs a batch ahead of training, with random numbers of its own."""
+class SeededErasing:
+    """Erase in whole batches, from seeds of their own, as this runs a batch ahead of training.
+
+    Args:
+        erasing: timm's settings.
+        order: the sampler of the loader.
+    """
 
     def __init__(self, erasing: RandomErasing, order: _Passes) -> None:
         self.erasing, self.order = BatchErasing(erasing), order
@@ -159,51 +162,61 @@ class _SeededErasing:
         return self.erasing(images, seed)
 
 
-def training_order(loader: Any, seed: int, continued: bool = False) -> Any:
-    """timm's training loader, with every process's share, order and augmentation a function of the seed.
+def training_batches(
+    dataset: Any, batch_size: int, seed: int, *, repeats: int = 0, continued: bool = False, **loading: Any
+) -> Any:
+    """Make the loader of this process's share, whose order and augmentation are a function of the seed.
 
-    If it is to be ``continued``, the next epoch is begun while one ends, see :class:`ContinuedLoader`. Of a data set
-    that can only be read in its own order, or a loader that is no plain DataLoader, nothing is changed.
+    A stream keeps its own order and random numbers.
+
+    Args:
+        dataset: what to load.
+        batch_size: of this process.
+        seed: of the run.
+        repeats: how many views of an image the processes share; 0 for one each, without timm's RepeatAugSampler.
+        continued: load the next epoch ahead, see :class:`ContinuedLoader`.
+        **loading: further arguments of DataLoader.
     """
-    plain = loader.loader if isinstance(loader, PrefetchLoader) else loader
-    if not _can_be_rebuilt(plain):
-        return loader
-    sampler = plain.sampler
-    if not isinstance(sampler, RepeatAugSampler):
-        # Dropping what does not divide among the processes, as a single process drops it with the last batch.
-        sampler = DistributedSampler(
-            plain.dataset, distributed.size(), distributed.rank(), shuffle=True, seed=seed, drop_last=True
-        )
-    rebuilt = _in_order(plain, EpochSampler(sampler, seed, plain.batch_size), continued)
-    if not isinstance(loader, PrefetchLoader):
-        return rebuilt
-    loader.loader = rebuilt
-    if loader.random_erasing is not None:
-        loader.random_erasing = _SeededErasing(loader.random_erasing, rebuilt.sampler)
-    return loader
+    if isinstance(dataset, IterableDataset):
+        return DataLoader(dataset, batch_size, drop_last=True, **loading)
+    size, rank = distributed.size(), distributed.rank()
+    if repeats:
+        sampler: Any = RepeatAugSampler(dataset, size, rank, num_repeats=repeats)
+    else:
+        # Drops what does not divide among the processes, as a single process drops it with the last batch.
+        sampler = DistributedSampler(dataset, size, rank, seed=seed, drop_last=True)
+    order, seeded = EpochSampler(sampler, seed, batch_size), _SeededDataset(dataset)
+    loading["generator"] = _own_generator()
+    if not continued:
+        return DataLoader(seeded, batch_size, sampler=order, drop_last=True, **loading)
+    batches = _Endless(order, batch_size, drop_last=True)
+    return ContinuedLoader(DataLoader(seeded, batch_sampler=batches, **loading), order)
+
+
+def _own_generator() -> torch.Generator:
+    """Return a generator for a DataLoader, whose first pass would draw from the process's random numbers without."""
+    return torch.Generator().manual_seed(0)
 
 
 def start_epoch(loader: Any, epoch: int, batch: int) -> bool:
-    """Let the next iteration of a loader be an epoch from one of its batches on; False if it cannot start there."""
-    order: Any = getattr(loader, "sampler", None)
+    """Let a loader's next iteration be an epoch from a batch on; return False if it cannot start at that batch."""
+    order = getattr(loader, "sampler", None)
     if isinstance(order, _Passes):
         order.start(epoch, batch)
         return True
-    # Of loaders that are timm's as they are, what draws the order is told: a sampler, or a data set that is streamed.
-    parts: tuple[Any, ...] = (order, getattr(loader, "dataset", None))
-    for part in parts:
-        if hasattr(part, "set_epoch"):
-            part.set_epoch(epoch)
+    dataset: Any = getattr(loader, "dataset", None)
+    if hasattr(dataset, "set_epoch"):  # a stream
+        dataset.set_epoch(epoch)
     return batch == 0
 
 
 class _OwnBatches:
-    """Every n-th batch of a loader that is the same in all of n processes, as many for each, so that they go in step.
+    """Take every n-th batch of a loader that is the same in all n processes.
 
-    Who would have one fewer gets the last one of all once more, without targets: there is nothing in it to count.
+    A process that runs out repeats the last batch with empty targets, so that all take the same number of steps.
     """
 
-    def __init__(self, loader: Any) -> None:
+    def __init__(self, loader: DataLoader) -> None:
         self.loader, self.dataset = loader, loader.dataset
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -220,69 +233,35 @@ class _OwnBatches:
         return -(-len(self.loader) // distributed.size())
 
 
-def evaluation_order(loader: Any) -> Any:
-    """timm's evaluation loader, which gives each process its share in order.
+def evaluation_batches(dataset: Any, batch_size: int, **loading: Any) -> Any:
+    """Make the loader of this process's share, in order.
 
-    All shares are of one size, so that the processes go in step; those past the end of the data set hold an image that
-    is counted elsewhere: :func:`own_images` says how many are not. Data that is streamed, which every process has to
-    read whole, is shared by batches.
+    All shares have the same size, so that the processes take the same number of steps. Where that needs more images
+    than there are, the last ones are counted elsewhere, see :func:`own_images`. Every process reads a stream whole and
+    takes its share of the batches.
+
+    Args:
+        dataset: what to load.
+        batch_size: of this process.
+        **loading: further arguments of DataLoader.
+
+    Raises:
+        InputError: there are fewer images than processes.
     """
-    plain = loader.loader if isinstance(loader, PrefetchLoader) else loader
-    if isinstance(plain.dataset, IterableDataset) and distributed.size() > 1:
-        return _OwnBatches(loader)
-    if not _can_be_rebuilt(plain):
-        return loader
-    sampler: Sampler = SequentialSampler(plain.dataset)
-    if distributed.size() > 1:
-        if len(plain.dataset) < distributed.size():
-            raise InputError(
-                f"{len(plain.dataset)} images to evaluate on are fewer than the {distributed.size()} processes: "
-                "give fewer processes"
-            )
-        sampler = OrderedDistributedSampler(plain.dataset, distributed.size(), distributed.rank())
-    rebuilt = _rebuilt(plain, plain.dataset, **_batches_of(plain, sampler))
-    if not isinstance(loader, PrefetchLoader):
-        return rebuilt
-    loader.loader = rebuilt
-    return loader
+    size = distributed.size()
+    if isinstance(dataset, IterableDataset):
+        return _OwnBatches(DataLoader(dataset, batch_size, **loading))
+    if len(dataset) < size:
+        raise InputError(
+            f"{len(dataset)} images to evaluate on are fewer than the {size} processes: give fewer processes"
+        )
+    sampler = OrderedDistributedSampler(dataset, size, distributed.rank()) if size > 1 else None
+    return DataLoader(dataset, batch_size, sampler=sampler, generator=_own_generator(), **loading)
 
 
 def own_images(loader: Any) -> int | None:
-    """How many images of an evaluation loader count, the first ones; None for all of them."""
+    """Count the images of an evaluation loader that count, the first ones; None for all of them."""
     sampler = getattr(loader, "sampler", None)
     if not isinstance(sampler, OrderedDistributedSampler):
         return None
     return len(range(sampler.rank, len(sampler.dataset), sampler.num_replicas))
-
-
-def _can_be_rebuilt(loader: Any) -> bool:
-    return type(loader) is DataLoader and not isinstance(loader.dataset, IterableDataset)
-
-
-def _in_order(loader: DataLoader, order: EpochSampler, continued: bool) -> Any:
-    """A loader whose ``sampler`` says, and is told, which pass is taken."""
-    dataset = _SeededDataset(loader.dataset)
-    if not continued:
-        return _rebuilt(loader, dataset, **_batches_of(loader, order))
-    endless = _Endless(order, order.batch_size, loader.drop_last)
-    return ContinuedLoader(_rebuilt(loader, dataset, batch_sampler=endless), order)
-
-
-def _batches_of(loader: DataLoader, sampler: Sampler) -> dict[str, Any]:
-    return {"sampler": sampler, "batch_size": loader.batch_size, "drop_last": loader.drop_last}
-
-
-def _rebuilt(loader: DataLoader, dataset: Dataset, **order: Any) -> DataLoader:
-    return DataLoader(
-        dataset,
-        **order,
-        num_workers=loader.num_workers,
-        collate_fn=loader.collate_fn,
-        pin_memory=loader.pin_memory,
-        worker_init_fn=loader.worker_init_fn,
-        multiprocessing_context=loader.multiprocessing_context,
-        prefetch_factor=loader.prefetch_factor,
-        persistent_workers=loader.persistent_workers,
-        # Of its own: with the process's, the first pass would move random numbers that later ones do not.
-        generator=torch.Generator().manual_seed(0),
-    )
