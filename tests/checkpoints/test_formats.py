@@ -172,6 +172,20 @@ def test_googles_vit_loads_to_equal_logits(prefix, tmp_path):
     assert torch.equal(by_timm(images()), source(images()))
 
 
+@pytest.mark.parametrize(
+    "sizes",
+    [{"img_size": (16, 24), "patch_size": (4, 8)}, {"in_chans": 1}, {"mlp_ratio": 57 / 48}, {"depth": 1}],
+    ids=str,
+)
+def test_googles_vit_of_other_sizes(sizes, tmp_path):
+    source = vit(**sizes)
+    path = write_npz(google_arrays(source), tmp_path / "vit.npz")
+    before = torch.get_rng_state()
+    state = checkpoints.read(path)["state_dict"]
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.testing.assert_close(state, dict(source.state_dict()), rtol=0, atol=0)
+
+
 def test_googles_vit_without_a_head(tmp_path):
     arrays = {key: value for key, value in google_arrays(vit()).items() if not key.startswith("head/")}
     state = checkpoints.read(write_npz(arrays, tmp_path / "vit.npz"))["state_dict"]

@@ -576,11 +576,11 @@ def test_memory_is_pinned_for_gpus(folder, given, device, flags, pinned):
 def test_augmentation_flags_reach_timm(folder, given, place):
     flags = ["--train-crop-mode", "rkrc", "--color-jitter-prob", 0.3, "--grayscale-prob", 0.2, "--recount", 3]
     flags += ["--gaussian-blur-prob", 0.1, "--resplit", "--reprob", 0.5, "--remode", "rand", "--vflip", 0.4]
-    args = args_of(folder, *flags, *place, "-j", 3)
+    args = args_of(folder, *flags, *place, "-j", 2)
     training_loader(open_dataset(args, "train"), CONFIG, args, CPU)
     expected = {"train_crop_mode": "rkrc", "color_jitter_prob": 0.3, "grayscale_prob": 0.2, "re_count": 3}
     expected |= {"gaussian_blur_prob": 0.1, "re_num_splits": 2, "re_prob": 0.5, "re_mode": "rand", "vflip": 0.4}
-    expected |= {"use_prefetcher": not place, "num_workers": 3, "persistent_workers": True}
+    expected |= {"use_prefetcher": not place, "num_workers": 2, "persistent_workers": True}
     assert {name: given[name] for name in expected} == expected
 
 

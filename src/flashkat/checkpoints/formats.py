@@ -1,37 +1,34 @@
-"""What other programs call the same weights: every format of checkpoint that is read or written, in one place.
+"""The formats of weights that are read or written, and how weights differ from a model's.
 
-A checkpoint's weights are a dictionary from names to tensors, D being the width, G the number of groups:
+A checkpoint's weights are a dictionary from names to tensors. G is the number of groups:
 
 ``timm``
-    This package's own models, in timm's registry. As timm's Vision Transformer, with two rationals in each MLP:
-    ``blocks.N.mlp.act1.numerator`` (1 or G, m) and ``.denominator`` (1 or G, n), and the same for ``act2``.
+    This package's own models, in timm's registry. Names are those of timm's Vision Transformer, with two rationals in
+    each MLP: ``blocks.N.mlp.act1.numerator`` (1 or G, m) and ``.denominator`` (1 or G, n), and the same for ``act2``.
 ``kat``
     KAT (Yang & Wang, ICLR 2025): the published weights and what its code trains. The rationals' coefficients are
     ``weight_numerator`` (1, 6) and ``weight_denominator`` (8, 4); every other name is the same.
 ``flashkat``
-    The FlashKAT paper's code (Raffel & Chen, AAAI 2026). They are ``numerator_v`` (1 or G, 6) and ``denominator_v``
-    (1 or G, 4); every other name is the same.
+    The FlashKAT paper's code (Raffel & Chen, AAAI 2026). The coefficients are ``numerator_v`` (1 or G, 6) and
+    ``denominator_v`` (1 or G, 4); every other name is the same.
 timm's ViT
     The same names without ``act1`` and ``act2``: an MLP is ``mlp.fc1`` and ``mlp.fc2``.
 Google's ViT
     NumPy's ``.npz``, as in the original Vision Transformer (Dosovitskiy et al., ICLR 2021) and "How to train your
     ViT?" (Steiner et al., 2021): ``Transformer/encoderblock_N/...``, kernels with inputs first, attention per head.
-    Some files have all names behind ``opt/target/``.
+    In some files all names begin with ``opt/target/``. timm reads them.
 
-The files around the weights are read in :mod:`flashkat.checkpoints`.
+:mod:`flashkat.checkpoints.io` reads and writes the files.
 """
 
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from ..errors import InputError, explain
-
-if TYPE_CHECKING:
-    import numpy as np
 
 __all__ = ["compare", "describe", "from_google", "model_name"]
 
@@ -40,7 +37,7 @@ __all__ = ["compare", "describe", "from_google", "model_name"]
 
 
 def model_name(model: Any) -> str:
-    """What to call a model: as timm's registry does, or else as its class."""
+    """Return a model's name in timm's registry, or else its class's."""
     configuration = getattr(model, "pretrained_cfg", None) or {}
     return configuration.get("architecture") or type(model).__name__
 
@@ -48,10 +45,12 @@ def model_name(model: Any) -> str:
 def compare(
     own: Mapping[str, Any], state: Mapping[str, Any], read: Mapping[str, Any] | None = None
 ) -> dict[str, list[str]]:
-    """What a state_dict lacks, has beside, and has in another shape, than a model's own.
+    """List the names that a state_dict lacks, has beyond a model's own, or has in another shape.
 
-    Values may be None where shapes do not matter. Each list holds names; those of another shape say both shapes, where
-    ``read`` is given the one in that, from before the state_dict was made to fit.
+    Args:
+        own: the model's; a value may be None if its shape does not matter.
+        state: to compare.
+        read: the weights before they were fitted to the model. Their shapes are reported, if given.
     """
     shown = {**state, **(read or {})}
     shared = [key for key in own if key in state]
@@ -67,7 +66,7 @@ def compare(
 
 
 def describe(differences: Mapping[str, list[str]], most: int = 2) -> str:
-    """Differences in one line, with at most so many names of each kind; empty if there are none."""
+    """Describe differences in one line with at most ``most`` names of each kind; empty if there are none."""
 
     def some(names: list[str]) -> str:
         return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
@@ -77,80 +76,59 @@ def describe(differences: Mapping[str, list[str]], most: int = 2) -> str:
 
 # --- Google's ViT -----------------------------------------------------------------------------------------------------
 
-_GOOGLE_BLOCK = re.compile(r"Transformer/encoderblock_(\d+)/")
 _GOOGLE_PREFIX = "opt/target/"
+_GOOGLE_BLOCK = re.compile(r"Transformer/encoderblock_(\d+)/")
+_GOOGLE_LAYERS = (
+    *("LayerNorm_0", "LayerNorm_2", "MlpBlock_3/Dense_0", "MlpBlock_3/Dense_1"),
+    *(f"MultiHeadDotProductAttention_1/{part}" for part in ("query", "key", "value", "out")),
+)
 
 
-def from_google(arrays: Mapping[str, "np.ndarray"], name: str) -> dict[str, Tensor]:
-    """The weights of one of Google's original ViTs under timm's names.
+def from_google(path: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """Read one of Google's original ViTs by timm, under timm's names.
 
-    The layer before the head that some files have, ``pre_logits``, has no place in timm's ViTs and is left out.
+    timm's ViTs lack the layer ``pre_logits`` of some files, which is left out.
 
     Args:
-        arrays: the arrays of the file, by name.
-        name: what to call the file in errors.
+        path: the file.
+        shapes: of its arrays, by name.
 
     Raises:
-        InputError: arrays are missing, or are there that no ViT has.
+        InputError: arrays are missing, do not belong to a ViT, or have shapes that no ViT has.
     """
-    prefix = _GOOGLE_PREFIX if any(key.startswith(_GOOGLE_PREFIX) for key in arrays) else ""
-    keys = {key.removeprefix(prefix) for key in arrays if key.startswith(prefix)}
-    depth = 1 + max((int(match[1]) for key in keys if (match := _GOOGLE_BLOCK.match(key))), default=-1)
-    plan = _google_plan(depth, has_head="head/kernel" in keys or "head/bias" in keys)
-    needed = {source for sources, _ in plan.values() for source in sources}
-    differences = {
-        "missing": sorted(needed - keys),
-        "unexpected": sorted(key for key in keys - needed if not key.startswith("pre_logits/")),
-    }
-    found = describe(differences)
+    prefix = _GOOGLE_PREFIX if any(name.startswith(_GOOGLE_PREFIX) for name in shapes) else ""
+    shapes = {name.removeprefix(prefix): shape for name, shape in shapes.items() if name.startswith(prefix)}
+    blocks = [int(match[1]) for name in shapes if (match := _GOOGLE_BLOCK.match(name))]
+    depth, has_head = 1 + max(blocks, default=0), "head/kernel" in shapes or "head/bias" in shapes
+    needed = _google_names(depth, has_head)
+    unexpected = {name for name in shapes.keys() - needed if not name.startswith("pre_logits/")}
+    found = describe({"missing": sorted(needed - shapes.keys()), "unexpected": sorted(unexpected)})
     if found:
-        raise InputError(f"{name} is not of one of Google's original ViTs: {found}")
-    with explain(f"cannot read {name} as the weights of a ViT"):
-        return {
-            ours: torch.cat([_google_tensor(arrays[prefix + source], kind) for source in sources])
-            for ours, (sources, kind) in plan.items()
-        }
+        raise InputError(f"{path} is not of one of Google's original ViTs: {found}")
+    with explain(f"cannot read {path} as the weights of a ViT"):
+        height, width, channels, features = shapes["embedding/kernel"]
+        patches = shapes["Transformer/posembed_input/pos_embedding"][1] - 1
+        model = VisionTransformer(
+            # A row of patches, one for each position of the file, so that nothing is resampled yet.
+            img_size=(height, width * patches),
+            patch_size=(height, width),
+            in_chans=channels,
+            num_classes=shapes["head/bias"][0] if has_head else 0,
+            embed_dim=features,
+            depth=depth,
+            num_heads=1,  # weights are the same for any number
+            # timm rounds the product with ``features`` down.
+            mlp_ratio=(shapes["Transformer/encoderblock_0/MlpBlock_3/Dense_0/bias"][0] + 0.5) / features,
+            # Draws no random numbers.
+            device="meta",
+        ).to_empty(device="cpu")
+        model.load_pretrained(path)
+    return model.state_dict()
 
 
-def _google_plan(depth: int, has_head: bool) -> dict[str, tuple[list[str], str]]:
-    """By timm's name, the arrays that are stacked to make the tensor, and what kind of array they are."""
-    plan: dict[str, tuple[list[str], str]] = {
-        "cls_token": (["cls"], "as it is"),
-        "pos_embed": (["Transformer/posembed_input/pos_embedding"], "as it is"),
-    }
-
-    def add(ours: str, theirs: str | list[str], kind: str = "linear") -> None:
-        sources = [theirs] if isinstance(theirs, str) else theirs
-        scale, bias = ("scale", "bias") if kind == "norm" else ("kernel", "bias")
-        plan[f"{ours}.weight"] = ([f"{source}/{scale}" for source in sources], "as it is" if kind == "norm" else kind)
-        plan[f"{ours}.bias"] = ([f"{source}/{bias}" for source in sources], "flat")
-
-    add("patch_embed.proj", "embedding", "convolution")
-    for index in range(depth):
-        ours, theirs = f"blocks.{index}", f"Transformer/encoderblock_{index}"
-        attention, mlp = f"{theirs}/MultiHeadDotProductAttention_1", f"{theirs}/MlpBlock_3"
-        add(f"{ours}.norm1", f"{theirs}/LayerNorm_0", "norm")
-        add(f"{ours}.attn.qkv", [f"{attention}/{part}" for part in ("query", "key", "value")], "to heads")
-        add(f"{ours}.attn.proj", f"{attention}/out", "from heads")
-        add(f"{ours}.norm2", f"{theirs}/LayerNorm_2", "norm")
-        add(f"{ours}.mlp.fc1", f"{mlp}/Dense_0")
-        add(f"{ours}.mlp.fc2", f"{mlp}/Dense_1")
-    add("norm", "Transformer/encoder_norm", "norm")
-    if has_head:
-        add("head", "head")
-    return plan
-
-
-def _google_tensor(array: "np.ndarray", kind: str) -> Tensor:
-    tensor = torch.from_numpy(array)
-    if kind == "flat":
-        return tensor.flatten()
-    if kind == "linear":  # (in, out)
-        return tensor.T.contiguous()
-    if kind == "convolution":  # (height, width, in, out)
-        return tensor.permute(3, 2, 0, 1).contiguous()
-    if kind == "to heads":  # (in, heads, channels of a head)
-        return tensor.flatten(1).T.contiguous()
-    if kind == "from heads":  # (heads, channels of a head, out)
-        return tensor.flatten(0, 1).T.contiguous()
-    return tensor
+def _google_names(depth: int, has_head: bool) -> set[str]:
+    """Return the names of all arrays of a ViT."""
+    layers = ["embedding", "Transformer/encoder_norm", *(["head"] if has_head else [])]
+    layers += [f"Transformer/encoderblock_{index}/{layer}" for index in range(depth) for layer in _GOOGLE_LAYERS]
+    weights = {f"{layer}/{'scale' if 'norm' in layer.lower() else 'kernel'}" for layer in layers}
+    return {"cls", "Transformer/posembed_input/pos_embedding", *weights, *(f"{layer}/bias" for layer in layers)}

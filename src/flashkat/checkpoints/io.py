@@ -13,17 +13,15 @@ import os
 import pickle
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import InputError, explain
 from ..system.files import check_writable, replaced
 from .formats import from_google
-
-if TYPE_CHECKING:
-    import numpy as np
 
 __all__ = ["check_output", "read", "write", "write_weights"]
 
@@ -60,7 +58,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     if path.suffix == ".npz":
-        return {"state_dict": from_google(_read_npz(path), str(path))}
+        return {"state_dict": from_google(str(path), _npz_shapes(path))}
     try:
         with torch.serialization.safe_globals(_SAFE_GLOBALS), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickle protocols, beside the error that follows
@@ -111,12 +109,11 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} is truncated or damaged: copy or download it again") from error
 
 
-def _read_npz(path: Path) -> "dict[str, np.ndarray]":
-    import numpy as np
-
+def _npz_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Read all arrays of an ``.npz``, so that a damaged one is found, and return their shapes by name."""
     try:
         with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
+            return {name: archive[name].shape for name in archive.files}
     except Exception as error:  # damaged files make numpy and zipfile raise almost anything
         if "Object arrays" in str(error):
             raise InputError(f"{path} would need to run code to load, so it was not") from error
