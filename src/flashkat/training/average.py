@@ -1,4 +1,4 @@
-"""The moving average of a model's weights: timm's, with less for the processor to do at each update."""
+"""The moving average of a model's weights: timm's, with less work for the host at each update."""
 
 from typing import Any
 
@@ -13,8 +13,8 @@ __all__ = ["MovingAverage"]
 class MovingAverage(ModelEmaV3):
     """Average one model's weights as timm does, looking up once which tensors it is over.
 
-    timm looks them up at each update, a fifth of what a step of a small model takes the processor. Averages on another
-    device, or of other tensors than float32 ones, which timm rounds in its own way, are left to timm.
+    timm looks them up at each update. Beside the kernel, that takes the host 3.2 ms for KAT-Tiny's 200 tensors, and
+    here 0.04 ms (timm 1.0.29 and 1.0.31). timm updates averages on another device or of other dtypes than float32.
     """
 
     def __init__(self, model: nn.Module, **kwargs: Any) -> None:
@@ -24,7 +24,7 @@ class MovingAverage(ModelEmaV3):
     def is_plain(self, model: nn.Module) -> bool:
         """Return whether the average is over float32 tensors on the model's device, and nothing else."""
         if self._tensors is None:
-            # Not any earlier, as both models may be sharded once the average is made.
+            # At the first update, because both models may be sharded after the average is made.
             self._tensors = list(self.module.state_dict().values()), list(model.state_dict().values())
             all_alike = {tensor.dtype for tensors in self._tensors for tensor in tensors} == {torch.float32}
             self._is_plain = self.foreach and all_alike
