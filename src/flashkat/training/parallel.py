@@ -14,13 +14,14 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import InputError
 from ..system import distributed
 
-__all__ = ["distribute_norms", "full", "like", "shard", "synchronised", "with_common_norms", "wrap"]
+__all__ = ["BATCH_NORMS", "distribute_norms", "full", "like", "shard", "synchronised", "with_common_norms", "wrap"]
+
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 def shard(model: nn.Module) -> None:
@@ -44,7 +45,7 @@ def with_common_norms(model: nn.Module, device: torch.device) -> nn.Module:
     Raises:
         InputError: it has such norms, on a CPU.
     """
-    if device.type == "cpu" and any(isinstance(module, _BatchNorm) for module in model.modules()):
+    if device.type == "cpu" and any(isinstance(module, BATCH_NORMS) for module in model.modules()):
         raise InputError("--sync-bn works on GPUs: leave it out; --dist-bn averages the running statistics")
     return convert_sync_batchnorm(model)
 

@@ -1,5 +1,6 @@
 """One training step: forward, loss and backward of a batch, and the update at the end of a group of batches."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -10,14 +11,14 @@ from timm.models import model_parameters
 from timm.utils import ModelEmaV3, dispatch_clip_grad
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import get_total_norm
 
 from ..evaluation.metrics import Meters
 from ..system import distributed
 from ..system.graph import Captured, Controls
 from .average import MovingAverage
 from .distillation import Distillation
-from .parallel import synchronised, wrap
+from .parallel import BATCH_NORMS, synchronised, wrap
 
 __all__ = ["TrainingStep"]
 
@@ -77,6 +78,8 @@ class TrainingStep:
         self._parameters = [each for group in optimizer.param_groups for each in group["params"]]
         self._beside = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
         self._skipped = torch.zeros((), device=self._device)
+        # Shards of gradients do not tell of each other.
+        self._counts_skipped = scaler.is_enabled() and not isinstance(model, FSDPModule)
 
         reason = _why_not_captured(model, self._device, broadcast_buffers) if capture else ""
         if reason:
@@ -187,13 +190,15 @@ class TrainingStep:
             self.meters.measure(output, target.argmax(1) if target.ndim == 2 else target, loss)
 
     def _update(self) -> None:
+        if self._counts_skipped:
+            gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+            # The largest one is finite only if all are, whatever the scale. The scaler skips the update if it is not.
+            self._skipped += ~get_total_norm(gradients, norm_type=math.inf).isfinite()
         if self._clip_grad is not None:
             self.scaler.unscale_(self.optimizer)
             dispatch_clip_grad(self._clipped(), self._clip_grad, self._clip_mode)
         with self._rates():
             self.scaler.step(self.optimizer)
-        if self.scaler.is_enabled():
-            self._skipped += sum(self.scaler._found_inf_per_device(self.optimizer).values())
         self.scaler.update()
         self._clear()
         if self._averages_on_device and self._controls is not None:
@@ -231,7 +236,8 @@ class TrainingStep:
         """Take back what the host did for kernels that never ran."""
         self._clear()
         if self.scaler.is_enabled():
-            self.scaler._per_optimizer_states.clear()
+            # Setting the scale is the public way to forget that gradients were unscaled.
+            self.scaler.update(self.scaler.get_scale())
 
 
 class _FlatGradients:
@@ -293,7 +299,7 @@ def _why_not_captured(model: nn.Module, device: torch.device, broadcast_buffers:
         return f"there are none on {device.type}"
     if isinstance(model, FSDPModule):
         return "FSDP moves weights between processes"
-    if distributed.size() > 1 and broadcast_buffers and any(isinstance(each, _BatchNorm) for each in model.modules()):
+    if distributed.size() > 1 and broadcast_buffers and any(isinstance(each, BATCH_NORMS) for each in model.modules()):
         return "processes share the buffers of batch norms"
     return ""
 
