@@ -147,8 +147,6 @@ def run_epochs(state: TrainingState, parts: Parts, config: Config) -> None:
         costs = {"images_per_second": round(rate, 1)}
         if wait is not None:
             costs["data_wait"] = round(wait, 4)
-        if state.scaler.is_enabled():
-            costs["skipped_updates"] = parts.step.skipped()
         costs |= {"seconds": round(time.perf_counter() - start, 3), **peak_memory(state.model)}
         row = _summary_row(epoch, trained, evaluated, state.lr, costs)
         state.epoch, state.batch = epoch + 1, 0
@@ -156,6 +154,8 @@ def run_epochs(state: TrainingState, parts: Parts, config: Config) -> None:
         state.history = [*state.history, row]
         writer.write_epoch(row, is_best)
         progress.say(_epoch_line(row, state.epochs, is_best))
+        if state.scaler.is_enabled() and (skipped := parts.step.skipped()):
+            progress.say(f"{skipped} updates so far were left out: gradients were not finite in float16")
         if hint and wait is not None and wait > _WAIT_WORTH_A_HINT:
             progress.say(hint.format(share=wait))
             hint = None
