@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..layers import Layers
@@ -71,7 +70,9 @@ class Plan:
             hidden = torch.mm(first, weight1.t())
             second = torch.empty_like(hidden)
             self.rational(hidden, bias1, *coefficients2, second)
-        out = F.linear(second.view(*x.shape[:-1], -1), weight2, layers.bias2.to(self.dtype))
+        # F.linear returns a view, and a view of a custom function cannot be changed in place.
+        out = x.new_empty((*x.shape[:-1], weight2.shape[0]), dtype=self.dtype)
+        torch.addmm(layers.bias2.to(self.dtype), second, weight2.t(), out=out.view(second.shape[0], -1))
         cast1 = None if weight1 is layers.weight1 else weight1
         cast2 = None if weight2 is layers.weight2 else weight2
         return total, out, Saved(total, mean, rstd, first, hidden, second, cast1, cast2)
