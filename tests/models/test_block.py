@@ -39,6 +39,8 @@ def calls(monkeypatch):
 
     note("add_norm_rational")
     note("add_norm_grkan")
+    # As where there are kernels.
+    monkeypatch.setattr(module, "fuses", lambda x: True)
     return taken
 
 
@@ -61,6 +63,14 @@ def test_is_timms_block(options, calls, monkeypatch):
         assert calls[2:] == ["add_norm_rational"]
         torch.testing.assert_close(made(x[:-1]), found[:-1])
     assert calls[3:] == ["add_norm_grkan"]
+
+
+def test_on_a_cpu_nothing_is_asked_but_the_device(monkeypatch):
+    made, x = make(), torch.randn(3, 5, CHANNELS)
+    for name in ("_plain_parameters", "add_norm_rational", "add_norm_grkan", "takes_one_call"):
+        monkeypatch.setattr(module, name, None)
+    half = x + made.attn(made.norm1(x))
+    assert torch.equal(made(x), half + made.mlp(made.norm2(half)))
 
 
 def _drop(made):

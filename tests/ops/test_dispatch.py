@@ -1,6 +1,7 @@
 """Every path of the operator against float64 and exact arithmetic, on inputs that provoke it."""
 
 import math
+import sys
 from fractions import Fraction
 
 import pytest
@@ -8,8 +9,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from oracle import assert_close, exact, exact_scalar
+from torch._subclasses import FakeTensorMode
 
 from flashkat.nn.starts import FUNCTIONS, starting_coefficients
+from flashkat.ops import dispatch
 from flashkat.ops.cpu import native
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -273,3 +276,61 @@ def test_groups_whose_width_is_no_multiple_of_a_vector(path, shape, groups, dtyp
     g, x = (torch.randn(shape, generator=generator).to(dtype) for _ in range(2))
     a, b = (torch.randn(rows, count, generator=generator) for rows, count in ((1, 6), (groups, 4)))
     _check(path, g, x, a, b, -1)
+
+
+@pytest.mark.gpu
+def test_gpu_takes_the_triton_path():
+    assert dispatch.choose_path(torch.device("cuda:0")).name == "triton"
+
+
+@pytest.fixture
+def choose(monkeypatch):
+    """Choose a path for a device, and forget it."""
+    dispatch.choose_path.cache_clear()
+    yield lambda kind: dispatch.choose_path(torch.device(kind))
+    dispatch.choose_path.cache_clear()
+
+
+def test_a_cpu_takes_compiled_code_where_there_is_some(choose, monkeypatch, native_library):
+    assert (choose("cpu").name, choose("cpu").implementation) == ("native", native)
+    dispatch.choose_path.cache_clear()
+    monkeypatch.setattr(native, "load", lambda: (None, "no compiler"))
+    assert choose("cpu").name == "aten"
+    assert "no compiler" in choose("cpu").reason
+
+
+def test_other_devices_take_pytorchs_operators_in_silence(choose, recwarn):
+    assert choose("meta").name == choose("xpu").name == "aten"
+    assert not recwarn
+
+
+@pytest.mark.parametrize(("has_triton", "capability"), [(False, (9, 0)), (True, (7, 5)), (True, (9, 0))])
+def test_a_gpu_says_once_why_it_does_without_kernels(choose, monkeypatch, recwarn, has_triton, capability):
+    pytest.importorskip("triton")
+    if not has_triton:
+        monkeypatch.setitem(sys.modules, "triton", None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    for _ in range(2):
+        found = choose("cuda:0")
+    if has_triton and capability >= (8, 0):
+        assert (found.name, len(recwarn)) == ("triton", 0)
+        assert found.implementation is dispatch.triton_module("rational")
+    else:
+        assert (found.name, len(recwarn)) == ("aten", 1)
+        assert ("not installed" if not has_triton else "7.5") in str(recwarn[0].message)
+
+
+def test_nothing_fuses_on_a_cpu(monkeypatch):
+    monkeypatch.setattr(dispatch, "is_triton", lambda device: True)
+    assert not dispatch.fuses(torch.ones(2))
+    with FakeTensorMode():
+        assert dispatch.fuses(torch.ones(2, device="cuda"))
+
+
+@pytest.mark.parametrize(("capability", "fast"), [((8, 0), True), ((8, 6), False), ((9, 0), True), ((12, 0), False)])
+def test_fast_float64(monkeypatch, capability, fast):
+    dispatch.has_fast_float64.cache_clear()
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert dispatch.has_fast_float64(torch.device("cuda:0")) is fast
+    assert not dispatch.has_fast_float64(torch.device("cpu"))
+    dispatch.has_fast_float64.cache_clear()

@@ -1,6 +1,6 @@
-"""Small tensors in compiled code: the formula that compilers fuse, in place of kernels."""
+"""The registration with PyTorch: opcheck, compilers, export, fake tensors, and the formula for small tensors."""
 
-import importlib
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -8,21 +8,120 @@ import torch
 import torch.nn.functional as F
 from oracle import assert_close, exact
 from torch._dynamo.backends.common import aot_autograd
+from torch._dynamo.testing import CompileCounter
 from torch._inductor.utils import fresh_cache
 
 import flashkat
 from flashkat.ops import add_norm_rational, rational_reference
+from flashkat.ops import register as module
 from flashkat.ops.triton import settings
 
-op = importlib.import_module("flashkat.ops.rational")  # the package gives the function this name
 F32, F16, BF16, F64 = torch.float32, torch.float16, torch.bfloat16, torch.float64
+
+
+def _inputs(device, dtype=torch.float64, shape=(3, 5, 8), groups=4, m=6, n=4, dim=-1, shared=(True, False)):
+    generator = torch.Generator().manual_seed(11)
+    x = torch.randn(shape, generator=generator, dtype=torch.float64)
+    a = torch.randn(1 if shared[0] else groups, m, generator=generator, dtype=torch.float64)
+    b = torch.randn(1 if shared[1] else groups, n, generator=generator, dtype=torch.float64)
+    return [tensor.to(device, dtype).requires_grad_() for tensor in (x, a, b)]
+
+
+CASES = [
+    {},
+    {"shape": (2, 8, 3), "dim": 1, "shared": (False, True)},
+    {"shape": (4,), "m": 1, "n": 0, "shared": (False, False)},
+    {"shape": (2, 4), "m": 3, "n": 2, "shared": (True, True), "groups": 1},
+]
+
+
+def test_opcheck(device):
+    for case in CASES:
+        inputs = _inputs(device, torch.float32, **case)
+        dim = case.get("dim", -1)
+        torch.library.opcheck(torch.ops.flashkat.rational, (*inputs, dim))
+        torch.library.opcheck(torch.ops.flashkat.rational, (*inputs, dim, torch.bfloat16))
+        grad = torch.randn_like(inputs[0], requires_grad=True)
+        torch.library.opcheck(torch.ops.flashkat.rational_backward, (grad, *inputs, dim))
+
+
+def test_opcheck_on_permuted_and_sliced_input(device):
+    _, a, b = _inputs(device, torch.float32)
+    base = torch.randn(8, 6, 5, device=device)
+    for x in (base.permute(1, 2, 0), base.permute(2, 1, 0)[:, ::2], base[:, :1, :1].expand(8, 6, 5).permute(1, 2, 0)):
+        torch.library.opcheck(torch.ops.flashkat.rational, (x.detach().requires_grad_(), a, b, -1))
+
+
+NEEDS_COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=NEEDS_COMPILER)])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_compiles_whole_and_equals_eager(device, backend, autocast):
+    torch._dynamo.reset()
+    x, a, b = _inputs(device, torch.float32)
+
+    def function(x, a, b):
+        # Powers of two, which no compiler can round otherwise than eager mode does.
+        return flashkat.rational(x * 2, a, b) * 2
+
+    compiled = torch.compile(function, fullgraph=True, backend=backend)
+    with torch.autocast(device, torch.bfloat16, enabled=autocast):
+        expected, found = function(x, a, b), compiled(x, a, b)
+    assert found.dtype == expected.dtype
+    if device == "cpu":
+        assert torch.equal(found, expected)
+    else:  # of small tensors by a formula of its own
+        torch.testing.assert_close(found, expected)
+    weights = torch.randn_like(expected)
+    expected_grads, found_grads = (torch.autograd.grad(value, (x, a, b), weights) for value in (expected, found))
+    for e, f in zip(expected_grads, found_grads, strict=True):
+        torch.testing.assert_close(f, e)
+
+
+def test_new_batch_sizes_do_not_recompile(device):
+    torch._dynamo.reset()
+    _, a, b = _inputs(device, torch.float32)
+    counter = CompileCounter()
+    compiled = torch.compile(flashkat.rational, fullgraph=True, backend=counter, dynamic=True)
+    for batch in (2, 3, 7, 64):
+        x = torch.randn(batch, 5, 8, device=device)
+        torch.testing.assert_close(compiled(x, a, b), flashkat.rational(x, a, b))
+    assert counter.frame_count == 1
+
+
+def test_exports_with_a_dynamic_batch(device):
+    x, a, b = _inputs(device, torch.float32)
+
+    class Module(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = torch.nn.Parameter(a.detach()), torch.nn.Parameter(b.detach())
+
+        def forward(self, x):
+            return flashkat.rational(x, self.a, self.b)
+
+    program = torch.export.export(Module(), (x,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    other = torch.randn(7, *x.shape[1:], device=device)
+    torch.testing.assert_close(program.module()(other), flashkat.rational(other, a, b))
+
+
+def test_fake_and_meta_tensors_have_the_results_metadata(device):
+    x = torch.randn(2, 3, 8, 4, device=device).to(memory_format=torch.channels_last)
+    _, a, b = _inputs(device, torch.float32)
+    real = flashkat.rational(x, a, b, dim=2)
+    meta = flashkat.rational(x.to("meta"), a.to("meta"), b.to("meta"), dim=2)
+    assert (meta.shape, meta.stride(), meta.dtype) == (real.shape, real.stride(), real.dtype)
+    with torch._subclasses.FakeTensorMode() as mode:
+        fake = flashkat.rational(*(mode.from_tensor(t) for t in (x, a, b)), dim=2)
+    assert (fake.shape, fake.stride(), fake.device) == (real.shape, real.stride(), real.device)
 
 
 @pytest.fixture
 def fast_gpu(monkeypatch):
     """Compile as for a GPU with kernels and fast float64."""
-    monkeypatch.setattr(op, "is_triton", lambda device: True)
-    monkeypatch.setattr(op, "has_fast_float64", lambda device: True)
+    monkeypatch.setattr(module, "is_triton", lambda device: True)
+    monkeypatch.setattr(module, "has_fast_float64", lambda device: True)
     torch.compiler.reset()
 
 
@@ -127,11 +226,11 @@ def test_with_addition_and_layer_norm(compile_whole, device, dtypes, dtype, orde
 
 
 def test_kernels_are_launched_for_all_else(monkeypatch):
-    monkeypatch.setattr(op, "has_fast_float64", lambda device: device.type == "cpu")
+    monkeypatch.setattr(module, "has_fast_float64", lambda device: device.type == "cpu")
 
     def is_fused(size=settings.FUSED_ELEMENTS, dtype=F32, m=7, n=6, device="cpu"):
         coefficients = SimpleNamespace(shape=(1, m)), SimpleNamespace(shape=(1, n))
-        return op._is_fused(torch.empty(size, dtype=dtype, device=device), coefficients)
+        return module._is_fused(torch.empty(size, dtype=dtype, device=device), coefficients)
 
     assert is_fused()
     assert is_fused(dtype=BF16)
@@ -141,13 +240,13 @@ def test_kernels_are_launched_for_all_else(monkeypatch):
 
 @pytest.mark.parametrize(("mode", "expected"), [("default", True), ("reduce-overhead", False)])
 def test_cuda_graphs_launch_kernels_sooner(device, fast_gpu, monkeypatch, mode, expected):
-    is_fused, found = op._is_fused, []
+    is_fused, found = module._is_fused, []
 
     def fuse(*args):
         found.append(is_fused(*args))
         return True  # a CPU cannot launch kernels
 
-    monkeypatch.setattr(op, "_is_fused", fuse)
+    monkeypatch.setattr(module, "_is_fused", fuse)
     size = settings.FUSED_ELEMENTS_IN_GRAPHS + 1
     sizes = ((size,), (1, 2), (1, 1))
     with fresh_cache():

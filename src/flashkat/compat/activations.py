@@ -9,12 +9,10 @@ Where these do more than the originals: input on any device and with any strides
 :mod:`flashkat.names` knows. New models are better off with :class:`flashkat.GroupRational`.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
-from ..nn.formats import renamings
+from ..nn.formats import accept_formats
 from ..nn.starts import starting_coefficients
 from ..ops import rational
 
@@ -32,6 +30,7 @@ class _Activation(nn.Module):
         for name, count, order in zip(self._names, rows, orders, strict=True):
             self.register_parameter(name, nn.Parameter(torch.empty(count, order, device=_available(device))))
         self.initialize(mode)
+        self.register_load_state_dict_pre_hook(accept_formats)
 
     @torch.no_grad()
     def initialize(self, mode: str = "gelu") -> None:
@@ -44,12 +43,6 @@ class _Activation(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The rational of each group; ValueError where the channels of ``x`` do not divide into the groups."""
         return rational(x, *(getattr(self, name) for name in self._names), dim=self._dim)
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        # What load_state_dict hands over is its own copy.
-        for old, new in renamings(state_dict, [prefix + name for name in self._names]).items():
-            state_dict[new] = state_dict.pop(old)
-        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 def _available(device: torch.device | str) -> torch.device:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..nn.fusing import hooks_are_global, is_hooked, is_plain
 from ..nn.grkan import GRKAN
-from ..ops import Layers, add_norm_grkan, add_norm_rational, takes_one_call
+from ..ops import Layers, add_norm_grkan, add_norm_rational, fuses, takes_one_call
 
 __all__ = ["KATBlock"]
 
@@ -26,7 +26,8 @@ class KATBlock(Block):
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
         branch = self.drop_path1(self.ls1(self.attn(self.norm1(x), attn_mask=attn_mask, **kwargs)))
         norm, mlp = self.norm2, self.mlp
-        parameters = _plain_parameters(norm, mlp)
+        # The device is asked first: on a CPU nothing fuses.
+        parameters = _plain_parameters(norm, mlp) if fuses(x) else None
         others = mlp.plain_parameters() if parameters is not None and takes_one_call(x) else None
         if parameters is None:
             x = x + branch

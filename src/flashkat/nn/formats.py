@@ -2,14 +2,11 @@
 
 import re
 from collections.abc import Collection, Iterable, Mapping
-from typing import TYPE_CHECKING
+from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    pass
-
-__all__ = ["FORMATS", "rational_names", "rename_rationals", "renamings"]
+__all__ = ["FORMATS", "accept_formats", "rational_names", "rename_rationals", "renamings"]
 
 FORMATS: dict[str, tuple[str, str]] = {
     "timm": ("numerator", "denominator"),
@@ -47,3 +44,11 @@ def rename_rationals(state: Mapping[str, Tensor], wanted: Collection[str]) -> di
 def rational_names(names: Iterable[str]) -> list[str]:
     """Those names, of any format, that are a rational's coefficients in a GR-KAN."""
     return [name for name in names if re.search(r"\.act[12]\.[a-z_]+$", name) and name.rpartition(".")[2] in _ROLES]
+
+
+def accept_formats(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Rename coefficients to a module's own names: a hook for ``register_load_state_dict_pre_hook``."""
+    # What load_state_dict hands over is its own copy.
+    wanted = [prefix + name for name, _ in module.named_parameters(recurse=False)]
+    for old, new in renamings(state_dict, wanted).items():
+        state_dict[new] = state_dict.pop(old)

@@ -6,8 +6,8 @@ import torch
 from timm.layers import to_2tuple
 from torch import Tensor, nn
 
-from ..ops import linear_rational
-from .fusing import _is_idle, _is_linear, hooks_are_global, is_plain
+from ..ops import fuses, linear_rational
+from .fusing import hooks_are_global, is_idle, is_linear, is_plain
 from .group_rational import GroupRational
 
 __all__ = ["GRKAN"]
@@ -110,7 +110,7 @@ class GRKAN(nn.Module):
     def after_first_rational(self, x: Tensor) -> Tensor:
         """What is left to do where the first rational has been applied, by a kernel that does more."""
         x, linear, second = self.drop1(x), self.fc1, self.act2
-        if _is_linear(linear) and is_plain(second) and not hooks_are_global():
+        if fuses(x) and is_linear(linear) and is_plain(second) and not hooks_are_global():
             x = linear_rational(x, linear.weight, linear.bias, second.numerator, second.denominator)
         else:
             x = second(linear(x))
@@ -123,10 +123,10 @@ class GRKAN(nn.Module):
         """
         first, second, last = self.fc1, self.act2, self.fc2
         if (
-            not (_is_linear(first) and is_plain(second) and _is_linear(last))
+            not (is_linear(first) and is_plain(second) and is_linear(last))
             or first.bias is None
             or last.bias is None
-            or not (_is_idle(self.drop1) and _is_idle(self.drop2) and _is_idle(self.norm))
+            or not (is_idle(self.drop1) and is_idle(self.drop2) and is_idle(self.norm))
         ):
             return None
         return first.weight, first.bias, second.numerator, second.denominator, last.weight, last.bias

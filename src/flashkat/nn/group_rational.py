@@ -1,12 +1,10 @@
 """A learnable activation: a rational function for each group of channels."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from ..ops import rational
-from .formats import renamings
+from .formats import accept_formats
 from .starts import starting_coefficients
 
 __all__ = ["GroupRational"]
@@ -72,6 +70,7 @@ class GroupRational(nn.Module):
         self.numerator = nn.Parameter(torch.empty(1 if share_numerator else groups, m, device=device, dtype=dtype))
         self.denominator = nn.Parameter(torch.empty(1 if share_denominator else groups, n, device=device, dtype=dtype))
         self.reset_parameters()
+        self.register_load_state_dict_pre_hook(accept_formats)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -84,12 +83,6 @@ class GroupRational(nn.Module):
         if x.ndim and -x.ndim <= self.dim < x.ndim and x.shape[self.dim] != self.channels:
             raise ValueError(f"expected {self.channels} channels in dim {self.dim}, got x of shape {tuple(x.shape)}")
         return rational(x, self.numerator, self.denominator, dim=self.dim)
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        # What load_state_dict hands over is its own copy.
-        for old, new in renamings(state_dict, [prefix + name for name in self._parameters]).items():
-            state_dict[new] = state_dict.pop(old)
-        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def extra_repr(self) -> str:
         tables = f"numerator={tuple(self.numerator.shape)}, denominator={tuple(self.denominator.shape)}"

@@ -2,7 +2,8 @@
 
 from .add_norm_grkan import add_norm_grkan, takes_one_call
 from .add_norm_rational import add_norm_rational
-from .layers import Layers
+from .dispatch import fuses
+from .layout import Layers
 from .linear_rational import linear_rational
 from .rational import rational
 from .reference import rational_reference
@@ -11,6 +12,7 @@ __all__ = [
     "Layers",
     "add_norm_grkan",
     "add_norm_rational",
+    "fuses",
     "linear_rational",
     "rational",
     "rational_reference",

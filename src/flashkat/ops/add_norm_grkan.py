@@ -12,19 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .add_norm_rational import MOST_CHANNELS, add_norm_rational, differentiable, of_the_sum_alone
-from .layers import Layers
+from .call import fits, has_memory, look, metadata
+from .dispatch import fuses, triton_module
+from .layout import Layers, Metadata
 from .linear_rational import linear_rational
-from .rational import (
-    Metadata,
-    autocast_dtype,
-    fits,
-    is_batch,
-    is_plain_call,
-    is_triton,
-    metadata,
-    rational,
-    triton_module,
-)
+from .rational import rational
 from .triton import settings
 
 __all__ = ["add_norm_grkan", "takes_one_call"]
@@ -52,10 +44,12 @@ def add_norm_grkan(x: Tensor, branch: Tensor, layers: Layers, eps: float = 1e-5)
         ValueError: likewise.
         RuntimeError: sizes or devices that a sum, a LayerNorm or a linear layer cannot have, as PyTorch says it.
     """
-    if takes_one_call(x) and _none_is_frozen(branch, *layers) and is_plain_call(x, branch, *layers):
-        plan = _plan(metadata(x), metadata(branch), Layers(*map(metadata, layers)), eps, autocast_dtype(x))
-        if plan is not None:
-            return _Eager.apply(x, branch, *layers, eps, plan)
+    if fuses(x) and takes_one_call(x) and _none_is_frozen(branch, *layers):
+        call = look(x, branch, *layers)
+        if call.plain:
+            plan = _plan(metadata(x), metadata(branch), Layers(*map(metadata, layers)), eps, call.autocast)
+            if plan is not None:
+                return _Eager.apply(x, branch, *layers, eps, plan)
     total, first = add_norm_rational(x, branch, *layers[:4], eps)
     return total, F.linear(linear_rational(first, *layers[4:8]), layers.weight2, layers.bias2)
 
@@ -91,7 +85,7 @@ def _plan(x: Metadata, branch: Metadata, layers: Layers, eps: float, autocast: t
     channels, hidden, outputs = shape[-1], weight1[0][0], weight2[0][0]
     if branch[0] != shape or weight1[0][1] != channels or weight2[0][1] != hidden or bias2[0] != (outputs,):
         return None
-    if not shape.numel() or not hidden or not outputs or channels > MOST_CHANNELS or not is_triton(device):
+    if not shape.numel() or not hidden or not outputs or channels > MOST_CHANNELS:
         return None
     first = (layers.scale, layers.shift), (layers.numerator1, layers.denominator1)
     second = (bias1,), (layers.numerator2, layers.denominator2)
@@ -122,7 +116,7 @@ class _Eager(torch.autograd.Function):
         saved = list(ctx.saved_tensors)
         layers, total = Layers(*saved[:_LAYERS]), saved[_LAYERS]
         del saved[:_LAYERS]
-        if torch.is_grad_enabled() or is_batch(grad_total, grad_out):
+        if torch.is_grad_enabled() or not has_memory(grad_total, grad_out):
             # Someone may want second derivatives.
             grads = differentiable(_of_the_sum, grad_total, grad_out, total, layers, ctx.eps, dtypes)
             return *grads, None, None

@@ -10,20 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .rational import (
-    LIBRARY,
-    TAGS,
-    autocast_dtype,
-    differentiate,
-    has_kernels,
-    in_float64,
-    is_batch,
-    is_plain_call,
-    is_transformed,
-    rational,
-    register,
-    triton_module,
-)
+from .call import Call, has_kernels, has_memory, look
+from .dispatch import fuses, triton_module
+from .rational import rational
+from .reference import differentiate
+from .register import in_float64, register
 
 __all__ = ["MOST_CHANNELS", "add_norm_rational", "differentiable", "of_the_sum_alone"]
 
@@ -62,14 +53,11 @@ def add_norm_rational(
         ValueError: likewise.
         RuntimeError: sizes or devices that a sum or a LayerNorm cannot have, as PyTorch says it.
     """
-    dtype = autocast_dtype(x)
-    plain = is_plain_call(x, branch, weight, bias, numerator, denominator)
-    if _has_kernels(x, branch, (weight, bias), (numerator, denominator), dtype, plain):
-        if plain:
-            return _Eager.apply(x, branch, weight, bias, numerator, denominator, eps, dtype)
-        if not is_transformed():
-            tensors = x, branch, weight, bias, numerator, denominator
-            return torch.ops.flashkat.add_norm_rational(*tensors, eps, dtype)[:2]
+    if fuses(x):
+        call = look(x, branch, weight, bias, numerator, denominator)
+        if not call.transformed and _has_kernels(call, x, branch, (weight, bias), (numerator, denominator)):
+            operator = _Eager.apply if call.plain else torch.ops.flashkat.add_norm_rational
+            return operator(x, branch, weight, bias, numerator, denominator, eps, call.autocast)[:2]
     total = x + branch
     return total, _norm_rational(total, weight, bias, numerator, denominator, eps)
 
@@ -81,19 +69,20 @@ def _norm_rational(
 
 
 def _has_kernels(
+    call: Call,
     x: Tensor,
     branch: Tensor,
     parameters: tuple[Tensor, Tensor],
     coefficients: tuple[Tensor, Tensor],
-    dtype: torch.dtype | None,
-    plain: bool,
 ) -> bool:
     return (
         x.shape == branch.shape
         and x.device == branch.device
         and x.ndim > 0
         and x.shape[-1] <= MOST_CHANNELS
-        and has_kernels(x, x.shape[-1], parameters, coefficients, (x.dtype, branch.dtype, dtype or x.dtype), plain)
+        and has_kernels(
+            call, x, x.shape[-1], parameters, coefficients, (x.dtype, branch.dtype, call.autocast or x.dtype)
+        )
     )
 
 
@@ -112,7 +101,7 @@ class _Eager(torch.autograd.Function):
     def backward(ctx, grad_total, grad_out):
         if grad_out is None:
             return of_the_sum_alone(grad_total, ctx.dtypes, len(ctx.needs_input_grad))
-        if torch.is_grad_enabled() or is_batch(grad_total, grad_out):
+        if torch.is_grad_enabled() or not has_memory(grad_total, grad_out):
             # Someone may want second derivatives.
             total, _, _, *parameters = ctx.saved_tensors
             grads = differentiable(_norm_rational, grad_total, grad_out, total, parameters, ctx.eps, ctx.dtypes)
@@ -143,19 +132,6 @@ def differentiable(
     grad, *others = differentiate(function, grad_out, total, *parameters, eps)
     grad = grad if grad_total is None else grad + grad_total
     return grad.to(dtypes[0]), grad.to(dtypes[1]), *others
-
-
-LIBRARY.define(
-    "add_norm_rational(Tensor x, Tensor branch, Tensor weight, Tensor bias, Tensor numerator, Tensor denominator,"
-    " float eps, ScalarType? dtype=None) -> (Tensor, Tensor, Tensor, Tensor)",
-    tags=TAGS,
-)
-LIBRARY.define(
-    "add_norm_rational_backward(Tensor? grad_total, Tensor grad_out, Tensor total, Tensor mean, Tensor rstd,"
-    " Tensor weight, Tensor bias, Tensor numerator, Tensor denominator, ScalarType x_dtype, ScalarType branch_dtype)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    tags=TAGS,
-)
 
 
 def _forward(
@@ -266,6 +242,19 @@ def _differentiate(ctx, grad_total: Tensor | None, grad_out: Tensor | None, *_: 
     return grad_x, grad_x if x_dtype == branch_dtype else grad_branch, *parameters, None, None
 
 
-register("add_norm_rational", _forward, _fake_forward, _formula)
-register("add_norm_rational_backward", _backward, _fake_backward)
-torch.library.register_autograd("flashkat::add_norm_rational", _differentiate, setup_context=_save, lib=LIBRARY)
+register(
+    "add_norm_rational(Tensor x, Tensor branch, Tensor weight, Tensor bias, Tensor numerator, Tensor denominator,"
+    " float eps, ScalarType? dtype=None) -> (Tensor, Tensor, Tensor, Tensor)",
+    _forward,
+    _fake_forward,
+    formula=_formula,
+    save=_save,
+    differentiate=_differentiate,
+)
+register(
+    "add_norm_rational_backward(Tensor? grad_total, Tensor grad_out, Tensor total, Tensor mean, Tensor rstd,"
+    " Tensor weight, Tensor bias, Tensor numerator, Tensor denominator, ScalarType x_dtype, ScalarType branch_dtype)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _backward,
+    _fake_backward,
+)

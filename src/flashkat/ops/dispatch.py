@@ -5,8 +5,10 @@ import importlib
 import warnings
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from .aten import windows as aten
 from .cpu import native
@@ -39,13 +41,29 @@ def choose_path(device: torch.device) -> Path:
         return Path("aten", f"the Triton kernels are for GPUs; {device.type} runs PyTorch's own operators", aten)
     reason = _why_not_triton(device)
     if reason is None:
-        launch = importlib.import_module(".triton.rational", __package__)
-        return Path("triton", "GPU with a working triton", launch)
+        return Path("triton", "GPU with a working triton", triton_module("rational"))
     warnings.warn(
         f"flashkat runs PyTorch's own operators on {device}, correct but slow and hungry for memory: {reason}",
         stacklevel=2,
     )
     return Path("aten", reason, aten)
+
+
+def fuses(x: Tensor) -> bool:
+    """Whether the fused operators have kernels where ``x`` is. Asked before all else: on a CPU nothing fuses."""
+    return x.is_cuda and is_triton(x.device)
+
+
+@torch.compiler.assume_constant_result
+def is_triton(device: torch.device) -> bool:
+    """Whether tensors on that device take the path of the Triton kernels."""
+    return choose_path(device).name == "triton"
+
+
+@functools.cache
+def triton_module(name: str) -> Any:
+    """A module of this package that needs Triton, imported where it is first used."""
+    return importlib.import_module(f".triton.{name}", __package__)
 
 
 @functools.cache

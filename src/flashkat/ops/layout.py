@@ -1,9 +1,37 @@
 """How a path sees a tensor: as (outer, channels, inner), whatever its rank, strides and channel dimension."""
 
 import math
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+PLAIN_TYPES = frozenset((Tensor, torch.nn.Parameter))
+"""Tensors that are no subclass with a mind of its own."""
+
+# What decides which kernels there are for a tensor.
+Metadata = tuple[torch.Size, torch.dtype, torch.device, torch.layout]
+
+
+class Layers(NamedTuple):
+    """LayerNorm, rational, linear, rational, linear: their tensors, or what is known of each tensor.
+
+    With C channels, H in between and D at the end: ``scale`` (C,) and ``shift`` (C,) of the LayerNorm; ``numerator1``
+    and ``denominator1``, see :func:`flashkat.rational`; ``weight1`` (H, C) and ``bias1`` (H,); ``numerator2`` and
+    ``denominator2``; ``weight2`` (D, H) and ``bias2`` (D,).
+    """
+
+    scale: Any
+    shift: Any
+    numerator1: Any
+    denominator1: Any
+    weight1: Any
+    bias1: Any
+    numerator2: Any
+    denominator2: Any
+    weight2: Any
+    bias2: Any
+
 
 # What a thread of a kernel takes from memory at a time.
 VECTOR_BYTES = 16

@@ -8,20 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .rational import (
-    LIBRARY,
-    TAGS,
-    autocast_dtype,
-    differentiate,
-    has_kernels,
-    in_float64,
-    is_batch,
-    is_plain_call,
-    is_transformed,
-    rational,
-    register,
-    triton_module,
-)
+from .call import has_kernels, has_memory, look
+from .dispatch import fuses, triton_module
+from .rational import rational
+from .reference import differentiate
+from .register import in_float64, register
 
 __all__ = ["linear_rational"]
 
@@ -47,18 +38,15 @@ def linear_rational(x: Tensor, weight: Tensor, bias: Tensor | None, numerator: T
         ValueError: likewise.
         RuntimeError: sizes or devices that a linear layer cannot have, as PyTorch says it.
     """
-    if bias is None or weight.ndim != 2:
-        return rational(F.linear(x, weight, bias), numerator, denominator)
-    dtype = autocast_dtype(x)
-    plain = is_plain_call(x, weight, bias, numerator, denominator)
-    # Of the layer's output, as the kernels see it.
-    dtypes = (x.dtype if dtype is None else dtype,)
-    if has_kernels(x, weight.shape[0], (bias,), (numerator, denominator), dtypes, plain):
-        if plain:
-            return _Eager.apply(F.linear(x, weight).contiguous(), bias, numerator, denominator, dtype)
-        if not is_transformed():
+    if fuses(x) and bias is not None and weight.ndim == 2:
+        call = look(x, weight, bias, numerator, denominator)
+        dtype = call.autocast
+        # Of the layer's output, as the kernels see it.
+        dtypes = (x.dtype if dtype is None else dtype,)
+        if not call.transformed and has_kernels(call, x, weight.shape[0], (bias,), (numerator, denominator), dtypes):
             y = F.linear(x, weight).contiguous()
-            return torch.ops.flashkat.bias_rational(y, bias, numerator, denominator, dtype)
+            operator = _Eager.apply if call.plain else torch.ops.flashkat.bias_rational
+            return operator(y, bias, numerator, denominator, dtype)
     return rational(F.linear(x, weight, bias), numerator, denominator)
 
 
@@ -73,7 +61,7 @@ class _Eager(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         saved = ctx.saved_tensors
-        if torch.is_grad_enabled() or is_batch(grad):
+        if torch.is_grad_enabled() or not has_memory(grad):
             # Someone may want second derivatives.
             return *differentiate(_defined, grad, *saved), None
         return *_backward(grad, *saved), None
@@ -82,17 +70,6 @@ class _Eager(torch.autograd.Function):
 def _defined(x: Tensor, bias: Tensor, numerator: Tensor, denominator: Tensor) -> Tensor:
     """By operators that can be differentiated again."""
     return rational(x.to(torch.promote_types(x.dtype, bias.dtype)) + bias, numerator, denominator)
-
-
-LIBRARY.define(
-    "bias_rational(Tensor x, Tensor bias, Tensor numerator, Tensor denominator, ScalarType? dtype=None) -> Tensor",
-    tags=TAGS,
-)
-LIBRARY.define(
-    "bias_rational_backward(Tensor grad, Tensor x, Tensor bias, Tensor numerator, Tensor denominator)"
-    " -> (Tensor, Tensor, Tensor, Tensor)",
-    tags=TAGS,
-)
 
 
 def _forward(
@@ -136,6 +113,17 @@ def _differentiate(ctx, grad: Tensor):
     return *torch.ops.flashkat.bias_rational_backward(grad, *ctx.saved_tensors), None
 
 
-register("bias_rational", _forward, _fake_forward, _formula)
-register("bias_rational_backward", _backward, _fake_backward)
-torch.library.register_autograd("flashkat::bias_rational", _differentiate, setup_context=_save, lib=LIBRARY)
+register(
+    "bias_rational(Tensor x, Tensor bias, Tensor numerator, Tensor denominator, ScalarType? dtype=None) -> Tensor",
+    _forward,
+    _fake_forward,
+    formula=_formula,
+    save=_save,
+    differentiate=_differentiate,
+)
+register(
+    "bias_rational_backward(Tensor grad, Tensor x, Tensor bias, Tensor numerator, Tensor denominator)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
+    _backward,
+    _fake_backward,
+)

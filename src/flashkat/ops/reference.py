@@ -9,6 +9,9 @@ channels as in the Kolmogorov-Arnold Transformer (Yang & Wang, ICLR 2025, sectio
 for derivatives of any order; it overflows where the powers do, which the fast paths do not.
 """
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -52,3 +55,17 @@ def rational_reference(x: Tensor, numerator: Tensor, denominator: Tensor, dim: i
     b = [_absolute(column).reshape(-1, *trailing) for column in denominator.to(dtype).unbind(1)]
     quotient = _horner(a, grouped) / _horner([torch.ones_like(a[0]), *b], _absolute(grouped))
     return quotient.to(x.dtype).reshape(x.shape)
+
+
+def differentiate(function: Callable[..., Tensor], grad: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
+    """The gradients of ``function`` in the tensors that ``inputs`` begin with, which can be differentiated again."""
+    higher = torch.is_grad_enabled()
+    with torch.enable_grad():
+        leaves = as_inputs([each for each in inputs if isinstance(each, Tensor)])
+        out = function(*leaves, *inputs[len(leaves) :])
+        return torch.autograd.grad(out, leaves, grad.to(out.dtype), create_graph=higher, materialize_grads=True)
+
+
+def as_inputs(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Views to differentiate by: distinct nodes of the graph that the caller's tensors lead into."""
+    return [t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in tensors]

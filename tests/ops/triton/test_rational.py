@@ -1,4 +1,4 @@
-"""The kernels compile for GPUs that are not here, and keep what they compute in registers."""
+"""The launches of the rational: right with a bias and of any size, few kernels, and what fits into registers."""
 
 import json
 import os
@@ -7,10 +7,19 @@ import sys
 
 import pytest
 import torch
+from oracle import assert_close, distance, exact
+
+import flashkat
+from flashkat.ops import rational_reference
 
 pytest.importorskip("triton")
 from flashkat.ops.triton import norm as norm_launch
 from flashkat.ops.triton import rational as launch
+
+HAS_GPU = torch.cuda.is_available()
+DEVICE = "cuda" if HAS_GPU else "cpu"  # where there is no GPU, Triton interprets
+F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
+UNIT = {torch.float64: 1e-13, F32: 2e-6, F16: 1e-3, BF16: 1e-2}
 
 # In a process of its own, where Triton compiles: in this one it may interpret.
 SCRIPT = """
@@ -19,7 +28,7 @@ from pathlib import Path
 import torch, triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from flashkat.ops import launch, norm_launch
+from flashkat.ops.triton import norm as norm_launch, rational as launch
 
 folder, capability, name, layout = sys.argv[1:]
 folder, capability, dtype = Path(folder), int(capability), getattr(torch, name)
@@ -173,3 +182,75 @@ def test_compiles(tmp_path, capability, dtype, layout):
         assert 0 < usage["REG"] <= 255
         assert usage["LOCAL"] == 0
         assert usage["STACK"] <= 32  # a few numbers, once, around a loop
+
+
+def normal(generator, *size, dtype=F32, device=DEVICE):
+    return torch.randn(*size, generator=generator, dtype=torch.float64).to(dtype).to(device)
+
+
+@pytest.mark.parametrize(
+    ("shape", "groups", "rows", "dtype", "out_dtype", "scale"),
+    [
+        ((2, 9, 192), 8, 1, BF16, BF16, 1.0),
+        ((70, 64), 4, 4, F32, F32, 1.0),
+        ((3, 768), 8, 1, F16, F16, 1.0),
+        ((7, 64), 1, 1, F32, BF16, 1.0),  # both shared
+        ((9, 64), 4, 1, F32, F32, 1e12),  # powers that overflow: done again with care
+    ],
+)
+def test_kernels_match_float64(shape, groups, rows, dtype, out_dtype, scale):
+    generator = torch.Generator().manual_seed(3)
+    x, grad = normal(generator, *shape, dtype=dtype), normal(generator, *shape, dtype=out_dtype)
+    bias = scale * normal(generator, shape[-1])
+    a, b = normal(generator, rows, 6), normal(generator, groups, 4)
+    out = launch.forward(x, a, b, -1, out_dtype, bias)
+    grads = launch.backward(grad, x, a, b, -1, bias)
+    again = launch.backward(grad, x, a, b, -1, bias)
+    leaves = [tensor.double().requires_grad_() for tensor in (x, a, b, bias)]
+    truth = rational_reference(leaves[0] + leaves[3], *leaves[1:3])
+    truths = torch.autograd.grad(truth, leaves, grad.double())
+    assert distance(out, truth.detach()) <= UNIT[out_dtype]
+    for found, truth, same in zip(grads, truths, again, strict=True):
+        assert distance(found, truth) <= UNIT[found.dtype]
+        assert torch.equal(found, same)
+
+
+def test_a_bias_of_any_strides():
+    generator = torch.Generator().manual_seed(3)
+    x, grad, a, b = (normal(generator, *size) for size in ((5, 64), (5, 64), (1, 6), (4, 4)))
+    bias = normal(generator, 64)
+    for same in (torch.stack([bias, bias + 1], dim=-1)[:, 0], bias[:1].expand(64)):
+        dense = same.clone(memory_format=torch.contiguous_format)
+        assert torch.equal(launch.forward(x, a, b, -1, F32, same), launch.forward(x, a, b, -1, F32, dense))
+        found, expected = (launch.backward(grad, x, a, b, -1, each) for each in (same, dense))
+        assert all(map(torch.equal, found, expected))
+
+
+def test_no_rows_give_zero_gradients():
+    x = torch.empty(0, 64, device=DEVICE)
+    a, b, bias = (torch.ones(*size, device=DEVICE) for size in ((1, 6), (4, 4), (64,)))
+    assert launch.forward(x, a, b, -1, F32, bias).shape == (0, 64)
+    assert [grad.shape for grad in launch.backward(x, x, a, b, -1, bias)] == [x.shape, a.shape, b.shape, bias.shape]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("shape", [(2**31 // 64 + 1000, 64), (40000, 64, 1000)])
+def test_more_than_two_to_the_31_elements(shape):
+    """Offsets beyond int32 and many rows: the end of the tensor is computed, and the sums count every element."""
+    if torch.cuda.mem_get_info()[0] < 40 * 2**30:
+        pytest.skip("needs 40 GiB of free GPU memory")
+    x = torch.empty(shape, device="cuda", dtype=torch.bfloat16).normal_()
+    a = torch.tensor([[0.0, 1.0, 0.5]], device="cuda", requires_grad=True)
+    b = torch.rand(8, 2, device="cuda", requires_grad=True)
+    x.requires_grad_()
+    value = flashkat.rational(x, a, b, dim=1)
+    value.backward(torch.ones((), device="cuda", dtype=torch.bfloat16).expand_as(value))
+    tail = x.detach()[-3:]
+    expected = exact(torch.ones_like(tail).cpu(), tail.cpu(), a.detach().cpu(), b.detach().cpu(), 1)
+    assert_close(value.detach()[-3:].cpu(), expected["value"], 24, "value")
+    assert_close(x.grad[-3:].cpu(), expected["grad_x"], 24, "grad_x")
+    # da_1 = sum x / Q and so on have no closed form; da_0 + sums of a linear check do: with b = 0 da_0 counts.
+    count = torch.autograd.grad(
+        flashkat.rational(x, a, torch.zeros_like(b), dim=1), a, torch.ones_like(value).detach(), retain_graph=False
+    )[0][0, 0]
+    assert count == x.numel()

@@ -87,8 +87,9 @@ def _openmp() -> int | None:
     """
     try:
         # The linker searches what PyTorch was linked with; there may be other runtimes in the process.
-        return ctypes.cast(ctypes.CDLL(torch._C.__file__).GOMP_parallel, ctypes.c_void_p).value
-    except (OSError, AttributeError):
+        (library,) = (Path(torch.__file__).parent / "lib").glob("libtorch_cpu.*")
+        return ctypes.cast(ctypes.CDLL(str(library)).GOMP_parallel, ctypes.c_void_p).value
+    except (OSError, AttributeError, ValueError):
         return None
 
 
@@ -113,7 +114,7 @@ def backward(
 
 def _in_memory(*tensors: Tensor) -> bool:
     """Whether the numbers are in memory as they are: not lazily negated, or zero without any memory."""
-    return not any(tensor.is_neg() or tensor._is_zerotensor() for tensor in tensors)
+    return not any(tensor.is_neg() or (tensor.data_ptr() == 0 and tensor.numel()) for tensor in tensors)
 
 
 # Shape, strides and dtype.

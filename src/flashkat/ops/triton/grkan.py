@@ -7,12 +7,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..layers import Layers
-from ..rational import Metadata
+from ..layout import Layers, Metadata
 from . import norm as norm_launch
 from . import rational as launch
+from .launcher import Coefficients, Launch, on
 from .norm import dense
-from .rational import Launch, on
 
 
 class Saved(NamedTuple):
@@ -106,7 +105,7 @@ class Plan:
         return *grads, grad_weight1, grad_bias1, grad_numerator2, grad_denominator2, grad_weight2, grad_bias2
 
 
-def _coefficients(numerator: Metadata, denominator: Metadata) -> launch.Coefficients:
+def _coefficients(numerator: Metadata, denominator: Metadata) -> Coefficients:
     return numerator[0], denominator[0], numerator[1], denominator[1]
 
 

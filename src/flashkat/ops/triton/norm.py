@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..layout import vector_of
 from . import norm_kernels, settings
-from .rational import Coefficients, Launch, coefficients_of, constants_of, evenly, on, processors, starts_early
+from .launcher import Coefficients, Launch, coefficients_of, constants_of, evenly, on, processors, starts_early
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 import functools
 import math
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,18 +9,18 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch._subclasses.functional_tensor import FunctionalTensor
-from torch.library import wrap_triton
-from triton.runtime import driver
 
-from ..layout import VECTOR_BYTES, as_three_dimensional, outer_channels_inner, vector_of
+from ..layout import as_three_dimensional, outer_channels_inner, vector_of
 from ..reference import compute_dtype
 from . import rational_kernels as kernels
 from . import settings
+from .launcher import Coefficients, Launch, coefficients_of, constants_of, evenly, on, processors, starts_early
 
 _TRITON_DTYPE = {torch.float32: tl.float32, torch.float64: tl.float64}
 
 Strides = tuple[int, int, int]
+# Of a tensor, dtype and strides.
+Layout = tuple[torch.dtype, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -113,55 +112,6 @@ class View:
         return sizes + tuple(stride for strides in self.strides for stride in strides)
 
 
-class Launch:
-    """A kernel with everything but its pointers, so that launching it again costs the host little."""
-
-    def __init__(
-        self,
-        kernel: Any,
-        grid: tuple[int, int],
-        numbers: tuple[int | float, ...],
-        constants: dict[str, Any],
-        warps: int = 1,
-        options: dict[str, Any] | None = None,
-    ) -> None:
-        self._kernel, self._grid = kernel, (*grid, 1)
-        self._numbers, self._constants = numbers, constants
-        self._options = {"num_warps": warps, "enable_fp_fusion": True, **(options or {})}
-        # All that follows the pointers, as a compiled kernel takes it.
-        self._rest = (*numbers, *constants.values())
-        self._compiled: Any = None
-
-    def __call__(self, *tensors: Tensor) -> None:
-        if isinstance(tensors[0], FunctionalTensor):
-            self._trace(tensors)
-            return
-        pointers, bits = [], 0
-        for tensor in tensors:
-            pointer = tensor.data_ptr()
-            pointers.append(pointer)
-            bits |= pointer
-        compiled = self._compiled
-        if compiled is None or bits % VECTOR_BYTES:
-            # Triton compiles for the alignment that it finds.
-            compiled = self._kernel[self._grid](*tensors, *self._numbers, **self._constants, **self._options)
-            if bits % VECTOR_BYTES == 0:
-                self._compiled = compiled
-            return
-        stream = driver.active.get_current_stream(tensors[0].get_device())
-        compiled.run(
-            *self._grid, stream, compiled.function, compiled.packed_metadata, None, None, None, *pointers, *self._rest
-        )
-
-    def _trace(self, tensors: tuple[Tensor, ...]) -> None:
-        """Put the launch into the graph of a compiler, which then launches it itself."""
-        # Options that compilers do not pass on have to do without.
-        constants = {**self._constants, **({"EARLY": False} if "EARLY" in self._constants else {})}
-        wrap_triton(self._kernel)[self._grid](
-            *tensors, *self._numbers, **constants, num_warps=self._options["num_warps"]
-        )  # fmt: skip
-
-
 def forward(
     x: Tensor, numerator: Tensor, denominator: Tensor, dim: int, dtype: torch.dtype, bias: Tensor | None = None
 ) -> Tensor:
@@ -233,26 +183,6 @@ class RationalBackward:
         self.add_up(partial, bias_partial, denominator, grad_numerator, grad_denominator, grad_bias)
         grads = grad_x, grad_numerator, grad_denominator
         return grads if bias is None else (*grads, grad_bias)
-
-
-def on(device: torch.device) -> AbstractContextManager:
-    """Make ``device`` the current one, which costs something, where it is not."""
-    if device.type != "cuda" or torch.cuda.current_device() == device.index:
-        return _NOTHING
-    return torch.cuda.device(device)
-
-
-_NOTHING = nullcontext()
-
-# What a launch was made for; Triton compiles for the dtypes. Of a tensor, dtype and strides; of numerator and
-# denominator, their shapes and then their dtypes.
-Layout = tuple[torch.dtype, tuple[int, ...]]
-Coefficients = tuple[torch.Size, torch.Size, torch.dtype, torch.dtype]
-
-
-def coefficients_of(numerator: Tensor, denominator: Tensor) -> Coefficients:
-    """What launches know of these."""
-    return numerator.shape, denominator.shape, numerator.dtype, denominator.dtype
 
 
 @functools.lru_cache(maxsize=1024)
@@ -355,23 +285,6 @@ def _most_programs(view: View, per_processor: int, device: torch.device) -> int:
     return max(1, per_processor * processors(device) // _blocks(view))
 
 
-def evenly(runs: int, most: int) -> int:
-    """How many programs take the same number of runs each, or one less, if there can be ``most`` of them."""
-    return triton.cdiv(runs, triton.cdiv(runs, most))
-
-
-@functools.cache
-def processors(device: torch.device) -> int:
-    """How many multiprocessors there are."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
-
-
-@functools.cache
-def starts_early(device: torch.device) -> bool:
-    """Whether a kernel can be on the device before the one that it waits for has ended."""
-    return device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device) >= (9, 0)
-
-
 def _constants(view: View, dtype: torch.dtype, coefficients: Coefficients) -> dict[str, Any]:
     positions, channels = view.tile()
     return {
@@ -386,9 +299,3 @@ def _constants(view: View, dtype: torch.dtype, coefficients: Coefficients) -> di
         "UNROLL": view.unroll(),
         "STAGES": settings.STAGES,
     }
-
-
-def constants_of(coefficients: Coefficients) -> dict[str, Any]:
-    """What kernels know of numerator and denominator."""
-    (rows_a, m), (rows_b, n) = coefficients[:2]
-    return {"M": m, "N": n, "NUMERATOR_SHARED": rows_a == 1, "DENOMINATOR_SHARED": rows_b == 1}

@@ -1,0 +1,101 @@
+"""The registration of the operators with PyTorch: their names, fake tensors, derivatives, and the compilers' view."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import private
+from .dispatch import has_fast_float64, is_triton
+from .reference import rational_reference
+from .triton import settings
+from .triton.caching import distinguish_caches
+
+__all__ = ["in_float64", "register"]
+
+distinguish_caches()
+
+_LIBRARY = torch.library.Library("flashkat", "DEF")
+_TAGS = (torch.Tag.pt2_compliant_tag,)
+
+
+def register(
+    signature: str,
+    function: Callable[..., Any],
+    fake: Callable[..., Any],
+    *,
+    formula: Callable[..., Any] | None = None,
+    save: Callable[..., None] | None = None,
+    differentiate: Callable[..., Any] | None = None,
+) -> None:
+    """Define an operator ``torch.ops.flashkat.NAME``.
+
+    torch.compile looks into an operator of GPU tensors, so that it launches the kernels itself, and where these are
+    small takes ``formula``. Exporters keep the operator, and so do compilers where sizes are not numbers yet.
+
+    Args:
+        signature: the name and the schema.
+        function: computes it.
+        fake: returns tensors like the result, without numbers.
+        formula: computes it by operators that a compiler fuses. The last two tensors are numerator and denominator.
+        save: the ``setup_context`` of the derivative.
+        differentiate: the derivative, where there is one.
+    """
+    name = signature.partition("(")[0]
+
+    def decompose(mode, op, types, args, kwargs):
+        tensors = [each for each in args if isinstance(each, Tensor)]
+        sizes = [size for tensor in tensors for size in (*tensor.shape, *tensor.stride())]
+        if (
+            not private.decomposes()
+            or not all(isinstance(size, int) for size in sizes)
+            or not is_triton(tensors[0].device)
+        ):
+            return mode.__torch_dispatch__(op, types, args, kwargs)
+        with mode:
+            if formula is not None and _is_fused(tensors[0], tensors[-2:]):
+                return formula(*args, **kwargs)
+            return function(*args, **kwargs)
+
+    qualified = f"flashkat::{name}"
+    _LIBRARY.define(signature, tags=_TAGS)
+    torch.library.impl(_LIBRARY, name, "CompositeExplicitAutograd")(function)
+    torch.library.register_fake(qualified, fake, lib=_LIBRARY)
+    if private.FunctionalTensorMode is not None:
+        torch.library.register_torch_dispatch(qualified, private.FunctionalTensorMode, decompose, lib=_LIBRARY)
+    if differentiate is not None:
+        torch.library.register_autograd(qualified, differentiate, setup_context=save, lib=_LIBRARY)
+
+
+# No more powers than that: the largest of float32, 2^128, times a coefficient as large is below 2^1023 then.
+_FLOAT64_DEGREE = 6
+
+
+def _is_fused(x: Tensor, coefficients: Sequence[Tensor]) -> bool:
+    """Whether F(x) is left to a compiler, which fuses it with what is before and after it.
+
+    Launching a kernel takes the host longer than the formula takes the GPU. CUDA graphs, those that Inductor makes,
+    spare the host that, so that there the formula has to be faster than the kernel itself: for fewer elements.
+    """
+    m, n = (each.shape[1] for each in coefficients)
+    most = settings.FUSED_ELEMENTS_IN_GRAPHS if private.cuda_graphs_are_on() else settings.FUSED_ELEMENTS
+    return (
+        x.numel() <= most
+        and x.dtype != torch.float64
+        and max(m - 1, n) <= _FLOAT64_DEGREE
+        and has_fast_float64(x.device)
+    )
+
+
+def in_float64(x: Tensor, numerator: Tensor, denominator: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
+    """F(x) by its definition, which compilers fuse with what is beside it.
+
+    Float32 numbers cannot overflow there up to degree ``_FLOAT64_DEGREE``.
+    """
+    groups = max(numerator.shape[0], denominator.shape[0])
+    channels = x.shape[dim] // groups or 1
+    # A row for each channel: by rows of groups Inductor takes a LayerNorm, fused with this, for one of strided memory.
+    a, b = (each.float().expand(groups, -1).repeat_interleave(channels, 0) for each in (numerator, denominator))
+    value = rational_reference(x.double(), a, b, dim)
+    return value.float().to(dtype or x.dtype)

@@ -1,0 +1,146 @@
+"""Without any one of PyTorch's internals the package is imported, says so once, and gives the same results."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from flashkat.ops import private
+
+PACKAGE = Path(private.__file__).parents[1]
+
+ENTRIES = [
+    ("torch._C", "_len_torch_dispatch_stack"),
+    ("torch._C", "_functorch.peek_interpreter_stack"),
+    ("torch.nn.modules.module", "_has_any_global_hook"),
+    ("torch._subclasses.functional_tensor", "FunctionalTensorMode"),
+    ("torch.export._trace", "custom_triton_ops_decomposition_disabled"),
+    ("torch._inductor.config", "triton"),
+]
+
+WITHOUT = """
+import operator, sys, warnings
+import torch
+import timm
+
+_, module, name = sys.argv
+
+
+def without(path):
+    get = attrgetter(path)
+
+    def find(owner):
+        if owner.__name__ == module and path == name:
+            raise AttributeError(name)
+        return get(owner)
+
+    return find
+
+
+attrgetter, operator.attrgetter = operator.attrgetter, without
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    import flashkat
+    from flashkat.models import block
+    from flashkat.ops import private, rational_reference, register
+
+    operator.attrgetter = attrgetter
+    torch.manual_seed(0)
+    leaves = [torch.randn(size, requires_grad=True) for size in ((5, 16), (1, 6), (4, 4))]
+    x, a, b = (leaf.detach() for leaf in leaves)
+
+    def both(call):
+        torch.testing.assert_close(call(flashkat.rational), call(rational_reference))
+
+    def step(function):
+        out = function(*leaves)
+        first = torch.autograd.grad(out.sum(), leaves, create_graph=True)
+        many = torch.autograd.grad(out, leaves, torch.ones(2, 5, 16), is_grads_batched=True, retain_graph=True)
+        return out, first, torch.autograd.grad(first[0].sum(), leaves), many
+
+    both(step)
+    both(lambda f: torch.func.grad(lambda x: f(x, a, b).square().sum())(x))
+    both(lambda f: torch.func.jvp(lambda a: f(x, a, b), (a,), (a,)))
+    both(lambda f: torch.func.vmap(lambda x: f(x, a, b))(x[:, None]))
+    # Transformed, but not what the rational sees.
+    both(lambda f: torch.func.grad(lambda y: y.sum() * f(x, a, b).sum())(x))
+
+    layer = block.KATBlock(16, 2, mlp_layer=flashkat.GRKAN)
+    half = x[None] + layer.attn(layer.norm1(x[None]))
+    expected = half + layer.mlp(layer.norm2(half))
+    block.fuses = lambda x: True
+    torch.testing.assert_close(layer(x[None]), expected)
+
+    # As for a GPU, where compilers take the formula.
+    register.is_triton = register.has_fast_float64 = lambda device: True
+    compiled = torch.compile(flashkat.rational, fullgraph=True, backend="aot_eager")
+    for _ in range(2):
+        torch.testing.assert_close(compiled(x, a, b), rational_reference(x, a, b))
+        torch.compiler.reset()
+
+said = [str(each.message) for each in caught if "flashkat" in str(each.message)]
+assert len(said) == 1 and f"has no {module}.{name}: " in said[0], said
+"""
+
+
+@pytest.mark.parametrize(("module", "name"), ENTRIES)
+def test_without_one_results_are_right_and_one_warning_says_so(module, name):
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", WITHOUT, module, name]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_these_are_all_the_entries():
+    looked_up = [
+        tuple(argument.value for argument in node.args[:2])
+        for node in ast.walk(ast.parse(Path(private.__file__).read_text()))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", None) == "_find"
+    ]
+    assert looked_up == ENTRIES
+    assert len(ENTRIES) <= 6
+
+
+def test_nothing_private_of_pytorch_is_used_elsewhere():
+    """Neither an import of an internal module, nor an internal of ``torch`` itself."""
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                names = [node.module or ""]
+            elif isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.Attribute):
+                names = [ast.unparse(node)]
+            else:
+                continue
+            for name in names:
+                assert not name.startswith("torch.") or "._" not in name, f"{path.name}: {name}"
+
+
+def test_modes_transforms_and_hooks_are_found():
+    assert private.transforms_are_known
+    assert private.dispatch_modes() == 0
+    assert private.transform() is None
+    found = []
+    torch.func.vmap(lambda x: found.append(private.transform()) or x)(torch.ones(2))
+    assert found[0] is not None
+
+
+def test_cuda_graphs_are_seen_while_they_are_on():
+    from torch._inductor import config
+
+    assert not private.cuda_graphs_are_on()
+    with config.patch({"triton.cudagraphs": True}):
+        assert private.cuda_graphs_are_on()
+
+
+def test_exporters_keep_the_operators():
+    from torch._functorch import config
+
+    assert private.decomposes()
+    with config.patch(decompose_custom_triton_ops=False):
+        assert not private.decomposes()
