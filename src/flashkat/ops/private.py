@@ -80,7 +80,7 @@ def is_hooked(module: nn.Module) -> bool:
 
 
 FunctionalTensorMode: type | None = _find(
-    "torch._subclasses.functional_tensor", "FunctionalTensorMode", "compiled code is slower than it could be"
+    "torch._subclasses.functional_tensor", "FunctionalTensorMode", "compiled calls of flashkat's operators take longer"
 )
 """The mode in which compilers trace; None where that is unknown."""
 
@@ -91,7 +91,7 @@ def _exporting() -> Callable[[], bool]:
     return _find(
         "torch.export._trace",
         "custom_triton_ops_decomposition_disabled",
-        "compiled code is slower than it could be",
+        "compiled calls of flashkat's operators take longer",
     ) or (lambda: True)
 
 
@@ -103,7 +103,7 @@ def decomposes() -> bool:
 @functools.cache
 def _inductor() -> Any | None:
     # Slow to import.
-    return _find("torch._inductor.config", "triton", "small tensors may take longer within CUDA graphs")
+    return _find("torch._inductor.config", "triton", "flashkat's small tensors may take longer within CUDA graphs")
 
 
 def cuda_graphs_are_on() -> bool:
