@@ -1,5 +1,6 @@
 """The registration with PyTorch: opcheck, compilers, export, fake tensors, and the formula for small tensors."""
 
+import importlib
 import shutil
 from types import SimpleNamespace
 
@@ -280,3 +281,19 @@ def test_a_step_with_layer_norm_has_the_gradients_of_the_kernels(order):
     x, *others = (normal(generator, *size, device="cuda") for size in sizes)
     leaves = [each.requires_grad_() for each in (in_order(x, order), *others)]
     assert_steps_agree(add_norm_rational, lambda results: results[0].pow(3).sum() + results[1].square().sum(), leaves)
+
+
+@pytest.mark.parametrize("name", ["add_norm_rational", "linear_rational"])
+def test_the_larger_operators_compile_whole(compile_whole, monkeypatch, device, name):
+    """Compilers see through the checks and take the formula of small tensors."""
+    module = importlib.import_module(f"flashkat.ops.{name}")
+    monkeypatch.setattr(module, "fuses", lambda x: True)
+    generator = torch.Generator().manual_seed(12)
+    sizes = {
+        "add_norm_rational": ((3, 16), (3, 16), (16,), (16,), (1, 6), (2, 4)),
+        "linear_rational": ((3, 8), (16, 8), (16,), (1, 6), (2, 4)),
+    }[name]
+    inputs = [normal(generator, *size, device=device) for size in sizes]
+    found = compile_whole(getattr(module, name), *inputs)
+    monkeypatch.undo()
+    torch.testing.assert_close(found, getattr(module, name)(*inputs), rtol=1e-4, atol=1e-4)
