@@ -1,4 +1,4 @@
-"""The operator: its definition, its paths (PyTorch operators, Triton kernels) and its registration with PyTorch."""
+"""The operators of a KAT. Each has a file of its name."""
 
 from .add_norm_grkan import add_norm_grkan, takes_one_call
 from .add_norm_rational import add_norm_rational

@@ -1,6 +1,6 @@
-"""The second half of a KAT's block as one call, where nobody looks on: the host limits small models.
+"""The second half of a KAT's block as one autograd node in plain eager calls, since small models are host-bound.
 
-Compilers and others who look on see :func:`add_norm_rational`, :func:`linear_rational` and a linear layer.
+Compilers and tracers see :func:`add_norm_rational`, :func:`linear_rational` and a linear layer.
 """
 
 import functools
@@ -23,26 +23,26 @@ __all__ = ["add_norm_grkan", "takes_one_call"]
 
 
 def add_norm_grkan(x: Tensor, branch: Tensor, layers: Layers, eps: float = 1e-5) -> tuple[Tensor, Tensor]:
-    """x + branch, and a GR-KAN layer of its LayerNorm: rational, linear, rational, linear (KAT, section 4.3).
+    """Add ``branch`` to ``x``, and apply LayerNorm, rational, linear, rational, linear (KAT, section 4.3).
 
-    The same as :func:`add_norm_rational`, :func:`linear_rational` and ``linear``, one after the other. On a GPU with
-    kernels it takes the host less time: for small tensors without gradients, and where all layers are trained, as one
-    node of autograd, in which the gradients of float32 weights are not rounded to autocast's dtype. Differentiable in
-    all tensors, any number of times in eager mode; none of them may be changed in place before the backward pass.
+    The same as :func:`add_norm_rational`, :func:`linear_rational` and ``linear``, one after the other. On a GPU it
+    takes the host less time, for small tensors without gradients and where all layers are trained. Then it is one
+    autograd node, and gradients of float32 weights are not rounded to autocast's dtype. The function is differentiable
+    in all tensors, any number of times in eager mode. Change none of them in place before the backward pass.
 
     Args:
-        x: (..., C), float64, float32, bfloat16 or float16.
-        branch: of the shape of ``x``.
+        x: (..., C) float64, float32, bfloat16 or float16.
+        branch: the same shape.
         layers: see :class:`flashkat.ops.Layers`.
         eps: added to the variance.
 
     Returns:
-        The sum, with the dtype that ``x + branch`` has, and the result (..., D), with autocast's where autocast is on.
+        The sum, with the dtype of ``x + branch``, and the result (..., D), with that or with autocast's dtype.
 
     Raises:
         TypeError: see :func:`flashkat.rational`.
         ValueError: likewise.
-        RuntimeError: sizes or devices that a sum, a LayerNorm or a linear layer cannot have, as PyTorch says it.
+        RuntimeError: PyTorch's sum, LayerNorm or linear layer refuses the sizes or devices.
     """
     if fuses(x) and takes_one_call(x) and _none_is_frozen(branch, *layers):
         call = look(x, branch, *layers)
@@ -55,14 +55,14 @@ def add_norm_grkan(x: Tensor, branch: Tensor, layers: Layers, eps: float = 1e-5)
 
 
 def takes_one_call(x: Tensor) -> bool:
-    """Whether one call may be of use: with gradients or for a small tensor, where no compiler or tracer looks on."""
+    """Return whether one call may save time: in eager mode, with gradients or for a small tensor."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
     return torch.is_grad_enabled() or x.numel() <= settings.ONE_CALL_ELEMENTS
 
 
 def _none_is_frozen(*tensors: Tensor) -> bool:
-    """Whether all gradients are wanted, or none are: by its pieces what is frozen saves memory and time."""
+    """Return whether all gradients are wanted, or none. Frozen parts save memory and time as separate operators."""
     return not torch.is_grad_enabled() or all(map(_requires_grad, tensors))
 
 
@@ -71,7 +71,7 @@ _requires_grad = attrgetter("requires_grad")
 
 @functools.lru_cache(maxsize=1024)
 def _plan(x: Metadata, branch: Metadata, layers: Layers, eps: float, autocast: torch.dtype | None) -> Any | None:
-    """What there is to launch, None where the kernels are not for it, or PyTorch has something to say about it."""
+    """Return what to launch. None where kernels do not fit, or where PyTorch has to report an error."""
     (shape, x_dtype, device, _), branch_dtype = x, branch[1]
     dtype = autocast or torch.promote_types(x_dtype, branch_dtype)
     dtypes = (dtype, torch.float32) if autocast else (dtype,)
@@ -97,7 +97,7 @@ def _plan(x: Metadata, branch: Metadata, layers: Layers, eps: float, autocast: t
 
 
 class _Eager(torch.autograd.Function):
-    """One node for all of it."""
+    """One autograd node for the second half."""
 
     @staticmethod
     def forward(ctx, x, branch, *rest):
@@ -117,7 +117,7 @@ class _Eager(torch.autograd.Function):
         layers, total = Layers(*saved[:_LAYERS]), saved[_LAYERS]
         del saved[:_LAYERS]
         if torch.is_grad_enabled() or not has_memory(grad_total, grad_out):
-            # Someone may want second derivatives.
+            # A second derivative may follow.
             grads = differentiable(_of_the_sum, grad_total, grad_out, total, layers, ctx.eps, dtypes)
             return *grads, None, None
         if grad_total is None:

@@ -1,8 +1,4 @@
-"""A residual addition, LayerNorm and the rational function as PyTorch sees them: one operator where there are kernels.
-
-``torch.ops.flashkat.add_norm_rational`` and ``torch.ops.flashkat.add_norm_rational_backward`` are what compilers see;
-:func:`add_norm_rational` is the door, which takes PyTorch's own operators for what the kernels are not for.
-"""
+"""F(LayerNorm(x + branch)): one pass over memory where there are kernels, PyTorch's own operators elsewhere."""
 
 from collections.abc import Callable, Sequence
 
@@ -30,28 +26,28 @@ def add_norm_rational(
     denominator: Tensor,
     eps: float = 1e-5,
 ) -> tuple[Tensor, Tensor]:
-    """x + branch, and the rational function of its LayerNorm: what starts the second half of a transformer's block.
+    """Add ``branch`` to ``x``, and apply LayerNorm and the rational function to the sum.
 
-    The same as ``rational(layer_norm(x + branch, weight, bias, eps), numerator, denominator)``, in one pass over memory
-    where the tensors are on a GPU with kernels; the values between are float32 there, whatever the dtypes.
-    Differentiable in all six tensors, any number of times in eager mode.
+    The second result is ``rational(layer_norm(x + branch, weight, bias, eps), numerator, denominator)``. On a GPU, one
+    kernel reads and writes memory once, and intermediate values are float32. The function is differentiable in all six
+    tensors, any number of times in eager mode.
 
     Args:
-        x: (..., D), float64, float32, bfloat16 or float16; D channels.
-        branch: of the shape of ``x``.
-        weight: (D,), the scale of the normalised channels.
-        bias: (D,), what is added to these.
+        x: (..., D) float64, float32, bfloat16 or float16.
+        branch: the same shape.
+        weight: (D,), LayerNorm's scale.
+        bias: (D,), LayerNorm's shift.
         numerator: (1, m) or (G, m), see :func:`flashkat.rational`.
         denominator: (1, n) or (G, n).
         eps: added to the variance.
 
     Returns:
-        The sum, with the dtype that ``x + branch`` has, and the result, with autocast's where autocast is on.
+        The sum, with the dtype of ``x + branch``, and the result, with that or with autocast's dtype.
 
     Raises:
         TypeError: see :func:`flashkat.rational`.
         ValueError: likewise.
-        RuntimeError: sizes or devices that a sum or a LayerNorm cannot have, as PyTorch says it.
+        RuntimeError: PyTorch's sum or LayerNorm refuses the sizes or devices.
     """
     if fuses(x):
         call = look(x, branch, weight, bias, numerator, denominator)
@@ -87,7 +83,7 @@ def _has_kernels(
 
 
 class _Eager(torch.autograd.Function):
-    """The registered operator without its registration, through which a call takes the host several times as long."""
+    """The operator of plain eager calls. The registered one takes the host several times as long."""
 
     @staticmethod
     def forward(ctx, x, branch, weight, bias, numerator, denominator, eps, dtype):
@@ -102,7 +98,7 @@ class _Eager(torch.autograd.Function):
         if grad_out is None:
             return of_the_sum_alone(grad_total, ctx.dtypes, len(ctx.needs_input_grad))
         if torch.is_grad_enabled() or not has_memory(grad_total, grad_out):
-            # Someone may want second derivatives.
+            # A second derivative may follow.
             total, _, _, *parameters = ctx.saved_tensors
             grads = differentiable(_norm_rational, grad_total, grad_out, total, parameters, ctx.eps, ctx.dtypes)
             return *grads, None, None
@@ -112,7 +108,7 @@ class _Eager(torch.autograd.Function):
 def of_the_sum_alone(
     grad_total: Tensor, dtypes: tuple[torch.dtype, torch.dtype], inputs: int
 ) -> tuple[Tensor | None, ...]:
-    """The gradients of so many inputs, x and branch the first of them, where nobody uses the result."""
+    """Return gradients for the number of ``inputs``, x and branch first, where only the sum was used."""
     return grad_total.to(dtypes[0]), grad_total.to(dtypes[1]), *(None,) * (inputs - 2)
 
 
@@ -125,9 +121,16 @@ def differentiable(
     eps: float,
     dtypes: tuple[torch.dtype, torch.dtype],
 ) -> tuple[Tensor, ...]:
-    """The gradients of x, branch and parameters by PyTorch's own operators, which can be differentiated again.
+    """Return gradients of x, branch and parameters that can be differentiated again.
 
-    ``function`` gives the result from the sum, the parameters and ``eps``; ``dtypes`` are those of x and branch.
+    Args:
+        function: computes the result from the sum, the parameters and ``eps``.
+        grad_total: the gradient of the sum, if it was used.
+        grad_out: the gradient of the result.
+        total: the sum.
+        parameters: the other tensors.
+        eps: added to the variance.
+        dtypes: those of x and branch.
     """
     grad, *others = differentiate(function, grad_out, total, *parameters, eps)
     grad = grad if grad_total is None else grad + grad_total
@@ -144,7 +147,7 @@ def _forward(
     eps: float,
     dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """total, out, mean and rstd."""
+    """Return total, out, mean and rstd."""
     total, mean, rstd, out = triton_module("norm").forward(
         x, branch, weight, bias, numerator, denominator, eps, dtype or torch.promote_types(x.dtype, branch.dtype)
     )
@@ -164,7 +167,7 @@ def _backward(
     x_dtype: torch.dtype,
     branch_dtype: torch.dtype,
 ) -> tuple[Tensor, ...]:
-    """The gradients; that of the branch is empty where it is that of x, since results must not share memory."""
+    """Return the gradients. The branch's is empty where it equals that of x: results must not share memory."""
     grad_x, grad_branch, *parameters = triton_module("norm").backward(
         grad_total, grad_out, total, mean, rstd, weight, bias, numerator, denominator, x_dtype, branch_dtype
     )
@@ -217,7 +220,7 @@ def _formula(
     eps: float,
     dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    total = (x + branch).contiguous()  # as the kernels, which read it in the backward pass, have it
+    total = (x + branch).contiguous()  # as the kernels of the backward pass read it
     z, mean, rstd = torch.native_layer_norm(total.float(), weight.shape, weight.float(), bias.float(), eps)
     return total, in_float64(z, numerator, denominator, -1, dtype or total.dtype), mean.squeeze(-1), rstd.squeeze(-1)
 

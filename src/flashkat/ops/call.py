@@ -1,4 +1,4 @@
-"""The record of a call: what is asked once about its tensors and its surroundings, and handed down."""
+"""The record of a call: its surroundings, asked once and handed down."""
 
 import functools
 from collections.abc import Sequence
@@ -14,11 +14,11 @@ __all__ = ["DTYPES", "Call", "fits", "has_kernels", "has_memory", "look", "metad
 
 
 class Call(NamedTuple):
-    """How a call is to be answered.
+    """The surroundings of a call.
 
-    ``plain``: in eager mode, where no compiler, tracer, tensor subclass, dispatch mode or function transform is active.
-    ``transformed``: within a transform of ``torch.func``: grad, jvp, vmap and others. Compilers see through it.
-    ``autocast``: the dtype that autocast asks for where the first tensor is, None where it is off.
+    ``plain`` is True for a plain eager call: no compiler, tracer, tensor subclass, dispatch mode or function transform
+    is active. ``transformed`` is True within a transform of ``torch.func``, unless that is compiled. ``autocast`` is
+    autocast's dtype on the first tensor's device, or None where autocast is off.
     """
 
     plain: bool
@@ -27,9 +27,9 @@ class Call(NamedTuple):
 
 
 def look(*tensors: Tensor) -> Call:
-    """Look at the surroundings of a call with these tensors."""
+    """Return the record of a call with these tensors."""
     device = tensors[0].device.type
-    # PyTorch has no autocast for meta tensors, and raises when asked.
+    # PyTorch raises when asked for the autocast of meta tensors.
     is_meta = device == "meta"
     autocast = torch.get_autocast_dtype(device) if not is_meta and torch.is_autocast_enabled(device) else None
     if torch.compiler.is_compiling():
@@ -46,12 +46,12 @@ def look(*tensors: Tensor) -> Call:
 
 
 def metadata(tensor: Tensor) -> Metadata:
-    """What decides which kernels there are for a tensor."""
+    """Return what decides which kernels fit a tensor."""
     return tensor.shape, tensor.dtype, tensor.device, tensor.layout
 
 
 def has_memory(*tensors: Tensor | None) -> bool:
-    """Whether kernels can read them: not many gradients at once, of ``is_grads_batched``, or transformed tensors."""
+    """Return whether kernels can read the tensors. The wrappers of vmap and other transforms have no memory."""
     try:
         for tensor in tensors:
             if tensor is not None:
@@ -61,7 +61,7 @@ def has_memory(*tensors: Tensor | None) -> bool:
     return True
 
 
-# What the kernels of the operators that do more than the rational compute in float32.
+# The fused kernels read these and compute in float32.
 _KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 DTYPES = (torch.float64, *_KERNEL_DTYPES)
 
@@ -74,12 +74,19 @@ def has_kernels(
     coefficients: Sequence[Tensor],
     dtypes: tuple[torch.dtype, ...],
 ) -> bool:
-    """Whether there are such kernels for ``x``, and groups of so many channels hold whole vectors of these dtypes.
+    """Return whether a fused kernel takes these tensors. Call this only where :func:`fuses` is True.
 
-    Not for ``parameters``, of a number for each channel, or ``coefficients`` that do not fit: PyTorch's own operators
-    say what is wrong with them. For callers that have asked :func:`flashkat.ops.dispatch.fuses`.
+    Where it is False, PyTorch's own operators run. They say what is wrong with arguments that do not fit.
+
+    Args:
+        call: the record of the call.
+        x: the input.
+        channels: the number of channels of the rational. Each group must hold whole vectors.
+        parameters: tensors with a number for each channel.
+        coefficients: numerator and denominator.
+        dtypes: those of all tensors that the kernel reads or writes as vectors.
     """
-    # Sizes are numbers in a plain call.
+    # A cache cannot look up sizes that are symbols. Those of a plain call are numbers.
     fit = _fits_once if call.plain else fits
     tensors = tuple(map(metadata, parameters)), tuple(map(metadata, coefficients))
     return x.layout == torch.strided and bool(fit(x.device, x.dtype, channels, *tensors, dtypes))
@@ -93,7 +100,7 @@ def fits(
     coefficients: tuple[Metadata, ...],
     dtypes: tuple[torch.dtype, ...],
 ) -> bool:
-    """What :func:`has_kernels` asks: of x its device and dtype, of the others what is known."""
+    """Answer :func:`has_kernels` from metadata."""
     if any(each not in _KERNEL_DTYPES for each in (dtype, *dtypes)):
         return False
     if any(where != device or layout != torch.strided for *_, where, layout in (*parameters, *coefficients)):

@@ -1,4 +1,4 @@
-"""Which path the operator takes: decided per call from the tensor's device, in this one place."""
+"""The choice of a path from the tensor's device. No other file asks for the device."""
 
 import functools
 import importlib
@@ -13,16 +13,16 @@ from torch import Tensor
 from .aten import windows as aten
 from .cpu import native
 
-# Triton 3 generates code for compute capability 8.0 and newer with all the dtypes that the kernels use.
+# Triton 3 compiles the kernels' dtypes for compute capability 8.0 and newer.
 _MINIMUM_CAPABILITY = (8, 0)
-# With half as many units for float64 as for float32; others have a 32nd or a 64th. So have the variants H20 and H800 of
-# 9.0, which cannot be told by their capability: the same results there, more slowly.
+# These GPUs have half as many units for float64 as for float32. Others have a 32nd or a 64th, and so have H20 and H800,
+# which share capability 9.0. The results there are the same, only slower.
 _FLOAT64_CAPABILITIES = {(8, 0), (9, 0), (10, 0)}
 
 
 @dataclass(frozen=True)
 class Path:
-    """A path of the operator, "triton", "native" or "aten", and the reason for taking it."""
+    """A path of the operator: its name "triton", "native" or "aten", the reason for it, and its module."""
 
     name: str
     reason: str
@@ -31,7 +31,7 @@ class Path:
 
 @functools.cache
 def choose_path(device: torch.device) -> Path:
-    """The path for tensors on ``device``; says so once, aloud, when a GPU has to do without its kernels."""
+    """Return the path for tensors on ``device``. Warn once where a GPU cannot run the kernels."""
     if device.type == "cpu":
         library, where = native.load()
         if library is None:
@@ -50,25 +50,25 @@ def choose_path(device: torch.device) -> Path:
 
 
 def fuses(x: Tensor) -> bool:
-    """Whether the fused operators have kernels where ``x`` is. Asked before all else: on a CPU nothing fuses."""
+    """Return whether fused operators have kernels where ``x`` is. Ask this first: on a CPU nothing fuses."""
     return x.is_cuda and is_triton(x.device)
 
 
 @torch.compiler.assume_constant_result
 def is_triton(device: torch.device) -> bool:
-    """Whether tensors on that device take the path of the Triton kernels."""
+    """Return whether tensors on ``device`` take the Triton kernels."""
     return choose_path(device).name == "triton"
 
 
 @functools.cache
 def triton_module(name: str) -> Any:
-    """A module of this package that needs Triton, imported where it is first used."""
+    """Import a module of ``ops/triton`` where it is first needed."""
     return importlib.import_module(f".triton.{name}", __package__)
 
 
 @functools.cache
 def has_fast_float64(device: torch.device) -> bool:
-    """Whether a GPU computes in float64 about as fast as in float32."""
+    """Return whether a GPU has half as many units for float64 as for float32."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) in _FLOAT64_CAPABILITIES
 
 

@@ -1,7 +1,6 @@
-"""A linear layer's bias and the rational function as PyTorch sees them: one operator where there are kernels.
+"""F(x W + b): where there are kernels, they add the bias of a linear layer.
 
-``torch.ops.flashkat.bias_rational`` and ``torch.ops.flashkat.bias_rational_backward`` are what compilers see;
-:func:`linear_rational` is the door, which leaves the bias to the linear layer where the kernels do not take it.
+Compilers see ``torch.ops.flashkat.bias_rational``. Where no kernel takes the bias, the linear layer adds it.
 """
 
 import torch
@@ -18,13 +17,13 @@ __all__ = ["linear_rational"]
 
 
 def linear_rational(x: Tensor, weight: Tensor, bias: Tensor | None, numerator: Tensor, denominator: Tensor) -> Tensor:
-    """The rational function of a linear layer's output.
+    """Apply the rational function to a linear layer's output.
 
-    The same as ``rational(linear(x, weight, bias), numerator, denominator)``. On a GPU with kernels these add the bias,
-    in float32, and have its gradient in the backward pass, which then need not be read once more for that.
+    The same as ``rational(linear(x, weight, bias), numerator, denominator)``. On a GPU the kernels add the bias in
+    float32. Their backward pass also sums the bias's gradient, which saves a pass over memory.
 
     Args:
-        x: (..., C), with autocast of any floating-point dtype, else of that of ``weight``.
+        x: (..., C), of the dtype of ``weight``, or of any floating-point dtype with autocast.
         weight: (D, C).
         bias: (D,), or None.
         numerator: (1, m) or (G, m), see :func:`flashkat.rational`.
@@ -36,12 +35,11 @@ def linear_rational(x: Tensor, weight: Tensor, bias: Tensor | None, numerator: T
     Raises:
         TypeError: see :func:`flashkat.rational`.
         ValueError: likewise.
-        RuntimeError: sizes or devices that a linear layer cannot have, as PyTorch says it.
+        RuntimeError: PyTorch's linear layer refuses the sizes or devices.
     """
     if fuses(x) and bias is not None and weight.ndim == 2:
         call = look(x, weight, bias, numerator, denominator)
         dtype = call.autocast
-        # Of the layer's output, as the kernels see it.
         dtypes = (x.dtype if dtype is None else dtype,)
         if not call.transformed and has_kernels(call, x, weight.shape[0], (bias,), (numerator, denominator), dtypes):
             y = F.linear(x, weight).contiguous()
@@ -51,7 +49,7 @@ def linear_rational(x: Tensor, weight: Tensor, bias: Tensor | None, numerator: T
 
 
 class _Eager(torch.autograd.Function):
-    """The registered operator without its registration, through which a call takes the host several times as long."""
+    """The operator of plain eager calls. The registered one takes the host several times as long."""
 
     @staticmethod
     def forward(ctx, x, bias, numerator, denominator, dtype):
@@ -62,13 +60,13 @@ class _Eager(torch.autograd.Function):
     def backward(ctx, grad):
         saved = ctx.saved_tensors
         if torch.is_grad_enabled() or not has_memory(grad):
-            # Someone may want second derivatives.
+            # A second derivative may follow.
             return *differentiate(_defined, grad, *saved), None
         return *_backward(grad, *saved), None
 
 
 def _defined(x: Tensor, bias: Tensor, numerator: Tensor, denominator: Tensor) -> Tensor:
-    """By operators that can be differentiated again."""
+    """Compute it by operators that can be differentiated again."""
     return rational(x.to(torch.promote_types(x.dtype, bias.dtype)) + bias, numerator, denominator)
 
 
@@ -81,7 +79,6 @@ def _forward(
 def _backward(
     grad: Tensor, x: Tensor, bias: Tensor, numerator: Tensor, denominator: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    # Of vectors, as the kernels take the bias, all tensors are.
     grad_x, grad_numerator, grad_denominator, grad_bias = triton_module("rational").backward(
         grad.contiguous(), x, numerator, denominator, -1, bias
     )

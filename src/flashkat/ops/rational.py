@@ -1,4 +1,4 @@
-"""F(x): the group-wise rational function as PyTorch sees it, with its checks, derivatives and registration."""
+"""F(x), the group-wise rational function: checks, derivatives and registration."""
 
 import functools
 
@@ -15,31 +15,34 @@ __all__ = ["rational"]
 
 
 def rational(x: Tensor, numerator: Tensor, denominator: Tensor, *, dim: int = -1) -> Tensor:
-    """Group-wise rational activation F(x) = P(x) / Q(x), the base function of GR-KAN.
+    """Apply the group-wise rational activation F(x) = P(x) / Q(x), the base function of GR-KAN.
 
-    P(x) = a_0 + a_1 x + ... + a_{m-1} x^{m-1} and Q(x) = 1 + |b_1| |x| + ... + |b_n| |x|^n, with coefficients per
-    contiguous group of channels (Yang & Wang, ICLR 2025, section 4). Differentiable in all three tensors; |v| has the
-    derivative +1 at 0. The result and the gradients are the same bits every time. For finite inputs they are finite
-    where the exact value fits the dtype, and +-inf, never NaN, where it does not; the coefficients' gradients in
-    float64 up to 2^959. Gradients whose quotient by Q(x) is below the smallest normal number lose bits on GPUs.
+    P(x) = a_0 + a_1 x + ... + a_{m-1} x^{m-1} and Q(x) = 1 + |b_1| |x| + ... + |b_n| |x|^n. Each contiguous group of
+    channels has its coefficients (Yang & Wang, ICLR 2025, section 4). The function is differentiable in all three
+    tensors, and |v| has the derivative +1 at 0. The result and the gradients are the same bits every time.
 
-    Second and higher derivatives, in eager mode, and all that transforms of torch.func see (grad, jvp, vmap and others)
-    come from the definition (:func:`flashkat.ops.rational_reference`), which overflows where a power does.
+    For finite inputs, results are finite where the exact value fits the dtype. Where it does not, they are +-inf and
+    never NaN. A gradient of the coefficients fits up to 2^959 in float64. On GPUs, gradients lose bits where their
+    quotient by Q(x) is below the smallest normal number.
+
+    Higher derivatives in eager mode come from the definition, :func:`flashkat.ops.rational_reference`. So does
+    everything within a transform of ``torch.func``, such as grad, jvp or vmap. The definition overflows where a power
+    does.
 
     Args:
         x: float64, float32, bfloat16 or float16 tensor of one or more dimensions, with any strides, on any device.
-        numerator: (1, m) or (G, m) coefficients a_0 ... a_{m-1} of any of these dtypes, m >= 1; one row is shared by
-            all G groups.
+        numerator: (1, m) or (G, m) coefficients a_0 ... a_{m-1} of any of these dtypes, m >= 1. All G groups share a
+            single row.
         denominator: (1, n) or (G, n) coefficients b_1 ... b_n, likewise, n >= 0.
         dim: the channel dimension of ``x``. Its D channels form G contiguous groups of D / G.
 
     Returns:
-        A tensor of the shape and memory format of ``x``. Its dtype is that of ``x``, or autocast's where autocast is
-        on. Arithmetic is float64 for float64 ``x`` and float32 otherwise, which the coefficients are rounded to.
+        A tensor with the shape and memory format of ``x``. It has the dtype of ``x``, or autocast's where autocast is
+        on. Arithmetic is float64 for float64 ``x`` and float32 otherwise. Coefficients are rounded to that.
 
     Raises:
-        TypeError: a tensor is of another dtype, or sparse.
-        ValueError: shapes, groups, dimension or devices that do not fit together.
+        TypeError: a tensor has another dtype, or is sparse.
+        ValueError: shapes, groups, dimension or devices do not fit together.
     """
     tensors = metadata(x), metadata(numerator), metadata(denominator)
     call = look(x, numerator, denominator)
@@ -48,7 +51,7 @@ def rational(x: Tensor, numerator: Tensor, denominator: Tensor, *, dim: int = -1
         return _Eager.apply(x, numerator, denominator, dim, call.autocast)
     _check(*tensors, dim)
     if call.transformed:
-        # They cannot look into an operator: some raise, and jvp takes its derivative for zero.
+        # Transforms cannot look into an operator. Some raise; jvp takes the derivative for zero.
         value = rational_reference(x, numerator, denominator, dim)
         return value if call.autocast is None else value.to(call.autocast)
     return torch.ops.flashkat.rational(x, numerator, denominator, dim, call.autocast)
@@ -86,12 +89,11 @@ def _check(x: Metadata, numerator: Metadata, denominator: Metadata, dim: int) ->
         raise ValueError(f"{shape[dim]} channels (dim {dim} of x) do not divide into {groups} groups")
 
 
-# What has been looked at once need not be looked at again.
 _check_once = functools.lru_cache(maxsize=1024)(_check)
 
 
 class _Eager(torch.autograd.Function):
-    """The registered operator without its registration, through which a call takes the host several times as long."""
+    """The operator of plain eager calls. The registered one takes the host several times as long."""
 
     @staticmethod
     def forward(ctx, x, numerator, denominator, dim, dtype):
@@ -105,7 +107,7 @@ class _Eager(torch.autograd.Function):
         if not has_memory(grad):
             grads = differentiate(rational_reference, grad, x, numerator, denominator, ctx.dim)
         elif torch.is_grad_enabled() or not look(grad, x, numerator).plain:
-            # Someone may want second derivatives.
+            # A second derivative may follow.
             grads = torch.ops.flashkat.rational_backward(grad, x, numerator, denominator, ctx.dim)
         else:
             grads = choose_path(x.device).implementation.backward(grad, x, numerator, denominator, ctx.dim)
@@ -154,7 +156,7 @@ def _save_backward(ctx, inputs, output) -> None:
 
 
 def _differentiate_twice(ctx, *grads: Tensor):
-    """Second and higher derivatives come from the definition, by differentiating its derivative."""
+    """Differentiate the derivative of the definition."""
     higher = torch.is_grad_enabled()
     with torch.enable_grad():
         tensors = as_inputs(ctx.saved_tensors)

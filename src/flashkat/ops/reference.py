@@ -1,12 +1,12 @@
-"""The definition of the operator in plain, differentiable PyTorch: the ground truth for every other path.
+"""The definition of the rational in plain, differentiable PyTorch. Every other path is tested against it.
 
     F(x) = P(x) / Q(x)
     P(x) = a_0 + a_1 x + ... + a_{m-1} x^{m-1}
     Q(x) = 1 + |b_1| |x| + ... + |b_n| |x|^n
 
-This is the "safe Padé activation unit" (version A) of Molina et al., ICLR 2020, with coefficients per group of
-channels as in the Kolmogorov-Arnold Transformer (Yang & Wang, ICLR 2025, section 4). It is written for reading and
-for derivatives of any order; it overflows where the powers do, which the fast paths do not.
+This is the "safe Padé activation unit", version A, of Molina et al., ICLR 2020. Each group of channels has its
+coefficients, as in the Kolmogorov-Arnold Transformer (Yang & Wang, ICLR 2025, section 4). The code is written for
+reading and for derivatives of any order. It overflows where the powers do. The other paths do not.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,13 +17,12 @@ from torch import Tensor
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of the arithmetic for inputs of ``dtype``: float64 for float64, float32 for everything else."""
+    """Return the dtype of the arithmetic: float64 for float64, float32 for everything else."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _absolute(value: Tensor) -> Tensor:
-    # torch.abs has derivative 0 at 0. Here it must be +1: a layer that starts as the identity has b = 0, and its
-    # denominator would never learn.
+    # torch.abs has derivative 0 at 0. With it, the denominator of a layer that starts as the identity never learns.
     return torch.where(value < 0, -value, value)
 
 
@@ -58,7 +57,16 @@ def rational_reference(x: Tensor, numerator: Tensor, denominator: Tensor, dim: i
 
 
 def differentiate(function: Callable[..., Tensor], grad: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
-    """The gradients of ``function`` in the tensors that ``inputs`` begin with, which can be differentiated again."""
+    """Differentiate ``function`` in the tensors that ``inputs`` begin with.
+
+    Args:
+        function: returns a tensor.
+        grad: the gradient of its result.
+        inputs: its arguments, tensors first.
+
+    Returns:
+        A gradient for each tensor, which can be differentiated again where gradients are enabled.
+    """
     higher = torch.is_grad_enabled()
     with torch.enable_grad():
         leaves = as_inputs([each for each in inputs if isinstance(each, Tensor)])
@@ -67,5 +75,5 @@ def differentiate(function: Callable[..., Tensor], grad: Tensor, *inputs: Any) -
 
 
 def as_inputs(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Views to differentiate by: distinct nodes of the graph that the caller's tensors lead into."""
+    """Return a view of each tensor: a node of its own, even where two of them are one tensor."""
     return [t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in tensors]

@@ -1,4 +1,4 @@
-"""The registration of the operators with PyTorch: their names, fake tensors, derivatives, and the compilers' view."""
+"""The registration of the operators with PyTorch: names, fake tensors, derivatives, and what compilers see."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -31,16 +31,16 @@ def register(
 ) -> None:
     """Define an operator ``torch.ops.flashkat.NAME``.
 
-    torch.compile looks into an operator of GPU tensors, so that it launches the kernels itself, and where these are
-    small takes ``formula``. Exporters keep the operator, and so do compilers where sizes are not numbers yet.
+    torch.compile looks into an operator on GPU tensors and launches the kernels itself. For small tensors it takes
+    ``formula``. Exporters keep the operator. So do compilers where a size is a symbol.
 
     Args:
         signature: the name and the schema.
         function: computes it.
-        fake: returns tensors like the result, without numbers.
-        formula: computes it by operators that a compiler fuses. The last two tensors are numerator and denominator.
-        save: the ``setup_context`` of the derivative.
-        differentiate: the derivative, where there is one.
+        fake: returns empty tensors with the metadata of the results.
+        formula: computes it by operators that a compiler fuses. Its last tensors are numerator and denominator.
+        save: ``setup_context`` of the derivative.
+        differentiate: ``backward`` of the derivative.
     """
     name = signature.partition("(")[0]
 
@@ -68,15 +68,15 @@ def register(
         torch.library.register_autograd(qualified, differentiate, setup_context=save, lib=_LIBRARY)
 
 
-# No more powers than that: the largest of float32, 2^128, times a coefficient as large is below 2^1023 then.
+# Up to this degree, a power of a float32 times a float32 coefficient stays below 2^1023.
 _FLOAT64_DEGREE = 6
 
 
 def _is_fused(x: Tensor, coefficients: Sequence[Tensor]) -> bool:
-    """Whether F(x) is left to a compiler, which fuses it with what is before and after it.
+    """Return whether a compiler fuses the formula of F(x) with its neighbours, in place of a kernel.
 
-    Launching a kernel takes the host longer than the formula takes the GPU. CUDA graphs, those that Inductor makes,
-    spare the host that, so that there the formula has to be faster than the kernel itself: for fewer elements.
+    For small tensors, a launch takes the host longer than the formula takes the GPU. In Inductor's CUDA graphs the
+    host launches nothing. There the formula must be faster than the kernel, which it is for fewer elements.
     """
     m, n = (each.shape[1] for each in coefficients)
     most = settings.FUSED_ELEMENTS_IN_GRAPHS if private.cuda_graphs_are_on() else settings.FUSED_ELEMENTS
@@ -89,13 +89,10 @@ def _is_fused(x: Tensor, coefficients: Sequence[Tensor]) -> bool:
 
 
 def in_float64(x: Tensor, numerator: Tensor, denominator: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
-    """F(x) by its definition, which compilers fuse with what is beside it.
-
-    Float32 numbers cannot overflow there up to degree ``_FLOAT64_DEGREE``.
-    """
+    """Compute F(x) by its definition in float64, where float32 cannot overflow up to ``_FLOAT64_DEGREE``."""
     groups = max(numerator.shape[0], denominator.shape[0])
     channels = x.shape[dim] // groups or 1
-    # A row for each channel: by rows of groups Inductor takes a LayerNorm, fused with this, for one of strided memory.
+    # A row for each channel. With a row for each group, Inductor reads memory in strides in a fused LayerNorm.
     a, b = (each.float().expand(groups, -1).repeat_interleave(channels, 0) for each in (numerator, denominator))
     value = rational_reference(x.double(), a, b, dim)
     return value.float().to(dtype or x.dtype)

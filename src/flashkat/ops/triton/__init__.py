@@ -1,1 +1,1 @@
-"""The operators as Triton kernels. Modules here are imported where a GPU first needs them."""
+"""The path on GPUs: Triton kernels. All but settings and caching are imported where a GPU first needs them."""

@@ -1,4 +1,4 @@
-"""Launching the second half of a block: the kernels, and cuBLAS between them; all that is needed is looked up once."""
+"""The launches of a block's second half: the kernels, with cuBLAS between them, from a plan that is made once."""
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from .norm import dense
 
 
 class Saved(NamedTuple):
-    """What the backward pass reads beside the layers: for R rows, C channels and H between the linear layers."""
+    """The tensors that the backward pass reads beside the layers: R rows, C channels, H hidden channels."""
 
     total: Tensor  # (..., C)
     mean: Tensor  # (...)
@@ -29,7 +29,7 @@ class Saved(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """What there is to launch for one choice of shapes and dtypes."""
+    """The launches for one choice of shapes and dtypes."""
 
     dtype: torch.dtype
     norm: norm_launch.NormForward
@@ -39,7 +39,7 @@ class Plan:
 
     @classmethod
     def make(cls, x: Metadata, branch: Metadata, layers: Layers, eps: float, dtype: torch.dtype) -> "Plan":
-        """For tensors as :func:`flashkat.ops.add_norm_grkan` takes them; linear layers read and write ``dtype``."""
+        """Make the plan for arguments of :func:`flashkat.ops.add_norm_grkan`. Linear layers compute in ``dtype``."""
         (shape, x_dtype, device, _), branch_dtype = x, branch[1]
         channels, hidden = shape[-1], layers.weight1[0][0]
         rows = shape.numel() // channels
@@ -54,13 +54,13 @@ class Plan:
         rest = _coefficients(layers.numerator2, layers.denominator2), layers.bias1[1]
         rational = launch.forward_launch(*view, (layout,) * 2, *rest)
         rational_backward = launch.backward_launches(*view, (layout,) * 3, *rest)
-        # Of contiguous tensors there is a view.
+        # Contiguous tensors have a view.
         assert rational is not None
         assert rational_backward is not None
         return cls(dtype, normed, normed_backward, rational, rational_backward)
 
     def forward(self, x: Tensor, branch: Tensor, layers: Layers) -> tuple[Tensor, Tensor, Saved]:
-        """The sum, the result, and what the backward pass needs."""
+        """Return the sum, the result, and what the backward pass needs."""
         norm, (bias1, *coefficients2) = dense(*layers[:4]), dense(*layers[5:8])
         weight1, weight2 = layers.weight1.to(self.dtype), layers.weight2.to(self.dtype)
         with on(x.device):
@@ -77,12 +77,12 @@ class Plan:
         return total, out, Saved(total, mean, rstd, first, hidden, second, cast1, cast2)
 
     def backward(self, grad_total: Tensor, grad_out: Tensor, saved: list[Tensor], layers: Layers) -> tuple[Tensor, ...]:
-        """The gradients of x, branch and the layers, each in the dtype of what it belongs to.
+        """Return the gradients of x, branch and the layers, each in the dtype of its tensor.
 
         Args:
-            grad_total: that of the sum.
-            grad_out: that of the result.
-            saved: see :class:`Saved`; emptied, so that memory is free as soon as it can be.
+            grad_total: the gradient of the sum.
+            grad_out: the gradient of the result.
+            saved: see :class:`Saved`. The list is emptied, so that memory is freed early.
             layers: as in the forward pass.
         """
         total, mean, rstd, first, hidden, second, weight1, weight2 = saved
@@ -110,11 +110,11 @@ def _coefficients(numerator: Metadata, denominator: Metadata) -> Coefficients:
 
 
 def _as_planned(device: torch.device) -> AbstractContextManager:
-    """Products in the dtypes of the plan, also in a backward pass within autocast."""
+    """Keep autocast out of the products: a backward pass may run within it."""
     kind = device.type
     return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
 def _product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
-    """a b, rounded once, and by cuBLAS: another pass over memory takes the host as long as the product itself."""
+    """Return a b, rounded once by cuBLAS. Another launch takes the host as long as the product itself."""
     return torch.mm(a, b) if a.dtype == dtype else torch.mm(a, b, out_dtype=dtype)

@@ -1,4 +1,4 @@
-"""What all launches share: a kernel with its arguments, the current device, and numbers of programs."""
+"""What all launches share: kernels with their arguments, the current device, and numbers of programs."""
 
 import functools
 import warnings
@@ -17,10 +17,10 @@ _NEWEST_TRITON = (3, 8)
 
 
 def _knows_triton(version: str) -> bool:
-    """Whether Triton's internals are as known here, so that a launch need not go through its front door.
+    """Return whether :class:`Launch` may use Triton's internals, which takes the host less time.
 
-    These are ``triton.runtime.driver.active.get_current_stream``, and of a compiled kernel ``run``, ``function`` and
-    ``packed_metadata``. They were tried with 3.6 and compared with the sources of 3.8.
+    These are ``triton.runtime.driver.active.get_current_stream``, and ``run``, ``function`` and ``packed_metadata`` of
+    a compiled kernel. They were tried with Triton 3.6 and compared with the source of 3.8.
     """
     if tuple(int(part) for part in version.split(".")[:2]) <= _NEWEST_TRITON:
         return True
@@ -32,7 +32,7 @@ _KNOWS_TRITON = _knows_triton(triton.__version__)
 
 
 class Launch:
-    """A kernel with everything but its pointers, so that launching it again costs the host little."""
+    """A kernel with all arguments but its pointers, so that the next launch takes the host little time."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class Launch:
         self._kernel, self._grid = kernel, (*grid, 1)
         self._numbers, self._constants = numbers, constants
         self._options = {"num_warps": warps, "enable_fp_fusion": True, **(options or {})}
-        # All that follows the pointers, as a compiled kernel takes it.
+        # A compiled kernel takes these after the pointers.
         self._rest = (*numbers, *constants.values())
         self._compiled: Any = None
 
@@ -61,7 +61,7 @@ class Launch:
             bits |= pointer
         compiled = self._compiled
         if compiled is None or bits % VECTOR_BYTES:
-            # Triton compiles for the alignment that it finds.
+            # Triton compiles for the alignment of the pointers.
             compiled = self._kernel[self._grid](*tensors, *self._numbers, **self._constants, **self._options)
             if bits % VECTOR_BYTES == 0 and _KNOWS_TRITON:
                 self._compiled = compiled
@@ -72,8 +72,8 @@ class Launch:
         )
 
     def _trace(self, tensors: tuple[Tensor, ...]) -> None:
-        """Put the launch into the graph of a compiler, which then launches it itself."""
-        # Options that compilers do not pass on have to do without.
+        """Put the launch into a compiler's graph."""
+        # Compilers do not pass the option of an early launch on.
         constants = {**self._constants, **({"EARLY": False} if "EARLY" in self._constants else {})}
         wrap_triton(self._kernel)[self._grid](
             *tensors, *self._numbers, **constants, num_warps=self._options["num_warps"]
@@ -81,12 +81,12 @@ class Launch:
 
 
 def _is_traced(tensor: Tensor) -> bool:
-    """Whether a compiler has a tensor of its own in place of the numbers."""
+    """Return whether a compiler has put its own tensor in place of this one."""
     return type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__
 
 
 def on(device: torch.device) -> AbstractContextManager:
-    """Make ``device`` the current one, which costs something, where it is not."""
+    """Make ``device`` the current one, unless it is: the switch takes the host time."""
     if device.type != "cuda" or torch.cuda.current_device() == device.index:
         return _NOTHING
     return torch.cuda.device(device)
@@ -99,28 +99,28 @@ Coefficients = tuple[torch.Size, torch.Size, torch.dtype, torch.dtype]
 
 
 def coefficients_of(numerator: Tensor, denominator: Tensor) -> Coefficients:
-    """What launches know of these."""
+    """Return what launches depend on."""
     return numerator.shape, denominator.shape, numerator.dtype, denominator.dtype
 
 
 def evenly(runs: int, most: int) -> int:
-    """How many programs take the same number of runs each, or one less, if there can be ``most`` of them."""
+    """Return how many programs, at most ``most``, share the runs so that each has the same number, or one less."""
     return triton.cdiv(runs, triton.cdiv(runs, most))
 
 
 @functools.cache
 def processors(device: torch.device) -> int:
-    """How many multiprocessors there are."""
+    """Return the number of multiprocessors."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
 @functools.cache
 def starts_early(device: torch.device) -> bool:
-    """Whether a kernel can be on the device before the one that it waits for has ended."""
+    """Return whether a kernel can start before the kernel that it waits for has ended."""
     return device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 def constants_of(coefficients: Coefficients) -> dict[str, Any]:
-    """What kernels know of numerator and denominator."""
+    """Return the kernels' constants for numerator and denominator."""
     (rows_a, m), (rows_b, n) = coefficients[:2]
     return {"M": m, "N": n, "NUMERATOR_SHARED": rows_a == 1, "DENOMINATOR_SHARED": rows_b == 1}

@@ -1,4 +1,4 @@
-"""Launching the kernels that add, normalise and apply the rational function: their tiles, grids and results."""
+"""The launches of the kernels that add, normalise and apply the rational: their tiles, grids and results."""
 
 import functools
 import math
@@ -16,7 +16,7 @@ from .launcher import Coefficients, Launch, coefficients_of, constants_of, evenl
 
 @dataclass(frozen=True)
 class Rows:
-    """How the kernels see rows of channels: as ``chunks`` of ``vectors`` of ``vector`` channels, ``rows`` at a time."""
+    """Rows of channels as the kernels see them: ``chunks`` of ``vectors`` of ``vector`` channels, ``rows`` at a time."""
 
     channels: int
     vector: int
@@ -27,7 +27,7 @@ class Rows:
 
     @classmethod
     def choose(cls, channels: int, vector: int) -> "Rows":
-        """Chunks that leave the fewest lanes idle, then the fewest of them."""
+        """Choose chunks that leave the fewest lanes idle; among these, the fewest chunks."""
         warps = min(
             triton.next_power_of_2(triton.cdiv(channels, settings.LANES * settings.ROW_CHANNELS_PER_THREAD)),
             settings.MOST_ROW_WARPS,
@@ -54,7 +54,7 @@ class Rows:
         return cls(channels, vector, chunks, vectors, rows, warps)
 
     def constants(self) -> dict[str, Any]:
-        """As the kernels' arguments."""
+        """Return the kernels' constants."""
         return {
             "CHANNELS": self.channels,
             "CHUNKS": self.chunks,
@@ -64,7 +64,7 @@ class Rows:
         }
 
     def programs(self, rows: int, warps: int, device: torch.device) -> int:
-        """Programs that all have the same number of runs, or one less, and up to so many warps per multiprocessor."""
+        """Return how many programs share the rows evenly, with at most ``warps`` warps per multiprocessor."""
         runs = triton.cdiv(rows, self.rows)
         most = max(1, warps // self.warps) * processors(device)
         return evenly(runs, most)
@@ -80,7 +80,7 @@ def forward(
     eps: float,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """total = x + branch, the mean and 1 / standard deviation of its rows, and F(LayerNorm(total)) as ``dtype``.
+    """Return total = x + branch, the mean and 1 / standard deviation of its rows, and F(LayerNorm(total)).
 
     Args:
         x: (..., D) float32, bfloat16 or float16.
@@ -143,9 +143,9 @@ def backward(
     x_dtype: torch.dtype,
     branch_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of x, branch, weight, bias, numerator and denominator, each in the dtype of what it belongs to.
+    """Return the gradients of x, branch, weight, bias, numerator and denominator, each in the dtype of its tensor.
 
-    Those of x and branch are one tensor where their dtypes are one.
+    Those of x and branch are the same tensor if their dtypes are equal.
     """
     grad_out, total, mean, rstd = dense(grad_out, total, mean, rstd)
     weight, bias, numerator, denominator = dense(weight, bias, numerator, denominator)
@@ -208,12 +208,12 @@ def _gradients(total: Tensor, x_dtype: torch.dtype, branch_dtype: torch.dtype) -
 
 
 def dense(*tensors: Tensor) -> list[Tensor]:
-    """Tensors as the kernels take them, which know no strides."""
+    """Return contiguous tensors: these kernels take no strides."""
     return [tensor.contiguous() for tensor in tensors]
 
 
 def _width(view: Rows, coefficients: Coefficients) -> int:
-    """Vectors of a group."""
+    """Return the number of vectors of a group."""
     return view.channels // view.vector // max(coefficients[0][0], coefficients[1][0])
 
 

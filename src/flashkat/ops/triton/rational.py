@@ -1,4 +1,4 @@
-"""The Triton path: how the kernels see a tensor, how large their tiles and grids are, and launching them."""
+"""The launches of the rational's kernels: their views of tensors, tiles and grids."""
 
 import functools
 import math
@@ -25,11 +25,11 @@ Layout = tuple[torch.dtype, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class View:
-    """How the kernels see tensors of (outer, channels, inner): as (batches, positions, channels, V).
+    """Tensors of (outer, channels, inner) as the kernels see them: (batches, positions, channels, V).
 
-    ``strides`` are, for each tensor, those of batch, vector, position and channel, in units of V elements where vectors
-    are ``contiguous``. Otherwise ``size`` elements are dealt out to the V elements of ``positions`` vectors, and with
-    ``pairs`` a thread takes two neighbouring channels: units are of two elements, but for that of channels, which is 1.
+    ``strides`` holds the strides of batch, vector, position and channel for each tensor. With ``contiguous`` vectors
+    their unit is V elements. Otherwise ``size`` elements are dealt out to the V elements of ``positions`` vectors. With
+    ``pairs`` a thread takes two neighbouring channels. Then the unit is two elements, and that of channels is 1.
     """
 
     batches: int
@@ -46,23 +46,23 @@ class View:
 
     @classmethod
     def choose(cls, sizes: Strides, width: int, strides: tuple[Strides, ...], vector: int) -> "View":
-        """Vectors along channels or along the inner dimension where that is aligned, else far apart.
+        """Choose vectors along channels or along the inner dimension where that is aligned, else far apart.
 
         Args:
             sizes: outer, channels, inner.
             width: channels of a group.
             strides: of outer, channels and inner in elements, for each tensor.
-            vector: V, how many elements a thread takes at a time.
+            vector: V, the number of elements that a thread takes at a time.
         """
         outer, channels, inner = sizes
-        if outer == 1:  # A single batch may have any stride, and takes the kernels of several.
+        if outer == 1:  # A single batch may have any stride. It takes the same kernels as several.
             strides = tuple((max(channels * s[1], inner * s[2]), s[1], s[2]) for s in strides)
 
         if inner > 1 and all(s[1] == 1 and s[0] == inner * s[2] for s in strides):
-            # Channels last in memory, whatever their place in the shape.
+            # Channels are last in memory, whatever their place in the shape.
             return cls.choose((outer * inner, channels, 1), width, tuple((s[2], s[1], 0) for s in strides), vector)
         if inner > 1 and width > 1 and all(s[2] == 1 and s[1] == inner for s in strides):
-            # A group is contiguous, so that its channels need not be told apart: as long as can be, with no remainders.
+            # A group is contiguous: merge its channels into one long dimension without remainders.
             merged = width * inner
             return cls.choose((outer, channels // width, merged), 1, tuple((s[0], merged, 1) for s in strides), vector)
 
@@ -86,7 +86,7 @@ class View:
         return cls(batches, positions, channels, size, width, vector, False, pairs, inner > 1, fast, views)
 
     def tile(self) -> tuple[int, int]:
-        """(positions, channels) of a tile: along what is contiguous in memory first."""
+        """Return (positions, channels) of a tile: along contiguous memory first."""
         if self.pairs:
             return 1, 2 * settings.LANES
         if self.channels_are_fast:
@@ -96,7 +96,7 @@ class View:
         return run, settings.LANES // run
 
     def unroll(self) -> int:
-        """How many tiles are taken together: as many as make no run longer than its batch needs, by too much."""
+        """Return how many tiles make a run. Runs must not exceed their batch by more than ``settings.IDLE``."""
         most = settings.VECTORS // 2 if self.pairs else settings.VECTORS
         if not self.batched:
             return most
@@ -107,7 +107,7 @@ class View:
         )
 
     def numbers(self) -> tuple[int, ...]:
-        """The view as the kernels' arguments."""
+        """Return the view as the kernels' arguments."""
         sizes = (self.batches, self.positions, self.channels, self.size, self.width)
         return sizes + tuple(stride for strides in self.strides for stride in strides)
 
@@ -115,9 +115,10 @@ class View:
 def forward(
     x: Tensor, numerator: Tensor, denominator: Tensor, dim: int, dtype: torch.dtype, bias: Tensor | None = None
 ) -> Tensor:
-    """F(x) as ``dtype``; see :func:`flashkat.rational` for the arguments, which are taken as valid.
+    """Return F(x) as ``dtype``. For the arguments see :func:`flashkat.rational`; they are not checked.
 
-    With a ``bias`` (D,) it is F(x + bias), of contiguous tensors with channels last whose groups hold whole vectors.
+    With a ``bias`` (D,), return F(x + bias). Then tensors must be contiguous, with channels last, and groups must hold
+    whole vectors.
     """
     out = torch.empty_like(x, dtype=dtype)
     if x.numel() == 0:
@@ -136,7 +137,7 @@ def forward(
 def backward(
     grad: Tensor, x: Tensor, numerator: Tensor, denominator: Tensor, dim: int, bias: Tensor | None = None
 ) -> tuple[Tensor, ...]:
-    """The gradients of x, numerator, denominator and bias, if any, each in the dtype of what it belongs to."""
+    """Return the gradients of x, numerator, denominator and bias, if any, each in the dtype of its tensor."""
     grad_x = torch.empty_like(x)
     bias = None if bias is None else bias.contiguous()
     if x.numel() == 0:
@@ -155,7 +156,7 @@ def backward(
 
 @dataclass(frozen=True)
 class RationalBackward:
-    """The kernel of the backward pass, the one that adds up its partial sums, and how many of these there are."""
+    """The kernel of the backward pass, the one that adds up its partial sums, and the numbers of these."""
 
     main: Launch
     add_up: Launch
@@ -171,10 +172,10 @@ class RationalBackward:
         denominator: Tensor,
         bias: Tensor | None,
     ) -> tuple[Tensor, ...]:
-        """``grad_x``, now filled, and the gradients of the others; of dense parameters, on the current device."""
+        """Fill ``grad_x``; return it and the other gradients. Parameters are dense, on the current device."""
         partial = x.new_empty(self.partials, dtype=torch.float64)
         grad_numerator, grad_denominator = torch.empty_like(numerator), torch.empty_like(denominator)
-        # What a kernel has no use for may be anything.
+        # A kernel without a bias ignores these.
         bias_partial, grad_bias = partial, grad_numerator
         if bias is not None:
             bias_partial = x.new_empty(self.bias_partials, dtype=torch.float32)

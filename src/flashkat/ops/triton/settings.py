@@ -1,53 +1,49 @@
-"""How the Triton kernels are launched: all settings, the same for every GPU. Nothing is tuned at a first call.
+"""The settings of the launches, the same for every GPU. Nothing is tuned at a first call.
 
-What a call launches follows from these by rule, from sizes, strides, dtypes and the number of multiprocessors
-(``launch.py``, and ``norm_launch.py`` for those with LayerNorm). What is compiled depends on channels, groups, dtypes
-and layout, not on the size of a batch or the length of a sequence; of images with channels first, on how their size
-divides into tiles.
+A launch follows by rule from these, and from sizes, strides, dtypes and the number of multiprocessors. The rules are in
+``rational.py`` and ``norm.py``. What is compiled depends on channels, groups, dtypes and layout. It does not depend on
+the batch size or the sequence length. For channels-first images it depends on how their size divides into tiles.
 """
 
-# A program of the rational's kernels is one warp, so that none waits for another, and its tile has a vector for each of
-# its threads.
+# A program of the rational's kernels is one warp, so that no warp waits. Its tile has a vector for each thread.
 LANES = 32
-# Contiguous runs of a tile: the longer the better for memory, but no more than this part of the work may be idle.
+# Contiguous runs of a tile. Longer runs suit memory better, but no more than this part of the work may be idle.
 RUNS = (32, 16, 8)
 IDLE = 1 / 40
-# Vectors of a thread that are taken together: tiles, or half as many where a tile has two channels for each thread.
+# Tiles that a thread takes together. Half as many where a tile has two channels for each thread.
 VECTORS = 2
-# Tiles that are on their way from memory while one is computed, and one more.
+# Stages of the software pipeline: tiles in flight from memory, and the one that is computed.
 STAGES = 3
-# Programs per multiprocessor, the same number for each of its four schedulers. All fit at once with their registers,
-# and each takes many tiles, so that its coefficients and its sums stay there. Fewer of them read memory in longer runs.
+# Programs per multiprocessor, equally many for each of its four schedulers. The registers of all fit at once. Each takes
+# many tiles, so that coefficients and sums stay in registers. Fewer programs read memory in longer runs.
 FORWARD_PROGRAMS = 16
 BACKWARD_PROGRAMS = 12
 BACKWARD_PROGRAMS_WITH_PAIRS = 8
 
-# Partial sums that a program of the last stage adds up at a time, and its warps; where there are fewer, fewer warps, as
-# such programs are many. Its code comes from memory, as other data has long taken its place in the caches: a thread has
-# few elements, so that there is little code. And a program of few warps finds room beside those of the backward kernel.
+# Partial sums that a program of the last stage adds up at a time, and its warps. Small blocks keep the code short: it is
+# cold in the instruction cache when this kernel starts. Programs of few warps fit beside those of the backward kernel.
 SUM_BLOCK = 1024
 SUM_WARPS = 8
-# The same where it is a sum per channel: programs of the kernel before, and channels.
+# The same for a sum per channel: programs of the kernel before, and channels.
 SUM_PROGRAMS = 256
 SUM_COLUMNS = 16
 
-# A program of the kernels with LayerNorm takes whole rows. Channels of a row that a thread takes, at most, if a program
-# of more warps can take the others.
+# A program of the kernels with LayerNorm takes whole rows. With more channels per thread than this, it gets more warps.
 ROW_CHANNELS_PER_THREAD = 16
 MOST_ROW_WARPS = 8
-# Tiles of a row, at most: a thread has coefficients and sums for each.
+# Most tiles of a row. A thread holds coefficients and sums for each tile.
 ROW_CHUNKS = 4
-# Rows that a program takes at a time, so that a thread has as many channels of all of them together, at least.
+# Least channels of a thread, over all rows that a program takes at a time.
 ROW_ELEMENTS_PER_THREAD = 12
-# Warps per multiprocessor, as many as find room with their registers.
+# Warps per multiprocessor: as many as fit with their registers.
 ROW_FORWARD_WARPS = 16
 ROW_BACKWARD_WARPS = 8
 
-# Up to so many elements compilers fuse the forward pass into other kernels instead of launching ours; fewer where CUDA
-# graphs leave out what launching takes the host.
+# Up to so many elements, compilers fuse the formula in place of our forward kernel. Fewer in CUDA graphs, where a launch
+# takes the host no time.
 FUSED_ELEMENTS = 2**20
 FUSED_ELEMENTS_IN_GRAPHS = 2**19
 
-# Up to so many elements of x the second half of a block is one call where there are no gradients, for the host's sake;
-# of more, the host is not what limits, and by its pieces it needs less memory: a call holds on to its arguments.
+# Up to so many elements of x, a block's second half is one call without gradients. Larger ones are not host-bound, and
+# separate operators free memory earlier.
 ONE_CALL_ELEMENTS = 2**20
