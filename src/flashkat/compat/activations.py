@@ -1,12 +1,12 @@
 """Drop-in classes: KAT's and FlashKAT's activations, under their own names and with their own parameters.
 
-``from flashkat.compat import KAT_Group`` is the only line to change in a model that was written for one of these; its
-state_dicts stay as they are. The functions that training starts from are this package's own fits: the coefficients that
-circulate for gelu, geglu and swishglu belong to another denominator and miss their functions by up to 1.7.
+``from flashkat.compat import KAT_Group`` is the only line to change in a model written for one of these. Its
+state_dicts stay as they are. Training starts from this package's own fits. The coefficients in circulation for gelu,
+geglu and swishglu belong to another denominator and miss their functions by up to 1.7.
 
-Where these do more than the originals: input on any device and with any strides, any starting function of
-:data:`flashkat.coefficients.FUNCTIONS`, and ``load_state_dict`` takes coefficients under any name that
-:mod:`flashkat.names` knows. New models are better off with :class:`flashkat.GroupRational`.
+These classes do more than the originals. Input may be on any device and have any strides. Any function of
+:data:`flashkat.nn.FUNCTIONS` is a start. ``load_state_dict`` takes coefficients under the names of any format in
+:mod:`flashkat.nn.formats`. For new models use :class:`flashkat.GroupRational`.
 """
 
 import torch
@@ -20,7 +20,7 @@ __all__ = ["FlashKAT_Group", "KAT_Group", "KAT_Group2D"]
 
 
 class _Activation(nn.Module):
-    """What the three share: two tables of coefficients under given names, applied along ``_dim``."""
+    """Two tables of coefficients under given names, applied along ``_dim``."""
 
     _dim = -1
     _names: tuple[str, str]
@@ -46,7 +46,7 @@ class _Activation(nn.Module):
 
 
 def _available(device: torch.device | str) -> torch.device:
-    """The device, or the CPU where CUDA is asked for and there is none."""
+    """Return the device, or the CPU if it is CUDA and there is none."""
     device = torch.device(device)
     return torch.device("cpu") if device.type == "cuda" and not torch.cuda.is_available() else device
 
@@ -56,9 +56,8 @@ class KAT_Group(_Activation):  # noqa: N801
 
     Args:
         num_groups: groups of channels; must divide the channels of the input.
-        mode: the function to start from: "identity", "gelu", "swish" or any other of flashkat.coefficients.FUNCTIONS.
-        device: where the parameters are made; where there is no CUDA, "cuda" means the CPU. Moving the module moves
-            them, and the input may be on any device that they are on.
+        mode: the function to start from: "identity", "gelu", "swish" or any other of ``flashkat.nn.FUNCTIONS``.
+        device: where the parameters are made. Without CUDA, "cuda" means the CPU. Moving the module moves them.
 
     Shapes:
         Input and output: (B, N, C), or any other with the channels last.

@@ -1,4 +1,4 @@
-"""The block of a KAT: timm's, with the addition, LayerNorm and rational between its halves taken in one."""
+"""The block of a KAT: timm's, with the addition, LayerNorm and first rational of its second half fused."""
 
 from typing import Any
 
@@ -16,11 +16,11 @@ _LAYER_NORMS = (nn.LayerNorm, timm.layers.LayerNorm)
 
 
 class KATBlock(Block):
-    """timm's pre-norm block, of the same parameters and results.
+    """timm's pre-norm block, with the same parameters and results.
 
-    Where its second half is LayerNorm and a plain :class:`flashkat.GRKAN` that nobody has hooks in,
-    :func:`flashkat.ops.add_norm_rational` adds, normalises and applies the first rational in one pass over memory. In
-    eager mode :func:`flashkat.ops.add_norm_grkan` does the rest of it too, for the host's sake.
+    On a GPU, if the second half is LayerNorm and a plain :class:`flashkat.GRKAN` without hooks,
+    :func:`flashkat.ops.add_norm_rational` fuses the addition, LayerNorm and first rational. In eager mode
+    :func:`flashkat.ops.add_norm_grkan` computes all of the second half, since small models are host-bound.
     """
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
@@ -31,7 +31,7 @@ class KATBlock(Block):
         others = mlp.plain_parameters() if parameters is not None and takes_one_call(x) else None
         if parameters is None:
             x = x + branch
-            del branch  # Without gradients the second half can have its memory.
+            del branch  # Without gradients, this frees its memory for the second half.
             second = mlp(norm(x))
         elif others is None:
             x, first = add_norm_rational(x, branch, *parameters, norm.eps)
@@ -43,9 +43,9 @@ class KATBlock(Block):
 
 
 def _plain_parameters(norm: Any, mlp: Any) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
-    """Scale, bias, numerator and denominator of a LayerNorm and the first rational behind it, if that is all they do.
+    """Return scale, bias, numerator and denominator of a plain LayerNorm and first rational, else None.
 
-    Each is looked up once, which is a good part of what such a block costs the host.
+    Each is looked up once: look-ups are a good part of the block's host time.
     """
     if (
         type(norm) not in _LAYER_NORMS

@@ -1,4 +1,4 @@
-"""Modules on top of the operators: a learnable activation, and the GR-KAN that takes the place of an MLP."""
+"""Modules: a learnable activation, and the GR-KAN layer in place of an MLP."""
 
 from .grkan import GRKAN
 from .group_rational import GroupRational

@@ -1,4 +1,4 @@
-"""What other programs call the coefficients of a rational."""
+"""The names of a rational's coefficients in other programs."""
 
 import re
 from collections.abc import Collection, Iterable, Mapping
@@ -13,13 +13,13 @@ FORMATS: dict[str, tuple[str, str]] = {
     "kat": ("weight_numerator", "weight_denominator"),
     "flashkat": ("numerator_v", "denominator_v"),
 }
-"""What each format calls a rational's two tables of coefficients."""
+"""The names of numerator and denominator in each format."""
 
 _ROLES = {name: role for pair in FORMATS.values() for role, name in enumerate(pair)}
 
 
 def renamings(names: Iterable[str], wanted: Collection[str]) -> dict[str, str]:
-    """Which of the names are coefficients that ``wanted`` has under another format's name: old name to new."""
+    """Map names of coefficients to those that ``wanted`` has in another format."""
     names = list(names)
     taken, found = set(names), {}
     for old in names:
@@ -36,19 +36,19 @@ def renamings(names: Iterable[str], wanted: Collection[str]) -> dict[str, str]:
 
 
 def rename_rationals(state: Mapping[str, Tensor], wanted: Collection[str]) -> dict[str, Tensor]:
-    """A state_dict whose rationals have the names in ``wanted``, whichever format's they had; the rest as it was."""
+    """Return a state_dict whose rationals have the names in ``wanted``, whatever their format was."""
     new = renamings(state, wanted)
     return {new.get(name, name): value for name, value in state.items()}
 
 
 def rational_names(names: Iterable[str]) -> list[str]:
-    """Those names, of any format, that are a rational's coefficients in a GR-KAN."""
+    """Return the names, in any format, of coefficients in a GR-KAN."""
     return [name for name in names if re.search(r"\.act[12]\.[a-z_]+$", name) and name.rpartition(".")[2] in _ROLES]
 
 
 def accept_formats(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Rename coefficients to a module's own names: a hook for ``register_load_state_dict_pre_hook``."""
-    # What load_state_dict hands over is its own copy.
+    """Rename coefficients to a module's own names. A hook for ``register_load_state_dict_pre_hook``."""
+    # load_state_dict hands over a copy.
     wanted = [prefix + name for name, _ in module.named_parameters(recurse=False)]
     for old, new in renamings(state_dict, wanted).items():
         state_dict[new] = state_dict.pop(old)

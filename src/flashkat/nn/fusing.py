@@ -1,4 +1,4 @@
-"""Which modules may be computed by one fused operator: plain ones, without hooks."""
+"""The modules that a fused operator may compute: plain ones, without hooks."""
 
 from torch import nn
 
@@ -9,17 +9,17 @@ __all__ = ["hooks_are_global", "is_hooked", "is_idle", "is_linear", "is_plain"]
 
 
 def is_plain(module: nn.Module) -> bool:
-    """Whether a module is a GroupRational along the last dimension that nobody has hooks in, and no kind of its own."""
+    """Return whether a module is a GroupRational along the last dimension, without hooks, and no subclass."""
     return type(module) is GroupRational and module.dim == -1 and not is_hooked(module)
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Whether a module is a linear layer without hooks."""
+    """Return whether a module is a linear layer without hooks, and no subclass."""
     return type(module) is nn.Linear and not is_hooked(module)
 
 
 def is_idle(module: nn.Module) -> bool:
-    """Whether a module gives back what it gets: dropout of nothing, or where nobody trains."""
+    """Return whether a module returns its input: Identity, or Dropout with p = 0 or in evaluation."""
     kind = type(module)
     idle = kind is nn.Identity or (kind is nn.Dropout and (module.p == 0 or not module.training))
     return idle and not is_hooked(module)

@@ -1,4 +1,4 @@
-"""Modules on top of the operator: a learnable activation, and the GR-KAN that takes the place of an MLP."""
+"""GRKAN: the group-rational KAN layer, in place of an MLP."""
 
 from collections.abc import Callable
 
@@ -18,8 +18,8 @@ class GRKAN(nn.Module):
 
     rational (starts as identity) -> dropout -> Linear -> rational (starts as ``start``) -> dropout -> Linear.
 
-    It takes the arguments that timm passes to an ``mlp_layer``; its linear layers have the names of timm's ``Mlp``, so
-    that the weights of a ViT load into it. ``act_layer`` is accepted and not used: the rationals are the activation.
+    It takes the arguments that timm passes to an ``mlp_layer``. Its linear layers have the names of timm's ``Mlp``, so
+    that a ViT's weights load into it. ``act_layer`` is accepted and ignored: the rationals are the activation.
 
     Args:
         in_features: channels of the input.
@@ -108,7 +108,7 @@ class GRKAN(nn.Module):
         return self.after_first_rational(self.act1(x))
 
     def after_first_rational(self, x: Tensor) -> Tensor:
-        """What is left to do where the first rational has been applied, by a kernel that does more."""
+        """Compute the rest of the layer, from the output of the first rational."""
         x, linear, second = self.drop1(x), self.fc1, self.act2
         if fuses(x) and is_linear(linear) and is_plain(second) and not hooks_are_global():
             x = linear_rational(x, linear.weight, linear.bias, second.numerator, second.denominator)
@@ -117,9 +117,9 @@ class GRKAN(nn.Module):
         return self.fc2(self.norm(self.drop2(x)))
 
     def plain_parameters(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor] | None:
-        """Those of what follows the first rational, if linear, rational, linear is all that it does.
+        """Return the parameters after the first rational, or None if that is more than linear, rational, linear.
 
-        Weight and bias, numerator and denominator, weight and bias. For callers that have seen to global hooks.
+        These are weight, bias, numerator, denominator, weight, bias. Callers must check for global hooks.
         """
         first, second, last = self.fc1, self.act2, self.fc2
         if (

@@ -11,15 +11,14 @@ __all__ = ["GroupRational"]
 
 
 class GroupRational(nn.Module):
-    """Learnable group-wise rational activation: an element-wise function per group of channels.
+    """Learnable rational activation: an element-wise function for each group of channels.
 
-    The channels along ``dim`` form ``groups`` contiguous groups. Each coefficient table has a row per group, or one
-    row that all groups share; sharing the numerator is the default, as in the published models (m = 6 and n = 4
-    coefficients, 8 groups, one numerator).
+    The channels along ``dim`` form ``groups`` contiguous groups. Each table of coefficients has a row for each group,
+    or one row that all groups share. The defaults are those of the published models, which share the numerator.
 
     Args:
         channels: size of dimension ``dim`` of the input.
-        groups: number of groups; must divide ``channels``.
+        groups: number of groups. It must divide ``channels``.
         share_numerator: one numerator for all groups.
         share_denominator: one denominator for all groups.
         m: number of numerator coefficients, at least 1.
@@ -34,8 +33,8 @@ class GroupRational(nn.Module):
         Input and output: the same, any number of dimensions, with ``channels`` along ``dim``.
         ``numerator``: (1 or groups, m); ``denominator``: (1 or groups, n).
 
-    ``load_state_dict`` also takes the coefficients under the names of KAT's and FlashKAT's code (see
-    :mod:`flashkat.names`).
+    ``load_state_dict`` also takes the names of KAT's and FlashKAT's code: see ``FORMATS`` in
+    :mod:`flashkat.nn.formats`.
 
     Raises:
         ValueError: numbers that do not fit together, or an unknown start.

@@ -1,8 +1,8 @@
 """Starting functions: coefficients of P(x) / Q(x) that make a rational begin as a known activation.
 
-The coefficients in circulation for some activations were fitted to 1 + |b_1 x + ... + b_n x^n| and are wrong for the
-denominator used here, 1 + |b_1| |x| + ... + |b_n| |x|^n. These are fitted to exactly that form. For the default degrees
-they are stored in ``starts.json``, written by ``python -m flashkat.coefficients``; others are fitted when asked for.
+Coefficients in circulation were fitted to the denominator 1 + |b_1 x + ... + b_n x^n|. These are fitted to the one used
+here, 1 + |b_1| |x| + ... + |b_n| |x|^n. ``starts.json`` holds those of the default degrees, and
+``python -m flashkat.nn.starts`` writes it. Other degrees are fitted when they are asked for.
 """
 
 import functools
@@ -39,8 +39,8 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 _STORED = "starts.json"
 _STORED_DEGREES = (6, 4)
 
-# Beyond its interval a fit may do as it likes, and high powers do. The named starts are pulled towards the function
-# with this weight out to 8, which keeps outliers sane and costs some accuracy inside (swish: 9e-6 in place of 5e-7).
+# Outside its interval a fit is free, and high powers leave the function fast. This weight pulls the named starts
+# towards the function out to 8. It makes the fit inside less accurate (swish: 9e-6 in place of 5e-7).
 _START_TAIL_WEIGHT = 1 / 256
 _TAIL_REACH = 8 / 3
 

@@ -1,8 +1,7 @@
-"""Plain Horner arithmetic on a chunk, for the path of PyTorch's own operators (``aten.py``).
+"""Plain Horner arithmetic on a chunk (outer, channels, inner), by PyTorch's own operators.
 
-A chunk is (outer, channels, inner). An operator is a pass over arrays that lie in cache, and costs what the arrays that
-it touches cost. So all is written into scratch that every chunk uses again, in place where it can be, and a result's
-own memory is scratch until it is filled.
+Each operator is a pass over arrays in cache, and its time is that of the arrays it touches. So chunks share scratch,
+operators work in place, and a result's own memory is scratch until it is filled.
 """
 
 from typing import NamedTuple

@@ -1,6 +1,6 @@
-"""Arithmetic on mantissas and exponents in float64, for chunks whose powers leave the float range (``aten.py``).
+"""Overflow-safe arithmetic: mantissas and exponents in float64, for chunks whose powers leave the float range.
 
-``kernels.py`` has the formulas and the reasons.
+``triton/arithmetic.py`` has the formulas and the reasons.
 """
 
 import torch

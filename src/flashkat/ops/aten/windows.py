@@ -1,8 +1,7 @@
-"""The path made of ordinary PyTorch operators: for CPUs, and for every device that has no Triton.
+"""The path of PyTorch's own operators: for every device without Triton or compiled code.
 
-It follows the same two ways as the Triton kernels: plain Horner schemes (``aten_plain.py``) for a chunk whose powers
-stay inside the float range, mantissas and exponents in float64 (``aten_scaled.py``) otherwise. Nothing but x is saved
-between the passes.
+As in the Triton kernels, a chunk whose powers fit the float range takes plain arithmetic (``plain.py``). Others take
+the overflow-safe arithmetic of ``scaled.py``. Only x is saved between the passes.
 """
 
 import itertools

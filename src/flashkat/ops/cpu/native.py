@@ -1,15 +1,13 @@
-"""The path of compiled code on CPUs: one pass over memory where ``aten.py`` takes sixty.
+"""The path on CPUs: compiled code that reads memory once, where PyTorch's operators take sixty passes.
 
 ``native.c`` is compiled when the package is built, where there is a compiler, and loaded with ctypes. It works block by
-block and says which blocks have numbers too far from 1 for plain arithmetic. Those are done again by ``aten.py``.
+block, and reports blocks whose numbers are too large for plain arithmetic. ``aten/windows.py`` does those again.
 
-It runs on the OpenMP threads that PyTorch's own operators run on, as many as ``torch.get_num_threads`` says, with the
-same limit: a child made by fork from a process that used them has to stay on one thread, as the workers of PyTorch's
-data loaders do. Where PyTorch has no OpenMP that speaks GNU's protocol there is one thread. Neither was tried on
-macOS.
+The code runs on the OpenMP threads of PyTorch's own operators, as many as ``torch.get_num_threads`` says. They do not
+survive a fork: a forked child must stay on one thread, as the workers of PyTorch's data loaders do. Without an OpenMP
+of GNU's protocol, there is one thread. macOS was not tried.
 
-A call costs the host about as much as a few of PyTorch's small operators: all that follows from shapes, strides and
-dtypes is worked out once and kept.
+What follows from shapes, strides and dtypes is computed once and kept, since small calls are host-bound.
 """
 
 import ctypes
@@ -62,7 +60,7 @@ class _Call(ctypes.Structure):
 
 @functools.cache
 def load() -> tuple[ctypes.CDLL | None, str]:
-    """The library for this processor, or None; and where it is, or why there is none."""
+    """Return the library for this processor, or None; and its name, or why there is none."""
     folder = Path(__file__).parent
     capability = torch.backends.cpu.get_cpu_capability().lower()
     for path in (folder / f"_native_{capability}.so", folder / "_native_default.so"):
@@ -81,12 +79,12 @@ def load() -> tuple[ctypes.CDLL | None, str]:
 
 @functools.cache
 def _openmp() -> int | None:
-    """The address of ``GOMP_parallel`` in the OpenMP runtime that PyTorch runs on, or None where there is no such.
+    """Return the address of ``GOMP_parallel`` in PyTorch's OpenMP runtime, or None where it has none.
 
-    Threads of another pool would wait for a core: OpenMP's spin for a while after each of PyTorch's operators.
+    Threads of another pool would wait for a core: PyTorch's threads spin for a while after each operator.
     """
     try:
-        # The linker searches what PyTorch was linked with; there may be other runtimes in the process.
+        # The linker searches the libraries of this one first. The process may hold other runtimes.
         (library,) = (Path(torch.__file__).parent / "lib").glob("libtorch_cpu.*")
         return ctypes.cast(ctypes.CDLL(str(library)).GOMP_parallel, ctypes.c_void_p).value
     except (OSError, AttributeError, ValueError):
@@ -113,7 +111,7 @@ def backward(
 
 
 def _in_memory(*tensors: Tensor) -> bool:
-    """Whether the numbers are in memory as they are: not lazily negated, or zero without any memory."""
+    """Return whether memory holds the numbers: they are not lazily negated, nor zeros without memory."""
     return not any(tensor.is_neg() or (tensor.data_ptr() == 0 and tensor.numel()) for tensor in tensors)
 
 
@@ -127,7 +125,7 @@ def _layout(tensor: Tensor) -> _Layout:
 
 @dataclass(frozen=True)
 class _Plan:
-    """What a call does, whatever the numbers. Some tensors can be seen as three dimensions only in a copy."""
+    """What a call does, whatever the numbers. A tensor without a view of three dimensions is copied."""
 
     call: _Call
     sizes: tuple[int, int, int]  # (outer, channels, inner)
@@ -140,7 +138,7 @@ class _Plan:
     worth_threads: bool
 
     def view(self, tensor: Tensor) -> Tensor:
-        """As three dimensions, in the order of the blocks."""
+        """Return a tensor as three dimensions, in the order of the blocks."""
         view = tensor.view(self.sizes)
         return view.transpose(0, 2) if self.positions_last else view
 
@@ -149,7 +147,7 @@ class _Plan:
 def _plan(
     x: _Layout, dtype: torch.dtype, grad: _Layout | None, numerator: _Layout, denominator: _Layout, dim: int
 ) -> _Plan | None:
-    """None for what the library does not do."""
+    """Return the plan, or None where the library cannot do the call."""
     shape, strides, x_dtype = x
     (rows_a, m), (rows_b, n) = numerator[0], denominator[0]
     sizes = outer_channels_inner(torch.Size(shape), dim)
@@ -160,7 +158,7 @@ def _plan(
     out, copies_result = _array((shape, result_strides, dtype), sizes)
     grad_array, copies_grad = (_Array(), False) if grad is None else _array(grad, sizes)
     outer, channels, inner = sizes
-    # Neighbours in the result are along the channels or the inner dimension, where that can be.
+    # Let neighbours in memory be along the channels or the inner dimension.
     positions_last = inner == 1 and out.channel != 1
     if positions_last:
         outer, inner = inner, outer
@@ -203,7 +201,7 @@ def _plan(
 
 
 def _array(layout: _Layout, sizes: tuple[int, int, int]) -> tuple[_Array, bool]:
-    """A tensor as (outer, channels, inner), and whether a contiguous copy is needed for that."""
+    """Return a tensor as (outer, channels, inner), and whether that needs a contiguous copy."""
     shape, strides, dtype = layout
     try:
         seen, copies = torch.empty_strided(shape, strides, device="meta").view(sizes), False
@@ -215,12 +213,12 @@ def _array(layout: _Layout, sizes: tuple[int, int, int]) -> tuple[_Array, bool]:
 def _bounds(
     outer: int, channels: int, inner: int, lanes_are_channels: bool, elements: int
 ) -> "ctypes.Array[ctypes.c_int64]":
-    """The windows that are worked on as one, as ``struct block`` of native.c."""
+    """Return the bounds of the blocks, as ``struct block`` of native.c."""
     o, c, i = (slice(0, size) for size in (outer, channels, inner))
     if lanes_are_channels:
         windows = [(o, c, i) for o, i, c in aten.windows((o, i, c), elements)]
     else:
-        # Several positions of outer, where there are: a sum takes in more rows before it goes on in float64.
+        # Several positions of outer, so that a sum takes in more rows before it goes on in float64.
         windows = [(o, c, i) for c, o, i in aten.windows((c, o, i), elements)]
     numbers = [number for window in windows for s in window for number in (s.start, s.stop)]
     return (ctypes.c_int64 * len(numbers))(*numbers)
@@ -235,7 +233,7 @@ def _run(
     dtype: torch.dtype,
     *gradients: Tensor,
 ) -> Tensor:
-    """F(x); or the gradient of x where there is a grad, and ``gradients`` are filled."""
+    """Return F(x). With a ``grad``, return the gradient of x and fill ``gradients``."""
     library, _ = load()
     assert library is not None
     result = torch.empty_like(x, dtype=dtype)
@@ -275,7 +273,7 @@ def _do_again(
     denominator: Tensor,
     *gradients: Tensor,
 ) -> None:
-    """What plain arithmetic did wrong."""
+    """Compute the reported blocks again, with overflow-safe arithmetic."""
     call = plan.call
     outside = scratch[call.outside_start :].bool()
     spans = torch.tensor(plan.bounds).view(-1, 3, 2)[outside]

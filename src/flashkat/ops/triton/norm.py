@@ -16,7 +16,7 @@ from .launcher import Coefficients, Launch, coefficients_of, constants_of, evenl
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of channels as the kernels see them: ``chunks`` of ``vectors`` of ``vector`` channels, ``rows`` at a time."""
+    """Rows as the kernels see them: ``chunks`` of ``vectors`` of ``vector`` channels, ``rows`` at a time."""
 
     channels: int
     vector: int

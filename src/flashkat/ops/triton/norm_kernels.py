@@ -10,8 +10,8 @@ all gradients in one pass over memory: with dz = g F'(z) and w = dz weight, and 
 
 Rows are contiguous. A program takes runs of BLOCK_ROWS whole rows, each in CHUNKS tiles (V, BLOCK_ROWS, BLOCK_VECTORS)
 of vectors of V channels that share their coefficients; a thread keeps the same channels throughout, so that it loads
-coefficients once and adds up its sums in registers. As in ``kernels.py`` everything is computed the plain way, and done
-again with care in the seldom case that this was not right; and each sum has a fixed order.
+coefficients once and adds up its sums in registers. As in ``rational_kernels.py`` all is computed the plain way, and
+again with care in the seldom case that this was not right. Each sum has a fixed order.
 
 Dtypes: x, branch, total, out and gradients are float32, bfloat16 or float16, each its own; arithmetic is float32. Sums
 for da and db are float32 over the V channels of a vector, and from there on float64. Those for weight and bias are

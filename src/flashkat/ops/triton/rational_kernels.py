@@ -5,7 +5,7 @@ share their coefficients. Where memory allows, a vector is contiguous and takes 
 (CONTIGUOUS false) its elements are far apart and it is neighbouring threads that are contiguous, each with one channel
 or, with PAIRS, with two. What counts as a channel here may be a chunk of V channels of the same group. Strides are in
 units of V elements where vectors are contiguous, and of two with PAIRS but for that of the channels, which is 1.
-``launch.py`` chooses the view.
+``rational.py`` chooses the view.
 
 A program keeps to one block of channels, so that it loads its coefficients once, and takes every k-th run of UNROLL
 tiles (V, BLOCK_POSITIONS, BLOCK_CHANNELS) of it. It computes all of them the plain way (``arithmetic.py`` has the

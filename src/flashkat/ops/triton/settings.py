@@ -14,14 +14,14 @@ IDLE = 1 / 40
 VECTORS = 2
 # Stages of the software pipeline: tiles in flight from memory, and the one that is computed.
 STAGES = 3
-# Programs per multiprocessor, equally many for each of its four schedulers. The registers of all fit at once. Each takes
-# many tiles, so that coefficients and sums stay in registers. Fewer programs read memory in longer runs.
+# Programs per multiprocessor, equally many for each of its four schedulers. The registers of all fit at once. Each
+# takes many tiles, so that coefficients and sums stay in registers. Fewer programs read memory in longer runs.
 FORWARD_PROGRAMS = 16
 BACKWARD_PROGRAMS = 12
 BACKWARD_PROGRAMS_WITH_PAIRS = 8
 
-# Partial sums that a program of the last stage adds up at a time, and its warps. Small blocks keep the code short: it is
-# cold in the instruction cache when this kernel starts. Programs of few warps fit beside those of the backward kernel.
+# Partial sums that a program of the last stage adds up at a time, and its warps. Small blocks keep the code short: it
+# is cold in the instruction cache when this kernel starts. Programs of few warps fit beside the backward kernel's.
 SUM_BLOCK = 1024
 SUM_WARPS = 8
 # The same for a sum per channel: programs of the kernel before, and channels.
@@ -39,8 +39,8 @@ ROW_ELEMENTS_PER_THREAD = 12
 ROW_FORWARD_WARPS = 16
 ROW_BACKWARD_WARPS = 8
 
-# Up to so many elements, compilers fuse the formula in place of our forward kernel. Fewer in CUDA graphs, where a launch
-# takes the host no time.
+# Up to so many elements, compilers fuse the formula in place of our forward kernel. Fewer in CUDA graphs, where a
+# launch takes the host no time.
 FUSED_ELEMENTS = 2**20
 FUSED_ELEMENTS_IN_GRAPHS = 2**19
 
