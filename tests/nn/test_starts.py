@@ -88,7 +88,7 @@ def test_silu_is_swish():
 
 
 def test_stored_table_holds_every_name_but_the_identity():
-    table = json.loads(resources.files("flashkat").joinpath("starts.json").read_text())
+    table = json.loads(resources.files("flashkat.nn").joinpath("starts.json").read_text())
     assert set(table) == set(EXPECTED) - {"identity"}
 
 
