@@ -19,8 +19,8 @@ ENTRIES = [
     ("torch._C", "_functorch.peek_interpreter_stack"),
     ("torch.nn.modules.module", "_has_any_global_hook"),
     ("torch._subclasses.functional_tensor", "FunctionalTensorMode"),
-    ("torch.export._trace", "custom_triton_ops_decomposition_disabled"),
     ("torch._inductor.config", "triton"),
+    ("torch._C", "_cuda_endAllocateToPool"),
 ]
 
 WITHOUT = """
@@ -82,6 +82,8 @@ with warnings.catch_warnings(record=True) as caught:
     for _ in range(2):
         torch.testing.assert_close(compiled(x, a, b), rational_reference(x, a, b))
         torch.compiler.reset()
+    if name == "_cuda_endAllocateToPool":  # for GPUs
+        private.leave_failed_capture(0, (0, 0))
 
 said = [str(each.message) for each in caught if "flashkat" in str(each.message)]
 assert len(said) == 1 and f"has no {module}.{name}: " in said[0], said
@@ -108,8 +110,7 @@ def test_these_are_all_the_entries():
 
 def test_nothing_private_of_pytorch_is_used_elsewhere():
     """Neither an import of an internal module, nor an internal of ``torch`` itself."""
-    rooms = ("ops", "nn", "models", "compat")
-    for path in (path for room in rooms for path in (PACKAGE / room).rglob("*.py")):
+    for path in PACKAGE.rglob("*.py"):
         if path.name == "private.py":
             continue
         for node in ast.walk(ast.parse(path.read_text())):
@@ -122,7 +123,8 @@ def test_nothing_private_of_pytorch_is_used_elsewhere():
             else:
                 continue
             for name in names:
-                assert not re.match(r"torch\b.*\._(?!_)", name), f"{path.name}: {name}"
+                # PyTorch documents its foreach functions.
+                assert not re.match(r"torch(\.\w+)*\._(?!_|foreach_)", name), f"{path.name}: {name}"
 
 
 def test_modes_transforms_and_hooks_are_found():
@@ -140,11 +142,3 @@ def test_cuda_graphs_are_seen_while_they_are_on():
     assert not private.cuda_graphs_are_on()
     with config.patch({"triton.cudagraphs": True}):
         assert private.cuda_graphs_are_on()
-
-
-def test_exporters_keep_the_operators():
-    from torch._functorch import config
-
-    assert private.decomposes()
-    with config.patch(decompose_custom_triton_ops=False):
-        assert not private.decomposes()

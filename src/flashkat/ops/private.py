@@ -12,16 +12,17 @@ unfused path.
    pass by a hook. Without it, no modules are fused.
 4. ``torch._subclasses.functional_tensor.FunctionalTensorMode``. In this mode compilers look into the operators. Without
    it, compiled code calls the operators whole.
-5. ``torch.export._trace.custom_triton_ops_decomposition_disabled``. Exporters keep the operators whole. Without it,
-   compilers do so too.
-6. ``torch._inductor.config``. In CUDA graphs a launch costs the host nothing, so fewer small tensors take the formula.
+5. ``torch._inductor.config``. In CUDA graphs a launch costs the host nothing, so fewer small tensors take the formula.
    Without it, tensors in CUDA graphs take the formula as others do.
+6. ``torch._C._cuda_endAllocateToPool`` and ``_cuda_releasePool``. PyTorch leaves its allocator in a capture that failed
+   (seen with 2.11 to 2.14). Without them, memory of that capture stays taken.
 
-``torch.library.triton_op`` could replace 4 and 5. A call of the registered operator then takes 28 us in place of 19
+``torch.library.triton_op`` could replace 4. A call of the registered operator then takes 28 us in place of 19
 (torch 2.14.1, CPU). It also warns on import where Triton is missing, and needs a second, opaque operator for CPUs and
 symbolic sizes.
 """
 
+import contextlib
 import functools
 import importlib
 import warnings
@@ -35,10 +36,10 @@ from torch import nn
 __all__ = [
     "FunctionalTensorMode",
     "cuda_graphs_are_on",
-    "decomposes",
     "dispatch_modes",
     "hooks_are_global",
     "is_hooked",
+    "leave_failed_capture",
     "transform",
     "transforms_are_known",
 ]
@@ -91,21 +92,6 @@ FunctionalTensorMode: type | None = _find(
 
 
 @functools.cache
-def _exporting() -> Callable[[], bool]:
-    # Slow to import.
-    return _find(
-        "torch.export._trace",
-        "custom_triton_ops_decomposition_disabled",
-        "compiled calls of flashkat's operators take longer",
-    ) or (lambda: True)
-
-
-def decomposes() -> bool:
-    """Return whether a tracer wants to see kernels: a compiler does, an exporter does not."""
-    return not _exporting()()
-
-
-@functools.cache
 def _inductor() -> Any | None:
     # Slow to import.
     return _find("torch._inductor.config", "triton", "flashkat's small tensors may take longer within CUDA graphs")
@@ -115,3 +101,14 @@ def cuda_graphs_are_on() -> bool:
     """Return whether Inductor makes CUDA graphs."""
     config = _inductor()
     return config is not None and bool(config.cudagraphs)
+
+
+def leave_failed_capture(device: int, pool: Any) -> None:
+    """Take the allocator of a GPU out of a capture whose end failed; nothing where it did not."""
+    end = _find(
+        "torch._C", "_cuda_endAllocateToPool", "memory of a CUDA graph that flashkat could not make stays taken"
+    )
+    if end is not None:
+        with contextlib.suppress(RuntimeError):  # the end did not fail
+            end(device, pool)
+            torch._C._cuda_releasePool(device, pool)

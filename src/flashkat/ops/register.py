@@ -48,7 +48,7 @@ def register(
         tensors = [each for each in args if isinstance(each, Tensor)]
         sizes = [size for tensor in tensors for size in (*tensor.shape, *tensor.stride())]
         if (
-            not private.decomposes()
+            torch.compiler.is_exporting()
             or not all(isinstance(size, int) for size in sizes)
             or not is_triton(tensors[0].device)
         ):

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..ops.private import leave_failed_capture
+
 __all__ = ["Captured", "CapturedForward", "Controls"]
 
 # Calls of a kind that run kernel by kernel first: they compile, tune and allocate what stays.
@@ -139,9 +141,7 @@ class Captured:
     def _end(self, graph: torch.cuda.CUDAGraph) -> None:
         """Take the allocator out of a capture whose end failed, which PyTorch leaves in it (seen with 2.11 to 2.14)."""
         graph.reset()
-        with contextlib.suppress(RuntimeError):  # the end did not fail
-            torch._C._cuda_endAllocateToPool(self._index, self._place.pool)
-            torch._C._cuda_releasePool(self._index, self._place.pool)
+        leave_failed_capture(self._index, self._place.pool)
 
 
 def _kind(place: int, tensor: Tensor) -> Hashable:
