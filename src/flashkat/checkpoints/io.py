@@ -12,6 +12,7 @@ import argparse
 import os
 import pickle
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +23,20 @@ from torch import Tensor
 from ..errors import InputError, explain
 from ..system.files import check_writable, replaced
 from .formats import from_google
+from .integrity import check_records, check_sizes, check_tensors, digest, seal
+from .numpy_values import SAFE_NUMPY
 
 __all__ = ["check_output", "read", "write", "write_weights"]
 
 # timm's checkpoints hold their arguments as its parser returns them: attributes with no behaviour.
 _ARGUMENTS = type(argparse.ArgumentParser().parse_args([]))
-_SAFE_GLOBALS: list[Any] = [_ARGUMENTS]
+_SAFE_GLOBALS: list[Any] = [_ARGUMENTS, *SAFE_NUMPY]
 
 # What other programs write under these names may be anything.
 _ENTRIES: dict[Any, type] = {"arch": str, "args": dict, "classes": list, "epoch": int}
+
+# In the metadata of safetensors, which other programs ignore.
+_DIGEST = "flashkat_digest"
 
 _SUFFIXES = (".pth", ".pth.tar", ".pt", ".bin", ".safetensors")
 
@@ -39,14 +45,17 @@ def write(path: Path, checkpoint: dict[str, Any]) -> None:
     """Write a checkpoint so that at every moment ``path`` is a whole file, the old one or the new one."""
     with replaced(path) as partial:
         torch.save(checkpoint, partial)
+        seal(partial)
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a PyTorch, ``.safetensors`` or ``.npz`` file to the CPU without running code.
 
+    Every checksum that the file has is compared with what it holds.
+
     Raises:
-        InputError: the file is missing, may not be read, is truncated, no checkpoint, or would need to run code to
-            load; an ``.npz`` is not of one of Google's original ViTs.
+        InputError: the file is missing, may not be read, is truncated or damaged, no checkpoint, claims to hold more
+            than it can, or would need to run code to load; an ``.npz`` is not of one of Google's original ViTs.
     """
     path = Path(path)
     if path.is_dir():
@@ -60,9 +69,14 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     if path.suffix == ".npz":
         return {"state_dict": from_google(str(path), _npz_shapes(path))}
     try:
+        if _is_zip(path):
+            check_sizes(path)
+            check_records(path)
         with torch.serialization.safe_globals(_SAFE_GLOBALS), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickle protocols, beside the error that follows
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except InputError:
+        raise
     except Exception as error:  # damaged files make torch raise almost anything
         if _needs_code(path, error):
             raise InputError(
@@ -71,7 +85,14 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise InputError(f"{path} is not a checkpoint, or truncated or damaged: copy or download it again") from error
     if not isinstance(checkpoint, dict):
         raise InputError(f"{path} holds no state_dict")
+    check_tensors(checkpoint, path)
     return _without_misfits(checkpoint)
+
+
+def _is_zip(path: Path) -> bool:
+    """Whether torch will read a file as an archive; older ones are pickles."""
+    with path.open("rb") as file:
+        return file.read(4) == b"PK\x03\x04"
 
 
 def _without_misfits(checkpoint: dict[str, Any]) -> dict[str, Any]:
@@ -81,6 +102,8 @@ def _without_misfits(checkpoint: dict[str, Any]) -> dict[str, Any]:
     kept: dict[str, Any] = {
         name: value for name, value in checkpoint.items() if isinstance(value, _ENTRIES.get(name, object))
     }
+    if not all(isinstance(name, str) for name in kept.get("classes", [])):
+        del kept["classes"]
     args: dict[str, Any] = kept.get("args", {})
     if not isinstance(args.get("model_kwargs", {}), dict):
         del args["model_kwargs"]
@@ -100,20 +123,28 @@ def _needs_code(path: Path, error: Exception) -> bool:
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors import safe_open
 
     try:
-        return {"state_dict": load_file(path)}
-    except SafetensorError as error:
+        with safe_open(path, framework="pt") as file:
+            expected = (file.metadata() or {}).get(_DIGEST)
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        is_whole = expected is None or expected == digest(state)
+    except Exception as error:  # of a damaged header, beside SafetensorError
         raise InputError(f"{path} is truncated or damaged: copy or download it again") from error
+    if not is_whole:
+        raise InputError(f"{path} is damaged, its checksum is another: copy or download it again")
+    return {"state_dict": state}
 
 
 def _npz_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """Read all arrays of an ``.npz``, so that a damaged one is found, and return their shapes by name."""
     try:
+        check_sizes(path)
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name].shape for name in archive.files}
+    except InputError:
+        raise
     except Exception as error:  # damaged files make numpy and zipfile raise almost anything
         if "Object arrays" in str(error):
             raise InputError(f"{path} would need to run code to load, so it was not") from error
@@ -128,15 +159,18 @@ def write_weights(path: Path, state: dict[str, Tensor]) -> None:
     """
     check_output(path)
     try:
-        with replaced(path) as partial, partial.open("wb") as file:
+        with replaced(path) as partial:
             if path.suffix == ".safetensors":
                 from safetensors.torch import save
 
                 # Copies, because the format has no place for tensors that share memory.
                 copies = {name: value.clone(memory_format=torch.contiguous_format) for name, value in state.items()}
-                file.write(save(copies, {"format": "pt"}))
+                partial.write_bytes(save(copies, {"format": "pt", _DIGEST: digest(copies)}))
             else:
-                torch.save(state, file)
+                with partial.open("wb") as file:  # whose error is the disk's, not torch's
+                    torch.save(state, file)
+                if partial.is_file():
+                    seal(partial)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from error
 

@@ -1,8 +1,8 @@
 """Files that a command leaves: whether they can be written, and that they are whole at every moment."""
 
+import contextlib
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import InputError
@@ -20,11 +20,11 @@ def check_writable(path: Path) -> None:
         raise InputError(f"cannot write to {path.parent}: permission denied")
 
 
-@contextmanager
+@contextlib.contextmanager
 def replaced(path: Path) -> Iterator[Path]:
     """A name to write a file under that takes the place of ``path`` once it is whole; one that failed is removed.
 
-    What is no ordinary file, such as a terminal, is written to itself.
+    File and folder are flushed to the disk, so that a power cut leaves the old file or the new one, too. What is no ordinary file, such as a terminal, is written to itself.
     """
     if path.exists() and not path.is_file():
         yield path
@@ -33,7 +33,18 @@ def replaced(path: Path) -> Iterator[Path]:
     partial.unlink(missing_ok=True)
     try:
         yield partial
+        _flush(partial)
         partial.replace(path)
+        with contextlib.suppress(OSError):  # some network file systems flush no folders
+            _flush(path.parent)
     finally:
         # Of two names of one file the first stays, too.
         partial.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

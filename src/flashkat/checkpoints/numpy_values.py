@@ -1,0 +1,43 @@
+"""NumPy's numbers in a pickle, read as Python's: what unpickles them runs none of NumPy's code on a file's bytes."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+__all__ = ["SAFE_NUMPY"]
+
+# Truth, whole numbers, real and complex ones, of fixed size.
+_NUMBER = re.compile(r"b1|[iu][1248]|f[248]|c(8|16)")
+
+
+class _DType(str):
+    """A dtype's name; ``__setstate__`` takes the byte order, which is all that a number's dtype has beside it."""
+
+    order = "="
+
+    def __new__(cls, name: str, *flags: Any) -> "_DType":
+        if not isinstance(name, str) or not _NUMBER.fullmatch(name):
+            raise ValueError(f"no dtype of numbers: {name!r:.40}")
+        return super().__new__(cls, name)
+
+    def __setstate__(self, state: Any) -> None:
+        if state[1] not in ("<", ">", "|", "="):
+            raise ValueError("no byte order")
+        self.order = state[1]
+
+
+def _scalar(dtype: _DType, data: bytes) -> Any:
+    found = np.dtype(dtype.order + str(dtype))
+    if len(data) != found.itemsize:
+        raise ValueError("a scalar of another size than its dtype")
+    return np.frombuffer(data, found)[0].item()
+
+
+# By the names that NumPy 1 and 2 pickle.
+SAFE_NUMPY: list[tuple[Callable[..., Any], str]] = [
+    (_DType, "numpy.dtype"),
+    (_scalar, "numpy.core.multiarray.scalar"),
+    (_scalar, "numpy._core.multiarray.scalar"),
+]
