@@ -12,7 +12,6 @@ import argparse
 import os
 import pickle
 import warnings
-import zipfile
 from pathlib import Path
 from typing import Any
 

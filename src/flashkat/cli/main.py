@@ -6,9 +6,12 @@ import sys
 import traceback
 from typing import NoReturn
 
+import torch
+
 from ..errors import DivergedError, InputError, launched_processes, show_once
 from ..system.distributed import is_primary, leave
 from ..system.signals import Stopped
+from ..system.terminal import printable
 from .parser import Parser
 from .tool_flags import add_export_arguments, add_flops_arguments, add_plot_arguments
 from .train_flags import add_training_arguments
@@ -37,7 +40,12 @@ def main(argv: list[str] | None = None) -> int:
         # The reader of our output has gone; a second failure when Python flushes would only confuse.
         sys.stderr.close()
         return 1
-    except Exception:
+    except OSError as error:  # names too long, disks full, files that went away
+        about = f"{error.filename}: " if error.filename is not None else ""
+        return _fail(program, f"{about}{error.strerror or error}", status=2)
+    except Exception as error:
+        if _is_memory_short(error):
+            return _fail(program, f"not enough memory ({error!s:.200}): give smaller sizes, see --help", status=1)
         if launched_processes() == 1:
             raise
         show_once(traceback.print_exc)
@@ -50,8 +58,13 @@ def run(argv: list[str] | None = None) -> NoReturn:
     leave(main(argv))
 
 
+def _is_memory_short(error: Exception) -> bool:
+    # PyTorch says it on CPUs by words alone.
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
+
+
 def _fail(program: str, message: str, status: int) -> int:
-    line = f"{program}: error: {' '.join(message.split())}"
+    line = printable(f"{program}: error: {' '.join(message.split())}")
     show_once(lambda: print(line, file=sys.stderr, flush=True))
     return status
 
@@ -99,7 +112,12 @@ def _version() -> str:
 
 def _note(line: str) -> None:
     """What is beside a command's result."""
-    print(line, file=sys.stderr, flush=True)
+    print(printable(line), file=sys.stderr, flush=True)
+
+
+def _say(line: str) -> None:
+    """Print a command's result."""
+    print(printable(line))
 
 
 def _train(args: argparse.Namespace) -> None:
@@ -111,7 +129,7 @@ def _train(args: argparse.Namespace) -> None:
         os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     result = train(training_config(args))
     if is_primary():
-        print(f"The run is in {result.folder}")
+        _say(f"The run is in {result.folder}")
 
 
 def _validate(args: argparse.Namespace) -> None:
@@ -130,14 +148,14 @@ def _plot(args: argparse.Namespace) -> None:
     from .sections import evaluation_config
 
     config = evaluation_config(args, args.checkpoint, args.data)
-    print(f"The rationals are drawn in {plot(config, args.output, say=_note)}")
+    _say(f"The rationals are drawn in {plot(config, args.output, say=_note)}")
 
 
 def _export(args: argparse.Namespace) -> None:
     from ..checkpoints.export import export
 
     count = export(args.checkpoint, args.output, args.format, args.use_ema, say=_note)
-    print(f"Wrote {count} tensors to {args.output}, with the names of {args.format}")
+    _say(f"Wrote {count} tensors to {args.output}, with the names of {args.format}")
 
 
 def _flops(args: argparse.Namespace) -> None:
@@ -150,7 +168,7 @@ def _data(args: argparse.Namespace) -> None:
     from ..tools.digits import write_digits
 
     counts = write_digits(args.folder)
-    print(f"Wrote {counts['train']} training and {counts['val']} validation images to {args.folder}")
+    _say(f"Wrote {counts['train']} training and {counts['val']} validation images to {args.folder}")
 
 
 def _doctor(args: argparse.Namespace) -> None:

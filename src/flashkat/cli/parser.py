@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
-from ..errors import show_once
+from ..errors import InputError, show_once
+from ..models.architecture import SOURCES, check_arguments
+from ..system.terminal import printable
 from .left_out import LEFT_OUT
 
 __all__ = [
@@ -29,8 +31,36 @@ __all__ = [
 ]
 
 
+# The most that a whole number may be; PyTorch counts in 64 bits, and multiplies.
+_MOST = 2**31 - 1
+
 # As shells and YAML write them; the word "false" would count as true.
 _BOOLEANS = {"true": "True", "false": "False"}
+
+
+# Code to import or to run: a file may not ask for it, nor for models that are downloaded or read from elsewhere.
+_CODE = ("device_modules", "dataset_trust_remote_code")
+_MODELS = ("model", "kd_model_name")
+_PLACES = ("data_dir", "train_split", "val_split", "split")
+
+
+class _Refused:
+    """A value that a file may not set; an error, unless the command line sets another."""
+
+    def __init__(self, message: str) -> None:
+        self.message = message
+
+
+def _refusal(name: str, value: Any, flag: str, where: str) -> str:
+    """Say why a ``--config`` file may not give a flag this value; empty where it may."""
+    typed = f"the command line alone may, with {flag}"
+    if name in _CODE and value:
+        return f"{where}: a file may not ask for code to be run: {typed}"
+    if name in _MODELS and str(value).startswith(SOURCES):
+        return f"{where}: a file may not name a model outside timm's registry: {typed}"
+    if name in _PLACES and "pipe:" in str(value):
+        return f"{where}: a file may not name commands to read from: {typed}"
+    return ""
 
 
 class Parser(argparse.ArgumentParser):
@@ -45,7 +75,7 @@ class Parser(argparse.ArgumentParser):
         self.checks: list[Callable[[argparse.Namespace], None]] = []
 
     def error(self, message: str) -> NoReturn:
-        line = f"{self.prog}: error: {message}; {self.prog} --help lists the flags"
+        line = printable(f"{self.prog}: error: {message}; {self.prog} --help lists the flags")
         show_once(lambda: print(line, file=sys.stderr, flush=True))
         sys.exit(2)
 
@@ -57,6 +87,9 @@ class Parser(argparse.ArgumentParser):
         parsed, unknown = super().parse_known_args(args, namespace)
         if unknown:
             self.error(self._describe_unknown(unknown[0]))
+        for value in vars(parsed).values():
+            if isinstance(value, _Refused):
+                self.error(value.message)
         for check in self.checks:
             try:
                 check(parsed)
@@ -103,7 +136,9 @@ class Parser(argparse.ArgumentParser):
             flag = "--" + name.replace("_", "-")
             if name in actions and name not in ("help", "config"):
                 if value is not None or name not in values:
-                    values[name] = self._converted(actions[name], value, f"{key} in {path}")
+                    where = f"{key} in {path}"
+                    refusal = _refusal(name, value, flag, where)
+                    values[name] = _Refused(refusal) if refusal else self._converted(actions[name], value, where)
             elif name == "config":
                 continue
             elif flag in LEFT_OUT:
@@ -122,7 +157,10 @@ class Parser(argparse.ArgumentParser):
                 if not isinstance(value, dict):
                     raise argparse.ArgumentTypeError(f"takes names and values, not {value!r}")
                 action.check(value, self)
-                return value
+                try:
+                    return action.from_file(value, where)
+                except InputError as error:
+                    return _Refused(str(error))
             if action.nargs == 0:
                 if not isinstance(value, bool):
                     raise argparse.ArgumentTypeError(f"is true or false, not {value!r}")
@@ -168,6 +206,14 @@ class KeyValues(argparse.Action):
             if self.flags.get(key) in parser._option_string_actions:
                 raise argparse.ArgumentTypeError(f"cannot set {key}: use {self.flags[key]}")
 
+    def from_file(self, values: dict[Any, Any], where: str) -> dict[str, Any]:
+        """Return pairs of a ``--config`` file, unless it may not give one of them."""
+        for key, value in values.items():
+            items = value if isinstance(value, list) else [value]
+            if not all(each is None or isinstance(each, (bool, int, float, str)) for each in items):
+                raise InputError(f"{where}: {key} has to be a number, a word or a list of them")
+        return values
+
     def __call__(self, parser, namespace, values, option_string=None):
         pairs: dict[str, Any] = {}
         for value in values:
@@ -189,7 +235,11 @@ class KeyValues(argparse.Action):
 
 
 class ModelKwargs(KeyValues):
-    """KEY=VALUE pairs for a model."""
+    """KEY=VALUE pairs for a model; those of a file are an architecture and no more."""
+
+    def from_file(self, values: dict[Any, Any], where: str) -> dict[str, Any]:
+        """Return pairs of a ``--config`` file, unless it may not give one of them."""
+        return check_arguments(values, where)
 
     flags: ClassVar[dict[str, str]] = {
         "num_classes": "--num-classes",
@@ -204,15 +254,17 @@ class ModelKwargs(KeyValues):
 
 def number(kind: type, low: float, high: float = math.inf, above: bool = False) -> Callable[[str], float]:
     """A converter for argparse: an int or a float from ``low``, or above it, to ``high``."""
+    top = min(high, _MOST) if kind is int and high == math.inf else high
 
     def convert(text: str) -> float:
         if "," in text:
             raise argparse.ArgumentTypeError(f"takes numbers with spaces between them, not {text!r}")
         # timm has floats for some whole numbers, and its args.yaml 3.0.
         value = kind(text.removesuffix(".0") if kind is int else text)
-        if not (low <= value <= high and math.isfinite(value)) or (above and value == low):
+        if not (low <= value <= top and math.isfinite(value)) or (above and value == low):
             least = f"more than {low:g}" if above else f"at least {low:g}"
-            wanted = f"{least} and at most {high:g}" if high < math.inf else least if low > -math.inf else "finite"
+            says_top = high < math.inf or top < value < math.inf
+            wanted = f"{least} and at most {top:g}" if says_top else least if low > -math.inf else "finite"
             raise argparse.ArgumentTypeError(f"must be {wanted}, not {text}")
         return value
 

@@ -11,6 +11,7 @@ from .. import checkpoints
 from ..data.config import Data
 from ..errors import InputError
 from ..models import create_model, is_same_model
+from ..models.architecture import SOURCES, check_arguments, check_fits_file, check_images, check_name
 from ..models.config import Model
 from .config import Trained
 
@@ -76,12 +77,18 @@ def restore(model: Model, trained: Trained, data: Data, say: Callable[[str], Non
     arguments, arch = checkpoint.get("args"), checkpoint.get("arch")
     if not model.model and file and not arch:
         raise InputError(f"{file} does not say what model it is of: give --model, and --model-kwargs if any")
+    if not model.model and arch:
+        check_name(arch, file)
+    asked = model
     model = replace(model, model=model.model or arch or model.name, pretrained=not file)
     if arguments and arch and is_same_model(model.name, arch):
-        model, data = _completed(model, data, arguments)
+        model, data = _completed(model, data, arguments, file)
     if model.num_classes is None and "head.bias" in state:
-        model = replace(model, num_classes=len(state["head.bias"]))
-    module: nn.Module = create_model(model.name, **model_arguments(model, data))
+        model = replace(model, num_classes=state["head.bias"].numel())
+    wanted = model_arguments(model, data)
+    if file and not (asked.model and model.model_kwargs == asked.model_kwargs) and not model.name.startswith(SOURCES):
+        check_fits_file(model.name, wanted, sum(tensor.numel() for tensor in state.values()), file)
+    module: nn.Module = create_model(model.name, **wanted)
     if file:
         left = checkpoints.load_weights(module, state, file, partial=model.partial)
         if left:
@@ -89,15 +96,14 @@ def restore(model: Model, trained: Trained, data: Data, say: Callable[[str], Non
     return Restored(module, model.name, checkpoint, data)
 
 
-def _completed(model: Model, data: Data, arguments: dict[str, Any]) -> tuple[Model, Data]:
-    """Fill in what the sections leave open with a checkpoint's arguments."""
-    kwargs = {**arguments.get("model_kwargs", {}), **model.model_kwargs}
-    open_classes = arguments.get("num_classes") if model.num_classes is None else model.num_classes
-    pool = arguments.get("gp") if model.gp in (None, "") else model.gp
+def _completed(model: Model, data: Data, arguments: dict[str, Any], file: str) -> tuple[Model, Data]:
+    """Fill in what the sections leave open with a checkpoint's arguments, once they are checked."""
+    stored = arguments.get("model_kwargs", {}).items()
+    kwargs = check_arguments({key: value for key, value in stored if key not in model.model_kwargs}, file)
     is_sized = data.img_size is not None or data.input_size is not None
-    found: dict[str, Any] = {
-        name: arguments.get(name)
-        for name in _IMAGES
-        if getattr(data, name) in (None, "") and not (is_sized and name in _SIZES)
-    }
-    return replace(model, model_kwargs=kwargs, num_classes=open_classes, gp=pool), replace(data, **found)
+    names = [name for name in _IMAGES if getattr(data, name) in (None, "") and not (is_sized and name in _SIZES)]
+    settled = {"num_classes": model.num_classes is not None, "gp": model.gp not in (None, "")}
+    found = {name: arguments.get(name) for name in (*names, *(key for key, known in settled.items() if not known))}
+    check_images(found, file)
+    of_model = {name: found.pop(name) for name in settled if name in found}
+    return replace(model, model_kwargs={**kwargs, **model.model_kwargs}, **of_model), replace(data, **found)

@@ -10,22 +10,21 @@ from typing import Any
 import timm
 from huggingface_hub import constants
 from huggingface_hub.utils import LocalEntryNotFoundError
+from timm.models._hub import load_model_config_from_hf, load_model_config_from_path
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from ..errors import InputError, UnreachableError, did_you_mean, explain, quiet
+from .architecture import SOURCES, check_arguments, check_images, check_name
 
 __all__ = ["check_model_name", "create_model"]
-
-# What timm takes before a model's name; the rest is a repository on the Hugging Face Hub, or a folder.
-_SOURCES = ("hf_hub:", "hf-hub:", "local-dir:")
 
 _UNKNOWN_ARGUMENT = re.compile(r"^(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'")
 
 
 def check_model_name(name: str) -> None:
     """Raise InputError, with the nearest name, unless a model is registered as this; hubs and folders are not asked."""
-    if name.startswith(_SOURCES) or timm.is_model(name):
+    if name.startswith(SOURCES) or timm.is_model(name):
         return
     typed, all_of_them = name.lower(), "timm.list_models() has them all"
     if "kat" in typed:  # one of ours is meant, however near timm's "coat" is
@@ -42,6 +41,8 @@ def create_model(name: str, **kwargs: Any) -> nn.Module:
     given = " ".join(f"{key}={value}" for key, value in arguments.items())
     with explain(f"cannot create {name} with {given}"), quiet("huggingface_hub"):
         try:
+            if name.startswith(SOURCES):
+                _check_configuration(name, arguments)
             model = timm.create_model(name, **arguments)
         except LocalEntryNotFoundError as error:
             if constants.HF_HUB_OFFLINE:
@@ -58,6 +59,16 @@ def create_model(name: str, **kwargs: Any) -> nn.Module:
     if "img_size" in arguments and isinstance(model, VisionTransformer):
         _check_size(model.patch_embed)
     return model
+
+
+def _check_configuration(name: str, given: dict[str, Any]) -> None:
+    """Raise InputError unless the configuration of a folder or repository is an architecture, but for what is given."""
+    source, _, place = name.partition(":")
+    load = load_model_config_from_path if source == "local-dir" else load_model_config_from_hf
+    images, architecture, arguments = load(place)
+    check_name(architecture, name)
+    check_arguments({key: value for key, value in (arguments or {}).items() if key not in given}, name)
+    check_images(images, name)
 
 
 def _wrong_argument(name: str, arguments: dict[str, Any], reason: str) -> str:

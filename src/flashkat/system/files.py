@@ -24,7 +24,8 @@ def check_writable(path: Path) -> None:
 def replaced(path: Path) -> Iterator[Path]:
     """A name to write a file under that takes the place of ``path`` once it is whole; one that failed is removed.
 
-    File and folder are flushed to the disk, so that a power cut leaves the old file or the new one, too. What is no ordinary file, such as a terminal, is written to itself.
+    File and folder are flushed to the disk, so that a power cut leaves the old file or the new one, too. What is no
+    ordinary file, such as a terminal, is written to itself.
     """
     if path.exists() and not path.is_file():
         yield path

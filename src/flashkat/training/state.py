@@ -11,6 +11,7 @@ from torch import nn
 
 from .. import checkpoints
 from ..checkpoints.formats import compare, describe
+from ..checkpoints.run_entries import check_run
 from ..errors import InputError, explain
 from ..evaluation.metrics import Meters
 from ..models import is_same_model
@@ -205,6 +206,7 @@ def read_resumed(path: str, classes: list[str]) -> dict[str, Any]:
         raise InputError(
             f"{path} holds weights but no run that could be continued: start from them, with --initial-checkpoint"
         )
+    check_run(checkpoint, path)
     trained = checkpoint.get("classes")
     # Data that does not list its classes has no other ones.
     if trained and classes and trained != classes:

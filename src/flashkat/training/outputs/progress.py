@@ -7,6 +7,7 @@ from typing import Protocol
 
 from ...evaluation.metrics import Metrics
 from ...system.distributed import is_primary
+from ...system.terminal import printable
 
 __all__ = ["Progress", "open_progress"]
 
@@ -78,7 +79,7 @@ class _Live:
         self._bar.stop()
 
     def say(self, line: str) -> None:
-        self._bar.console.print(line, highlight=False, markup=False, emoji=False, soft_wrap=True)
+        self._bar.console.print(printable(line), highlight=False, markup=False, emoji=False, soft_wrap=True)
 
     def batch(self, epoch: int, index: int, metrics: Metrics | None, rate: float) -> None:
         done = epoch * self._batches + index + 1
@@ -99,7 +100,7 @@ class _Plain:
         pass
 
     def say(self, line: str) -> None:
-        print(line, flush=True)
+        print(printable(line), flush=True)
 
     def batch(self, epoch: int, index: int, metrics: Metrics | None, rate: float) -> None:
         if metrics is None:

@@ -1,0 +1,175 @@
+"""What a checkpoint says of its run, checked before training goes on with it: counters, rates, rows, random states."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+
+__all__ = ["check_run"]
+
+_MOST = 2**31 - 1
+
+# What torch's ReduceLROnPlateau remembers.
+_PLATEAU = {
+    *("mode", "factor", "patience", "cooldown", "cooldown_counter", "eps", "threshold", "threshold_mode", "best"),
+    *("num_bad_epochs", "mode_worse", "last_epoch", "_last_lr", "min_lrs", "default_min_lr"),
+}
+# Of an optimiser's groups; others may be text or lists too.
+_RATES = ("lr", "initial_lr", "lr_scale", "weight_decay", "eps", "momentum", "dampening", "alpha")
+
+Check = Callable[[Any], bool]
+
+
+def check_run(checkpoint: Mapping[str, Any], path: str) -> None:
+    """Raise InputError, with the entry's name, where a checkpoint of a run is none that training can go on with.
+
+    Args:
+        checkpoint: as :func:`flashkat.checkpoints.read` gives it. Entries may be missing.
+        path: what errors call it.
+    """
+    run = checkpoint.get("run", {})
+    for where, entries, rules in (
+        ("", checkpoint, _CHECKPOINT),
+        ("args.", checkpoint.get("args", {}), _ARGUMENTS),
+        ("run.", run, _RUN),
+    ):
+        for name, holds in rules.items():
+            if name in entries and not holds(entries[name]):
+                raise InputError(
+                    f"{path} is no checkpoint to go on with, its {where}{name} is {_shown(entries[name])}: "
+                    "start from its weights, with --initial-checkpoint"
+                )
+
+
+def _shown(value: Any) -> str:
+    is_short = value is None or isinstance(value, (bool, int, float, str))
+    return f"{value!r:.80}" if is_short else f"not what training writes there, a {type(value).__name__}"
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= _MOST
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_rate(value: Any) -> bool:
+    return _is_number(value) and 0 <= value < math.inf
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _or_none(holds: Check) -> Check:
+    return lambda value: value is None or holds(value)
+
+
+def _list_of(holds: Check) -> Check:
+    return lambda value: isinstance(value, (list, tuple)) and all(map(holds, value))
+
+
+def _is_setting(value: Any) -> bool:
+    return value is None or isinstance(value, (bool, int, float, str, Tensor))
+
+
+def _is_row(row: Any) -> bool:
+    return (
+        isinstance(row, dict)
+        and _is_count(row.get("epoch"))
+        and all(_is_text(name) and _is_number(value) for name, value in row.items())
+    )
+
+
+def _is_best(best: Any) -> bool:
+    return best == {} or (isinstance(best, dict) and _is_number(best.get("metric")) and _is_text(best.get("weights")))
+
+
+def _is_schedule(state: Any) -> bool:
+    if state == {}:
+        return True
+    if not isinstance(state, dict) or not _list_of(_is_rate)(state.get("without_noise")):
+        return False
+    plateau = state.get("plateau")
+    return (
+        isinstance(plateau, dict)
+        and plateau.keys() <= _PLATEAU
+        and all(_is_setting(value) or _list_of(_is_number)(value) for value in plateau.values())
+    )
+
+
+def _is_state(state: Any, dtype: torch.dtype = torch.uint8) -> bool:
+    return isinstance(state, Tensor) and state.dtype == dtype and state.ndim == 1
+
+
+def _is_process(process: Any) -> bool:
+    if not isinstance(process, dict) or not isinstance(process.get("random"), dict):
+        return False
+    random, sums = process["random"], process.get("sums")
+    python, numpy = random.get("python"), random.get("numpy")
+    return (
+        _list_of(_is_number)(sums)
+        and len(sums) == 4
+        and _is_rate(sums[3])
+        and isinstance(python, dict)
+        and python.get("version") == 3
+        and _is_state(python.get("words"), torch.int64)
+        and _or_none(_is_number)(python.get("gauss"))
+        and isinstance(numpy, dict)
+        and _is_state(numpy.get("keys"), torch.int64)
+        and _is_count(numpy.get("position"))
+        and numpy.get("has_gauss") in (0, 1)
+        and _is_number(numpy.get("cached"))
+        and _is_state(random.get("torch"))
+        and ("cuda" not in random or _is_state(random["cuda"]))
+    )
+
+
+def _is_average(state: Any) -> bool:
+    return isinstance(state, dict) and ("random" not in state or _is_state(state["random"]))
+
+
+def _is_group(group: Any) -> bool:
+    return (
+        isinstance(group, dict)
+        and _list_of(_is_count)(group.get("params"))
+        and all(_is_setting(value) or _list_of(_is_setting)(value) for value in group.values())
+        and all(isinstance(group[name], Tensor) or _or_none(_is_rate)(group[name]) for name in _RATES if name in group)
+        and ("betas" not in group or _list_of(_is_rate)(group["betas"]))
+    )
+
+
+def _is_optimizer(state: Any) -> bool:
+    """What torch's optimisers write; other things under the name are told later, with what to do."""
+    return not isinstance(state, dict) or (
+        _list_of(_is_group)(state.get("param_groups"))
+        and isinstance(state.get("state"), dict)
+        and all(
+            isinstance(each, dict)
+            and all(_is_setting(value) or isinstance(value, (list, dict)) for value in each.values())
+            for each in state["state"].values()
+        )
+    )
+
+
+_CHECKPOINT: dict[str, Check] = {
+    "epoch": _is_count,
+    "metric": _or_none(_is_number),
+    "optimizer": _is_optimizer,
+    "amp_scaler": lambda state: isinstance(state, dict) and all(map(_is_rate, state.values())),
+}
+_ARGUMENTS: dict[str, Check] = {"opt": _is_text, "batch_size": _is_count, "grad_accum_steps": _is_count}
+_RUN: dict[str, Check] = {
+    **dict.fromkeys(("epoch", "batch", "updates"), _is_count),
+    "lr": _is_rate,
+    "best": _is_best,
+    "history": _list_of(_is_row),
+    "scheduler": _is_schedule,
+    "ema": _is_average,
+    "processes": _list_of(_is_process),
+}
