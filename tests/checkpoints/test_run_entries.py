@@ -70,7 +70,7 @@ def test_what_training_writes_is_good():
         ("run.history.0.lr", "fast"),
         ("run.scheduler.plateau.step", 3),
         ("run.scheduler.plateau.best", {}),
-        ("run.scheduler.without_noise", None),
+        ("run.scheduler.without_noise", "x"),
         ("run.ema.random", 7),
         ("run.processes", {}),
         ("run.processes.0.sums", [1.0]),

@@ -93,7 +93,7 @@ def _is_best(best: Any) -> bool:
 def _is_schedule(state: Any) -> bool:
     if state == {}:
         return True
-    if not isinstance(state, dict) or not _list_of(_is_rate)(state.get("without_noise")):
+    if not isinstance(state, dict) or not _or_none(_list_of(_is_rate))(state.get("without_noise")):
         return False
     plateau = state.get("plateau")
     return (

@@ -20,11 +20,13 @@ __all__ = [
     "ModelKwargs",
     "Parser",
     "amount",
+    "below_one",
     "count",
     "finite",
     "fraction",
     "number",
     "positive",
+    "processes",
     "seed",
     "share",
     "size",
@@ -264,7 +266,8 @@ def number(kind: type, low: float, high: float = math.inf, above: bool = False) 
         if not (low <= value <= top and math.isfinite(value)) or (above and value == low):
             least = f"more than {low:g}" if above else f"at least {low:g}"
             says_top = high < math.inf or top < value < math.inf
-            wanted = f"{least} and at most {top:g}" if says_top else least if low > -math.inf else "finite"
+            most = "less than 1" if 0.9 < top < 1 else f"at most {top:g}"
+            wanted = f"{least} and {most}" if says_top else least if low > -math.inf else "finite"
             raise argparse.ArgumentTypeError(f"must be {wanted}, not {text}")
         return value
 
@@ -275,9 +278,11 @@ def number(kind: type, low: float, high: float = math.inf, above: bool = False) 
 
 positive = number(int, 1)
 count = number(int, 0)
+processes = number(int, 0, 1024)
 seed = number(int, 0, 2**32 - 1)
 amount = number(float, 0)
 finite = number(float, -math.inf)
 size = number(float, 0, above=True)
 fraction = number(float, 0, 1)
+below_one = number(float, 0, math.nextafter(1, 0))
 share = number(float, 0, 1, above=True)

@@ -4,7 +4,7 @@ import argparse
 import os
 
 from ..models.config import DEFAULT_MODEL
-from .parser import Instead, ModelKwargs, count, finite, positive, share, size
+from .parser import Instead, ModelKwargs, finite, positive, processes, share, size
 
 __all__ = [
     "INTERPOLATIONS",
@@ -85,7 +85,7 @@ def add_data(parser: argparse.ArgumentParser, batch_size: int) -> None:
     group.add_argument(
         "-j",
         "--workers",
-        type=count,
+        type=processes,
         default=min(4, os.cpu_count() or 1),
         metavar="N",
         help="loader processes (default: 4, or the number of cores where that is less)",

@@ -4,7 +4,7 @@ import argparse
 
 from ..models.config import DEFAULT_MODEL
 from ..training.config import DEFAULT_OUTPUT
-from .parser import KeyValues, amount, count, finite, fraction, number, positive, seed, share, size
+from .parser import KeyValues, amount, below_one, count, finite, fraction, number, positive, seed, share, size
 from .shared_flags import INTERPOLATIONS, add_config, add_data, add_data_dir, add_device, add_model
 
 __all__ = ["add_training_arguments"]
@@ -296,7 +296,7 @@ def _add_augmentation(parser: argparse.ArgumentParser) -> None:
 
 def _add_loss(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("loss")
-    group.add_argument("--smoothing", type=fraction, default=0.1, metavar="F", help="label smoothing (default: 0.1)")
+    group.add_argument("--smoothing", type=below_one, default=0.1, metavar="F", help="label smoothing (default: 0.1)")
     group.add_argument("--jsd-loss", action="store_true", help="Jensen-Shannon divergence between --aug-splits views")
     group.add_argument("--bce-loss", action="store_true", help="binary cross-entropy of each class")
     group.add_argument("--bce-sum", action="store_true", help="sum it over the classes, not their mean")

@@ -12,7 +12,7 @@ from timm.data import (
 
 from ..errors import InputError, did_you_mean, explain, quiet, require_package
 from ..system import distributed
-from .checks import check_columns, check_shards, check_streamed_columns
+from .checks import check_class_map, check_columns, check_mode, check_shards, check_streamed_columns
 from .config import Data
 from .folders import ImageFolder, Labelled, open_split, ordered
 
@@ -129,6 +129,8 @@ def open_dataset(
     kind, slash, name = data.dataset.partition("/")
     kind = kind.lower()
     mode = data.input_img_mode or ("L" if data.channels == 1 else "RGB")
+    check_mode(mode, data.channels)
+    check_class_map(data.class_map)
     if not slash and kind in ("", "folder", "tar"):
         if data.data_dir is None:
             raise InputError("no data set: name its folder")
