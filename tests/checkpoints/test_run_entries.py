@@ -12,9 +12,9 @@ from flashkat.system.random import random_state
 
 
 def checkpoint():
-    parameter = torch.nn.Parameter(torch.ones(2))
-    optimizer = torch.optim.AdamW([parameter], lr=0.1)
-    parameter.sum().backward()
+    parameters = [torch.nn.Parameter(torch.ones(2)) for _ in range(2)]
+    optimizer = torch.optim.AdamW(parameters, lr=0.1)
+    sum(parameter.sum() for parameter in parameters).backward()
     optimizer.step()
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
     random.gauss(0, 1)
@@ -58,6 +58,8 @@ def test_what_training_writes_is_good():
         ("optimizer.param_groups.0.betas", "ab"),
         ("optimizer.param_groups.0.params", ["a"]),
         ("optimizer.state.0", 3),
+        ("optimizer.state.0.exp_avg", 0.5),
+        ("optimizer.state.1.exp_avg_sq", "x"),
         ("amp_scaler.scale", "big"),
         ("run.epoch", -4),
         ("run.batch", 1.5),

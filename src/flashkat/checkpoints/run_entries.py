@@ -1,7 +1,7 @@
 """What a checkpoint says of its run, checked before training goes on with it: counters, rates, rows, random states."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -155,6 +155,19 @@ def _is_optimizer(state: Any) -> bool:
             for each in state["state"].values()
         )
     )
+
+
+def _are_alike(states: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether what is kept for one weight is of the type that is kept for the others under the same name."""
+    kinds: dict[str, type] = {}
+    for state in states:
+        for name, value in state.items():
+            if value is None:
+                continue
+            kind = Tensor if isinstance(value, Tensor) else float if _is_number(value) else type(value)
+            if kind is str or kinds.setdefault(name, kind) is not kind:
+                return False
+    return True
 
 
 _CHECKPOINT: dict[str, Check] = {
