@@ -85,7 +85,7 @@ def digest(state: Mapping[str, Tensor]) -> str:
     total = 0
     for name, tensor in sorted(state.items()):
         total = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode(), total)
-        total = zlib.crc32(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy(), total)
+        total = zlib.crc32(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data, total)
     return f"crc32:{total:08x}"
 
 

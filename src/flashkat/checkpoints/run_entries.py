@@ -110,7 +110,8 @@ def _is_state(state: Any, dtype: torch.dtype = torch.uint8) -> bool:
 def _is_process(process: Any) -> bool:
     if not isinstance(process, dict) or not isinstance(process.get("random"), dict):
         return False
-    random, sums = process["random"], process.get("sums")
+    random: dict[str, Any] = process["random"]
+    sums: Any = process.get("sums")
     python, numpy = random.get("python"), random.get("numpy")
     return (
         _list_of(_is_number)(sums)
@@ -149,11 +150,8 @@ def _is_optimizer(state: Any) -> bool:
     return not isinstance(state, dict) or (
         _list_of(_is_group)(state.get("param_groups"))
         and isinstance(state.get("state"), dict)
-        and all(
-            isinstance(each, dict)
-            and all(_is_setting(value) or isinstance(value, (list, dict)) for value in each.values())
-            for each in state["state"].values()
-        )
+        and all(isinstance(each, dict) for each in state["state"].values())
+        and _are_alike(state["state"].values())
     )
 
 

@@ -103,7 +103,9 @@ def _completed(model: Model, data: Data, arguments: dict[str, Any], file: str) -
     is_sized = data.img_size is not None or data.input_size is not None
     names = [name for name in _IMAGES if getattr(data, name) in (None, "") and not (is_sized and name in _SIZES)]
     settled = {"num_classes": model.num_classes is not None, "gp": model.gp not in (None, "")}
-    found = {name: arguments.get(name) for name in (*names, *(key for key, known in settled.items() if not known))}
+    found: dict[str, Any] = {
+        name: arguments.get(name) for name in (*names, *(key for key, known in settled.items() if not known))
+    }
     check_images(found, file)
     of_model = {name: found.pop(name) for name in settled if name in found}
     return replace(model, model_kwargs={**kwargs, **model.model_kwargs}, **of_model), replace(data, **found)
