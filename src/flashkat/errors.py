@@ -21,6 +21,7 @@ __all__ = [
     "explain",
     "is_installed",
     "launched_processes",
+    "printable",
     "quiet",
     "require",
     "require_package",
@@ -111,6 +112,11 @@ def require(*modules: str) -> None:
 def _package(module: str) -> str:
     """The package to install for a module: by its own name, which works for a checkout as for what pip installed."""
     return _PACKAGES.get(module, module.replace("_", "-"))
+
+
+def printable(name: str) -> str:
+    """Return a file's name with escapes in place of what a terminal would act on."""
+    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in name)
 
 
 def launched_processes() -> int:

@@ -247,7 +247,7 @@ def test_labels_that_are_no_classes(folder, mnist, target):
         dataset.transform = lambda image: image
         dataset.num_classes = 2
         assert dataset[0][1] == 0
-    files.reader.samples[0] = (files.reader.samples[0][0], target)
+    files.reader._targets[0] = target
     digits.dataset.target_transform = lambda _: target
     for dataset in (files, digits):
         with pytest.raises(InputError, match=f"has the label {target}, which is none"):

@@ -4,7 +4,7 @@ import argparse
 import os
 
 from ..models.config import DEFAULT_MODEL
-from .parser import Instead, ModelKwargs, finite, positive, processes, share, size
+from .parser import Instead, ModelKwargs, finite, fraction, positive, processes, share, size
 
 __all__ = [
     "INTERPOLATIONS",
@@ -64,10 +64,24 @@ def add_dataset(group: argparse._ArgumentGroup) -> None:
         "--class-map", default="", metavar="FILE", help="class names in the order of their indices, a line each"
     )
     group.add_argument(
-        "--input-img-mode", metavar="MODE", help="Pillow mode of images (default: RGB, or L for one channel)"
+        "--input-img-mode",
+        metavar="MODE",
+        help="Pillow mode of images (default: RGB, or L for one channel; validate and plot take the checkpoint's)",
     )
     group.add_argument("--input-key", metavar="KEY", help="where samples of hfds/ and wds/ data hold the image")
     group.add_argument("--target-key", metavar="KEY", help="where samples of hfds/ and wds/ data hold the class")
+    group.add_argument(
+        "--skip-bad-images",
+        action="store_true",
+        help="list images that cannot be read, and take others in their place, where they are an error otherwise",
+    )
+    group.add_argument(
+        "--max-bad-images",
+        type=fraction,
+        default=0.01,
+        metavar="F",
+        help="share of a split's images from which on that is an error (default: 0.01)",
+    )
 
 
 def add_data(parser: argparse.ArgumentParser, batch_size: int) -> None:

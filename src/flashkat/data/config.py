@@ -23,7 +23,7 @@ class Data:
         batch_size: images per batch and process.
         img_size: side of an image in pixels; None takes the model's.
         input_size: (channels, height, width), in place of ``img_size`` and ``in_chans``.
-        val_split: the split to evaluate on.
+        val_split: the split to evaluate on; empty for none.
 
     ``docs/reference/flags.md`` explains every field under its flag.
     """
@@ -56,6 +56,8 @@ class Data:
     worker_seeding: str = "all"
     use_multi_epochs_loader: bool = False
     fake_data: bool = False
+    skip_bad_images: bool = False
+    max_bad_images: float = 0.01
 
     @property
     def channels(self) -> int:

@@ -12,9 +12,11 @@ from timm.data import (
 
 from ..errors import InputError, did_you_mean, explain, quiet, require_package
 from ..system import distributed
-from .checks import check_class_map, check_columns, check_mode, check_shards, check_streamed_columns
+from .bad_images import BadImages
+from .checks import check_class_map, check_columns, check_shards, check_streamed_columns
 from .config import Data
-from .folders import ImageFolder, Labelled, open_split, ordered
+from .folders import ImageFolder, Labelled, Numbered, open_split, ordered
+from .images import as_mode, image_mode
 
 __all__ = ["FakeImages", "check_same_classes", "image_count", "open_dataset"]
 
@@ -38,7 +40,7 @@ _TORCHVISION = (
 _FAKE_TRAINING_BATCHES, _FAKE_EVALUATION_BATCHES, _FAKE_CLASSES = 100, 10, 1000
 
 
-class TorchImages(Labelled, torch.utils.data.Dataset):
+class TorchImages(Numbered, torch.utils.data.Dataset):
     """A data set of torchvision's, with images in the mode asked for."""
 
     def __init__(self, dataset: Any, source: str, mode: str) -> None:
@@ -50,22 +52,20 @@ class TorchImages(Labelled, torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> tuple[Any, int]:
+    def _read(self, index: int) -> tuple[Any, Any]:
         try:
             image, target = self.dataset[index]
-            return self.transform(image.convert(self.mode)), self._checked(target)
-        except InputError:
-            raise
+            return as_mode(image, self.mode), target
         except Exception as error:
-            raise InputError(f"cannot read image number {index} of {self.source}: {error}") from error
+            raise InputError(f"cannot read image {self.name(index)}: {error}") from error
 
 
 class Stream(Labelled, IterableImageDataset):
     """A data set that is read from front to end, such as the shards of a WebDataset."""
 
-    def __init__(self, dataset: IterableImageDataset, source: str) -> None:
+    def __init__(self, dataset: IterableImageDataset, source: str, mode: str) -> None:
         super().__init__(None, reader=dataset.reader)
-        self.source = source
+        self.source, self.mode = source, mode
 
     def set_loader_cfg(self, num_workers: int | None = None) -> None:
         """Tell the reader how many processes read; one at least, without which timm 1.0.29 counts no samples."""
@@ -73,8 +73,8 @@ class Stream(Labelled, IterableImageDataset):
 
     def __iter__(self) -> Iterator[tuple[Any, int]]:
         with explain(f"cannot read {self.source}"):
-            for image, target in super().__iter__():
-                yield image, self._checked(target)
+            for image, target in self.reader:
+                yield self.transform(as_mode(image, self.mode)), self._checked(target)
 
     def read_whole(self) -> None:
         """Let this process read all samples and no share; timm's shares repeat some and leave others out, to be even.
@@ -93,7 +93,7 @@ class FakeImages:
     """No images: its loader shows one random batch on the device, again and again."""
 
     def __init__(self, classes: int, batches: int, batch_size: int) -> None:
-        self.source = "fake data"
+        self.source, self.notes = "fake data", ()
         self.classes = [str(index) for index in range(classes)]
         self.batches, self.batch_size = batches, batch_size
 
@@ -126,10 +126,18 @@ def open_dataset(
     if data.fake_data:
         batch, few = data.batch_size, _FAKE_TRAINING_BATCHES if is_training else _FAKE_EVALUATION_BATCHES
         return FakeImages(num_classes or _FAKE_CLASSES, max(1, (num_samples or few * batch) // batch), batch)
+    if not split:
+        raise InputError("a split has no name: give its folder's in --train-split, or in --split of flashkat validate")
+    mode = image_mode(data)
+    dataset = _open(data, split, mode, is_training=is_training, num_samples=num_samples, seed=seed)
+    if data.skip_bad_images and isinstance(dataset, Numbered):
+        dataset.bad = BadImages(len(dataset), data.max_bad_images, is_training)
+    return dataset
+
+
+def _open(data: Data, split: str, mode: str, *, is_training: bool, num_samples: int | None, seed: int) -> Any:
     kind, slash, name = data.dataset.partition("/")
     kind = kind.lower()
-    mode = data.input_img_mode or ("L" if data.channels == 1 else "RGB")
-    check_mode(mode, data.channels)
     check_class_map(data.class_map)
     if not slash and kind in ("", "folder", "tar"):
         if data.data_dir is None:
@@ -158,7 +166,8 @@ def open_dataset(
             batch_size=data.batch_size,
             num_samples=num_samples,
             seed=seed,
-            input_img_mode=mode,
+            # Converting is ours, where timm can leave it: its own clips 16-bit images.
+            input_img_mode=mode if kind == "tfds" else "",
             trust_remote_code=data.dataset_trust_remote_code,
             **{name: getattr(data, name) for name in ("input_key", "target_key") if kind != "torch"},
         )
@@ -175,7 +184,7 @@ def open_dataset(
     if not len(dataset):
         flag = "--train-num-samples" if is_training else "--val-num-samples (--num-samples of flashkat validate)"
         raise InputError(f"{source} does not say how many samples it has: give {flag}")
-    return Stream(dataset, source)
+    return Stream(dataset, source, mode)
 
 
 def _torchvision_hint(data: Data) -> str:

@@ -3,15 +3,14 @@
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-from timm.data import (
-    ImageDataset,
-    create_dataset,
-)
+from timm.data import ImageDataset
 
 from ..errors import InputError, explain
+from .bad_images import SKIPPED, BadImages
+from .images import read_image
+from .scan import scan
 
-__all__ = ["open_split"]
+__all__ = ["Labelled", "Numbered", "open_split", "ordered"]
 
 _SPLIT_FOLDERS = {
     "train": ("train", "training"),
@@ -23,10 +22,14 @@ class Labelled:
     """What data sets have in common: the labels they give out are classes of the model, as soon as these are counted.
 
     A label beyond them is an error here, in a loader's process; on a GPU it would end the whole program.
+
+    Attributes:
+        notes: what a user should know of the data set.
     """
 
     source: str
     num_classes: int | None = None
+    notes: tuple[str, ...] = ()
 
     def _checked(self, target: Any) -> Any:
         is_number = hasattr(target, "__index__")  # Python's or NumPy's
@@ -38,40 +41,76 @@ class Labelled:
         return target
 
 
-class ImageFolder(Labelled, ImageDataset):
-    """timm's ImageDataset, but an image that cannot be decoded is an error and not skipped.
+class Numbered(Labelled):
+    """A data set whose images are asked for by number.
 
-    Skipping would put a neighbour in its place, and change what an accuracy means.
+    Attributes:
+        bad: takes note of images that cannot be read, which others then replace; None raises an error for each.
+    """
+
+    transform: Any
+    bad: BadImages | None = None
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        if self.bad is None:
+            counts, (image, target) = True, self._read(index)
+        else:
+            counts, (image, target) = self.bad.read(self._read, index)
+        target = self._checked(target)
+        try:
+            return self.transform(image), target if counts else SKIPPED
+        except Exception as error:
+            raise InputError(f"cannot augment the image {self.name(index)}: {error}") from error
+
+    def name(self, index: int) -> str:
+        """Return what messages call an image."""
+        return f"number {index} of {self.source}"
+
+    def _read(self, index: int) -> tuple[Any, Any]:
+        """Return an image and its label.
+
+        Raises:
+            InputError: it cannot be read.
+        """
+        raise NotImplementedError
+
+
+class ImageFolder(Numbered, ImageDataset):
+    """timm's ImageDataset, but an image that cannot be decoded is an error, unless ``bad`` takes note of it.
+
+    A neighbour in its place would change what an accuracy means.
     """
 
     def __init__(self, root: str | Path | None, reader: Any, source: str = "", mode: str = "RGB") -> None:
-        super().__init__(root, reader=reader, input_img_mode=mode)
+        ImageDataset.__init__(self, root, reader=reader, input_img_mode=mode)
         self.source = source or str(root)
+        self.notes = getattr(reader, "notes", ())
 
-    def __getitem__(self, index: int) -> tuple[Any, int]:
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def _read(self, index: int) -> tuple[Any, Any]:
         try:
             file, target = self.reader[index]
         except Exception as error:
             raise InputError(f"cannot read image number {index} of {self.source}: {error}") from error
         try:
             with file:
-                image = Image.open(file).convert(self.input_img_mode)
+                return read_image(file, self.input_img_mode), target
         # Damaged files make Pillow raise almost anything, a SyntaxError for a broken PNG among them.
         except Exception as error:
-            raise InputError(f"cannot decode the image {self._name(index)}: replace or remove it") from error
-        target = self._checked(target)
-        try:
-            return self.transform(image), target
-        except Exception as error:
-            raise InputError(f"cannot augment the image {self._name(index)}: {error}") from error
+            raise InputError(f"cannot decode the image {self.name(index)}: replace or remove it") from error
 
-    def _name(self, index: int) -> str:
-        return self.filename(index, absolute=True) or f"number {index} of {self.source}"
+    def name(self, index: int) -> str:
+        return self.filename(index, absolute=True) or super().name(index)
 
     @property
     def classes(self) -> list[str]:
         """Class names, in the order of their indices; none where they are not known."""
-        return ordered(getattr(self.reader, "class_to_idx", None) or getattr(self.reader, "class_name_to_idx", {}))
+        return ordered(getattr(self.reader, "class_to_idx", None) or {})
 
 
 def ordered(indices: dict[str, int]) -> list[str]:
@@ -103,14 +142,7 @@ def open_split(root: str | Path, split: str, class_map: str = "", mode: str = "R
     if folder.is_dir() and not any(path.is_dir() for path in folder.iterdir()):
         raise InputError(f"{folder} has no class folders: images belong in {folder}/<class>/")
     with explain(f"cannot read {folder}"):
-        try:
-            reader = create_dataset("", root=folder, search_split=False, class_map=class_map or None).reader
-        # How timm's readers put it, for folders and archives.
-        except (RuntimeError, ValueError) as error:
-            if "Found 0 images" in str(error) or "not enough values" in str(error):
-                raise InputError(f"{folder} has no images in its class folders") from error
-            raise
-    return ImageFolder(folder, reader, mode=mode)
+        return ImageFolder(folder, scan(folder, class_map), mode=mode)
 
 
 def _split_folder(root: Path, split: str) -> Path:

@@ -1,0 +1,234 @@
+"""Find the images of a folder or an archive, and their classes: the first folders below it."""
+
+import io
+import os
+import re
+import tarfile
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from timm.data.readers.class_map import load_class_map
+from timm.data.readers.reader import Reader
+
+from ..errors import InputError, printable
+from .images import image_suffixes
+
+__all__ = ["Images", "scan"]
+
+
+@dataclass(frozen=True)
+class _Found:
+    """An image.
+
+    Attributes:
+        path: below the folder or in the archive.
+        parts: the folders to it, and its name.
+        key: what it is sorted by.
+        offset: where its bytes begin in an archive.
+        size: how many these are.
+    """
+
+    path: str
+    parts: tuple[str, ...]
+    key: str
+    offset: int = 0
+    size: int = 0
+
+
+@dataclass
+class _Left:
+    """What a scan leaves out, by the reason."""
+
+    paths: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+
+    def add(self, reason: str, *paths: str) -> None:
+        """Leave files out for a reason."""
+        if paths:
+            self.paths[reason] += paths
+
+    def notes(self, root: Path) -> list[str]:
+        """Return a line with the counts, or none."""
+        counts = []
+        for reason, paths in self.paths.items():
+            (one, several), first = reason.split("|"), printable(min(paths))
+            counts.append(f"{len(paths)} {several} ({first}, ...)" if len(paths) > 1 else f"1 {one} ({first})")
+        return [f"{root}: left out {', '.join(counts)}"] if counts else []
+
+
+_BESIDE = "image beside the class folders|images beside the class folders"
+_UNLISTED = "image whose class the class map lacks|images whose class the class map lacks"
+_HIDDEN = "hidden file or folder|hidden files or folders"
+_OTHER = "file that is no image|files that are no images"
+_FOLDER = "folder named like an image|folders named like images"
+_SPECIAL = "link to nothing or special file|links to nothing or special files"
+
+
+class Images(Reader):
+    """The images of a folder or an archive with their classes, as timm's readers have them.
+
+    Attributes:
+        class_to_idx: index by the name of the class.
+        notes: a line that counts what was left out, or none.
+    """
+
+    def __init__(
+        self, root: Path, found: list[_Found], targets: list[int], class_to_idx: dict[str, int], notes: list[str]
+    ) -> None:
+        super().__init__()
+        self.root, self.class_to_idx, self.notes = root, class_to_idx, notes
+        self._is_archive = root.is_file()
+        self._images = [(each.path, each.offset, each.size) for each in found]
+        self._targets = targets
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> tuple[IO[bytes], int]:
+        path, offset, size = self._images[index]
+        if not self._is_archive:
+            return open(self.root / path, "rb"), self._targets[index]
+        with open(self.root, "rb") as archive:
+            archive.seek(offset)
+            return io.BytesIO(archive.read(size)), self._targets[index]
+
+    def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
+        path = self._images[index][0]
+        if basename:
+            return os.path.basename(path)
+        return str(self.root / path) if absolute else path
+
+
+def scan(root: Path, class_map: str = "") -> Images:
+    """Find the images of a folder or a .tar archive.
+
+    The class is the first folder, or the archive within the archive. A single folder around all class folders does not
+    count. Classes and files are in timm's natural order of names.
+
+    Args:
+        root: the folder of the class folders, or an archive of it.
+        class_map: file with the names of the classes in the order of their indices.
+
+    Raises:
+        InputError: there are no images in class folders, or the archive is damaged.
+    """
+    left = _Left()
+    found = sorted(_members(root, left) if root.is_file() else _files(root, left), key=lambda each: _natural(each.key))
+    classed = [each for each in found if len(each.parts) > 1]
+    left.add(_BESIDE, *(each.path for each in found if len(each.parts) == 1))
+    depth = _wrappers(classed)
+    labels = [each.parts[depth] for each in classed]
+    if class_map:
+        class_to_idx = load_class_map(class_map, root)
+    else:
+        names = sorted(set(labels), key=lambda name: (_natural(name), name))
+        class_to_idx = {name: index for index, name in enumerate(names)}
+    pairs = list(zip(classed, labels, strict=True))
+    left.add(_UNLISTED, *(each.path for each, label in pairs if label not in class_to_idx))
+    pairs = [(each, label) for each, label in pairs if label in class_to_idx]
+    notes = left.notes(root)
+    if not pairs:
+        raise InputError("; ".join([f"{root} has no images in its class folders", *notes]))
+    return Images(root, [each for each, _ in pairs], [class_to_idx[label] for _, label in pairs], class_to_idx, notes)
+
+
+def _natural(name: str) -> list[str | int]:
+    """Return timm's key to sort by, in which numbers count as such."""
+    return [int(part) if number % 2 else part for number, part in enumerate(re.split(r"(\d+)", name.lower()))]
+
+
+def _wrappers(found: list[_Found]) -> int:
+    """Count the single folders around all class folders, as of an archive of a folder."""
+    depth = 0
+    while found and len({each.parts[depth] for each in found}) == 1 and all(len(each.parts) > depth + 2 for each in found):
+        depth += 1
+    return depth
+
+
+def _reason(name: str) -> str | None:
+    """Return why a file is left out; None for an image."""
+    return None if os.path.splitext(name)[1].lower() in image_suffixes() else _OTHER
+
+
+def _files(root: Path, left: _Left) -> Iterator[_Found]:
+    """Find the images below a folder, following links."""
+    # Real paths of the folders above each one, so that a link to one of these is no endless way down.
+    stack: list[tuple[tuple[str, ...], frozenset[str]]] = [((), frozenset())]
+    while stack:
+        parts, above = stack.pop()
+        folder = os.path.join(root, *parts)
+        real = os.path.realpath(folder)
+        if real in above:
+            left.add(_SPECIAL, os.path.join(*parts))
+            continue
+        with os.scandir(folder) as entries:
+            ordered = sorted(entries, key=lambda entry: entry.name)
+        for entry in ordered:
+            inner = (*parts, entry.name)
+            path = os.path.join(*inner)
+            if entry.name.startswith("."):
+                left.add(_HIDDEN, path)
+            elif entry.is_dir():
+                if _reason(entry.name) is None:
+                    left.add(_FOLDER, path)
+                else:
+                    stack.append((inner, above | {real}))
+            elif not entry.is_file():
+                left.add(_SPECIAL, path)
+            elif reason := _reason(entry.name):
+                left.add(reason, path)
+            else:
+                yield _Found(path, inner, path)
+
+
+def _members(root: Path, left: _Left) -> Iterator[_Found]:
+    """Find the images in an archive, first those of archives in it."""
+    own = []
+    with open(root, "rb") as file:
+        for member, parts in _tar(file, 0, os.fstat(file.fileno()).st_size, left):
+            name, suffix = os.path.splitext(parts[-1])
+            begin, path = member.offset_data, member.name
+            if suffix.lower() == ".tar":
+                for inner, inner_parts in _tar(file, begin, begin + member.size, left):
+                    whole = f"{path}/{inner.name}"
+                    if reason := _reason(inner_parts[-1]):
+                        left.add(reason, whole)
+                    else:
+                        yield _Found(whole, (name, *inner_parts), inner.name, inner.offset_data, inner.size)
+            elif reason := _reason(parts[-1]):
+                left.add(reason, path)
+            else:
+                own.append(_Found(path, parts, path, begin, member.size))
+    yield from own
+
+
+def _tar(file: IO[bytes], begin: int, end: int, left: _Left) -> Iterator[tuple[tarfile.TarInfo, tuple[str, ...]]]:
+    """Read the archive between two places of a file.
+
+    Yields:
+        each ordinary file, with its place in ``file``, and the parts of its path.
+
+    Raises:
+        InputError: the archive is cut off, or holds something else.
+    """
+    file.seek(begin)
+    with tarfile.open(fileobj=file, mode="r:") as archive:
+        # The first member has been read already, and may be all.
+        while (archive.firstmember or archive.offset < end) and (member := archive.next()):
+            if member.offset_data + member.size > end:
+                raise InputError(f"the archive {file.name} is cut off in {printable(member.name)}")
+            parts = tuple(part for part in member.name.split("/") if part not in ("", "."))
+            if any(part.startswith(".") for part in parts):
+                left.add(_HIDDEN, member.name)
+            elif any(_reason(part) is None for part in parts[:-1]):
+                left.add(_FOLDER, member.name)
+            elif member.isfile() and not member.issparse():
+                yield member, parts
+            elif not member.isdir():
+                left.add(_SPECIAL, member.name)
+        # tarfile takes a damaged header for the end.
+        file.seek(archive.offset)
+        if archive.offset < end and file.read(512).strip(b"\0"):
+            raise InputError(f"the archive {file.name} is damaged at byte {archive.offset}")
