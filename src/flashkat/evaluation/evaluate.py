@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..data.bad_images import SKIPPED
 from ..data.order import own_images
 from .metrics import Meters, Metrics
 
@@ -74,11 +75,13 @@ def evaluate(
     loader: Any,
     precision: AbstractContextManager,
     on_batch: Callable[[int, Meters], None] = lambda index, meters: None,
+    *,
+    may_skip: bool = False,
 ) -> dict[str, Metrics]:
     """Evaluate models, by name, in one pass over all batches of a loader.
 
     Several processes evaluate a share each, and get the averages over all. ``on_batch`` sees those of the share so far,
-    of the first model.
+    of the first model. Where images ``may_skip``, those that another one stands for are not counted.
     """
     meters = {name: Meters() for name in models}
     for model in models.values():
@@ -87,10 +90,12 @@ def evaluate(
     for index, (images, target) in enumerate(loader):
         count = len(target) if own is None else min(len(target), own - seen)
         target, seen = target[:count], seen + count
+        kept = target != SKIPPED if may_skip else slice(None)
+        target = target[kept]
         for name, model in models.items():
             with precision:
-                output = model(images)[:count]
-            if count:
+                output = model(images)[:count][kept]
+            if len(target):
                 meters[name].update(output, target, nn.functional.cross_entropy(output.float(), target))
         on_batch(index, next(iter(meters.values())))
     return {name: each.metrics() for name, each in meters.items()}

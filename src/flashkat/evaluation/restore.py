@@ -19,7 +19,7 @@ __all__ = ["Restored", "model_arguments", "restore"]
 
 # What a checkpoint's arguments say of images, where no setting does.
 _SIZES = ("img_size", "input_size")
-_IMAGES = (*_SIZES, "in_chans", "crop_pct", "interpolation", "mean", "std")
+_IMAGES = (*_SIZES, "in_chans", "input_img_mode", "crop_pct", "interpolation", "mean", "std")
 
 
 @dataclass(frozen=True)

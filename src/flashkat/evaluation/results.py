@@ -12,6 +12,7 @@ import torch
 from timm.utils import AverageMeter
 from torch import Tensor, nn
 
+from ..data.bad_images import SKIPPED
 from ..system.files import replaced
 from .metrics import Meters
 
@@ -79,8 +80,10 @@ class ClassAverages:
         """By timm's names."""
         from sklearn.metrics import precision_recall_fscore_support
 
+        targets, predicted = torch.cat(self._targets), torch.cat(self._predicted)
+        kept = targets != SKIPPED
         values = precision_recall_fscore_support(
-            torch.cat(self._targets), torch.cat(self._predicted), average=self._average, zero_division=0
+            targets[kept], predicted[kept], average=self._average, zero_division=0
         )
         names = ("precision", "recall", "f1_score")
         return {

@@ -9,6 +9,7 @@ from timm.utils import check_batch_size_retry, decay_batch_step, random_seed
 from torch import nn
 
 from ..checkpoints.load import notes_on_average
+from ..data.bad_images import bad_image_names
 from ..data.config import data_config
 from ..data.datasets import open_dataset
 from ..data.loaders import evaluation_loader
@@ -99,6 +100,10 @@ def _validate(config: Config, device: torch.device, say: Say) -> Result:
             num_classes=config.model.num_classes,
             seed=runtime.seed,
         )
+    for note in dataset.notes:
+        say(note)
+    if settings.real_labels and data.skip_bad_images:
+        raise InputError("--real-labels counts every image: leave out --skip-bad-images")
     valid_labels = read_valid_labels(settings.valid_labels, model)
     check_classes(dataset, model, found.checkpoint, valid_labels)
     dataset.num_classes = model.num_classes if valid_labels is None else len(valid_labels)
@@ -135,7 +140,13 @@ def _validate(config: Config, device: torch.device, say: Say) -> Result:
         model.register_forward_hook(lambda module, images, output: real_labels.add_result(output))
     averages = ClassAverages(settings.metrics_avg, model) if settings.metrics_avg else None
     batches: Any = averages.seeing(loader) if averages else loader
-    (metrics,) = evaluate({found.name: model}, batches, autocast(runtime, device), report).values()
+    (metrics,) = evaluate(
+        {found.name: model}, batches, autocast(runtime, device), report, may_skip=data.skip_bad_images
+    ).values()
+    if bad := bad_image_names([dataset]):
+        say(f"Images that cannot be read, which do not count: {len(bad)}")
+    for name in bad:
+        say(name)
     top1, top5 = metrics.top1, metrics.top5
     if real_labels is not None:
         top1, top5 = (real_labels.get_accuracy(k=k) for k in real_labels.topk)

@@ -67,7 +67,10 @@ def plot(config: Config, output: str | None = None, say: Callable[[str], None] =
     if data.data_dir:
         images = data_config(model, data, found.name)
         device = resolve_device(runtime.device)
-        loader = evaluation_loader(open_dataset(data, data.val_split), images, data, runtime, device)
+        dataset = open_dataset(data, data.val_split)
+        for note in dataset.notes:
+            say(note)
+        loader = evaluation_loader(dataset, images, data, runtime, device)
         batches = (images for index, (images, _) in enumerate(loader) if index < _BATCHES_FOR_RANGE)
         ranges = input_ranges(place(model, runtime, device), batches)
     epoch = found.checkpoint.get("epoch")
