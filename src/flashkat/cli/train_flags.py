@@ -39,7 +39,7 @@ def _add_splits(parser: argparse.ArgumentParser) -> None:
         "--val-split",
         default="validation",
         metavar="NAME",
-        help="evaluation split (default: validation; folders may be val, valid or eval too)",
+        help="evaluation split, '' for none (default: validation; folders may be val, valid or eval too)",
     )
     group.add_argument(
         "--train-num-samples", type=positive, metavar="N", help="training samples of data that does not say (wds/)"

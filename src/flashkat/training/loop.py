@@ -3,7 +3,7 @@
 import contextlib
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -13,6 +13,7 @@ import torch
 from timm.data import Mixup
 from torch import nn
 
+from ..data.bad_images import list_bad_images
 from ..data.order import start_epoch
 from ..errors import DivergedError
 from ..evaluation.evaluate import evaluate, prepared
@@ -46,12 +47,13 @@ class Parts:
     Attributes:
         step: trains on a batch.
         train_loader: batches of an epoch.
-        val_loader: batches to evaluate on.
+        val_loader: batches to evaluate on; None evaluates nothing.
         mixup: mixes images and targets.
         precision: the context that the model computes in.
         folder: where the first process writes; None in the others.
         progress: shows how far it is.
         stop: notices signals to stop.
+        datasets: those that the batches are made of.
     """
 
     step: TrainingStep
@@ -62,13 +64,14 @@ class Parts:
     folder: RunFolder | None
     progress: Progress
     stop: StopRequest = field(default_factory=StopRequest)
+    datasets: Sequence[Any] = ()
 
 
 class _Writer:
     """Writes checkpoints, none of which holds a number that is not finite. All processes call it together."""
 
     def __init__(self, state: TrainingState, parts: Parts) -> None:
-        self._state, self._folder, self._say = state, parts.folder, parts.progress.say
+        self._state, self._folder, self._say, self._datasets = state, parts.folder, parts.progress.say, parts.datasets
 
     def write_epoch(self, row: dict[str, Any], is_best: bool) -> None:
         """Write an epoch's checkpoint and its row of the summary."""
@@ -77,6 +80,9 @@ class _Writer:
             if self._folder is not None:
                 self._folder.save(checkpoint, row, is_best)
                 self._folder.record(row)
+        with self._going_on():
+            for note in list_bad_images(self._datasets, None if self._folder is None else self._folder.path):
+                self._say(note)
 
     def write_recovery(self, update: int) -> None:
         """Write a checkpoint from within an epoch."""
@@ -136,8 +142,11 @@ def run_epochs(state: TrainingState, parts: Parts, config: Config) -> None:
         evaluated: dict[str, Metrics] = {}
         for model in models.values():
             distribute_norms(model, config.parallel.dist_bn)
-        if (epoch + 1) % output.val_interval == 0 or epoch + 1 == state.epochs:
-            evaluated = evaluate(to_evaluate, parts.val_loader, parts.precision, stop_in_between)
+        is_due = (epoch + 1) % output.val_interval == 0 or epoch + 1 == state.epochs
+        if parts.val_loader is not None and is_due:
+            evaluated = evaluate(
+                to_evaluate, parts.val_loader, parts.precision, stop_in_between, may_skip=config.data.skip_bad_images
+            )
             _check_finite(evaluated["state_dict"].loss, f"after epoch {epoch + 1}")
         is_best = bool(evaluated) and _update_best(state, evaluated, output.eval_metric)
         if state.scheduler is not None:

@@ -95,7 +95,7 @@ def _check_names(config: Config) -> None:
 
 
 def _open_data(config: Config) -> tuple[Any, Any]:
-    """Open both splits, and check that their classes are the same."""
+    """Open both splits, the second one if there is one, and check that their classes are the same."""
     data, classes, seed = config.data, config.model.num_classes, config.runtime.seed
     with distributed.one_by_one(data.dataset_download):
         train_set = open_dataset(
@@ -106,6 +106,10 @@ def _open_data(config: Config) -> tuple[Any, Any]:
             num_classes=classes,
             seed=seed,
         )
+        if not data.val_split:
+            if config.schedule.sched == "plateau":
+                raise InputError("--sched plateau goes by evaluations: give a --val-split")
+            return train_set, None
         val_set = open_dataset(data, data.val_split, num_samples=data.val_num_samples, num_classes=classes, seed=seed)
     check_same_classes(train_set, val_set)
     return train_set, val_set
@@ -131,11 +135,15 @@ def _train(asked: Config, device: torch.device) -> Result:
     random_seed(asked.runtime.seed)
     train_set, val_set = _open_data(asked)
     classes = _count_classes(asked.model.num_classes, train_set)
-    train_set.num_classes = val_set.num_classes = classes
+    datasets = [dataset for dataset in (train_set, val_set) if dataset is not None]
+    for dataset in datasets:
+        dataset.num_classes = classes
     # From here on the configuration says what was settled. What was asked for is what another run may read.
     config = replace(asked, model=replace(asked.model, num_classes=classes), compilation=compilation)
     data, runtime = config.data, config.runtime
-    notes: list[str] = []
+    notes: list[str] = [note for dataset in datasets for note in dataset.notes]
+    if val_set is None:
+        notes.append("There is no evaluation, as --val-split is empty, and no best checkpoint")
     is_automatic = config.resume.resume == AUTO
     if is_automatic:
         newest = newest_good(folder_of(config.output, config.model.name), notes.append)
@@ -149,7 +157,9 @@ def _train(asked: Config, device: torch.device) -> Result:
     parameters = sum(parameter.numel() for parameter in model.parameters())
     images = data_config(model, data, config.model.name)
     train_loader = training_loader(train_set, images, data, config.augmentation, runtime, device)
-    val_loader = evaluation_loader(val_set, images, data, runtime, device, data.validation_batch_size)
+    val_loader = None
+    if val_set is not None:
+        val_loader = evaluation_loader(val_set, images, data, runtime, device, data.validation_batch_size)
     views = config.augmentation.aug_splits
     mixup = build_mixup(
         config.mixing,
@@ -198,7 +208,8 @@ def _train(asked: Config, device: torch.device) -> Result:
                     f"{config.model.name}: {parameters:,} parameters on {device}{several}, "
                     f"lr {config.schedule.lr:.3g}, writing {folder.path}"
                 )
-            counts = f"{image_count(train_set)} training and {image_count(val_set)} evaluation images"
+            evaluated = image_count(val_set) if val_set is not None else "no"
+            counts = f"{image_count(train_set)} training and {evaluated} evaluation images"
             progress.say(f"{counts}, {classes} classes")
             if resumed:
                 notes.append(f"Continuing {resume} in epoch {state.epoch + 1}, after {state.updates} updates")
@@ -213,7 +224,8 @@ def _train(asked: Config, device: torch.device) -> Result:
             if isinstance(mixup, Mixer):
                 mixup.buffer = step.buffer
             with contextlib.closing(step), StopRequest() as stop:
-                parts = Parts(step, train_loader, val_loader, mixup, autocast(runtime, device), folder, progress, stop)
+                precision = autocast(runtime, device)
+                parts = Parts(step, train_loader, val_loader, mixup, precision, folder, progress, stop, datasets)
                 run_epochs(state, parts, config)
     except BaseException as error:
         discard_if_empty(made)
