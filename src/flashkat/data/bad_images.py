@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ..errors import InputError, printable
+from ..errors import InputError
 from ..system import distributed
 from ..system.files import replaced
 
@@ -74,7 +74,7 @@ def bad_image_names(datasets: Iterable[Any]) -> list[str]:
     for dataset in datasets:
         if bad := getattr(dataset, "bad", None):
             bad.share()
-            names += [printable(dataset.name(index)) for index in bad.is_bad.nonzero().flatten().tolist()]
+            names += [dataset.name(index) for index in bad.is_bad.nonzero().flatten().tolist()]
     return names
 
 

@@ -5,17 +5,19 @@ from typing import Any
 
 from timm.data import ImageDataset
 
-from ..errors import InputError, explain
+from ..errors import InputError, explain, printable
 from .bad_images import SKIPPED, BadImages
 from .images import read_image
 from .scan import scan
 
-__all__ = ["Labelled", "Numbered", "open_split", "ordered"]
+__all__ = ["SPLIT_NAMES", "Labelled", "Numbered", "open_split", "ordered"]
 
 _SPLIT_FOLDERS = {
     "train": ("train", "training"),
     "val": ("val", "validation", "valid", "eval", "evaluation"),
 }
+SPLIT_NAMES = {"test", *(name for names in _SPLIT_FOLDERS.values() for name in names)}
+"""Names of folders that are splits, and no classes."""
 
 
 class Labelled:
@@ -105,7 +107,8 @@ class ImageFolder(Numbered, ImageDataset):
             raise InputError(f"cannot decode the image {self.name(index)}: replace or remove it") from error
 
     def name(self, index: int) -> str:
-        return self.filename(index, absolute=True) or super().name(index)
+        file = self.filename(index, absolute=True)
+        return printable(str(file)) if file else super().name(index)
 
     @property
     def classes(self) -> list[str]:
@@ -114,8 +117,8 @@ class ImageFolder(Numbered, ImageDataset):
 
 
 def ordered(indices: dict[str, int]) -> list[str]:
+    """Return the names of classes in the order of their indices, or none where indices are left out."""
     names = [str(name) for name, _ in sorted(indices.items(), key=lambda item: item[1])]
-    # A map that leaves numbers out has no list of names.
     return names if sorted(indices.values()) == list(range(len(names))) else []
 
 

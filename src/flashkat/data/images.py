@@ -13,7 +13,7 @@ from PIL import Image, ImageMode
 from ..errors import InputError
 from .config import Data
 
-__all__ = ["as_mode", "formats", "image_mode", "image_suffixes", "read_image"]
+__all__ = ["as_mode", "formats", "image_mode", "image_suffixes", "open_image", "read_image"]
 
 # Pillow only identifies these, or runs another program to read them (EPS: Ghostscript).
 _UNREADABLE = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
@@ -59,9 +59,14 @@ def image_mode(data: Data) -> str:
     return mode
 
 
+def open_image(file: IO[bytes]) -> Image.Image:
+    """Open an image file, which is decoded later, in one of the formats that are read."""
+    return Image.open(file, formats=formats())
+
+
 def read_image(file: IO[bytes], mode: str) -> Image.Image:
     """Decode an image file, of animations the first picture, to one of Pillow's modes."""
-    return as_mode(Image.open(file, formats=formats()), mode)
+    return as_mode(open_image(file), mode)
 
 
 def as_mode(image: Image.Image, mode: str) -> Image.Image:

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset, default_collate, get_worker_info
 from ..errors import InputError, explain
 from ..system import distributed
 from ..system.device import Runtime
+from .augment import mend_posterize
 from .config import Augmentation, Data
 from .datasets import FakeImages, Stream
 from .order import SeededErasing, evaluation_batches, training_batches
@@ -84,6 +85,7 @@ def training_loader(
             separate=splits > 0,
             **erasing,
         )
+        mend_posterize(dataset.transform)
         is_stream = isinstance(dataset, Stream)
         if is_stream:
             if data.epoch_repeats:

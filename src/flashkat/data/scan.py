@@ -7,7 +7,7 @@ import tarfile
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import IO
 
 from timm.data.readers.class_map import load_class_map
@@ -89,15 +89,15 @@ class Images(Reader):
     def __getitem__(self, index: int) -> tuple[IO[bytes], int]:
         path, offset, size = self._images[index]
         if not self._is_archive:
-            return open(self.root / path, "rb"), self._targets[index]
-        with open(self.root, "rb") as archive:
+            return (self.root / path).open("rb"), self._targets[index]
+        with self.root.open("rb") as archive:
             archive.seek(offset)
             return io.BytesIO(archive.read(size)), self._targets[index]
 
     def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
         path = self._images[index][0]
         if basename:
-            return os.path.basename(path)
+            return path.rpartition("/")[2]
         return str(self.root / path) if absolute else path
 
 
@@ -141,33 +141,34 @@ def _natural(name: str) -> list[str | int]:
 
 def _wrappers(found: list[_Found]) -> int:
     """Count the single folders around all class folders, as of an archive of a folder."""
+    shortest = min((len(each.parts) for each in found), default=0)
     depth = 0
-    while found and len({each.parts[depth] for each in found}) == 1 and all(len(each.parts) > depth + 2 for each in found):
+    while shortest > depth + 2 and len({each.parts[depth] for each in found}) == 1:
         depth += 1
     return depth
 
 
 def _reason(name: str) -> str | None:
     """Return why a file is left out; None for an image."""
-    return None if os.path.splitext(name)[1].lower() in image_suffixes() else _OTHER
+    return None if PurePath(name).suffix.lower() in image_suffixes() else _OTHER
 
 
 def _files(root: Path, left: _Left) -> Iterator[_Found]:
     """Find the images below a folder, following links."""
     # Real paths of the folders above each one, so that a link to one of these is no endless way down.
-    stack: list[tuple[tuple[str, ...], frozenset[str]]] = [((), frozenset())]
+    stack: list[tuple[tuple[str, ...], frozenset[Path]]] = [((), frozenset())]
     while stack:
         parts, above = stack.pop()
-        folder = os.path.join(root, *parts)
-        real = os.path.realpath(folder)
+        folder = root.joinpath(*parts)
+        real = folder.resolve()
         if real in above:
-            left.add(_SPECIAL, os.path.join(*parts))
+            left.add(_SPECIAL, "/".join(parts))
             continue
         with os.scandir(folder) as entries:
             ordered = sorted(entries, key=lambda entry: entry.name)
         for entry in ordered:
             inner = (*parts, entry.name)
-            path = os.path.join(*inner)
+            path = "/".join(inner)
             if entry.name.startswith("."):
                 left.add(_HIDDEN, path)
             elif entry.is_dir():
@@ -186,17 +187,16 @@ def _files(root: Path, left: _Left) -> Iterator[_Found]:
 def _members(root: Path, left: _Left) -> Iterator[_Found]:
     """Find the images in an archive, first those of archives in it."""
     own = []
-    with open(root, "rb") as file:
+    with root.open("rb") as file:
         for member, parts in _tar(file, 0, os.fstat(file.fileno()).st_size, left):
-            name, suffix = os.path.splitext(parts[-1])
-            begin, path = member.offset_data, member.name
-            if suffix.lower() == ".tar":
+            name, begin, path = PurePath(parts[-1]), member.offset_data, member.name
+            if name.suffix.lower() == ".tar":
                 for inner, inner_parts in _tar(file, begin, begin + member.size, left):
                     whole = f"{path}/{inner.name}"
                     if reason := _reason(inner_parts[-1]):
                         left.add(reason, whole)
                     else:
-                        yield _Found(whole, (name, *inner_parts), inner.name, inner.offset_data, inner.size)
+                        yield _Found(whole, (name.stem, *inner_parts), inner.name, inner.offset_data, inner.size)
             elif reason := _reason(parts[-1]):
                 left.add(reason, path)
             else:
@@ -216,7 +216,7 @@ def _tar(file: IO[bytes], begin: int, end: int, left: _Left) -> Iterator[tuple[t
     file.seek(begin)
     with tarfile.open(fileobj=file, mode="r:") as archive:
         # The first member has been read already, and may be all.
-        while (archive.firstmember or archive.offset < end) and (member := archive.next()):
+        while (archive.firstmember or archive.offset < end) and (member := archive.next()):  # type: ignore[attr-defined]
             if member.offset_data + member.size > end:
                 raise InputError(f"the archive {file.name} is cut off in {printable(member.name)}")
             parts = tuple(part for part in member.name.split("/") if part not in ("", "."))

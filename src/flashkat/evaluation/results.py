@@ -82,9 +82,7 @@ class ClassAverages:
 
         targets, predicted = torch.cat(self._targets), torch.cat(self._predicted)
         kept = targets != SKIPPED
-        values = precision_recall_fscore_support(
-            targets[kept], predicted[kept], average=self._average, zero_division=0
-        )
+        values = precision_recall_fscore_support(targets[kept], predicted[kept], average=self._average, zero_division=0)
         names = ("precision", "recall", "f1_score")
         return {
             f"{self._average}_{name}": round(100 * float(value), 4)

@@ -10,6 +10,7 @@ import torch
 from timm.utils import random_seed
 from torch import nn
 
+from ..data.augment import check_mode
 from ..data.config import data_config
 from ..data.datasets import check_same_classes, image_count, open_dataset
 from ..data.loaders import check_augmentation, evaluation_loader, training_loader
@@ -92,6 +93,8 @@ def _check_names(config: Config) -> None:
     check_optimizer_name(config.optimizer.opt)
     check_schedule_name(config.schedule.sched)
     check_augmentation(config.augmentation.aa)
+    if not config.data.fake_data:
+        check_mode(config.data, config.augmentation)
 
 
 def _open_data(config: Config) -> tuple[Any, Any]:
