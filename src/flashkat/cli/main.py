@@ -13,7 +13,7 @@ from ..system.distributed import is_primary, leave
 from ..system.signals import Stopped
 from ..system.terminal import printable
 from .parser import Parser
-from .tool_flags import add_export_arguments, add_flops_arguments, add_plot_arguments
+from .tool_flags import add_data_commands, add_export_arguments, add_flops_arguments, add_plot_arguments
 from .train_flags import add_training_arguments
 from .validate_flags import add_validation_arguments
 
@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     args = vars(parser.parse_args(argv))
     run, program = args.pop("run"), f"flashkat {args.pop('command')}"
     try:
-        run(argparse.Namespace(**args))
+        status = run(argparse.Namespace(**args)) or 0
         sys.stdout.flush()
     except InputError as error:
         return _fail(program, str(error), status=2)
@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
             raise
         show_once(traceback.print_exc)
         return 1
-    return 0
+    return status
 
 
 def run(argv: list[str] | None = None) -> NoReturn:
@@ -94,10 +94,8 @@ def _parser() -> argparse.ArgumentParser:
     add_flops_arguments(flops)
     flops.set_defaults(run=_flops)
 
-    data = commands.add_parser("data", help="write a built-in data set as image files")
-    data.add_argument("name", choices=["digits"], help="digits: 1,797 handwritten digits, 8 x 8 pixels")
-    data.add_argument("folder", metavar="DIR", help="folder to make")
-    data.set_defaults(run=_data)
+    data = commands.add_parser("data", help="write a built-in data set, or check one")
+    add_data_commands(data, write=_data, check=_check_data)
 
     doctor = commands.add_parser("doctor", help="show versions, devices and the path that the operator takes on each")
     doctor.set_defaults(run=_doctor)
@@ -169,6 +167,14 @@ def _data(args: argparse.Namespace) -> None:
 
     counts = write_digits(args.folder)
     _say(f"Wrote {counts['train']} training and {counts['val']} validation images to {args.folder}")
+
+
+def _check_data(args: argparse.Namespace) -> int:
+    from ..tools.check_data import check_data
+
+    report, is_whole = check_data(args.folder)
+    print(report)
+    return 0 if is_whole else 1
 
 
 def _doctor(args: argparse.Namespace) -> None:

@@ -1,13 +1,28 @@
 """The flags of ``flashkat plot``, ``flashkat export`` and ``flashkat flops``."""
 
 import argparse
+from collections.abc import Callable
 
 from ..nn.formats import FORMATS
 from .parser import positive
 from .shared_flags import add_model_kwargs
 from .validate_flags import add_evaluation
 
-__all__ = ["add_export_arguments", "add_flops_arguments", "add_plot_arguments"]
+__all__ = ["add_data_commands", "add_export_arguments", "add_flops_arguments", "add_plot_arguments"]
+
+Command = Callable[[argparse.Namespace], int | None]
+
+
+def add_data_commands(parser: argparse.ArgumentParser, write: Command, check: Command) -> None:
+    """The commands of ``flashkat data``, and the functions that run them."""
+    # The name of the outer command is what errors begin with.
+    commands = parser.add_subparsers(dest="name", metavar="digits|check", required=True)
+    digits = commands.add_parser("digits", help="write 1,797 handwritten digits, 8 x 8 pixels, as image files")
+    digits.add_argument("folder", metavar="DIR", help="folder to make")
+    digits.set_defaults(run=write)
+    checked = commands.add_parser("check", help="read every image of a data set, and list what is broken")
+    checked.add_argument("folder", metavar="DIR", help="data set with SPLIT/CLASS/*, one split, or an archive of one")
+    checked.set_defaults(run=check)
 
 
 def add_plot_arguments(parser: argparse.ArgumentParser) -> None:
