@@ -33,6 +33,11 @@ On one GPU it uses CUDA graphs too. Every loader pins memory. These flags bring 
 **Data.**
 
 - An image that cannot be decoded is an error that names it. timm puts its neighbour in its place.
+  `--skip-bad-images` does so too, and lists the image. Evaluation does not count it.
+- Classes are the first folders below a split. timm takes the last folder of a path.
+- Every format that Pillow decodes by itself is read. timm reads `.png`, `.jpg` and `.jpeg`.
+- 16-bit and float images are scaled to 8 bits. timm clips them at 255.
+- `--val-split ''` trains without evaluation, as in timm. Other splits need a name.
 - Streamed data (`wds/`, `hfids/`, `tfds/`) is as timm reads it, and skips such a sample with a warning.
 - In the evaluation of streamed data, every process reads all and counts its share. timm's shares repeat some samples.
 - Training on fewer shards than workers is an error.
@@ -54,7 +59,7 @@ On one GPU it uses CUDA graphs too. Every loader pins memory. These flags bring 
 - `--initial-checkpoint` and `--pretrained-path` take the weights of a ViT or a KAT for another number of classes or
   image size. `--pretrained-path` needs no `--pretrained`.
 - `--partial` loads what fits of other weights.
-- `flashkat validate` takes model, image size, crop, interpolation, mean and standard deviation from the checkpoint.
+- `flashkat validate` takes model, image size, image mode, crop, interpolation, mean and standard deviation from the checkpoint.
   It does so if `--model` is the same or not given. timm takes the model's.
 - `--tta` computes the views. timm expects a loader that makes them.
 

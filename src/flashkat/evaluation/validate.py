@@ -52,6 +52,8 @@ def prepare(config: Config) -> None:
     prepare_process(config.runtime)
     if config.evaluation.metrics_avg:
         require("sklearn")
+    if config.evaluation.real_labels and config.data.skip_bad_images:
+        raise InputError("--real-labels counts every image: leave out --skip-bad-images")
     require_backend(config.compilation)
     random_seed(config.runtime.seed)
 
@@ -102,8 +104,6 @@ def _validate(config: Config, device: torch.device, say: Say) -> Result:
         )
     for note in dataset.notes:
         say(note)
-    if settings.real_labels and data.skip_bad_images:
-        raise InputError("--real-labels counts every image: leave out --skip-bad-images")
     valid_labels = read_valid_labels(settings.valid_labels, model)
     check_classes(dataset, model, found.checkpoint, valid_labels)
     dataset.num_classes = model.num_classes if valid_labels is None else len(valid_labels)
