@@ -59,8 +59,8 @@ On one GPU it uses CUDA graphs too. Every loader pins memory. These flags bring 
 - `--initial-checkpoint` and `--pretrained-path` take the weights of a ViT or a KAT for another number of classes or
   image size. `--pretrained-path` needs no `--pretrained`.
 - `--partial` loads what fits of other weights.
-- `flashkat validate` takes model, image size, image mode, crop, interpolation, mean and standard deviation from the checkpoint.
-  It does so if `--model` is the same or not given. timm takes the model's.
+- `flashkat validate` takes model, image size and mode, crop, interpolation, mean and standard deviation from the
+  checkpoint. It does so if `--model` is the same or not given. timm takes the model's.
 - `--tta` computes the views. timm expects a loader that makes them.
 
 **Errors where timm continues.**
@@ -75,8 +75,8 @@ On one GPU it uses CUDA graphs too. Every loader pins memory. These flags bring 
 - `eval_top1` is of the model's own weights, and `eval_ema_top1` of the averaged ones. `metric` is the better one.
 - `--recovery-interval` counts updates from the beginning of an epoch. The last two recovery checkpoints are kept.
 
-**Our own flags**: `--fake-data`, `--fsdp`, `--no-compile`, `--no-pin-mem`, `--no-tf32`, `--partial`,
-`--rational-lr-scale`, `--rational-weight-decay`, and `--tta` of `flashkat validate`.
+**Our own flags**: `--fake-data`, `--fsdp`, `--max-bad-images`, `--no-compile`, `--no-pin-mem`, `--no-tf32`,
+`--partial`, `--rational-lr-scale`, `--rational-weight-decay`, `--skip-bad-images`, and `--tta` of `flashkat validate`.
 """
 
 

@@ -1,4 +1,4 @@
-"""What timm's augmentation needs to work with every Pillow."""
+"""Adapt timm's augmentation to every mode of images and every Pillow."""
 
 from typing import Any
 
