@@ -75,7 +75,6 @@ def evaluate(
     loader: Any,
     precision: AbstractContextManager,
     on_batch: Callable[[int, Meters], None] = lambda index, meters: None,
-    *,
     may_skip: bool = False,
 ) -> dict[str, Metrics]:
     """Evaluate models, by name, in one pass over all batches of a loader.

@@ -141,7 +141,7 @@ def _validate(config: Config, device: torch.device, say: Say) -> Result:
     averages = ClassAverages(settings.metrics_avg, model) if settings.metrics_avg else None
     batches: Any = averages.seeing(loader) if averages else loader
     (metrics,) = evaluate(
-        {found.name: model}, batches, autocast(runtime, device), report, may_skip=data.skip_bad_images
+        {found.name: model}, batches, autocast(runtime, device), report, data.skip_bad_images
     ).values()
     if bad := bad_image_names([dataset]):
         say(f"Images that cannot be read, which do not count: {len(bad)}")

@@ -145,7 +145,7 @@ def run_epochs(state: TrainingState, parts: Parts, config: Config) -> None:
         is_due = (epoch + 1) % output.val_interval == 0 or epoch + 1 == state.epochs
         if parts.val_loader is not None and is_due:
             evaluated = evaluate(
-                to_evaluate, parts.val_loader, parts.precision, stop_in_between, may_skip=config.data.skip_bad_images
+                to_evaluate, parts.val_loader, parts.precision, stop_in_between, config.data.skip_bad_images
             )
             _check_finite(evaluated["state_dict"].loss, f"after epoch {epoch + 1}")
         is_best = bool(evaluated) and _update_best(state, evaluated, output.eval_metric)
