@@ -4,21 +4,9 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from ..errors import InputError, explain
 
-__all__ = ["check_class_map", "check_columns", "check_mode", "check_shards", "check_streamed_columns"]
-
-
-def check_mode(mode: str, channels: int) -> None:
-    """Raise InputError unless Pillow has the mode of ``--input-img-mode``, with as many channels as the model takes."""
-    try:
-        bands = Image.getmodebands(mode)
-    except KeyError as error:
-        raise InputError(f"--input-img-mode {mode!s:.40} is no mode of Pillow's: give RGB or L") from error
-    if bands != channels:
-        raise InputError(f"--input-img-mode {mode} has {bands} channels, not {channels}: give --in-chans {bands}")
+__all__ = ["check_class_map", "check_columns", "check_shards", "check_streamed_columns"]
 
 
 def check_class_map(path: str) -> None:
