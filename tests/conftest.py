@@ -6,9 +6,12 @@ import os
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"
 
+import csv
+
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from tiny import FLAGS, write_images
 
 HAS_GPU = torch.cuda.is_available()
 if not HAS_GPU:
@@ -19,6 +22,14 @@ settings.register_profile(
     "default", deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 settings.load_profile("default")
+
+
+def pytest_collection_modifyitems(config, items):
+    for item in items:
+        if item.get_closest_marker("gpu") and not HAS_GPU:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))
+        if item.get_closest_marker("slow") and "slow" not in config.getoption("markexpr"):
+            item.add_marker(pytest.mark.skip(reason="slow: run with -m slow"))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -37,7 +48,65 @@ def compiled_where_asked_for():
         yield
 
 
-def pytest_collection_modifyitems(items):
-    for item in items:
-        if item.get_closest_marker("gpu") and not HAS_GPU:
-            item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """Models this small are slower on several threads, by tens where the cores are busy."""
+    torch.set_num_threads(1)
+
+
+# --- small runs -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory):
+    return write_images(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture
+def curves():
+    """For tests that look at the picture."""
+
+
+@pytest.fixture
+def no_curves(request, monkeypatch):
+    """Drawing takes longer than training a tiny model."""
+    if "curves" not in request.fixturenames:
+        monkeypatch.setattr("flashkat.training.outputs.folder.draw_curves", lambda rows, path: None)
+
+
+@pytest.fixture
+def train(tmp_path, images, no_curves):
+    """Trains a tiny model by the real command, and returns the folder of the run."""
+    from flashkat.cli.main import main
+
+    def run(*flags, data=images, experiment="run"):
+        output = tmp_path / "output"
+        before = set(output.glob("*"))
+        argv = ["train", data, *FLAGS, "-j", 0, "-b", 4, "--output", output, "--experiment", experiment, *flags]
+        assert main([str(argument) for argument in argv]) == 0
+        (folder,) = set(output.glob("*")) - before
+        return folder
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def training_config():
+    """The configuration of ``flashkat train`` with the flags given."""
+    from configs import config_of
+
+    def parse(*flags):
+        return config_of("data", *flags)
+
+    return parse
+
+
+@pytest.fixture(scope="session")
+def summary_of():
+    """The rows of a run's summary, as numbers."""
+
+    def read(folder):
+        with (folder / "summary.csv").open(newline="") as file:
+            return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+    return read

@@ -5,6 +5,7 @@ from functools import partial
 import numpy as np
 import timm
 import torch
+from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
@@ -94,3 +95,33 @@ def google_arrays(model):
             arrays[f"{theirs}/MlpBlock_3/Dense_{number}/kernel"] = state[f"{ours}.mlp.{layer}.weight"].T
             arrays[f"{theirs}/MlpBlock_3/Dense_{number}/bias"] = state[f"{ours}.mlp.{layer}.bias"]
     return arrays
+
+
+def ours(seed=5, **kwargs):
+    """A KAT of this package, of the size of :func:`existing_code`."""
+    torch.manual_seed(seed)
+    return timm.create_model("kat_tiny_patch16_224", **{**SMALL, **kwargs}).eval()
+
+
+def translated(state):
+    """A foreign KAT's weights in our names, by hand."""
+    table = {"weight_numerator": "numerator", "numerator_v": "numerator"}
+    table |= {"weight_denominator": "denominator", "denominator_v": "denominator"}
+    found = {}
+    for key, value in state.items():
+        *path, last = key.split(".")
+        found[".".join([*path, table.get(last, last)])] = value
+    return found
+
+
+def save(model, path):
+    if path.suffix == ".safetensors":
+        save_file(model.state_dict(), path)
+    else:
+        torch.save(model.state_dict(), path)
+    return path
+
+
+def write_npz(arrays, path):
+    np.savez(path, **arrays)
+    return path
