@@ -1,0 +1,83 @@
+"""Lists of models and of checkpoints."""
+
+import csv
+
+import pytest
+import timm
+import torch
+from huggingface_hub.utils import LocalEntryNotFoundError
+from tiny import weights
+
+from flashkat.cli.main import main
+
+
+def test_a_folder_of_checkpoints(validated, tmp_path):
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    weights(folder / "epoch-2.pth", answer=0)
+    weights(folder / "epoch-10.pth.tar", answer=1)
+    torch.save({"state_dict": {"other": torch.zeros(1)}}, folder / "epoch-1.pth")
+    path = tmp_path / "all.csv"
+    results, err = validated("--checkpoint", folder, "--results-file", path)
+    assert [result["checkpoint"] for result in results] == [
+        str(folder / name) for name in ("epoch-2.pth", "epoch-10.pth.tar")
+    ]
+    assert f"{folder / 'epoch-1.pth'} is left out: " in err
+    with path.open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["checkpoint"] for row in rows] == [result["checkpoint"] for result in results]
+    assert float(rows[0]["top1"]) == results[0]["top1"] == 20
+
+
+def test_a_list_ends_where_the_hub_cannot_be_reached(validated, monkeypatch):
+    asked = []
+
+    def fail(name, **kwargs):
+        asked.append(name)
+        raise LocalEntryNotFoundError("look at your cable")
+
+    monkeypatch.setattr(timm, "create_model", fail)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    err = validated("--model", "kat_tiny*", status=2)
+    assert len(asked) == 1
+    assert err.count("\n") == 1
+    assert "the Hugging Face Hub cannot be reached" in err
+
+
+def test_weights_for_a_list_of_models(validated, tmp_path):
+    path = weights(tmp_path / "weights.pth")
+    assert f"--model {path} is no text with a name a line" in validated("--model", path, status=2)
+
+
+@pytest.mark.parametrize("by", ["pattern", "file"])
+def test_several_models(validated, tmp_path, monkeypatch, by):
+    names = ["kat_small_patch16_224", "kat_tiny_patch16_224"]
+    path = weights(tmp_path / "weights.pth")
+    (tmp_path / "names.txt").write_text("# two of them\n" + "\n".join(names) + "\n")
+    asked = {"pattern": "kat_[st]*l*_patch16_224", "file": tmp_path / "names.txt"}[by]
+    if by == "pattern":
+        monkeypatch.setattr(timm, "list_models", lambda pattern, **kwargs: names if pattern == asked else [])
+    monkeypatch.chdir(tmp_path)
+    results, err = validated("--checkpoint", path, "--model", asked)
+    assert sorted(result["model"] for result in results) == names
+    assert err.endswith("Wrote results-all.csv\n")
+    assert (tmp_path / "results-all.csv").read_text().startswith("model,top1,")
+
+
+def test_a_pattern_without_a_checkpoint_means_models_with_weights(monkeypatch):
+    given = {}
+    monkeypatch.setattr(timm, "list_models", lambda pattern, **kwargs: given.update(kwargs, pattern=pattern) or [])
+    assert main(["validate", "data", "--model", "all"]) == 2
+    assert given == {"pattern": "*kat_*", "pretrained": True}
+
+
+def test_lists_of_nothing(validated, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert "no checkpoints (" in validated("--checkpoint", tmp_path / "empty", status=2)
+    assert "names no models" in validated("--model", "cat_*", status=2)
+
+
+def test_a_list_of_failures_is_one(validated, tmp_path):
+    torch.save({"state_dict": {"other": torch.zeros(1)}}, tmp_path / "weights.pth")
+    assert "is of another model" in validated("--checkpoint", tmp_path, status=2)
+    assert not (tmp_path / "results-all.csv").exists()
