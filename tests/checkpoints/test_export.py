@@ -3,11 +3,14 @@
 import pytest
 import timm
 import torch
-from foreign import FLASHKAT, KAT, SMALL, existing_code, images
+from foreign import FLASHKAT, KAT, SMALL, existing_code, images, ours, vit
 from safetensors.torch import load_file
 
 from flashkat import checkpoints
+from flashkat.checkpoints.export import renamed_for
 from flashkat.cli.main import main
+from flashkat.errors import InputError
+from flashkat.nn.formats import FORMATS
 
 STYLES = {"kat": KAT, "flashkat": FLASHKAT}
 
@@ -110,3 +113,75 @@ def test_an_older_export_is_replaced(checkpoint, tmp_path):
     (tmp_path / "theirs.pth").write_bytes(b"old")
     export(checkpoint, "-o", tmp_path / "theirs.pth")
     assert len(read(tmp_path / "theirs.pth")) == 40
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_existing_code_loads_what_is_exported(style):
+    model = ours()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.05)
+    theirs = existing_code(STYLES[style], seed=9)
+    exported = renamed_for(model.state_dict(), style, "model")
+    theirs.load_state_dict(exported)
+    torch.testing.assert_close(theirs(images()), model(images()), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("first", FORMATS)
+@pytest.mark.parametrize("second", FORMATS)
+def test_export_from_any_format_to_any_is_bit_exact(first, second):
+    state = ours().state_dict()
+    there = renamed_for(renamed_for(state, first, "a"), second, "b")
+    back = renamed_for(there, "timm", "c")
+    assert list(back) == list(state)
+    assert all(torch.equal(back[key], state[key]) for key in state)
+    assert sum(FORMATS[second][0] == key.rpartition(".")[2] for key in there) == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "format", "words"),
+    [
+        ({"m": 5}, "kat", "one numerator of 6"),
+        ({"n": 3}, "kat", "8 denominators of 4"),
+        ({"m": 5}, "flashkat", "numerators of 6"),
+        ({"n": 3}, "flashkat", "denominators of 4"),
+    ],
+)
+def test_coefficients_that_only_timm_can_hold(arguments, format, words):
+    with pytest.raises(InputError, match=f"it knows .*{words}.*: give --format timm$"):
+        renamed_for(ours(**arguments).state_dict(), format, "model")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"den_groups": 4}, r"blocks.0.mlp.act1.weight_denominator \(4, 4\)"),
+        ({"num_groups": 8}, r"blocks.0.mlp.act1.weight_numerator \(8, 6\)"),
+    ],
+)
+def test_groups_that_kats_code_cannot_hold(arguments, words):
+    with pytest.raises(InputError, match=f"{words} of model.*: give --format timm or flashkat$"):
+        renamed_for(ours(**arguments).state_dict(), "kat", "model")
+
+
+@pytest.mark.parametrize("format", ["flashkat", "timm"])
+def test_more_groups_where_the_other_code_has_them(format):
+    state = ours(num_groups=4, den_groups=4).state_dict()
+    assert len(renamed_for(state, format, "model")) == len(state)
+
+
+def test_export_of_what_is_no_kat():
+    with pytest.raises(InputError, match="is no KAT's: it holds no rationals"):
+        renamed_for(vit().state_dict(), "kat", "vit.pth")
+    state = ours().state_dict()
+    del state["blocks.1.mlp.act1.numerator"]
+    with pytest.raises(InputError, match=r"are not whole: 1 missing \(blocks.1.mlp.act1.weight_numerator\)"):
+        renamed_for(state, "kat", "short.pth")
+    state["blocks.1.mlp.act1.numerator"] = state["blocks.1.mlp.act1.numerator_v"] = torch.zeros(1, 6)
+    with pytest.raises(InputError, match=r"are not whole: 1 unexpected"):
+        renamed_for(state, "kat", "both.pth")
+    with pytest.raises(InputError, match="no format 'onnx': choose one of timm, kat, flashkat"):
+        renamed_for(ours().state_dict(), "onnx", "a.pth")

@@ -1,0 +1,289 @@
+"""Weights of any program load into a model: whole, in part, or to fine-tune from."""
+
+import argparse
+
+import pytest
+import timm
+import torch
+from foreign import FLASHKAT, KAT, existing_code, google_arrays, images, ours, save, translated, vit, write_npz
+from torch import nn
+
+from flashkat import checkpoints
+from flashkat.errors import InputError
+
+STYLES = {"kat": KAT, "flashkat": FLASHKAT}
+
+
+def reference(state, **kwargs):
+    model = ours(seed=6, **kwargs)
+    assert translated(state).keys() == model.state_dict().keys()
+    model.load_state_dict(translated(state))
+    return model
+
+
+def load(path, model=None, **options):
+    model = model or ours()
+    checkpoints.load_weights(model, checkpoints.weights(checkpoints.read(path), **options), str(path))
+    return model
+
+
+def content():
+    torch.manual_seed(0)
+    return {
+        "arch": "net",
+        "args": {"lr": 0.1, "scale": [0.08, 1.0], "aa": None},
+        "classes": ["cat", "dog"],
+        "epoch": 3,
+        "state_dict": {"weight": torch.randn(2, 3), "bias": torch.randn(2)},
+    }
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.mark.parametrize("wrap", [lambda s: {"state_dict": s, "epoch": 1}, lambda s: {"model": s}, lambda s: s])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod."])
+def test_weights_in_the_usual_places(wrap, prefix):
+    state = content()["state_dict"]
+    found = checkpoints.weights(wrap({prefix + name: value for name, value in state.items()}))
+    assert same(found, state)
+
+
+def test_averaged_weights():
+    ours, average = {"weight": torch.zeros(2)}, {"weight": torch.ones(2)}
+    checkpoint = {"state_dict": ours, "state_dict_ema": average}
+    assert same(checkpoints.weights(checkpoint), ours)
+    assert same(checkpoints.weights(checkpoint, use_ema=True), average)
+    with pytest.raises(InputError, match="holds no EMA weights: leave out --use-ema"):
+        checkpoints.weights({"state_dict": ours}, use_ema=True)
+
+
+@pytest.mark.parametrize("checkpoint", [{}, {"state_dict": {}}, {"state_dict": {"a": 1}}, {"epoch": 1}])
+def test_no_weights(checkpoint):
+    with pytest.raises(InputError, match="holds no state_dict"):
+        checkpoints.weights(checkpoint)
+
+
+@pytest.mark.parametrize("checkpoint", [{"state_dict": [1]}, {"state_dict": 3}, {1: torch.ones(2)}])
+def test_a_state_dict_that_is_none(checkpoint):
+    with pytest.raises(InputError, match="holds no state_dict"):
+        checkpoints.weights(checkpoint)
+
+
+def test_load():
+    model, source = nn.Linear(3, 2), content()["state_dict"]
+    checkpoints.load_weights(model, source, "a.pth")
+    assert same(model.state_dict(), source)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda state: state.pop("bias"), r"1 missing \(bias\)"),
+        (lambda state: state.update(scale=torch.ones(2)), r"1 unexpected \(scale\)"),
+        (lambda state: state.update(weight=torch.ones(2, 4)), r"1 of another shape \(weight \(2, 4\) for \(2, 3\)\)"),
+        (lambda state: state.update(a=0, b=0, c=0), r"3 unexpected \(a, b, \.\.\.\)"),
+        (lambda state: (state.pop("bias"), state.update(gain=0)), r"1 missing \(bias\); 1 unexpected \(gain\)"),
+    ],
+)
+def test_weights_of_another_model(change, words):
+    model, state = nn.Linear(3, 2), content()["state_dict"]
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    change(state)
+    with pytest.raises(InputError, match=rf"^a\.pth is of another model than Linear as asked for: {words}$"):
+        checkpoints.load_weights(model, state, "a.pth")
+    assert same(model.state_dict(), before)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("style", STYLES)
+def test_published_weights_load_to_equal_logits(style, suffix, tmp_path):
+    theirs = existing_code(STYLES[style])
+    model = load(save(theirs, tmp_path / f"weights{suffix}"))
+    assert torch.equal(model(images()), reference(theirs.state_dict())(images()))
+    torch.testing.assert_close(model(images()), theirs(images()), rtol=1e-4, atol=1e-4)
+    assert not torch.equal(model(images()), ours()(images()))
+
+
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("use_ema", [False, True])
+def test_timms_training_checkpoints_with_their_averages(style, use_ema, tmp_path):
+    theirs, average = (existing_code(STYLES[style], seed=seed) for seed in (0, 1))
+    torch.save(
+        {
+            "epoch": 3,
+            "arch": "kat_tiny_swish_patch16_224",
+            "state_dict": {f"module.{key}": value for key, value in theirs.state_dict().items()},
+            "optimizer": {"state": {}, "param_groups": []},
+            "version": 2,
+            "args": argparse.Namespace(model="kat_tiny_swish_patch16_224", model_kwargs={}),
+            "state_dict_ema": average.state_dict(),
+            "metric": 71.0,
+        },
+        tmp_path / "last.pth.tar",
+    )
+    model = load(tmp_path / "last.pth.tar", use_ema=use_ema)
+    assert torch.equal(model(images()), reference((average if use_ema else theirs).state_dict())(images()))
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_every_way_of_loading_takes_foreign_names(style, tmp_path):
+    theirs = existing_code(STYLES[style])
+    expected = reference(theirs.state_dict())(images())
+    path = save(theirs, tmp_path / "weights.pth")
+
+    state = torch.load(path, weights_only=True)
+    before = list(state)
+    model = ours()
+    model.load_state_dict(state)
+    assert torch.equal(model(images()), expected)
+    assert list(state) == before
+
+    assert torch.equal(ours(checkpoint_path=str(path))(images()), expected)
+    overlay = {"file": str(path), "num_classes": 5, "input_size": (3, 32, 32)}
+    assert torch.equal(ours(pretrained=True, pretrained_cfg_overlay=overlay)(images()), expected)
+
+
+def test_names_of_two_formats_for_one_rational_are_not_guessed_at():
+    model = ours()
+    state = model.state_dict()
+    state["blocks.0.mlp.act1.weight_numerator"] = torch.zeros(1, 6)
+    with pytest.raises(InputError, match=r"1 unexpected \(blocks.0.mlp.act1.weight_numerator\)"):
+        checkpoints.load_weights(model, state, "two.pth")
+    del state["blocks.0.mlp.act1.numerator"]
+    state["blocks.0.mlp.act1.numerator_v"] = torch.ones(1, 6)
+    with pytest.raises(InputError, match=r"1 unexpected \(blocks.0.mlp.act1.numerator_v\)"):
+        checkpoints.load_weights(model, state, "two.pth")
+
+
+def test_what_is_missing_is_listed_under_our_names():
+    state = existing_code(KAT).state_dict()
+    del state["blocks.1.mlp.act2.weight_denominator"]
+    with pytest.raises(InputError, match=r"1 missing \(blocks.1.mlp.act2.denominator\)$"):
+        checkpoints.load_weights(ours(), state, "short.pth")
+
+
+def test_partial_loading_says_what_it_left_out():
+    theirs = existing_code(KAT, num_classes=7).state_dict()
+    theirs["extra"] = torch.ones(1)
+    del theirs["norm.bias"]
+    model, before = ours(), ours().state_dict()
+    said = checkpoints.load_weights(model, theirs, "odd.pth", partial=True)
+    assert "1 missing (norm.bias)" in said
+    assert "1 unexpected (extra)" in said
+    assert "2 of another shape (head.weight (7, 48) for (5, 48), head.bias (7,) for (5,))" in said
+    after = model.state_dict()
+    for key, value in translated(theirs).items():
+        if key in ("head.weight", "head.bias"):
+            assert torch.equal(after[key], before[key])
+        elif key != "extra":
+            assert torch.equal(after[key], value)
+    assert torch.equal(after["norm.bias"], before["norm.bias"])
+
+
+def test_partial_loading_of_nothing_at_all_is_an_error():
+    with pytest.raises(InputError, match="is of another model"):
+        checkpoints.load_weights(ours(), {"a": torch.ones(1)}, "a.pth", partial=True)
+    assert checkpoints.load_weights(ours(), ours().state_dict(), "b.pth", partial=True) == ""
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors", ".npz"])
+def test_a_vits_weights_start_a_kat(suffix, tmp_path):
+    source, path = vit(), tmp_path / f"vit{suffix}"
+    if suffix == ".npz":
+        write_npz(google_arrays(source), path)
+    else:
+        save(source, path)
+    model, fresh = ours(), ours().state_dict()
+    notes = checkpoints.start_from(model, path)
+    assert len(notes) == 1
+    assert "4 rationals keep their starting functions" in notes[0]
+    weights = source.state_dict()
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, fresh[key] if ".act" in key else weights[key]), key
+    # With SiLU for GELU, as the rationals start, it is the ViT.
+    for block in source.blocks:
+        block.mlp.act = nn.SiLU()
+    torch.testing.assert_close(model(images()), source(images()), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".npz"])
+def test_head_and_positions_are_adapted(suffix, tmp_path):
+    source, path = vit(), tmp_path / f"vit{suffix}"
+    if suffix == ".npz":
+        write_npz(google_arrays(source), path)
+    else:
+        save(source, path)
+    model, fresh = ours(num_classes=9, img_size=48), ours(num_classes=9, img_size=48).state_dict()
+    notes = checkpoints.start_from(model, path)
+    assert len(notes) == 2
+    assert f"the classifier is new: 5 classes in {path}, 9 here" in notes
+    after = model.state_dict()
+    assert torch.equal(after["head.weight"], fresh["head.weight"])
+    assert torch.equal(after["head.bias"], fresh["head.bias"])
+    expected = timm.layers.resample_abs_pos_embed(source.pos_embed, new_size=(6, 6), num_prefix_tokens=1)
+    assert torch.equal(after["pos_embed"], expected)
+    assert model(images(size=48)).shape == (2, 9)
+
+
+@pytest.mark.parametrize("classes", [0, 9])
+def test_a_kats_weights_start_a_kat_for_another_task(classes, tmp_path):
+    theirs = existing_code(KAT)
+    model = ours(num_classes=classes)
+    (note,) = checkpoints.start_from(model, save(theirs, tmp_path / "kat.pth"))
+    assert note.startswith("the classifier is new: 5 classes")
+    assert torch.equal(model.forward_features(images()), reference(theirs.state_dict()).forward_features(images()))
+
+
+def test_starting_takes_all_of_what_fits(tmp_path):
+    theirs = existing_code(KAT)
+    model = ours()
+    assert checkpoints.start_from(model, save(theirs, tmp_path / "kat.pth")) == []
+    assert torch.equal(model(images()), reference(theirs.state_dict())(images()))
+
+
+def test_starting_takes_the_average_where_there_is_one(tmp_path):
+    theirs, average = (existing_code(KAT, seed=seed).state_dict() for seed in (0, 1))
+    torch.save({"state_dict": theirs, "state_dict_ema": average}, tmp_path / "both.pth")
+    for use_ema, expected in ((None, average), (True, average), (False, theirs)):
+        model = ours()
+        checkpoints.start_from(model, tmp_path / "both.pth", use_ema=use_ema)
+        assert torch.equal(model(images()), reference(expected)(images()))
+
+
+def test_starting_with_grey_images(tmp_path):
+    source, model = vit(), ours(in_chans=1)
+    notes = checkpoints.start_from(model, save(source, tmp_path / "vit.pth"))
+    assert any("3 channels in" in note and "1 here" in note for note in notes)
+    expected = source.patch_embed.proj.weight.sum(dim=1, keepdim=True)
+    torch.testing.assert_close(model.patch_embed.proj.weight, expected)
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        (lambda: vit(depth=3), "12 unexpected (blocks.2."),
+        (lambda: vit(depth=1), "missing (blocks.1."),
+        (lambda: vit(embed_dim=24), "of another shape"),
+        (lambda: vit(reg_tokens=2), "unexpected (reg_token)"),
+        (lambda: nn.Linear(2, 2), "missing"),
+    ],
+)
+def test_starting_from_another_architecture_is_an_error(source, words, tmp_path):
+    model = ours()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(InputError) as caught:
+        checkpoints.start_from(model, save(source(), tmp_path / "other.pth"))
+    assert words in str(caught.value)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_starting_from_half_a_kat_is_an_error(tmp_path):
+    theirs = existing_code(KAT)
+    theirs.blocks[1].mlp.act2 = nn.Identity()
+    path = save(theirs, tmp_path / "half.pth")
+    with pytest.raises(InputError, match=r"2 missing \(blocks.1.mlp.act2.denominator, blocks.1.mlp.act2.numerator\)"):
+        checkpoints.start_from(ours(), path)
+    (note,) = checkpoints.start_from(ours(), path, partial=True)
+    assert "fits in part: 2 missing" in note
