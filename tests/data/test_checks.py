@@ -1,0 +1,77 @@
+"""What the samples of a data set hold is looked at when it is opened."""
+
+import tarfile
+
+import pytest
+from samples import SHARDS, add, args_of, open_dataset
+from tiny import MODEL_KWARGS
+
+from flashkat.cli.main import main
+from flashkat.errors import InputError
+
+pytestmark = pytest.mark.usefixtures("no_curves")
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--val-split", "validation-{0000..0001}.tar"], "give --val-num-samples"),
+        (["--val-split", "validation"], "split validation not found"),
+        (["--train-split", "train-{0000..0001}.tar"], "num_samples"),
+        (["--train-split", "train-{0001..0003}.tar|16"], "train-0002.tar: 2 of the 3 of the train-"),
+        (["--val-split", "nope-0000.tar|6"], "nope-0000.tar: 1 of the 1 of the nope-"),
+        (["--input-key", "img"], "hold png, cls, but no 'img': give --input-key"),
+        (["--target-key", "label"], "hold png, cls, but no 'json': give --target-key"),
+        (["-j", 3], "has 2 shards, fewer than the 3 workers of all processes: give fewer --workers"),
+    ],
+)
+def test_shards_that_will_not_do(shards, flags, words, capsys):
+    pytest.importorskip("webdataset")
+    assert main([str(flag) for flag in ("train", shards, *SHARDS, "-j", 0, *flags)]) == 2
+    err = capsys.readouterr().err
+    assert len(err.splitlines()) == 1
+    assert words in err
+
+
+@pytest.mark.parametrize(
+    ("dataset", "flags", "words"),
+    [
+        *(
+            (f"{kind}/", flags, words)
+            for kind in ("hfds", "hfids")
+            for flags, words in (
+                (["--input-key", "img"], "hold image, label, but no 'img': give --input-key$"),
+                (["--target-key", "lab"], "hold image, label, but no 'lab': give --target-key$"),
+            )
+        ),
+        ("hfids/", ["bytes"], "column 'image' of .* holds no images but bytes: --dataset hfds/ reads these$"),
+    ],
+)
+def test_columns_that_are_not_there(tables, tmp_path, dataset, flags, words):
+    name, more = ("bytes", []) if flags == ["bytes"] else ("images", flags)
+    args = args_of("--dataset", f"{dataset}{tables / name}", "--data-dir", tmp_path / "cache", *more)
+    with pytest.raises(InputError, match=words):
+        open_dataset(args, "validation", num_samples=6)
+    # Once it has been read, what it holds is known without a look at a sample.
+    known = args_of("--dataset", f"hfds/{tables / name}", "--data-dir", tmp_path / "cache")
+    assert len(open_dataset(known, "validation")) == 6
+    with pytest.raises(InputError, match=words):
+        open_dataset(args, "validation", num_samples=6)
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_shards_that_give_no_images(shards, split, tmp_path, capsys):
+    """Whose first sample is as it should be, in parts, for which timm's reader leaves out all of them."""
+    pytest.importorskip("webdataset")
+    for path in shards.glob("*.tar"):
+        (tmp_path / path.name).symlink_to(path)
+    for shard in range(2):
+        (tmp_path / f"{split}-{shard:04d}.tar").unlink()
+        with tarfile.open(tmp_path / f"{split}-{shard:04d}.tar", "w") as archive:
+            add(archive, f"{shard}.png", b"no picture")
+            add(archive, f"{shard}.cls", b"1")
+    flags = ["--img-size", 8, *MODEL_KWARGS, "-j", 0, "-b", 4, "--epochs", 1, "--output", tmp_path / "output"]
+    assert main([str(flag) for flag in ("train", tmp_path, *SHARDS, *flags)]) == 2
+    error = "flashkat train: error: a whole pass over the data gave no images: see what its files hold"
+    assert error in capsys.readouterr().err
+    assert not (tmp_path / "output").exists()
