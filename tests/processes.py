@@ -1,9 +1,110 @@
-"""A training as a terminal runs it, and ends it on Ctrl-C."""
+"""Trainings in processes of their own: as a terminal runs them, as torchrun does, and several quickly made ones."""
 
+import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
+from dataclasses import dataclass
+
+import torch
+
+
+def started(*command):
+    """Run a command to its end."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHON": sys.executable}
+    return subprocess.run(
+        [str(word) for word in command], env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+def torchrun(*argv):
+    """The command in two processes, as torchrun starts it."""
+    return started(
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, "-m", "flashkat", *argv
+    )
+
+
+# What a training imports.
+PRELOADED = ["flashkat.training", "torch._dynamo", "torch._functorch.aot_autograd", "flashkat.evaluation.validate"]
+PRELOADED += ["flashkat.cli.main", "matplotlib.backends.backend_agg"]
+
+
+@dataclass(frozen=True)
+class Done:
+    """How several processes have ended, and what they have said."""
+
+    status: list[int]
+    stdout: str
+    stderr: str
+
+
+def forked(folder, function, arguments, environments):
+    """Call a function in a process for each of some environments, to the end of all.
+
+    They are forks of a process that has imported everything, for which a fresh Python takes seconds.
+
+    Args:
+        folder: for files of this call alone.
+        function: of a module that can be imported.
+        arguments: its own, strings and numbers.
+        environments: variables of each process.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    outputs = [[folder / f"process-{n}.{kind}" for kind in ("out", "err")] for n in range(len(environments))]
+    processes = [
+        context.Process(
+            target=_call, args=(paths, {name: str(value) for name, value in each.items()}, function, arguments)
+        )
+        for paths, each in zip(outputs, environments, strict=True)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(300)
+    stdout, stderr = ("".join(path.read_text() for path in paths) for paths in zip(*outputs, strict=True))
+    return Done([process.exitcode for process in processes], stdout, stderr)
+
+
+def _call(outputs, environment, function, arguments):
+    os.environ.update(environment)
+    for path, stream in zip(outputs, (sys.stdout, sys.stderr), strict=True):
+        with path.open("w") as file:
+            os.dup2(file.fileno(), stream.fileno())
+    torch.set_num_threads(1)
+    function(*arguments)
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return free.getsockname()[1]
+
+
+def together(folder, *argv, count=2, per_node=2, recompiles=False):
+    """The command in several processes that find each other as those of torchrun do.
+
+    Args:
+        folder: for files of this call alone.
+        argv: of the command.
+        count: how many processes, over all nodes.
+        per_node: how many on each node.
+        recompiles: whether they log what is compiled again.
+    """
+    meeting = {"MASTER_ADDR": "localhost", "MASTER_PORT": free_port(), "WORLD_SIZE": count}
+    environments = [
+        {**meeting, "RANK": rank, "LOCAL_RANK": rank % per_node, "LOCAL_WORLD_SIZE": per_node} for rank in range(count)
+    ]
+    return forked(folder, _command, ([str(word) for word in argv], recompiles), environments)
+
+
+def _command(argv, recompiles):
+    from flashkat.cli.main import run
+
+    torch._logging.set_logs(recompiles=recompiles)
+    run(argv)
 
 
 def interrupted(command, folder):

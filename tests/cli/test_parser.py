@@ -1,120 +1,31 @@
-import argparse
-import os
+"""Errors of one line, suggestions, values, and files of flags."""
 
 import pytest
-import torch
+import yaml
+from parsing import long_flags, parse, parser_of
 
 from flashkat.cli.main import main
-from flashkat.cli.parser import Parser
-from flashkat.cli.tool_flags import add_plot_arguments
-from flashkat.cli.train_flags import add_training_arguments
-from flashkat.cli.validate_flags import add_validation_arguments
-from flashkat.errors import InputError
-from flashkat.system.device import resolve_device
-
-GROUPS = {"train": add_training_arguments, "validate": add_validation_arguments, "plot": add_plot_arguments}
 
 
-def parser_of(command):
-    parser = Parser(prog=f"flashkat {command}")
-    GROUPS[command](parser)
-    return parser
+def typing_error(command, *argv, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([command, "data", *argv])
+    assert stopped.value.code == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    return err
 
 
-def parse(command, *argv):
-    return parser_of(command).parse_args([str(argument) for argument in argv])
+# --- files of flags ---------------------------------------------------------------------------------------------------
 
 
-def long_flags(command):
-    return [
-        option
-        for action in parser_of(command)._actions
-        for option in action.option_strings
-        if option.startswith("--") and option != "--help" and "_" not in option
-    ]
+@pytest.fixture
+def config(tmp_path):
+    def write(**values):
+        (tmp_path / "flags.yaml").write_text(yaml.safe_dump(values))
+        return tmp_path / "flags.yaml"
 
-
-# timm's train.py and validate.py have these defaults; those that differ are named in the help.
-TIMM_DEFAULTS = {
-    "batch_size": 128,
-    "img_size": None,
-    "crop_pct": None,
-    "interpolation": None,
-    "mean": None,
-    "std": None,
-    "train_split": "train",
-    "num_classes": None,
-    "model_kwargs": {},
-    "drop": 0.0,
-    "drop_path": None,
-    "smoothing": 0.1,
-    "mixup": 0.0,
-    "cutmix": 0.0,
-    "grad_checkpointing": False,
-    "opt": "sgd",
-    "momentum": 0.9,
-    "weight_decay": 2e-5,
-    "clip_grad": None,
-    "lr": None,
-    "lr_base": 0.1,
-    "epochs": 300,
-    "sched": "cosine",
-    "warmup_epochs": 5,
-    "warmup_lr": 1e-5,
-    "min_lr": 0.0,
-    "sched_on_updates": False,
-    "no_aug": False,
-    "scale": [0.08, 1.0],
-    "ratio": [3 / 4, 4 / 3],
-    "hflip": 0.5,
-    "vflip": 0.0,
-    "color_jitter": 0.4,
-    "aa": None,
-    "reprob": 0.0,
-    "remode": "pixel",
-    "train_interpolation": "random",
-    "model_ema": False,
-    "model_ema_decay": 0.9998,
-    "model_ema_warmup": False,
-    "amp": False,
-    "seed": 42,
-    "log_interval": 50,
-    "experiment": "",
-}
-
-
-@pytest.mark.parametrize("name", TIMM_DEFAULTS)
-def test_defaults_are_timms(name):
-    assert getattr(parse("train", "data"), name) == TIMM_DEFAULTS[name]
-
-
-def test_no_more_loader_processes_than_cores():
-    assert parse("train", "data").workers == min(4, os.cpu_count() or 1)
-
-
-def test_defaults_of_evaluation():
-    for command in ("validate", "plot"):
-        args = parse(command, "data")
-        # Left open, for the checkpoint to say.
-        assert args.model is None
-        assert args.num_classes is None
-        assert args.model_kwargs == {}
-        assert args.batch_size == 256
-        assert not args.use_ema
-    assert parse("validate", "data").log_freq == 10
-
-
-def test_values():
-    args = parse(
-        "train",
-        *("data", "-b", 16, "-j", 0, "--mean", 0.1, 0.2, 0.3, "--scale", 0.5, 1, "--device", "cpu"),
-        *("--model-kwargs", "m=5", "act_init=gelu", "init_values=1e-4", "class_token=False"),
-    )
-    assert args.data_dir == "data"
-    assert (args.batch_size, args.workers) == (16, 0)
-    assert args.mean == [0.1, 0.2, 0.3]
-    assert args.scale == [0.5, 1.0]
-    assert args.model_kwargs == {"m": 5, "act_init": "gelu", "init_values": 1e-4, "class_token": False}
+    return write
 
 
 def test_values_as_timms_scripts_take_them():
@@ -190,15 +101,6 @@ def test_errors_are_one_line(argv, words, capsys):
         assert some in captured.err
 
 
-def typing_error(command, *argv, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        main([command, "data", *argv])
-    assert stopped.value.code == 2
-    err = capsys.readouterr().err
-    assert err.count("\n") == 1
-    return err
-
-
 @pytest.mark.parametrize("flag", [flag for flag in long_flags("train") if len(flag) >= 8])
 def test_two_letters_swapped(flag, capsys):
     middle = len(flag) // 2 + 1
@@ -231,29 +133,89 @@ def test_unknown_flag_of_a_subcommand_points_to_its_help(capsys):
     assert "flashkat train --help" in typing_error("train", "--epohcs", "3", capsys=capsys)
 
 
-def test_device():
-    assert resolve_device("cpu") == torch.device("cpu")
-    assert resolve_device(None).type == ("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def test_default_device_is_a_gpu_where_there_is_one(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert resolve_device(None) == torch.device("cuda")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert resolve_device(None) == torch.device("cpu")
-
-
-@pytest.mark.parametrize("name", ["gpu", "cuda:99", "", "cpu:cpu", "xpu"])
-def test_device_that_is_not_there(name):
-    with pytest.raises(InputError, match=f"no device '{name}' here: .*cpu, cuda or cuda:N"):
-        resolve_device(name)
-
-
-def test_groups_do_not_collide():
-    """A flag added twice to one command makes argparse raise."""
-    for command in GROUPS:
-        assert isinstance(parse(command, "data"), argparse.Namespace)
-
-
 def test_abbreviations_are_refused(capsys):
     assert "unknown argument --epoch, did you mean --epochs" in typing_error("train", "--epoch", "2", capsys=capsys)
+
+
+def test_values_of_a_file(config):
+    path = config(
+        **{"data_dir": "images", "batch-size": 16, "lr": "1e-3", "mean": [0.1, 0.2, 0.3], "model_ema": True},
+        **{"model_kwargs": {"m": 5, "act_init": "gelu"}, "aa": None, "torchcompile": "aot_eager", "scale": [0.5, 1]},
+    )
+    args = parse("train", "-c", path)
+    assert (args.data_dir, args.batch_size, args.lr, args.mean) == ("images", 16, 1e-3, [0.1, 0.2, 0.3])
+    assert args.model_ema is True
+    assert args.model_kwargs == {"m": 5, "act_init": "gelu"}
+    assert (args.torchcompile, args.scale, args.aa, args.epochs) == ("aot_eager", [0.5, 1.0], None, 300)
+
+
+def test_typed_flags_win(config):
+    path = config(data_dir="images", batch_size=16, epochs=3)
+    args = parse("train", "typed", "--config", path, "-b", 8)
+    assert (args.data_dir, args.batch_size, args.epochs) == ("typed", 8, 3)
+
+
+@pytest.mark.parametrize(
+    ("values", "typed", "expected"),
+    [
+        ({"torchcompile": "inductor"}, [], ("inductor", False)),
+        ({"torchcompile": "inductor"}, ["--no-compile"], (None, True)),
+        ({"no_compile": True}, [], (None, True)),
+        ({"no_compile": True}, ["--torchcompile", "eager"], ("eager", False)),
+    ],
+)
+def test_typed_flags_win_over_those_that_contradict_them(config, values, typed, expected):
+    args = parse("train", "data", "-c", config(**values), *typed)
+    assert (args.torchcompile, args.no_compile) == expected
+
+
+def test_a_runs_own_arguments_are_such_a_file(config):
+    args = parse("train", "data", "--opt-betas", 0.9, 0.95, "--lr-noise", 0.4, "--input-size", 3, 8, 8, "--amp")
+    again = vars(parse("train", "-c", config(**vars(args))))
+    assert {**again, "config": ""} == vars(args)
+
+
+def test_timms_own_arguments_are_such_a_file(config):
+    timms = {"data": "images", "data_dir": None, "dataset": "", "torchscript": False, "fuser": "", "amp_impl": "native"}
+    timms |= {"bn_momentum": None, "drop_block": None, "split_bn": False, "naflex_loader": False, "local_rank": 0}
+    timms |= {"naflex_max_seq_len": 576, "decay_epochs": 90, "amp_dtype": "float16", "color_jitter": 0.4}
+    timms |= {"interpolation": "", "aug_repeats": 3.0}
+    args = parse("train", "-c", config(**timms))
+    assert args.data_dir == "images"
+    assert args.amp_dtype == "float16"
+    assert not args.interpolation
+    assert args.aug_repeats == 3
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"epohcs": 3}, ["unknown epohcs", "did you mean epochs"]),
+        ({"epochs": 0}, ["epochs in", "at least 1"]),
+        ({"epochs": "many"}, ["epochs in", "many"]),
+        ({"amp": "yes"}, ["amp in", "true or false"]),
+        ({"mean": "grey"}, ["mean in", "grey"]),
+        ({"scale": [1]}, ["scale in", "2 values"]),
+        ({"model_kwargs": ["m=5"]}, ["names and values"]),
+        ({"model_kwargs": {"img_size": 8}}, ["cannot set img_size: use --img-size"]),
+        ({"remode": "zz"}, ["remode in", "const", "'zz'"]),
+        ({"torchscript": True}, ["left out here"]),
+    ],
+)
+def test_mistakes_in_a_file(config, values, words, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        parse("train", "data", "-c", config(**values))
+    assert stopped.value.code == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert all(word in err for word in words), err
+
+
+@pytest.mark.parametrize(("text", "words"), [(None, "cannot read"), ("a: [", "is not YAML"), ("text", "NAME: VALUE")])
+def test_a_file_that_is_none(tmp_path, text, words, capsys):
+    if text is not None:
+        (tmp_path / "flags.yaml").write_text(text)
+    with pytest.raises(SystemExit) as stopped:
+        parse("train", "data", "-c", tmp_path / "flags.yaml")
+    assert stopped.value.code == 2
+    assert words in capsys.readouterr().err
