@@ -10,6 +10,10 @@ from torch import nn
 from flashkat.training.average import MovingAverage
 
 
+def checkpoint_of(folder, name="last.pth.tar"):
+    return torch.load(folder / name, weights_only=True)
+
+
 def float32():
     return nn.Sequential(nn.Linear(3, 5), nn.LayerNorm(5))
 
@@ -50,3 +54,20 @@ def test_follows_weights_that_are_loaded():
     average.update(model)
     for name, tensor in average.module.state_dict().items():
         torch.testing.assert_close(tensor, start[name] + 2)
+
+
+def test_average_warms_up(train):
+    flags = ["--epochs", 1, "--model-ema", "--lr", 0.5, "--warmup-epochs", 0]
+
+    def distance(*more):
+        checkpoint = checkpoint_of(train(*flags, *more))
+        pairs = zip(checkpoint["state_dict"].values(), checkpoint["state_dict_ema"].values(), strict=True)
+        return sum(float((a - b).square().sum()) for a, b in pairs)
+
+    # Four updates in, an average that decays by 0.9998 is still where it began.
+    assert distance("--model-ema-warmup") < 0.7 * distance()
+
+
+def test_too_slow_an_average_is_noted(train, capsys):
+    train("--epochs", 1, "--model-ema")
+    assert "The averaged weights will be 100% those at the start: try --model-ema-warmup" in capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 import pytest
 import timm
+import tiny
 import torch
 from torch import nn
 
@@ -101,11 +102,11 @@ def test_going_on_and_mixing_and_an_average(train, teacher, summary_of, capsys):
     assert len(summary_of(rest)) == 2
 
 
-def test_bad_input(teacher, images, tiny, tmp_path, capsys):
+def test_bad_input(teacher, images, tmp_path, capsys):
     name, _ = teacher
 
     def refused(*flags):
-        argv = ["train", images, *tiny, "-j", 0, "-b", 4, "--output", tmp_path / "output", *flags]
+        argv = ["train", images, *tiny.FLAGS, "-j", 0, "-b", 4, "--output", tmp_path / "output", *flags]
         assert main([str(argument) for argument in argv]) == 2
         err = capsys.readouterr().err
         assert err.count("\n") == 1

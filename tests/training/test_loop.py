@@ -41,12 +41,6 @@ def batches(count=3, size=4, features=5, classes=7, seed=0):
     ]
 
 
-@pytest.fixture(autouse=True)
-def no_curves(monkeypatch):
-    """Drawing takes longer than all else here."""
-    monkeypatch.setattr("flashkat.training.outputs.folder.draw_curves", lambda rows, path: None)
-
-
 @pytest.fixture
 def start(training_config, tmp_path):
     """Builds a state and runs it; returns the state, the folder and the recorder."""

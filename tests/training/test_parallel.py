@@ -1,20 +1,14 @@
-"""Two real processes through torchrun on CPUs, against one."""
+"""Two real processes on CPUs, against one."""
 
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
-from processes import interrupted
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from processes import together, torchrun
+from tiny import write_images
 
-from flashkat.cli import launch as launcher
 from flashkat.cli.main import main
 
 # Nothing random but the order of images, which is the same for all numbers of processes; and an optimiser that does
@@ -25,72 +19,11 @@ FLAGS += ["--no-aug", "--model-ema", "--model-ema-decay", 0.9, "--model-ema-warm
 # What two runs need not have in common.
 TIMES = ("images_per_second", "data_wait", "seconds")
 
-
 ROOT = Path(__file__).parents[2]
-
-# What is left of FSDP at the end of a run: a group that something holds on to, just after much work.
-ENDING = """
-import torch
-import torch.distributed as dist
-from flashkat.distributed import joined, leave
-with joined("cpu"):
-    group = dist.group.WORLD
-    tensors = [torch.ones(4) for _ in range(200)]
-    for tensor in tensors:
-        work = dist.all_reduce(tensor, async_op=True)
-        work.wait()
-    del tensors, tensor, work
-leave(0)
-"""
-
-
-def started(*command):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHON": sys.executable}
-    return subprocess.run(
-        [str(word) for word in command], env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
-
-
-def launch(*argv):
-    """The command in two processes, as torchrun starts it."""
-    return started(
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, "-m", "flashkat", *argv
-    )
-
-
-@pytest.fixture
-def refused(tiny, tmp_path):
-    """Training by dist_train.sh, which does not start; the one line that says why."""
-
-    def run(data, *flags):
-        output = ("--output", tmp_path / "output")
-        done = started("bash", ROOT / "dist_train.sh", 2, data, *tiny, *FLAGS, *output, *flags)
-        assert done.returncode == 2, done.stderr
-        assert done.stderr.count("\n") == 1
-        assert not (tmp_path / "output").exists()
-        return done.stderr.removeprefix("flashkat train: error: ")
-
-    return run
-
-
-def test_mistyped_flags_start_no_processes(monkeypatch, capsys):
-    monkeypatch.setattr("torch.distributed.run.run", lambda options: pytest.fail("started"))
-    with pytest.raises(SystemExit) as end:
-        launcher.launch(2, ["data", "--epoch-repeat-s", "3"])
-    assert end.value.code == 2
-    assert "did you mean" in capsys.readouterr().err
-
-
-def test_an_interrupt_is_told_in_one_line(images, tiny, tmp_path):
-    command = ["bash", ROOT / "dist_train.sh", 2, images, *tiny, *FLAGS, "-b", 2, "--epochs", 100000]
-    status, err = interrupted(command, tmp_path)
-    assert status == 130
-    assert err.startswith("flashkat train: error: interrupted")
-    assert err.count("\n") == 1
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory, write_images):
+def images(tmp_path_factory):
     # Of 10 evaluation images two processes have 5 each, of 9 they have 5 and 4.
     root = write_images(tmp_path_factory.mktemp("images"), train=8, val=5)
     (root / "val" / "light" / "4.png").unlink()
@@ -98,17 +31,17 @@ def images(tmp_path_factory, write_images):
 
 
 @pytest.fixture(scope="module")
-def trained(images, tmp_path_factory, tiny):
+def trained(images, tmp_path_factory):
     """Runs ``flashkat train`` in one or two processes, and returns the run's folder and its output."""
     output = tmp_path_factory.mktemp("output")
 
-    def run(name, processes, *flags):
-        argv = ["train", images, *tiny, *FLAGS, "--output", output, "--experiment", name, *flags]
+    def run(name, processes, *flags, **how):
+        argv = ["train", images, *tiny.FLAGS, *FLAGS, "--output", output, "--experiment", name, *flags]
         if processes == 1:
             assert main([str(argument) for argument in argv]) == 0
             return output / name, ""
-        done = launch(*argv)
-        assert done.returncode == 0, done.stderr
+        done = together(tmp_path_factory.mktemp("processes"), *argv, **how)
+        assert done.status == [0] * processes, done.stderr
         return output / name, done.stdout + done.stderr
 
     return run
@@ -137,12 +70,16 @@ def assert_same(folder, other, summary_of):
     return a, b
 
 
-def test_two_processes_train_as_one(alone, trained, summary_of):
-    folder, output = trained("together", 2, "-b", 2, "--log-interval", 1)
+def test_two_processes_train_as_one(alone, images, summary_of, tmp_path):
+    """As torchrun starts them."""
+    flags = ["-b", 2, "--log-interval", 1, "--output", tmp_path, "--experiment", "together"]
+    done = torchrun("train", images, *tiny.FLAGS, *FLAGS, *flags)
+    assert done.returncode == 0, done.stderr
+    folder, output = tmp_path / "together", done.stdout + done.stderr
     assert_same(alone, folder, summary_of)
 
     # One of them writes and speaks.
-    assert not (folder.parent / "together-1").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["together"]
     assert {path.name for path in folder.iterdir()} == {path.name for path in alone.iterdir()}
     lines = [line for line in output.splitlines() if line.startswith(("Train: ", "Epoch ", "The run is in "))]
     assert len(lines) == len(set(lines)) == 2 * 4 + 2 + 1
@@ -150,18 +87,10 @@ def test_two_processes_train_as_one(alone, trained, summary_of):
     assert "16 training and 9 evaluation images" in output
 
 
-def test_two_nodes_train_as_one(alone, images, tiny, tmp_path, summary_of):
+def test_two_nodes_train_as_one(alone, trained, summary_of):
     """A process on each of two nodes, which are this machine twice."""
-    flags = ["train", images, *tiny, *FLAGS, "-b", 2, "--output", tmp_path, "--experiment", "nodes"]
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    meeting = ["--nnodes", 2, "--nproc-per-node", 1, "--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{port}"]
-    command = [sys.executable, "-m", "torch.distributed.run", *meeting, "--local-addr", "localhost", "-m", "flashkat"]
-    with ThreadPoolExecutor(2) as nodes:
-        for done in nodes.map(lambda _: started(*command, *flags), range(2)):
-            assert done.returncode == 0, done.stderr
-    assert_same(alone, tmp_path / "nodes", summary_of)
+    folder, _ = trained("nodes", 2, "-b", 2, per_node=1)
+    assert_same(alone, folder, summary_of)
 
 
 def test_accumulated_batches_are_one_batch(alone, trained, summary_of):
@@ -170,10 +99,9 @@ def test_accumulated_batches_are_one_batch(alone, trained, summary_of):
     assert_same(alone, folder, summary_of)
 
 
-def test_compiled(alone, trained, summary_of, monkeypatch):
+def test_compiled(alone, trained, summary_of):
     """With names of weights that do not show it."""
-    monkeypatch.setenv("TORCH_LOGS", "recompiles")
-    folder, output = trained("compiled", 2, "-b", 2, "--torchcompile", "aot_eager")
+    folder, output = trained("compiled", 2, "-b", 2, "--torchcompile", "aot_eager", recompiles=True)
     assert_same(alone, folder, summary_of)
     # For evaluation, by either process; of its last batch one has 2 images, the other too, of which one counts.
     assert output.count("Recompiling function") == 2
@@ -218,70 +146,11 @@ def test_validation_counts_every_image_once(alone, images, tmp_path, capsys):
     capsys.readouterr()
     assert main([str(argument) for argument in argv]) == 0
     expected = capsys.readouterr().out
-    done = launch(*argv)
-    assert done.returncode == 0, done.stderr
+    done = together(tmp_path, *argv)
+    assert done.status == [0, 0], done.stderr
     assert done.stdout == expected
     assert json.loads(results.read_text())["top1"] == json.loads(expected.removeprefix("--result\n"))["top1"]
     assert done.stderr.count("Validating in float32") == 1
-
-
-def test_processes_end_while_threads_give_back_tensors(tmp_path):
-    script = tmp_path / "script.py"
-    script.write_text(ENDING)
-    done = started(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, script)
-    assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.parametrize("processes", ["1", "2"])
-def test_the_end_of_a_process(monkeypatch, processes):
-    """What it has said arrives, and its handlers run."""
-    monkeypatch.setenv("WORLD_SIZE", processes)
-    code = (
-        "import atexit; from flashkat.distributed import leave; atexit.register(print, 'bye'); print('done'); leave(3)"
-    )
-    done = started(sys.executable, "-c", code)
-    assert (done.returncode, done.stdout, done.stderr) == (3, "done\nbye\n", "")
-
-
-def test_too_many_processes_for_the_data(images, refused):
-    assert refused(images, "-b", 9) == (
-        f"{images}/train has 16 images, fewer than a batch of 9 for each of 2 processes: "
-        "give a smaller --batch-size or fewer processes\n"
-    )
-
-
-def test_a_mistake_in_the_flags_is_said_once(images, refused):
-    assert refused(images, "--epohcs", 3).startswith("unknown argument --epohcs, did you mean --epochs;")
-
-
-def test_an_error_of_one_process_ends_all(write_images, refused, tmp_path):
-    data = write_images(tmp_path / "data", val=3)
-    # In the share of the second process.
-    (data / "val" / "dark" / "1.png").write_bytes(b"no image")
-    assert refused(data, "-b", 2).startswith(f"cannot decode the image {data / 'val' / 'dark' / '1.png'}: ")
-
-
-def test_the_first_process_alone_finds_that_it_cannot_write(images, refused, tmp_path):
-    (tmp_path / "file").write_text("precious")
-    assert refused(images, "-b", 2, "--output", tmp_path / "file" / "runs").startswith("cannot write to ")
-    assert (tmp_path / "file").read_text() == "precious"
-
-
-@pytest.mark.parametrize(
-    ("codes", "status", "line"),
-    [
-        ({0: 1, 1: 2}, 2, ""),
-        ({0: -signal.SIGTERM, 1: 1}, 1, ""),
-        ({0: -signal.SIGTERM, 1: -signal.SIGKILL}, 137, "flashkat train: error: process 1 was ended by SIGKILL\n"),
-    ],
-)
-def test_exit_status(monkeypatch, capsys, codes, status, line):
-    def fail(args):
-        raise ChildFailedError("train", {rank: ProcessFailure(rank, 1, code, "") for rank, code in codes.items()})
-
-    monkeypatch.setattr(torch.distributed.run, "run", fail)
-    assert launcher.launch(2, ["data"]) == status
-    assert capsys.readouterr().err == line
 
 
 @pytest.mark.gpu

@@ -1,16 +1,24 @@
 """``flashkat train`` as a user types it, on real image files."""
 
+import csv
 import math
 import re
 import time
 
 import numpy as np
 import pytest
+import tiny
 import torch
 import yaml
 from PIL import Image
+from tiny import write_images
 
 from flashkat.cli.main import main
+
+
+def checkpoint_of(folder, name="last.pth.tar"):
+    return torch.load(folder / name, weights_only=True)
+
 
 COLUMNS = ["epoch", "train_loss", "eval_loss", "eval_top1", "eval_top5", "lr"]
 COLUMNS += ["images_per_second", "data_wait", "seconds"]
@@ -19,23 +27,31 @@ COLUMNS += ["images_per_second", "data_wait", "seconds"]
 DEEPER = ["--model-kwargs", "patch_size=4", "embed_dim=16", "depth=2", "num_heads=2"]
 
 
-@pytest.fixture
-def curves():
-    """For tests that look at the picture."""
-
-
-@pytest.fixture(autouse=True)
-def no_curves(request, monkeypatch):
-    """Drawing takes longer than all else here."""
-    if "curves" not in request.fixturenames:
-        monkeypatch.setattr("flashkat.training.outputs.folder.draw_curves", lambda rows, path: None)
-
-
 def losses(rows):
     return [
         (row["train_loss"], *(value for name, value in row.items() if name.startswith("eval") or name == "lr"))
         for row in rows
     ]
+
+
+@pytest.fixture
+def built(train, monkeypatch):
+    """What a run is built of for some flags, without the run."""
+
+    def build(*flags):
+        parts = []
+        monkeypatch.setattr("flashkat.training.run.run_epochs", lambda *args: parts.extend(args))
+        train(*flags)
+        names = ["state", "train_loader", "val_loader", "loss", "distillation", "mixup"]
+        names += ["precision", "folder", "progress", "args"]
+        return dict(zip(names, parts, strict=True))
+
+    return build
+
+
+def train_and_fail(images, output, *flags):
+    argv = ["train", images, *tiny.FLAGS, "-j", 0, "-b", 4, "--output", output, "--experiment", "run", *flags]
+    return main([str(argument) for argument in argv])
 
 
 def test_what_a_run_leaves_behind(train, summary_of, capsys, curves):
@@ -174,21 +190,6 @@ def test_flags_run(train, summary_of, flags):
     assert "state_dict_ema" not in checkpoint
 
 
-@pytest.fixture
-def built(train, monkeypatch):
-    """What a run is built of for some flags, without the run."""
-
-    def build(*flags):
-        parts = []
-        monkeypatch.setattr("flashkat.training.run.run_epochs", lambda *args: parts.extend(args))
-        train(*flags)
-        names = ["state", "train_loader", "val_loader", "loss", "distillation", "mixup"]
-        names += ["precision", "folder", "progress", "args"]
-        return dict(zip(names, parts, strict=True))
-
-    return build
-
-
 def test_flags_reach_the_model(built):
     model = built("--drop", 0.25, "--drop-path", 0.5, "--num-classes", 4, *DEEPER)["state"].model
     assert model.head_drop.p == 0.25
@@ -302,13 +303,13 @@ def test_given_learning_rate_is_not_scaled(train, summary_of):
 
 
 @pytest.mark.parametrize("name", ["validation", "valid"])
-def test_other_names_of_the_evaluation_folder(train, summary_of, write_image_folders, tmp_path, name):
-    data = write_image_folders(tmp_path / "data", val_name=name)
+def test_other_names_of_the_evaluation_folder(train, summary_of, tmp_path, name):
+    data = write_images(tmp_path / "data", val_name=name)
     assert len(summary_of(train("--epochs", 1, data=data))) == 1
 
 
-def test_images_of_odd_sizes_and_modes(train, summary_of, write_image_folders, tmp_path):
-    data = write_image_folders(tmp_path / "data")
+def test_images_of_odd_sizes_and_modes(train, summary_of, tmp_path):
+    data = write_images(tmp_path / "data")
     for split in ("train", "val"):
         for name, value in (("dark", 70), ("light", 185)):
             folder = data / split / name
@@ -365,14 +366,9 @@ def test_rate_is_that_of_the_clock(train, summary_of):
     assert 16 / row["images_per_second"] < row["seconds"] < whole
 
 
-def train_and_fail(images, tiny, output, *flags):
-    argv = ["train", images, *tiny, "-j", 0, "-b", 4, "--output", output, "--experiment", "run", *flags]
-    return main([str(argument) for argument in argv])
-
-
 @pytest.mark.parametrize("lr", ["1e12", "1e38"])
-def test_diverging_run_stops_with_one_line(images, tiny, tmp_path, capsys, lr):
-    status = train_and_fail(images, tiny, tmp_path / "output", "--lr", lr, "--warmup-epochs", 0, "--epochs", 9)
+def test_diverging_run_stops_with_one_line(images, tmp_path, capsys, lr):
+    status = train_and_fail(images, tmp_path / "output", "--lr", lr, "--warmup-epochs", 0, "--epochs", 9)
     out, err = capsys.readouterr()
     assert status == 1
     assert len(err.splitlines()) == 1
@@ -380,12 +376,12 @@ def test_diverging_run_stops_with_one_line(images, tiny, tmp_path, capsys, lr):
     assert "9/9" not in out
 
 
-def test_diverging_in_the_last_update(images, tiny, tmp_path, capsys):
+def test_diverging_in_the_last_update(images, tmp_path, capsys):
     flags = ["--lr", "1e30", "--warmup-epochs", 0, "--epochs", 1, "-b", 16]
-    assert train_and_fail(images, tiny, tmp_path / "output", *flags) == 1
+    assert train_and_fail(images, tmp_path / "output", *flags) == 1
 
 
-def test_interrupt_after_an_epoch_keeps_it(images, tiny, tmp_path, capsys, monkeypatch, summary_of):
+def test_interrupt_after_an_epoch_keeps_it(images, tmp_path, capsys, monkeypatch, summary_of):
     from flashkat.training import loop
 
     real, calls = loop.evaluate, []
@@ -397,9 +393,92 @@ def test_interrupt_after_an_epoch_keeps_it(images, tiny, tmp_path, capsys, monke
         return real(*args, **kwargs)
 
     monkeypatch.setattr(loop, "evaluate", interrupt)
-    assert train_and_fail(images, tiny, tmp_path / "output", "--epochs", 9) == 130
+    assert train_and_fail(images, tmp_path / "output", "--epochs", 9) == 130
     folder = tmp_path / "output" / "run"
     hint = f"go on with --resume {folder / 'last.pth.tar'}"
     assert capsys.readouterr().err == f"flashkat train: error: interrupted: {hint}\n"
     assert len(summary_of(folder)) == 2
     assert torch.load(folder / "last.pth.tar", weights_only=True)["epoch"] == 1
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--bce-loss", "--bce-target-thresh", 0.2, "--mixup", 0.5],
+        ["--jsd-loss", "--aug-splits", 2, "--aa", "rand-m3"],
+        ["--mixup", 0.5, "--mixup-mode", "half", "--mixup-off-epoch", 1],
+        ["--opt", "adamw", "--layer-decay", 0.7, "--opt-betas", 0.9, 0.95],
+        ["--clip-grad", 0.1, "--clip-mode", "agc"],
+        ["--channels-last", "--fast-norm", "--pin-mem"],
+        ["--model-dtype", "bfloat16"],
+        ["--no-prefetcher", "--synchronize-step", "--worker-seeding", "part"],
+        ["--lr-noise", 0.2, "--sched", "step", "--decay-epochs", 1],
+        ["--sched", "plateau", "--eval-metric", "loss", "--warmup-epochs", 0],
+        ["--head-init-scale", 0.1, "--head-init-bias", -1, "--gp", "avg"],
+        ["--train-crop-mode", "rkrc", "--grayscale-prob", 0.5, "--gaussian-blur-prob", 0.5, "--img-size", 32],
+        ["--model-ema", "--model-ema-force-cpu", "--tta", 2],
+        ["--sync-bn", "--dist-bn", "broadcast", "-vb", 3],
+    ],
+    ids=lambda flags: " ".join(map(str, flags)),
+)
+def test_timms_less_usual_flags_run(train, summary_of, flags):
+    rows = summary_of(train("--epochs", 2, *flags))
+    assert len(rows) == 2
+    assert all(math.isfinite(row["train_loss"]) and math.isfinite(row["eval_loss"]) for row in rows)
+
+
+def test_compiled_model_leaves_an_ordinary_checkpoint(train, images):
+    flags = ["--epochs", 1, "--model-ema", "--model-ema-decay", 0.5]
+    compiled = train(*flags, "--torchcompile", "eager", experiment="compiled")
+    plain = train(*flags, experiment="plain")
+    ours, theirs = checkpoint_of(compiled), checkpoint_of(plain)
+    for key in ("state_dict", "state_dict_ema"):
+        assert list(ours[key]) == list(theirs[key])
+        torch.testing.assert_close(ours[key], theirs[key])
+    for ema in ([], ["--use-ema"]):
+        assert not main(["validate", str(images), "--checkpoint", str(compiled / "last.pth.tar"), "-j", "0", *ema])
+
+
+def test_evaluation_now_and_then(train):
+    with (train("--epochs", 5, "--val-interval", 2) / "summary.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows if row["eval_loss"]] == ["1", "3", "4"]
+
+
+def test_cooldown_adds_epochs(train, summary_of):
+    rows = summary_of(train("--epochs", 2, "--cooldown-epochs", 1, "--min-lr", 1e-4, "--warmup-epochs", 0))
+    assert len(rows) == 3
+    assert rows[-1]["lr"] == pytest.approx(1e-4)
+
+
+def test_a_run_again_from_its_own_arguments(train, summary_of):
+    first = train("--epochs", 1, "--lr", 0.1, "--mixup", 0.4, *DEEPER)
+    again = train("-c", first / "args.yaml", experiment="again")
+    a, b = (yaml.safe_load((folder / "args.yaml").read_text()) for folder in (first, again))
+    assert {**a, "config": "", "experiment": ""} == {**b, "config": "", "experiment": ""} | {
+        "model_kwargs": a["model_kwargs"]
+    }
+
+
+def test_a_checkpoint_of_a_run_starts_another(train, capsys):
+    first = train("--epochs", 1, "--lr", 0.1)
+    second = train(
+        "--epochs",
+        1,
+        "--lr",
+        1e-12,
+        "--warmup-epochs",
+        0,
+        "--initial-checkpoint",
+        first / "last.pth.tar",
+        "--num-classes",
+        3,
+    )
+    assert "the classifier is new: 2 classes" in capsys.readouterr().out
+    old, new = checkpoint_of(first)["state_dict"], checkpoint_of(second)["state_dict"]
+    torch.testing.assert_close(new["patch_embed.proj.weight"], old["patch_embed.proj.weight"], atol=1e-6, rtol=0)
+
+
+def test_augmentation_that_an_image_is_too_small_for(refused):
+    err = refused("--gaussian-blur-prob", "1", at_once=False)
+    assert "cannot augment the image" in err

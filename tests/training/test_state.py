@@ -4,6 +4,7 @@ import csv
 import shutil
 
 import pytest
+import tiny
 import torch
 import yaml
 
@@ -16,12 +17,6 @@ RANDOM = ["--mixup", 0.5, "--reprob", 0.5, "--drop", 0.2, "--drop-path", 0.3, "-
 RANDOM += ["--model-kwargs", "patch_size=4", "embed_dim=16", "depth=2", "num_heads=2"]
 TIMES = ("images_per_second", "data_wait", "seconds")
 AVERAGED = ["--model-ema", "--model-ema-decay", 0.9, "--model-ema-warmup"]
-
-
-@pytest.fixture(autouse=True)
-def no_curves(monkeypatch):
-    """Drawing takes longer than all else here."""
-    monkeypatch.setattr("flashkat.training.outputs.folder.draw_curves", lambda rows, path: None)
 
 
 def rows_of(folder):
@@ -108,9 +103,9 @@ def test_in_the_middle_of_an_epoch(train, loading):
 
 
 @pytest.mark.parametrize("flag", ["--batch-size", "--grad-accum-steps"])
-def test_an_epoch_is_ended_in_the_batches_it_began_with(train, flag, capsys, images, tiny):
+def test_an_epoch_is_ended_in_the_batches_it_began_with(train, flag, capsys, images):
     straight = train("--epochs", 2, "--recovery-interval", 1, "-b", 2, "--grad-accum-steps", 1, "--opt", "sgd")
-    argv = ["train", images, *tiny, "-j", 0, "-b", 2, "--epochs", 3, "--opt", "sgd", flag, 4]
+    argv = ["train", images, *tiny.FLAGS, "-j", 0, "-b", 2, "--epochs", 3, "--opt", "sgd", flag, 4]
     capsys.readouterr()
     assert main([str(each) for each in [*argv, "--resume", straight / "recovery-1-6.pth.tar"]]) == 2
     before = {"--batch-size": 2, "--grad-accum-steps": 1}[flag]
@@ -119,14 +114,14 @@ def test_an_epoch_is_ended_in_the_batches_it_began_with(train, flag, capsys, ima
     assert main([str(each) for each in [*argv, "--resume", straight / "last.pth.tar"]]) == 0
 
 
-def test_goes_on_in_its_folder(train, images, tiny, tmp_path, capsys):
+def test_goes_on_in_its_folder(train, images, tmp_path, capsys):
     flags = ["--epochs", 4, "--opt", "adamw", "--lr", 1e-3, *AVERAGED]
     straight = train(*flags, experiment="straight")
     stopped = tmp_path / "output" / "stopped"
     shutil.copytree(straight, stopped)
     for epoch in (2, 3):
         (stopped / f"checkpoint-{epoch}.pth.tar").unlink()
-    argv = ["train", images, *tiny, "-j", 0, "-b", 4, *flags, "--resume", stopped / "checkpoint-1.pth.tar"]
+    argv = ["train", images, *tiny.FLAGS, "-j", 0, "-b", 4, *flags, "--resume", stopped / "checkpoint-1.pth.tar"]
     capsys.readouterr()
     assert main([str(argument) for argument in argv]) == 0
     out = capsys.readouterr().out
@@ -291,12 +286,25 @@ def test_classes_that_one_side_does_not_list(train, saved, lists):
 
 
 @pytest.fixture
-def refused(images, tiny, tmp_path, capsys):
+def refused(images, tmp_path, capsys):
     """The one line that a command is refused with."""
 
     def run(*flags):
         before = {path: path.read_bytes() for path in (tmp_path / "output").rglob("*") if path.is_file()}
-        argv = ["train", images, *tiny, "-j", 0, "-b", 4, "--opt", "adamw", "--output", tmp_path / "output", *flags]
+        argv = [
+            "train",
+            images,
+            *tiny.FLAGS,
+            "-j",
+            0,
+            "-b",
+            4,
+            "--opt",
+            "adamw",
+            "--output",
+            tmp_path / "output",
+            *flags,
+        ]
         capsys.readouterr()
         assert main([str(argument) for argument in argv]) == 2
         out, err = capsys.readouterr()
@@ -308,7 +316,7 @@ def refused(images, tiny, tmp_path, capsys):
     return run
 
 
-def test_what_cannot_be_resumed(train, refused, tmp_path, write_images):
+def test_what_cannot_be_resumed(train, refused, tmp_path):
     last = train("--epochs", 1, "--opt", "adamw") / "last.pth.tar"
     err = refused("--resume", last, "--model", "vit_small_patch16_224")
     assert "is of a run of kat_tiny_patch16_224, not vit_small_patch16_224: give --model kat_tiny_patch16_224" in err

@@ -288,21 +288,6 @@ def test_a_compiled_kat_trains_to_the_same_bits_for_100_steps():
 
 
 @pytest.mark.gpu
-def test_a_graph_evaluates_to_the_same():
-    model = small().cuda()
-    captured = CapturedForward(model, pytest.fail).eval()
-    with torch.inference_mode():
-        for images, _ in batches(20, "cuda", sizes=(BATCH, BATCH - 1)):
-            assert torch.equal(captured(images), model(images))
-    # Weights are those of the moment.
-    with torch.no_grad():
-        model[1].weight.mul_(2)
-    with torch.inference_mode():
-        assert torch.equal(captured(images), model(images))
-    assert len(captured._captured._recordings) == 2
-
-
-@pytest.mark.gpu
 def test_evaluation_shares_the_memory_of_training():
     trainings = [Training("cuda", capture=capture) for capture in (True, False)]
     outputs = []

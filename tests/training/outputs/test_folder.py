@@ -64,7 +64,7 @@ def test_rows(make):
         assert [{name: float(value) for name, value in row.items()} for row in found] == rows[:number]
 
 
-def test_curves_are_drawn_anew(make):
+def test_curves_are_drawn_anew(make, curves):
     folder = make()
     folder.record(ROW)
     first = pixels(folder.path / "curves.png")
@@ -75,14 +75,14 @@ def test_curves_are_drawn_anew(make):
     assert first.shape != second.shape or not np.array_equal(first, second)
 
 
-def test_curves_are_not_drawn_after_epochs_without_evaluation(make):
+def test_curves_are_not_drawn_after_epochs_without_evaluation(make, curves):
     folder = make()
     folder.record({"epoch": 0, "train_loss": 1.0, "lr": 0.1})
     assert (folder.path / "summary.csv").is_file()
     assert not (folder.path / "curves.png").exists()
 
 
-def test_curves_of_what_is_no_number(make):
+def test_curves_of_what_is_no_number(make, curves):
     folder = make()
     folder.record({**ROW, "eval_loss": float("nan"), "eval_ema_loss": float("inf"), "eval_ema_top1": 0.0})
     assert pixels(folder.path / "curves.png").size
@@ -179,3 +179,18 @@ def test_a_file_in_the_way(make, tmp_path, below):
 def test_a_name_that_is_too_long(make, tmp_path):
     with pytest.raises(InputError, match="cannot write to"):
         make("--experiment", "x" * 300)
+
+
+def test_images_of_batches_are_saved(train):
+    folder = train("--epochs", 1, "--save-images", "--log-interval", 1)
+    assert len(list(folder.glob("train-batch-0-*.jpg"))) == 4
+
+
+def test_a_batch_is_one_picture_of_all_its_values(make):
+    folder = make()
+    folder.save_images(torch.stack([torch.full((3, 8, 8), value) for value in (-2.0, 2.0)]).bfloat16(), 1, 2)
+    with Image.open(folder.path / "train-batch-1-2.jpg") as picture:
+        found = np.asarray(picture)
+    assert found.shape == (8, 16, 3)
+    assert found[:, :8].max() < 10
+    assert found[:, 8:].min() > 245

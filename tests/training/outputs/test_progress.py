@@ -8,6 +8,7 @@ import sys
 import time
 
 import pytest
+import tiny
 
 from flashkat.evaluation.metrics import Metrics
 from flashkat.training.outputs.progress import open_progress
@@ -137,7 +138,7 @@ def test_live_bar_ends_with_an_error(terminal):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="opens a pseudo-terminal")
-def test_on_a_real_terminal(images, tiny, tmp_path):
+def test_on_a_real_terminal(images, tmp_path):
     import fcntl
     import pty
     import termios
@@ -145,7 +146,21 @@ def test_on_a_real_terminal(images, tiny, tmp_path):
     parent, child = pty.openpty()
     fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
     code = "import sys; from flashkat.cli.main import main; sys.exit(main())"
-    argv = ["train", images, *tiny, "-j", "0", "-b", "4", "--epochs", "2", "--log-interval", "1", "--output", tmp_path]
+    argv = [
+        "train",
+        images,
+        *tiny.FLAGS,
+        "-j",
+        "0",
+        "-b",
+        "4",
+        "--epochs",
+        "2",
+        "--log-interval",
+        "1",
+        "--output",
+        tmp_path,
+    ]
     process = subprocess.Popen(
         [sys.executable, "-c", code, *map(str, argv)],
         stdout=child,

@@ -6,6 +6,7 @@ import signal
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
 
 from flashkat import checkpoints
@@ -80,8 +81,8 @@ def contents(folder, columns=("epoch", "train_loss", "eval_loss", "eval_top1", "
     return names, rows, files
 
 
-def command(images, tiny, output, *flags):
-    argv = ["train", images, *tiny, "-j", 0, "-b", 4, "--output", output, "--experiment", "run", *STEADY, *flags]
+def command(images, output, *flags):
+    argv = ["train", images, *tiny.FLAGS, "-j", 0, "-b", 4, "--output", output, "--experiment", "run", *STEADY, *flags]
     return main([str(argument) for argument in argv])
 
 
@@ -90,11 +91,11 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("step", range(1, 14))
-def test_killed_anywhere_in_an_epochs_end_it_goes_on_to_the_same(train, images, tiny, tmp_path, monkeypatch, step):
+def test_killed_anywhere_in_an_epochs_end_it_goes_on_to_the_same(train, images, tmp_path, monkeypatch, step):
     """As if by SIGKILL: at the n-th change of a file from the second epoch on, nothing of the process runs any more."""
     straight = train(*STEADY, "--epochs", 3, experiment="straight")
     output, calls = tmp_path / "killed", []
-    assert command(images, tiny, output, "--epochs", 1) == 0
+    assert command(images, output, "--epochs", 1) == 0
 
     def counted(function):
         def call(self, *arguments, **options):
@@ -111,19 +112,19 @@ def test_killed_anywhere_in_an_epochs_end_it_goes_on_to_the_same(train, images, 
         for name in ("replace", "hardlink_to", "unlink"):
             patch.setattr(Path, name, counted(getattr(Path, name)))
         with pytest.raises(Killed):
-            command(images, tiny, output, "--epochs", 3, "--resume", "auto")
-    assert command(images, tiny, output, "--epochs", 3, "--resume", "auto") == 0
+            command(images, output, "--epochs", 3, "--resume", "auto")
+    assert command(images, output, "--epochs", 3, "--resume", "auto") == 0
     assert contents(output / "run") == contents(straight)
 
 
-def test_all_epochs_done_is_no_failure(images, tiny, tmp_path, capsys):
+def test_all_epochs_done_is_no_failure(images, tmp_path, capsys):
     for _ in range(2):
-        assert command(images, tiny, tmp_path, "--epochs", 1, "--resume", "auto") == 0
+        assert command(images, tmp_path, "--epochs", 1, "--resume", "auto") == 0
     assert capsys.readouterr().out.count("Epoch 1/1") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
-def test_a_signal_writes_a_recovery_and_says_how_to_go_on(train, images, tiny, tmp_path, monkeypatch, capsys):
+def test_a_signal_writes_a_recovery_and_says_how_to_go_on(train, images, tmp_path, monkeypatch, capsys):
     straight = train(*STEADY, "--epochs", 2, experiment="straight")
     update = TrainingStep._update
 
@@ -133,14 +134,14 @@ def test_a_signal_writes_a_recovery_and_says_how_to_go_on(train, images, tiny, t
 
     with monkeypatch.context() as patch:
         patch.setattr(TrainingStep, "_update", signalled)
-        assert command(images, tiny, tmp_path / "stopped", "--epochs", 2) == 128 + signal.SIGUSR1
+        assert command(images, tmp_path / "stopped", "--epochs", 2) == 128 + signal.SIGUSR1
     recovery = tmp_path / "stopped" / "run" / "recovery-0-0.pth.tar"
     assert capsys.readouterr().err == f"flashkat train: error: stopped: go on with --resume {recovery}\n"
-    assert command(images, tiny, tmp_path / "stopped", "--epochs", 2, "--resume", "auto") == 0
+    assert command(images, tmp_path / "stopped", "--epochs", 2, "--resume", "auto") == 0
     assert contents(tmp_path / "stopped" / "run") == contents(straight)
 
 
-def test_weights_that_are_not_finite_are_not_written(images, tiny, tmp_path, monkeypatch, capsys):
+def test_weights_that_are_not_finite_are_not_written(images, tmp_path, monkeypatch, capsys):
     update, updates = TrainingStep._update, []
 
     def poisoned(step):
@@ -150,7 +151,7 @@ def test_weights_that_are_not_finite_are_not_written(images, tiny, tmp_path, mon
             next(step.model.parameters()).data.fill_(float("inf"))
 
     monkeypatch.setattr(TrainingStep, "_update", poisoned)
-    assert command(images, tiny, tmp_path, "--epochs", 2, "--recovery-interval", 1) == 1
+    assert command(images, tmp_path, "--epochs", 2, "--recovery-interval", 1) == 1
     err = capsys.readouterr().err
     good = tmp_path / "run" / "recovery-0-1.pth.tar"
     assert "weights are no longer finite after update 3" in err
@@ -158,7 +159,7 @@ def test_weights_that_are_not_finite_are_not_written(images, tiny, tmp_path, mon
     assert torch.load(good, weights_only=True)["state_dict"]["head.weight"].isfinite().all()
 
 
-def test_a_disk_that_is_full_for_a_while(images, tiny, tmp_path, monkeypatch, capsys):
+def test_a_disk_that_is_full_for_a_while(images, tmp_path, monkeypatch, capsys):
     write, full = checkpoints.io.write, [True]
 
     def writes(path, checkpoint):
@@ -167,16 +168,16 @@ def test_a_disk_that_is_full_for_a_while(images, tiny, tmp_path, monkeypatch, ca
         write(path, checkpoint)
 
     monkeypatch.setattr("flashkat.checkpoints.write", writes)
-    assert command(images, tiny, tmp_path, "--epochs", 2) == 0
+    assert command(images, tmp_path, "--epochs", 2) == 0
     out = capsys.readouterr().out
     assert "last.pth.tar: No space left on device. Training goes on, and writes again at its next checkpoint" in out
     assert torch.load(tmp_path / "run" / "last.pth.tar", weights_only=True)["epoch"] == 1
 
 
-def test_other_flags_are_listed(images, tiny, tmp_path, capsys):
-    assert command(images, tiny, tmp_path, "--epochs", 1) == 0
+def test_other_flags_are_listed(images, tmp_path, capsys):
+    assert command(images, tmp_path, "--epochs", 1) == 0
     more = ["--mixup", 0.5, "--smoothing", 0.2, "--resume", tmp_path / "run" / "last.pth.tar"]
-    assert command(images, tiny, tmp_path, "--epochs", 2, *more) == 0
+    assert command(images, tmp_path, "--epochs", 2, *more) == 0
     out = capsys.readouterr().out
     assert "Differs from the run so far: --mixup is 0.5, it was 0.0" in out
     assert "Differs from the run so far: --smoothing is 0.2, it was 0.1" in out

@@ -1,0 +1,34 @@
+"""The configuration of a run: derived settings, and the flags that it is written down as."""
+
+import pytest
+
+from flashkat.training.config import Config, Mixing, Output, Schedule
+
+
+@pytest.mark.parametrize(
+    ("given", "is_on", "images"),
+    [
+        ({}, False, 8),
+        ({"mixup_mode": "half"}, False, 8),
+        ({"mixup": 0.5}, True, 8),
+        ({"cutmix_minmax": (0.2, 0.8), "mixup_mode": "half"}, True, 4),
+        ({"cutmix": 1.0, "mixup_mode": "half"}, True, 4),
+    ],
+)
+def test_mixing(given, is_on, images):
+    mixing = Mixing(**given)
+    assert (mixing.is_on, mixing.images(8)) == (is_on, images)
+
+
+def test_flags_are_of_every_section_and_of_plain_types():
+    config = Config(schedule=Schedule(epochs=3), output=Output(experiment="mine"), unused={"local_rank": 1})
+    flags = config.flags()
+    assert (flags["epochs"], flags["experiment"], flags["local_rank"], flags["opt"]) == (3, "mine", 1, "sgd")
+    assert flags["decay_milestones"] == [90, 180, 270]
+    assert {type(value) for value in flags.values()} <= {str, int, float, bool, list, dict, type(None)}
+
+
+def test_names_of_flags_are_used_once():
+    assert len(Config().flags()) == len(
+        [name for section in vars(Config()).values() if not isinstance(section, dict) for name in vars(section)]
+    )
