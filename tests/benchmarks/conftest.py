@@ -14,6 +14,15 @@ def device():
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+@pytest.fixture
+def no_code(monkeypatch):
+    """A compiler that generates none."""
+    compile_model = torch.compile
+    monkeypatch.setattr(
+        torch, "compile", lambda model, dynamic, mode="": compile_model(model, dynamic=dynamic, backend="aot_eager")
+    )
+
+
 ENVIRONMENT = {
     "commit": "0123456789", "uncommitted_changes": False, "date": "2026-01-02", "torch": "2.11", "triton": "3.6",
     "cpu": "a CPU", "cpu_threads": 2, "gpu": "a GPU",

@@ -1,4 +1,4 @@
-"""Each command, from the call to the page's text and the picture, at toy sizes, on the CPU, with a fake clock."""
+"""Every result has a picture, and the same result gives the same file."""
 
 import pytest
 import torch
@@ -22,6 +22,7 @@ def small(monkeypatch, device):
         monkeypatch.setattr(module, "require_gpu", lambda: None)
         monkeypatch.setattr(module, "GpuTimer", lambda: _one_microsecond, raising=False)
     monkeypatch.setattr(kernels, "graph_is_right", lambda: True)
+    monkeypatch.setattr(host_time, "_CHAIN", 2)
     plan = kernels.Plan((1, 2), (16, 192), ("bf16",), (), (), (16,), 32, 24, (1, 8, 2, 2), 64, 1)
     replacements = {
         kernels: lambda _, __, measure, collect=kernels.collect: collect(plan, device, measure),
@@ -31,6 +32,24 @@ def small(monkeypatch, device):
     }
     for module, collect in replacements.items():
         monkeypatch.setattr(module, "collect", collect)
+
+
+def test_every_result_is_drawn(results, tmp_path):
+    paths = figures.draw(results, tmp_path / "first")
+    assert [path.stem for path in paths] == list(figures.FIGURES)
+    again = figures.draw(results, tmp_path / "second")
+    assert [path.read_bytes() for path in paths] == [path.read_bytes() for path in again]
+
+
+def test_results_that_are_not_there_are_left_out(tmp_path):
+    assert figures.draw(tmp_path, tmp_path / "pictures") == []
+
+
+def test_a_legend_names_each_contender_once(results):
+    accuracy, loss = figures.FIGURES["cifar10"](common.read(results / "cifar10.json")).axes
+    names = [[text.get_text() for text in axes.get_legend().get_texts()] for axes in (accuracy, loss)]
+    assert names == [["KAT", "KAT, averaged", "ViT", "ViT, averaged"], ["KAT", "ViT"]]
+    assert len(loss.get_lines()) == 4
 
 
 @pytest.mark.usefixtures("small")
