@@ -1,7 +1,7 @@
-"""FlashKAT: Kolmogorov-Arnold Transformers, from the learnable activation to the trained model.
+"""FlashKAT: Kolmogorov-Arnold Transformers (KATs) with fast kernels for their learnable activation.
 
-Importing the package registers the models with timm and the operator with PyTorch; everything heavier (Triton
-kernels, training, plotting) is imported when it is first used.
+Importing the package registers the models with timm and the operators with PyTorch. Triton kernels, training and
+plotting are imported when they are first used.
 """
 
 from importlib.metadata import version

@@ -1,4 +1,4 @@
-"""``python -m flashkat``, as torchrun starts it: ``torchrun --nproc-per-node 8 -m flashkat train ...``."""
+"""Run the command line as a module: ``torchrun --nproc-per-node 8 -m flashkat train ...``."""
 
 from .cli.main import run
 

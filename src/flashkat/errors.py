@@ -1,4 +1,4 @@
-"""The errors that the command line reports in one line, without a traceback."""
+"""Errors that the command line reports in one line, without a traceback."""
 
 import contextlib
 import difflib
@@ -28,37 +28,45 @@ __all__ = [
     "show_once",
 ]
 
-# What modules are called in the package registry, where that is another name.
+# Modules whose package has another name on PyPI.
 _PACKAGES = {"sklearn": "scikit-learn"}
 
-# How Python refuses an argument; what follows may suggest another.
+# Python's message for an unknown argument. The text after it may suggest another name.
 _NO_SUCH_ARGUMENT = re.compile(r"^\S+\(\) got an unexpected keyword argument '(\w+)'")
 
-# Whoever cannot reach the other processes in this time reports for itself.
+# A process that cannot reach the others within this time reports its own error.
 _PATIENCE = timedelta(seconds=10)
 
 
 class InputError(ValueError):
-    """Bad input; the message says what is wrong and what to do about it."""
+    """Bad input. The message says what is wrong, then what to do."""
 
     def __init__(self, message: str) -> None:
-        # A DataLoader worker's exception arrives as this class with the worker's whole traceback for a message.
+        # torch re-raises a DataLoader worker's exception with the whole traceback as its message.
         if message.startswith("Caught InputError in DataLoader worker"):
             message = message.rstrip().rsplit("InputError: ", 1)[-1]
         super().__init__(message)
 
 
 class UnreachableError(InputError):
-    """Weights that cannot be downloaded, nor could any others now; the message says what to do without."""
+    """The hub that weights are downloaded from cannot be reached. The message says what to do without it."""
 
 
 class DivergedError(RuntimeError):
-    """Training cannot go on, the loss is no longer a number; the message says when, and what usually helps."""
+    """The loss or the weights are no longer finite. The message says when, then what usually helps."""
 
 
 @contextlib.contextmanager
 def explain(what: str, hint: str = "") -> Iterator[None]:
-    """Turn what timm and torch raise for arguments they cannot use into an InputError: ``what``, the reason, a hint."""
+    """Turn an exception of timm or torch into an InputError.
+
+    Args:
+        what: the beginning of the message: what cannot be done.
+        hint: the end of the message, after the exception's first line.
+
+    Raises:
+        InputError: the block raised any exception but running out of memory.
+    """
     try:
         yield
     except (InputError, torch.OutOfMemoryError):
@@ -71,20 +79,30 @@ def explain(what: str, hint: str = "") -> Iterator[None]:
 
 
 def did_you_mean(name: str, known: Collection[str], otherwise: str, likeness: float = 0.6) -> str:
-    """A question with the name that was begun, or else the nearest; or what to say where none is as near as that."""
+    """Suggest a known name for an unknown one.
+
+    Args:
+        name: the unknown name.
+        known: all names.
+        otherwise: returned when no name is similar.
+        likeness: least similarity in [0, 1], as for :func:`difflib.get_close_matches`.
+
+    Returns:
+        A question with the shortest name that begins with ``name``, or else with the most similar one.
+    """
     longer = [other for other in known if name and other.startswith(name)]
     nearest = sorted(longer, key=len) or difflib.get_close_matches(name, known, n=1, cutoff=likeness)
     return f"did you mean {nearest[0]!r}?" if nearest else otherwise
 
 
 def is_installed(module: str) -> bool:
-    """Whether a module can be imported."""
+    """Return whether a module can be imported."""
     return module in sys.modules or importlib.util.find_spec(module) is not None
 
 
 @contextlib.contextmanager
 def quiet(*libraries: str) -> Iterator[None]:
-    """Without warnings of libraries, named as their loggers, about what will be an InputError if it matters."""
+    """Suppress the warnings of libraries, given by the names of their loggers."""
     loggers = [logging.getLogger(library) for library in libraries]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -110,7 +128,7 @@ def require(*modules: str) -> None:
 
 
 def _package(module: str) -> str:
-    """The package to install for a module: by its own name, which works for a checkout as for what pip installed."""
+    """Return the name of the package to install for a module."""
     return _PACKAGES.get(module, module.replace("_", "-"))
 
 
@@ -120,16 +138,19 @@ def printable(name: str) -> str:
 
 
 def launched_processes() -> int:
-    """How many processes torchrun says it has started for this run, 1 without torchrun."""
+    """Return how many processes torchrun has started for this run. Without torchrun it is 1."""
     count = os.environ.get("WORLD_SIZE", "")
     return int(count) if count.isdecimal() else 1
 
 
 def show_once(show: Callable[[], None]) -> None:
-    """Call ``show``, which reports an error, in the first process that comes here; the others wait until it is done.
+    """Report an error once, although several processes fail from it.
 
-    One mistake makes every process fail, at once or because a neighbour has gone. torchrun ends all of them as soon as
-    one has; so who is not the first to speak does not leave before the first has spoken.
+    The first process that comes here calls ``show``. The others wait until it is done. As soon as one process leaves,
+    torchrun ends all, which would cut the report short.
+
+    Args:
+        show: prints the error.
     """
     if launched_processes() == 1:
         show()
@@ -141,7 +162,7 @@ def show_once(show: Callable[[], None]) -> None:
         )
         key = f"flashkat/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
         is_first = store.add(f"{key}/failed", 1) == 1
-    except Exception:  # no store, or no more: an interrupt has ended torchrun
+    except Exception:  # there is no store, or an interrupt has ended torchrun
         if int(os.environ.get("RANK", 0)) == 0:
             show()
         return

@@ -1,4 +1,4 @@
-"""Which model is made, and which weights it starts from: a section of the configuration."""
+"""The section of the configuration for the model and the weights it starts from."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,11 +15,11 @@ class Model:
 
     Attributes:
         model: its name in timm's registry. None takes the name in a checkpoint.
-        num_classes: None takes as many as the data set lists.
+        num_classes: number of classes; None takes as many as the data set lists.
         model_kwargs: more arguments of the model, such as ``{"m": 6, "n": 4}``.
-        pretrained_path: weights to start from, of a KAT or a ViT.
-        initial_checkpoint: the same; loaded last where both are given.
-        partial: load what fits of weights that are of another model.
+        pretrained_path: file of the weights to start from, of a KAT or a ViT.
+        initial_checkpoint: the same; loaded last if both are given.
+        partial: load the tensors that fit, and leave out the others.
     """
 
     model: str | None = DEFAULT_MODEL
@@ -38,5 +38,5 @@ class Model:
 
     @property
     def name(self) -> str:
-        """The model's name, the default one where none is given."""
+        """The model's name, or the default if none is given."""
         return self.model or DEFAULT_MODEL

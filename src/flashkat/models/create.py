@@ -1,4 +1,4 @@
-"""Creating a model by its registered name, with errors that a user can act on."""
+"""Create a model by its registered name, with errors that say what to do."""
 
 import difflib
 import inspect
@@ -27,7 +27,7 @@ def check_model_name(name: str) -> None:
     if name.startswith(SOURCES) or timm.is_model(name):
         return
     typed, all_of_them = name.lower(), "timm.list_models() has them all"
-    if "kat" in typed:  # one of ours is meant, however near timm's "coat" is
+    if "kat" in typed:  # otherwise timm's "coat" might be suggested
         hint = did_you_mean(typed, timm.list_models(module="kat"), all_of_them, likeness=0)
     else:
         hint = did_you_mean(typed, timm.list_models(), all_of_them)
@@ -35,7 +35,16 @@ def check_model_name(name: str) -> None:
 
 
 def create_model(name: str, **kwargs: Any) -> nn.Module:
-    """``timm.create_model``, where None means the model's own default and mistakes raise InputError."""
+    """Create a model as ``timm.create_model`` does.
+
+    Args:
+        name: a name in timm's registry, or timm's name of a repository or a folder.
+        **kwargs: arguments of the model; None takes its default.
+
+    Raises:
+        InputError: there is no such model, or it does not take the arguments.
+        UnreachableError: its weights cannot be downloaded.
+    """
     check_model_name(name)
     arguments = {key: value for key, value in kwargs.items() if value is not None}
     given = " ".join(f"{key}={value}" for key, value in arguments.items())
@@ -72,7 +81,13 @@ def _check_configuration(name: str, given: dict[str, Any]) -> None:
 
 
 def _wrong_argument(name: str, arguments: dict[str, Any], reason: str) -> str:
-    """Which argument a model could not be made with, as far as the signatures in its module tell; else nothing."""
+    """Return a message about the argument that a model refused, or "" if its module's signatures do not show it.
+
+    Args:
+        name: the model's name.
+        arguments: its arguments.
+        reason: the message of the exception.
+    """
     if not timm.is_model(name):
         return ""
     module = sys.modules[timm.model_entrypoint(name).__module__]
@@ -91,7 +106,7 @@ def _wrong_argument(name: str, arguments: dict[str, Any], reason: str) -> str:
 
 
 def _parameters(module: Any, base: type) -> Iterator[inspect.Parameter]:
-    """What the constructors of a class, and of its heirs in a module, take by name."""
+    """Yield the named parameters of the constructors of a class and of its subclasses in a module."""
     for kind in vars(module).values():
         if isinstance(kind, type) and issubclass(kind, base):
             for parameter in list(inspect.signature(kind.__init__).parameters.values())[1:]:
@@ -100,7 +115,7 @@ def _parameters(module: Any, base: type) -> Iterator[inspect.Parameter]:
 
 
 def _check_size(patches: Any) -> None:
-    """Raise InputError where patches would leave out pixels at the right or at the bottom of an image."""
+    """Raise InputError if the image does not divide into whole patches: timm would drop the pixels at its edge."""
     if patches.dynamic_img_pad:
         return
     for side, patch in zip(patches.img_size, patches.patch_size, strict=True):

@@ -1,4 +1,4 @@
-"""How a KAT's weights start: mimetic attention, and two ways for the linear layers of its GR-KANs."""
+"""Initialise a KAT: mimetic attention, and one of two schemes for the linear layers of its GR-KANs."""
 
 import math
 
@@ -18,7 +18,7 @@ _LINEAR_STD = 0.02
 
 
 def kan_mimetic_(model: VisionTransformer) -> None:
-    """Initialise in place as the published KATs were: mimetic attention, all other linear layers N(0, 0.02^2)."""
+    """Initialise a model in place as the published KATs: mimetic attention, other linear layers from N(0, 0.02^2)."""
     _start_all(model)
     for module in model.blocks.modules():
         if isinstance(module, Attention):
@@ -26,7 +26,10 @@ def kan_mimetic_(model: VisionTransformer) -> None:
 
 
 def variance_preserving_(model: VisionTransformer) -> None:
-    """As ``kan_mimetic_``, but the GR-KANs' linear layers keep the variance (Yang & Wang, ICLR 2025, section 4.4)."""
+    """Initialise as ``kan_mimetic_``, with variance-preserving linear layers in the GR-KANs.
+
+    Source: Yang & Wang, ICLR 2025, section 4.4.
+    """
     kan_mimetic_(model)
     for module in model.modules():
         if isinstance(module, GRKAN):
@@ -41,7 +44,7 @@ def _start_all(model: VisionTransformer) -> None:
     for token in (model.cls_token, model.reg_token):
         if token is not None:
             nn.init.normal_(token, std=1e-6)
-    # Children first, as in timm, so that what a module says of its parts has the last word.
+    # Children first, as in timm, so that a module's own initialisation overrides that of its children.
     for module in reversed([module for module in model.modules() if module is not model]):
         if isinstance(module, nn.Linear):
             nn.init.trunc_normal_(module.weight, std=_LINEAR_STD)
@@ -57,10 +60,12 @@ def _start_all(model: VisionTransformer) -> None:
 
 @torch.no_grad()
 def mimetic_attention_(attention: Attention) -> None:
-    """Make a timm attention layer start like a trained one (Trockman & Kolter, ICML 2023).
+    """Initialise a timm attention layer in place so that its products resemble those of a trained one.
 
-    Per head W_q^T W_k is the best rank-d_head approximation of 0.7 Z + 0.7 I, and W_proj W_v equals 0.4 Z - 0.4 I,
-    with Z uniform, of mean 0 and variance 1 / d.
+    Z is a (d, d) matrix of uniform noise with mean 0 and variance 1 / d. W_q^T W_k of each head is the best
+    rank-d_head approximation of 0.7 Z + 0.7 I. W_proj W_v equals 0.4 Z - 0.4 I.
+
+    Source: Trockman & Kolter, ICML 2023.
     """
     width, head = attention.qkv.weight.shape[1], attention.head_dim
     query, key, value = attention.qkv.weight.view(3, -1, width)
@@ -80,10 +85,10 @@ def _noisy_identity(size: int, alpha: float, beta: float, like: Tensor) -> Tenso
 
 
 def _factors(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """L (d, rank) and R (rank, d), equally large, whose product is the best approximation of a (d, d) matrix.
+    """Return L (d, rank) and R (rank, d) of equal norm, whose product best approximates a (d, d) matrix.
 
-    By the eigenvectors of its Gram matrix, several times faster than a singular value decomposition; the matrices
-    here are well conditioned.
+    They come from the eigenvectors of the Gram matrix. That is several times faster than a singular value
+    decomposition, and accurate enough, as the matrices here are well conditioned.
     """
     eigenvalues, vectors = torch.linalg.eigh(matrix.T @ matrix)
     right, singular = vectors[:, -rank:], eigenvalues[-rank:].clamp_min(torch.finfo(matrix.dtype).tiny).sqrt()

@@ -1,8 +1,9 @@
-"""The Kolmogorov-Arnold Transformer: timm's Vision Transformer with GR-KANs for MLPs.
+"""The Kolmogorov-Arnold Transformer: timm's Vision Transformer with GR-KANs in place of MLPs.
 
-"Kolmogorov-Arnold Transformer", Yang & Wang, ICLR 2025, https://arxiv.org/abs/2409.10594. Importing this module
-registers the models with timm; the ``flash_kat_`` names are those of the FlashKAT paper (Raffel & Chen, AAAI 2026,
-https://arxiv.org/abs/2505.13813) and mean the same models.
+Source: "Kolmogorov-Arnold Transformer", Yang & Wang, ICLR 2025, https://arxiv.org/abs/2409.10594.
+
+Importing this module registers the models with timm. The ``flash_kat_`` names are aliases from the FlashKAT paper
+(Raffel & Chen, AAAI 2026, https://arxiv.org/abs/2505.13813).
 """
 
 from collections.abc import Iterable
@@ -32,9 +33,9 @@ class KolmogorovArnoldTransformer(VisionTransformer):
         *args: as VisionTransformer's.
         m: numerator coefficients of each rational.
         n: denominator coefficients of each rational.
-        num_groups: number of numerators per rational, 1 for a shared one.
-        den_groups: number of denominators per rational, 1 for a shared one.
-        act_init: starting function of each block's second rational; the first starts as the identity.
+        num_groups: number of numerators of each rational; with 1, all channels share it.
+        den_groups: number of denominators of each rational; with 1, all channels share it.
+        act_init: function that each block's second rational starts as; the first starts as the identity.
         weight_init: "kan_mimetic", "variance_preserving", or one of VisionTransformer's own.
         **kwargs: as VisionTransformer's.
     """
@@ -63,7 +64,12 @@ class KolmogorovArnoldTransformer(VisionTransformer):
             self.init_weights(needs_reset=False)
 
     def init_weights(self, mode: str = "", needs_reset: bool = True) -> None:
-        """Initialise all weights; see the class for the modes."""
+        """Initialise all weights in place.
+
+        Args:
+            mode: a ``weight_init`` of the class; "" takes the model's.
+            needs_reset: reset modules that have no initialisation of their own, as in timm.
+        """
         mode = mode or self.weight_init_mode
         if mode not in _INITIALISATIONS:
             super().init_weights(mode, needs_reset=needs_reset)
@@ -80,8 +86,8 @@ _SIZES = {
 }
 _STARTS = {"": "swish", "_swish": "swish", "_gelu": "gelu"}
 
-# The published weights, by size and timm's tag; "" is trained from scratch, "vitft" from a ViT. The files' names end in
-# their SHA-256.
+# The published weights by size and timm's tag: "" was trained from scratch, "vitft" fine-tuned from a ViT. Each file's
+# name ends in its SHA-256.
 _HUB_REPOSITORY = "adamdad/kat_pretained"
 _HUB_FILES = {
     "tiny": {
@@ -116,7 +122,10 @@ def _configuration(**weights: str) -> dict[str, Any]:
 
 
 def _configurations(name: str, size: str, start: str) -> dict[str, dict[str, Any]]:
-    """By name and tag. The weights were trained from swish, so a model that starts as GELU promises none."""
+    """Return timm's configurations of a model by name and tag.
+
+    All published weights were trained from swish, so a model that starts as GELU has none.
+    """
     if start != "swish":
         return {name: _configuration()}
     return {
@@ -134,12 +143,12 @@ _VARIANTS = {
 
 
 def is_same_model(one: str, other: str) -> bool:
-    """Whether two names are of one model, whatever weights their tags ask for; KATs have several."""
+    """Return whether two names mean one architecture. Tags, which pick weights, and aliases are ignored."""
     return _variant_of(one) == _variant_of(other)
 
 
 def _variant_of(name: str) -> str | tuple[str, str]:
-    if not is_model(name):  # on a hub, or a folder's
+    if not is_model(name):  # on a hub, or in a folder
         return name
     architecture = name.partition(".")[0]
     return _VARIANTS.get(architecture, architecture)
@@ -151,12 +160,20 @@ default_cfgs = generate_default_cfgs(
 
 
 def checkpoint_filter(state: dict[str, Any], model: VisionTransformer) -> dict[str, Tensor]:
-    """Published weights as ``model`` has them, for timm, which then sees to channels and classifier and loads them.
+    """Rename published weights to a model's names, for timm to load.
 
-    Takes the formats of :mod:`flashkat.names`; a ViT's weights leave the rationals at their starting functions.
+    timm then adapts the input channels and the classifier. A ViT's weights leave the rationals at their starting
+    functions.
+
+    Args:
+        state: weights in a format that :mod:`flashkat.checkpoints.formats` knows.
+        model: the model to load into.
+
+    Returns:
+        A state_dict with the model's names.
 
     Raises:
-        InputError: weights of another model; timm itself would let these pass where the number of classes differs.
+        InputError: the weights are of another model. timm itself does not notice if the number of classes differs.
     """
     for key in ("model", "state_dict"):
         state = state.get(key, state)

@@ -1,1 +1,1 @@
-"""Tools around training: the built-in data set, pictures of the learned functions, a look at the installation."""
+"""Tools around training: a built-in data set, plots of learned functions, operation counts, an installation check."""

@@ -1,4 +1,4 @@
-"""``flashkat data digits``: scikit-learn's handwritten digits as image files in the ImageNet layout."""
+"""Write scikit-learn's handwritten digits as image files in the ImageNet layout: ``flashkat data digits``."""
 
 import shutil
 import tempfile
@@ -15,14 +15,17 @@ _SEED = 0
 def write_digits(folder: str | Path) -> dict[str, int]:
     """Write the 1,797 digits as ``folder/{train,val}/{0..9}/*.png``, 8 x 8 pixels, 8-bit grey.
 
-    The split is fixed, disjoint and stratified: a fifth of every digit's images is held out. Files are numbered by
-    their place in the original data (Alpaydin & Kaynak, UCI, 1998).
+    The split is fixed and stratified: a fifth of every digit's images is held out. A file's number is its index in
+    the original data (Alpaydin & Kaynak, UCI, 1998). After an error no file is left behind.
+
+    Args:
+        folder: a new or empty folder.
 
     Returns:
         The number of images in each split.
 
     Raises:
-        InputError: the folder holds something already or cannot be written; nothing is left half-written.
+        InputError: the folder is not empty, or cannot be written.
     """
     require("sklearn")
     folder = Path(folder).resolve()

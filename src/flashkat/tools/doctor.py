@@ -1,4 +1,4 @@
-"""``flashkat doctor``: what is installed, and which path the operator takes on which device, and why."""
+"""Report the installed versions, and which path the operator takes on each device: ``flashkat doctor``."""
 
 import importlib
 import importlib.metadata
@@ -19,7 +19,7 @@ _PACKAGES = ("torch", "triton", "timm", "torchvision", "scipy", "matplotlib", "r
 
 
 def report() -> str:
-    """One screen of text about this installation."""
+    """Describe this installation in one screen of text."""
     lines = [
         f"flashkat {__version__}, Python {platform.python_version()}, {platform.platform(terse=True)}",
         "",
@@ -64,13 +64,13 @@ def _describe(device: torch.device) -> str:
 
 
 def _try(device: torch.device) -> str:
-    """Run the operator forward and backward on the device and compare with its definition."""
+    """Run the operator forward and backward on the device, and compare it with its definition in float64."""
     generator = torch.Generator().manual_seed(0)
     x, a, b = (torch.randn(shape, generator=generator) for shape in ((64, 32), (1, 6), (8, 4)))
     expected = _value_and_gradients(rational_reference, *(tensor.double() for tensor in (x, a, b)))
     try:
         found = _value_and_gradients(rational, *(tensor.to(device) for tensor in (x, a, b)))
-    except Exception as error:  # whatever is broken here is what the user came to read
+    except Exception as error:  # the report has to show any failure
         return f"does not work: {type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
     distance = max(float((f.cpu().double() - e).norm() / e.norm()) for f, e in zip(found, expected, strict=True))
     return f"{'works' if distance < 1e-5 else 'WRONG'}: within {distance:.0e} of float64, forward and gradients"

@@ -1,15 +1,15 @@
-"""``flashkat flops``: what a Vision Transformer or a KAT costs to run, by its parts.
+"""Count the operations and parameters of a Vision Transformer or a KAT, part by part: ``flashkat flops``.
 
-One image, forward. A multiplication and the addition of its product count as one operation, as in the papers' tables:
+The counts are of one forward pass on one image. A multiply-add counts as one operation, as in the papers' tables.
 
-- linear layers and convolutions: inputs times outputs, for each token;
-- products in attention: queries with keys, and weights with values;
-- rationals: 2 (m - 1) + 2 n + 3 for each element, degrees m - 1 and n: two for each degree (Horner's scheme), three for
-  the absolute values and the division (Yang & Wang, ICLR 2025; 21 for the published models' m = 6, n = 4);
-- norms: 5 for each element.
+- Linear layers and convolutions take inputs times outputs for each token.
+- Attention multiplies queries with keys, and weights with values.
+- A rational takes 2 (m - 1) + 2 n + 3 for each element (Yang & Wang, ICLR 2025). Horner's scheme takes two for each
+  of the degrees m - 1 and n. The absolute values and the division take three.
+- A norm takes 5 for each element.
 
-Fixed activations, softmax and sums of the residual stream are not counted. The KAT paper's tables leave out the
-products in attention too, hence the second total.
+Fixed activations, softmax and residual additions are not counted. The KAT paper's tables leave out the products in
+attention too, so the report gives a second total without them.
 """
 
 import json
@@ -47,14 +47,14 @@ _ORDER = (PATCHES, TOKENS, ATTENTION, PRODUCTS, GRKANS, MLPS, RATIONALS, NORMS, 
 
 @dataclass(frozen=True)
 class Cost:
-    """Operations for one image, and parameters."""
+    """The operations for one image, and the number of parameters."""
 
     flops: int
     parameters: int
 
 
 def rational_flops(elements: int, m: int = 6, n: int = 4) -> int:
-    """Operations of a rational with m numerator and n denominator coefficients on so many elements."""
+    """Return the operations of a rational with m numerator and n denominator coefficients on ``elements`` elements."""
     return elements * (2 * (m - 1) + 2 * n + 3)
 
 
@@ -71,18 +71,21 @@ def flops(
     Args:
         name: a Vision Transformer or KAT in timm's registry.
         img_size: side of the image in pixels; None takes the model's.
-        num_classes: None takes the model's.
+        num_classes: number of classes; None takes the model's.
         model_kwargs: more arguments of the model.
-        as_json: numbers in full, for programs, in place of a table.
+        as_json: return JSON with exact numbers in place of a table.
+
+    Returns:
+        The table or the JSON text.
 
     Raises:
-        InputError: a model that cannot be made, or that is no Vision Transformer.
+        InputError: the model cannot be made, or is no Vision Transformer.
     """
     arguments = {"img_size": img_size, "num_classes": num_classes, **model_kwargs}
     try:
         model = create_model(name, **{"weight_init": "skip", "device": "meta", **arguments})
     except InputError:
-        # Either these two, which other kinds of models do not take, or what the user gave: then this says so.
+        # Models of other kinds do not take these two. If the user's arguments are wrong, this raises again.
         model = create_model(name, **arguments)
     if not isinstance(model, VisionTransformer):
         raise InputError(f"{name} is no Vision Transformer, whose parts these are")
@@ -115,11 +118,14 @@ def flops(
 
 
 def count(model: nn.Module, shape: tuple[int, ...]) -> dict[str, Cost]:
-    """The cost of each part of a Vision Transformer on one image.
+    """Count the cost of each part of a Vision Transformer on one image.
 
     Args:
-        model: on any device; "meta" computes nothing.
-        shape: of the image, (channels, height, width).
+        model: the model, on any device; "meta" computes nothing.
+        shape: shape of the image, (channels, height, width).
+
+    Returns:
+        The cost by the part's name, without parts that cost nothing.
     """
     operations: Counter[str] = Counter()
     parameters: Counter[str] = Counter()
@@ -142,7 +148,7 @@ def count(model: nn.Module, shape: tuple[int, ...]) -> dict[str, Cost]:
     for path, module, own in _own_counts(model, counter.get_flop_counts()):
         for operator, number in own.items():
             rational = operator is torch.ops.flashkat.rational
-            # PyTorch counts a multiplication and an addition as two.
+            # PyTorch counts a multiply-add as two.
             operations[RATIONALS if rational else _part(path, module, model)] += number if rational else number // 2
     for path, module in model.named_modules():
         for parameter in module.parameters(recurse=False):
@@ -160,7 +166,7 @@ def _count_rational(
 def _own_counts(
     model: nn.Module, counts: dict[str, dict[Any, int]]
 ) -> Iterator[tuple[str, nn.Module, Counter[Callable]]]:
-    """What each module computes itself, without the modules in it."""
+    """Yield the operations of each module without those of its children."""
     root = type(model).__name__
 
     def counted(path: str) -> Counter[Callable]:

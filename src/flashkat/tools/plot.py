@@ -1,4 +1,4 @@
-"""``flashkat plot``: pictures of the functions that a network's rationals have learned."""
+"""Plot the functions that a model's rationals have learned: ``flashkat plot``."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -28,10 +28,10 @@ __all__ = ["draw_rationals", "input_ranges", "plot"]
 
 _DEFAULT_RANGE = (-3.0, 3.0)
 _FORMATS = (".png", ".svg", ".pdf")
-# The share of a layer's inputs that its panel spans.
+# A panel spans the inputs of its rational between these quantiles.
 _QUANTILES = (0.001, 0.999)
 _BATCHES_FOR_RANGE = 4
-# Of a batch's values, enough for quantiles in the thousandths.
+# Values drawn from each batch: enough for quantiles in thousandths.
 _SAMPLES = 100_000
 
 
@@ -39,15 +39,16 @@ def plot(config: Config, output: str | None = None, say: Callable[[str], None] =
     """Draw the rationals of a checkpoint.
 
     Args:
-        config: ``trained`` names the checkpoint, ``data.data_dir`` images that give the ranges of x, if any.
-        output: a .png, .svg or .pdf; None writes rationals.png beside the checkpoint.
-        say: told what a user should know.
+        config: ``trained`` names the checkpoint. Images in ``data.data_dir``, if given, determine the ranges of x.
+        output: a .png, .svg or .pdf file; None writes rationals.png beside the checkpoint.
+        say: called with each line for the user.
 
     Returns:
-        The picture's path.
+        The path of the plot.
 
     Raises:
-        InputError: a checkpoint or data that do not work, a model without rationals, or an unknown picture format.
+        InputError: the checkpoint or the data cannot be used, the model has no rationals, or the file's format is
+            unknown.
     """
     require("matplotlib")
     trained, runtime = config.trained, config.runtime
@@ -83,14 +84,14 @@ def plot(config: Config, output: str | None = None, say: Callable[[str], None] =
 
 @torch.inference_mode()
 def input_ranges(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, tuple[float, float]]:
-    """The range of inputs that each rational of a model sees, from 0.1% to 99.9% of them.
+    """Measure the range of inputs that each rational of a model sees, from the 0.1% to the 99.9% quantile.
 
     Args:
         model: any module with :class:`flashkat.GroupRational` modules in it.
         batches: inputs of the model.
 
     Returns:
-        (low, high) by the name of the rational in the model.
+        (low, high) by the rational's module name.
     """
     seen: dict[str, list[Tensor]] = {}
 
@@ -122,8 +123,8 @@ def draw_rationals(model: nn.Module, ranges: dict[str, tuple[float, float]] | No
 
     Args:
         model: any module with :class:`flashkat.GroupRational` modules in it, on the CPU.
-        ranges: (low, high) of x by the rational's name; [-3, 3] where there is none.
-        title: of the whole figure.
+        ranges: (low, high) of x by the rational's module name; [-3, 3] for rationals without one.
+        title: title of the figure.
 
     Returns:
         A matplotlib figure.
@@ -132,7 +133,7 @@ def draw_rationals(model: nn.Module, ranges: dict[str, tuple[float, float]] | No
     from matplotlib.figure import Figure
 
     rationals = {name: module for name, module in model.named_modules() if isinstance(module, GroupRational)}
-    # A transformer's layers come in pairs per block, which then share a column.
+    # Each block of a transformer has two rationals. They share a column.
     rows = 2 if len(rationals) > 4 and len(rationals) % 2 == 0 else 1
     columns = math.ceil(len(rationals) / rows)
     figure = Figure(figsize=(max(5, 2.6 * columns + 0.5), 2.4 * rows + 0.9), layout="constrained")
@@ -147,7 +148,7 @@ def draw_rationals(model: nn.Module, ranges: dict[str, tuple[float, float]] | No
         panel.plot(x, _curves(x, *(c[None] for c in start))[0], "k--", linewidth=1, label=f"start: {module.start}")
         panel.set_title(name, fontsize=9)
         panel.tick_params(labelsize=7)
-        panel.locator_params(axis="x", nbins=5)  # numbers of many digits, of a narrow range, have room
+        panel.locator_params(axis="x", nbins=5)  # a narrow range has long labels
         panel.legend(fontsize=7, frameon=False)
         panel.grid(alpha=0.3)
     explanation = "a line per group, dashed: start"
@@ -157,6 +158,6 @@ def draw_rationals(model: nn.Module, ranges: dict[str, tuple[float, float]] | No
 
 @torch.no_grad()
 def _curves(x: Tensor, numerator: Tensor, denominator: Tensor) -> Tensor:
-    """F(x) for every group, as (groups, points)."""
+    """Return F(x) for every group, (groups, points)."""
     groups = max(len(numerator), len(denominator))
     return rational(x.expand(groups, -1), numerator.double(), denominator.double(), dim=0)
