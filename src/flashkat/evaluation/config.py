@@ -1,4 +1,4 @@
-"""What an evaluation does: its configuration, and the section of it that is about nothing else."""
+"""The configuration of an evaluation, and the sections that only evaluation has."""
 
 from dataclasses import dataclass, field
 
@@ -14,11 +14,11 @@ BATCH_SIZE = 256
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """A trained model's file.
+    """The file of a trained model.
 
     Attributes:
         checkpoint: the file; empty takes the model's published weights.
-        use_ema: take the averaged weights in it.
+        use_ema: take the averaged weights from the file.
     """
 
     checkpoint: str = ""
@@ -30,16 +30,16 @@ class Evaluation:
     """How a model is evaluated. Fields have the names of timm's flags.
 
     Attributes:
-        use_train_size: the model's size in training, not the one for tests.
+        use_train_size: use the image size of training, not the one for tests.
         crop_mode: ``center``, ``squash`` or ``border``; None takes the model's.
-        crop_border_pixels: pixels to cut off around an image first.
+        crop_border_pixels: pixels to cut off around an image before resizing.
         tta: views of each image, whose outputs are averaged; 0 and 1 are the image alone.
         real_labels: JSON file of ImageNet's reassessed labels.
-        valid_labels: file with the indices of the outputs that count.
-        metrics_avg: ``micro``, ``macro`` or ``weighted`` precision, recall and F1 too.
+        valid_labels: file with the indices of the outputs to evaluate.
+        metrics_avg: report precision, recall and F1 too, averaged as ``micro``, ``macro`` or ``weighted``.
         num_gpu: GPUs that share each batch.
-        retry: try smaller batches where the memory does not suffice.
-        log_freq: batches between two lines.
+        retry: retry with smaller batches if the device runs out of memory.
+        log_freq: batches between two lines of progress.
     """
 
     use_train_size: bool = False
@@ -56,7 +56,7 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """All that :func:`flashkat.evaluation.validate` needs. ``data.val_split`` is the split."""
+    """The configuration of :func:`flashkat.evaluation.validate`. ``data.val_split`` names the split to evaluate."""
 
     data: Data = field(default_factory=lambda: Data(batch_size=BATCH_SIZE))
     model: Model = field(default_factory=lambda: Model(model=None))

@@ -1,4 +1,4 @@
-"""One pass of models over a data set."""
+"""Evaluate models in one pass over a data set."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -15,7 +15,10 @@ __all__ = ["evaluate", "prepared"]
 
 
 class _Views(nn.Module):
-    """A model's mean output for views of each image: itself, its mirror image, then both moved towards the corners."""
+    """A model's mean output over views of each image (test-time augmentation).
+
+    The views are the image, its mirror image, then both shifted towards each corner.
+    """
 
     def __init__(self, model: nn.Module, views: int) -> None:
         super().__init__()
@@ -25,7 +28,7 @@ class _Views(nn.Module):
         return sum(self.model(view) for view in self._of(images)) / self.views
 
     def _of(self, images: Tensor) -> Iterator[Tensor]:
-        # Every fourteenth of the side, as far as a crop of 87.5% may be from the centre.
+        # A fourteenth of the side: the farthest that a crop of 87.5% can be from the centre.
         step = max(1, images.shape[-1] // 14)
         moves = [(0, 0), (-step, -step), (-step, step), (step, -step), (step, step)]
         for index in range(self.views):
@@ -34,7 +37,7 @@ class _Views(nn.Module):
 
 
 def _moved(images: Tensor, down: int, right: int) -> Tensor:
-    """Images moved by some pixels; what comes in at the edges repeats them."""
+    """Return images (B, C, H, W) shifted by pixels down and right. The edges repeat."""
     if not down and not right:
         return images
     height, width = images.shape[-2:]
@@ -44,9 +47,9 @@ def _moved(images: Tensor, down: int, right: int) -> Tensor:
 
 
 class _EvenBatches(nn.Module):
-    """A compiled model's outputs, for which batches smaller than one before are filled up: a new size is compiled anew.
+    """A compiled model whose smaller batches are padded to the largest size so far, as each size is compiled anew.
 
-    That is cheaper than code for any size, and leaves modes that need one size, such as reduce-overhead, to be chosen.
+    Padding is cheaper than code for dynamic sizes. It also works with modes that need one size (reduce-overhead).
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -57,13 +60,19 @@ class _EvenBatches(nn.Module):
         count = len(images)
         self.size = max(self.size, count)
         if count < self.size:
-            # At the end of the first dimension, which is the last that it names.
+            # pad takes the last dimension first, so the batch's end comes last.
             images = nn.functional.pad(images, [0] * (2 * images.ndim - 1) + [self.size - count])
         return self.model(images)[:count]
 
 
 def prepared(model: nn.Module, is_compiled: bool, views: int) -> nn.Module:
-    """Wrap a model for a pass over a data set: even batches if it is compiled, several views of each image if asked."""
+    """Wrap a model for a pass over a data set.
+
+    Args:
+        model: gives logits (B, classes).
+        is_compiled: pad smaller batches to one size.
+        views: views of each image whose outputs are averaged; 0 and 1 are the image alone.
+    """
     if is_compiled:
         model = _EvenBatches(model)
     return _Views(model, views) if views > 1 else model
@@ -77,7 +86,7 @@ def evaluate(
     on_batch: Callable[[int, Meters], None] = lambda index, meters: None,
     may_skip: bool = False,
 ) -> dict[str, Metrics]:
-    """Evaluate models, by name, in one pass over all batches of a loader.
+    """Evaluate models in one pass over all batches of a loader.
 
     Several processes evaluate a share each, and get the averages over all. ``on_batch`` sees those of the share so far,
     of the first model. Where images ``may_skip``, those that another one stands for are not counted.

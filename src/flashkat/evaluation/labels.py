@@ -1,4 +1,4 @@
-"""Labels that are counted in place of the data set's own: ImageNet's reassessed ones, or some of a model's outputs."""
+"""Labels in place of the data set's own: ImageNet's reassessed labels, or a selection of a model's outputs."""
 
 import json
 from pathlib import Path
@@ -13,11 +13,11 @@ __all__ = ["Selected", "check_classes", "read_real_labels", "read_valid_labels"]
 
 
 class Selected(nn.Module):
-    """A model's outputs for some classes.
+    """A model with a selection of its outputs.
 
     Args:
         model: gives logits (B, classes).
-        labels: indices of the outputs that count.
+        labels: indices (selected,) of the outputs to keep.
     """
 
     def __init__(self, model: nn.Module, labels: Tensor) -> None:
@@ -29,7 +29,15 @@ class Selected(nn.Module):
 
 
 def read_valid_labels(path: str, model: Any) -> list[int] | None:
-    """Read the indices of the outputs that count, one a line; None without a file."""
+    """Read the indices of the outputs to evaluate, one a line.
+
+    Args:
+        path: the file; "" returns None.
+        model: has ``num_classes`` outputs.
+
+    Raises:
+        InputError: the file cannot be read, or names an output that the model does not have.
+    """
     if not path:
         return None
     with explain(f"cannot read --valid-labels {path}, the indices of outputs, one a line"):
@@ -42,7 +50,15 @@ def read_valid_labels(path: str, model: Any) -> list[int] | None:
 
 
 def read_real_labels(path: str, dataset: Any) -> RealLabelsImagenet | None:
-    """Read reassessed labels, which count hits among the first and the first five outputs; None without a file."""
+    """Read ImageNet's reassessed labels, which measure top-1 and top-5 accuracy.
+
+    Args:
+        path: the JSON file; "" returns None.
+        dataset: its images have the names of ImageNet's validation split.
+
+    Raises:
+        InputError: the file cannot be read, or the data set has other images.
+    """
     if not path:
         return None
     if not Path(path).is_file():
@@ -61,7 +77,14 @@ def read_real_labels(path: str, dataset: Any) -> RealLabelsImagenet | None:
 
 
 def check_classes(dataset: Any, model: Any, checkpoint: dict[str, Any], valid_labels: list[int] | None) -> None:
-    """Raise InputError where a data set has other classes than a model was trained on."""
+    """Raise InputError if a data set has other classes than a model was trained on.
+
+    Args:
+        dataset: its ``classes`` are names in the order of their labels, or empty if it does not list them.
+        model: has ``num_classes`` outputs.
+        checkpoint: may list the ``classes`` that the model was trained on.
+        valid_labels: the outputs to evaluate; None for all.
+    """
     trained, known = checkpoint.get("classes"), dataset.classes
     if valid_labels is not None and known and len(valid_labels) != len(known):
         raise InputError(f"{dataset.source} has {len(known)} classes, --valid-labels names {len(valid_labels)}")

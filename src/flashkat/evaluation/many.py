@@ -1,4 +1,4 @@
-"""Evaluate one model, or every model or checkpoint of a list, and write the results."""
+"""Evaluate one model, or each of a list of models or checkpoints, and write the results."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -19,28 +19,28 @@ __all__ = ["validate_all"]
 
 _CHECKPOINTS = ("*.pth.tar", "*.pth", "*.safetensors", "*.npz")
 
-# The meaning of "--model all".
+# timm's pattern for "--model all".
 _ALL = "*kat_*"
 
 
 def validate_all(
     config: Config, results_file: str = "", results_format: str = "csv", say: Say = lambda line: None
 ) -> dict[str, Any] | list[dict[str, Any]]:
-    """Evaluate what a configuration names: a model, or a folder of checkpoints, a file or a pattern of models.
+    """Evaluate a model, or each of a list of models or checkpoints.
 
-    Under torchrun all processes call this together. The first one says the lines and writes.
+    Under torchrun all processes call this together. The first one prints and writes.
 
     Args:
-        config: ``trained.checkpoint`` may be a folder, ``model.model`` a file of names, a pattern or "all".
-        results_file: where to write the results; a list has results-all.csv by default.
+        config: ``trained.checkpoint`` may be a folder. ``model.model`` may be a file of names, a pattern or "all".
+        results_file: where to write the results; by default a list goes to results-all.csv.
         results_format: "csv" or "json".
-        say: told timm's lines.
+        say: called with each of timm's lines.
 
     Returns:
-        The row of one result, or for a list the rows from best to worst; see :meth:`Result.row`.
+        The row of one result, or the rows of a list from best to worst. See :meth:`Result.row`.
 
     Raises:
-        InputError: something in the configuration does not work, or no model of a list does.
+        InputError: the configuration cannot be used, or no model of a list can be evaluated.
     """
     prepare(config)
     with distributed.joined(config.runtime.device) as device:
@@ -59,7 +59,7 @@ def validate_all(
 
 
 def _jobs(config: Config) -> list[tuple[str, Config]] | None:
-    """List models and checkpoints with a configuration each; None where the configuration names one."""
+    """Return a name and a configuration for each model or checkpoint, or None if the configuration names only one."""
     path, name = config.trained.checkpoint, config.model.model
     if path and Path(path).is_dir():
         paths = {str(found) for pattern in _CHECKPOINTS for found in Path(path).glob(pattern)}
@@ -93,7 +93,7 @@ def _each(jobs: list[tuple[str, Config]], device: torch.device, say: Say) -> lis
         try:
             row = validate_on(config, device, say).row()
         except UnreachableError:
-            raise  # every other download would be tried as long, in vain
+            raise  # every further download would take as long to fail
         except InputError as error:
             errors.append(error)
             say(f"{config.trained.checkpoint or name} is left out: {error}")

@@ -1,4 +1,4 @@
-"""Loss and accuracy, summed over batches and processes."""
+"""Sum loss and accuracy over batches and processes."""
 
 from dataclasses import dataclass
 
@@ -21,7 +21,7 @@ class Metrics:
 
 
 class Meters:
-    """Sums over a pass of a data set, kept in one tensor, so that a GPU need not wait for the host."""
+    """Sums over a data set. They stay in one tensor, so that an update does not synchronise with the GPU."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -35,14 +35,19 @@ class Meters:
         self.count += len(target)
 
     def measure(self, output: torch.Tensor, target: torch.Tensor, loss: torch.Tensor) -> torch.Tensor:
-        """Add a batch on its device only, as a CUDA graph can after a first call; ``count`` is for the caller.
+        """Add a batch to the sums on its device, but not to ``count``. CUDA graphs can capture all calls but the first.
+
+        Args:
+            output: logits (B, classes).
+            target: classes (B,).
+            loss: mean loss of the batch.
 
         Returns:
-            The loss and the accuracies of the batch.
+            Loss, top-1 and top-5 of the batch (3,).
         """
         values = [loss.detach(), *accuracy(output.detach(), target, topk=(1, 5))]
         if self._sums is None:
-            # In float32 the sum over ImageNet would lose whole images.
+            # A float32 sum over ImageNet would lose whole images.
             dtype = torch.float32 if loss.device.type == "mps" else torch.float64
             self._sums = torch.tensor(self._earlier, dtype=dtype, device=loss.device)
         batch = torch.stack([value.to(self._sums.dtype) for value in values])
@@ -50,28 +55,28 @@ class Meters:
         return batch
 
     def last(self) -> list[float]:
-        """The averages of the last batch."""
+        """Return loss, top-1 and top-5 of the last batch."""
         return [0.0, 0.0, 0.0] if self._last is None else self._last.tolist()
 
     def sums(self) -> list[float]:
-        """The sums of this process, and over how many images."""
+        """Return this process's sums of loss, top-1 and top-5, then its number of images."""
         return [*(self._earlier if self._sums is None else self._sums.tolist()), self.count]
 
     def add(self, sums: list[float]) -> None:
-        """Add the :meth:`sums` of earlier batches, before any other."""
+        """Start from the :meth:`sums` of earlier batches."""
         self._earlier, self.count = sums[:3], int(sums[3])
 
     def reset(self) -> None:
-        """Begin a new pass."""
+        """Start a new pass."""
         self._earlier, self.count = [0.0, 0.0, 0.0], 0
         if self._sums is not None:
             self._sums.zero_()
 
     def metrics(self) -> Metrics:
-        """The averages over the images of all processes, which call this together.
+        """Return the averages over the images of all processes, which call this together.
 
         Raises:
-            InputError: none of them has seen an image.
+            InputError: no process has seen an image.
         """
         *sums, count = distributed.total(self.sums())
         if not count:

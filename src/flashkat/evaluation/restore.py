@@ -1,4 +1,4 @@
-"""The model that a checkpoint holds, ready to evaluate."""
+"""Make the model of a checkpoint, ready to evaluate."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -17,20 +17,20 @@ from .config import Trained
 
 __all__ = ["Restored", "model_arguments", "restore"]
 
-# What a checkpoint's arguments say of images, where no setting does.
+# Settings of images that are read from a checkpoint if they are not given.
 _SIZES = ("img_size", "input_size")
 _IMAGES = (*_SIZES, "in_chans", "input_img_mode", "crop_pct", "interpolation", "mean", "std")
 
 
 @dataclass(frozen=True)
 class Restored:
-    """A model with its weights, and what its checkpoint left open or settled.
+    """A model with its weights.
 
     Attributes:
         module: the model, on the CPU.
         name: its name in timm's registry.
-        checkpoint: what else the file holds; empty without a file.
-        data: the section asked for, with what the checkpoint says of images.
+        checkpoint: all entries of the file; empty without a file.
+        data: the data section, completed with the checkpoint's settings of images.
     """
 
     module: Any
@@ -40,7 +40,7 @@ class Restored:
 
 
 def model_arguments(model: Model, data: Data) -> dict[str, Any]:
-    """Collect what :func:`flashkat.models.create_model` takes, for a model and the images that it sees."""
+    """Return the arguments of :func:`flashkat.models.create_model` for a model and its images."""
     size = data.input_size[1:] if data.input_size else None
     configuration = get_pretrained_cfg(model.name)
     has_size = configuration is None or configuration.fixed_input_size  # others, such as ResNets, take any
@@ -57,17 +57,17 @@ def model_arguments(model: Model, data: Data) -> dict[str, Any]:
 def restore(model: Model, trained: Trained, data: Data, say: Callable[[str], None] = lambda line: None) -> Restored:
     """Make a model with the weights of a checkpoint.
 
-    The checkpoint settles what the sections leave open: model, its arguments, image size, classes. Without a checkpoint
-    the model has its published weights, as in timm.
+    Settings that the sections leave open come from the checkpoint: the model, its arguments, image size and classes.
+    Without a checkpoint the model has its published weights, as in timm.
 
     Args:
-        model: which model; its name may be None.
-        trained: where its weights are.
-        data: the images it will see.
-        say: told which weights ``model.partial`` left out.
+        model: the model's section; its name may be None.
+        trained: the file of the weights.
+        data: the data section of the images that the model will see.
+        say: called with a line about the weights that ``model.partial`` left out.
 
     Raises:
-        InputError: a file that cannot be read, or that does not fit the model.
+        InputError: the file cannot be read, or does not fit the model.
     """
     file = trained.checkpoint
     if trained.use_ema and not file:

@@ -1,4 +1,4 @@
-"""What an evaluation prints and writes: timm's lines and result files."""
+"""Format the results of an evaluation: timm's lines and result files."""
 
 import csv
 import json
@@ -24,15 +24,15 @@ class Result:
     """The result of an evaluation.
 
     Attributes:
-        model: its name.
+        model: name of the model.
         loss: mean cross-entropy.
         top1: accuracy in percent.
-        top5: share of images whose class is among the first five outputs, in percent.
-        parameters: how many the model has.
+        top5: top-5 accuracy in percent.
+        parameters: number of the model's parameters.
         img_size: side of the images in pixels.
-        crop_pct: share of the side that was cropped to.
-        interpolation: of the resizing.
-        averages: precision, recall and F1 in percent, if asked for.
+        crop_pct: side of the crop as a share of the resized image's.
+        interpolation: interpolation of the resizing.
+        averages: precision, recall and F1 in percent, if they were asked for.
     """
 
     model: str
@@ -46,7 +46,7 @@ class Result:
     averages: dict[str, float]
 
     def row(self) -> dict[str, Any]:
-        """Return the result by timm's names, rounded as timm does."""
+        """Return the result under timm's names, rounded as timm rounds it."""
         return {
             "model": self.model,
             "top1": round(self.top1, 4),
@@ -62,7 +62,12 @@ class Result:
 
 
 class ClassAverages:
-    """Precision, recall and F1 in percent, averaged over the classes as ``--metrics-avg`` asks."""
+    """Precision, recall and F1 in percent, averaged over the classes.
+
+    Args:
+        average: ``micro``, ``macro`` or ``weighted``, as in scikit-learn.
+        model: gives logits (B, classes); a hook records its predictions.
+    """
 
     def __init__(self, average: str, model: nn.Module) -> None:
         self._average = average
@@ -71,13 +76,13 @@ class ClassAverages:
         model.register_forward_hook(lambda module, images, output: self._predicted.append(output.argmax(1).cpu()))
 
     def seeing(self, loader: Any) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of a loader, whose targets are remembered."""
+        """Yield the batches of a loader, and record their targets."""
         for images, target in loader:
             self._targets.append(target.cpu())
             yield images, target
 
     def result(self) -> dict[str, float]:
-        """By timm's names."""
+        """Return the averages under timm's names."""
         from sklearn.metrics import precision_recall_fscore_support
 
         targets, predicted = torch.cat(self._targets), torch.cat(self._predicted)
@@ -90,14 +95,14 @@ class ClassAverages:
         }
 
     def line(self) -> str:
-        """The end of timm's last line."""
+        """Return the end of timm's last line."""
         labels = ("Precision", "Recall", "F1-score")
         values = self.result().values()
         return "".join(f" | {label}({self._average}) {value:.3f}" for label, value in zip(labels, values, strict=True))
 
 
 def write_results(path: str, results: dict[str, Any] | list[dict[str, Any]], format: str) -> None:
-    """Write rows to a CSV or JSON file."""
+    """Write one row or several to a file, in the format "csv" or "json"."""
     if format == "json":
         with replaced(Path(path)) as partial:
             partial.write_text(json.dumps(results, indent=4) + "\n")
@@ -110,12 +115,12 @@ def write_results(path: str, results: dict[str, Any] | list[dict[str, Any]], for
 
 
 def result_text(result: dict[str, Any] | list[dict[str, Any]]) -> str:
-    """A result as timm's scripts print it, for programs to find."""
+    """Return a result as timm's scripts print it, for programs to parse."""
     return f"--result\n{json.dumps(result, indent=4)}"
 
 
 class Clock:
-    """Seconds of the last batch, and their average."""
+    """The seconds that batches take: the last one's and the average."""
 
     def __init__(self) -> None:
         self.meter = AverageMeter()
@@ -128,7 +133,14 @@ class Clock:
 
 
 def progress_line(index: int, batches: int, clock: Clock, meters: Meters) -> str:
-    """Return timm's line about the batches so far."""
+    """Return timm's line about the progress of an evaluation.
+
+    Args:
+        index: the batch, from 0.
+        batches: number of batches.
+        clock: seconds of the batches.
+        meters: metrics of the batches so far.
+    """
     seconds, (*sums, count) = clock.meter, meters.sums()
     loss, top1, top5 = zip(meters.last(), (each / max(count, 1) for each in sums), strict=True)
 

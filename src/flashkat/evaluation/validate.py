@@ -1,4 +1,4 @@
-"""Evaluate one model on one data set, with timm's lines."""
+"""Evaluate one model on one data set, and print timm's lines."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -36,10 +36,10 @@ def validate(config: Config, say: Say = lambda line: None) -> Result:
 
     Args:
         config: see :class:`Config`.
-        say: told timm's lines, in the first process.
+        say: called with each of timm's lines, in the first process only.
 
     Raises:
-        InputError: something in the configuration, the checkpoint or the data does not work.
+        InputError: the configuration, the checkpoint or the data cannot be used.
     """
     prepare(config)
     with distributed.joined(config.runtime.device) as device:
@@ -48,7 +48,7 @@ def validate(config: Config, say: Say = lambda line: None) -> Result:
 
 
 def prepare(config: Config) -> None:
-    """Check and set what has to be right before processes join."""
+    """Check a configuration and prepare this process, before processes join."""
     prepare_process(config.runtime)
     if config.evaluation.metrics_avg:
         require("sklearn")
@@ -59,7 +59,7 @@ def prepare(config: Config) -> None:
 
 
 def check_processes(evaluation: Evaluation) -> None:
-    """Raise InputError for what one process alone can do."""
+    """Raise InputError if several processes run, and a setting works in one process only."""
     given = {
         "--num-gpu": evaluation.num_gpu > 1,
         "--retry": evaluation.retry,
@@ -72,7 +72,7 @@ def check_processes(evaluation: Evaluation) -> None:
 
 
 def validate_on(config: Config, device: torch.device, say: Say) -> Result:
-    """Evaluate on a device, with smaller batches where the memory does not suffice and a retry is asked for."""
+    """Evaluate on a device. With ``retry``, use smaller batches until they fit in memory."""
     size = config.data.batch_size
     while True:
         try:
@@ -93,7 +93,7 @@ def _validate(config: Config, device: torch.device, say: Say) -> Result:
     settings, trained, runtime = config.evaluation, config.trained, config.runtime
     found = restore(config.model, trained, config.data, say)
     model, data = found.module, found.data
-    # After the model, as its checkpoint may say how many channels images have.
+    # After the model, as the checkpoint may give the images' number of channels.
     with distributed.one_by_one(data.dataset_download):
         dataset = open_dataset(
             data,

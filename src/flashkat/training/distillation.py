@@ -1,4 +1,4 @@
-"""Learning from another model's outputs beside the labels: a teacher, and its part of the loss."""
+"""Knowledge distillation: a teacher, and its term in the loss."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,14 +21,14 @@ __all__ = ["Distillation", "build_distillation"]
 
 
 class Distillation(nn.Module):
-    """What a loss becomes with a teacher: w_t loss + w_d T^2 KL(softmax(teacher / T) || softmax(output / T)).
+    """The loss with a teacher: w_t loss + w_d T^2 KL(softmax(teacher / T) || softmax(output / T)).
 
-    The divergence (Hinton et al., 2015, section 2) is the mean over the images.
+    The divergence is the mean over the images. Source: Hinton et al., 2015, section 2.
 
     Args:
-        teacher: gives logits of the same classes for the same images; it is not trained.
-        scale: factors of the channels of images normalised for the student, which the teacher has otherwise.
-        shift: what is added to them then.
+        teacher: gives logits (B, classes) of the student's classes; it is frozen.
+        scale: factors (C,) that turn images normalised for the student into the teacher's.
+        shift: offsets (C,) that are added after them.
         task_weight: w_t.
         distill_weight: w_d.
         temperature: T.
@@ -54,7 +54,13 @@ class Distillation(nn.Module):
         self.is_normalised = bool((scale == 1).all() and (shift == 0).all())
 
     def forward(self, loss: Tensor, output: Tensor, images: Tensor) -> Tensor:
-        """The loss of a batch: a number, the student's logits (B, classes) and normalised images (B, C, H, W)."""
+        """Return the loss of a batch, with the teacher's term.
+
+        Args:
+            loss: the loss without a teacher, a number.
+            output: the student's logits (B, classes).
+            images: normalised for the student, (B, C, H, W).
+        """
         with torch.no_grad():
             taught = self.teacher(images if self.is_normalised else images * self.scale + self.shift)
         own, theirs = (F.log_softmax(logits.float() / self.temperature, dim=-1) for logits in (output, taught))
@@ -75,15 +81,15 @@ def build_distillation(
 
     Args:
         settings: the section of the configuration.
-        student: its ``num_classes`` is known.
+        student: the student's section; its ``num_classes`` is not None.
         data: the section of the configuration.
-        images: timm's data configuration of the student: how its images are normalised.
-        runtime: the dtype and layout of the teacher.
-        device: where it computes.
-        say: told of the teacher.
+        images: timm's data configuration of the student, with the mean and standard deviation of its images.
+        runtime: has the dtype and layout of the teacher.
+        device: where the teacher computes.
+        say: called with a line about the teacher.
 
     Raises:
-        InputError: flags that do not go together, no such model or weights, or a teacher of other classes.
+        InputError: the flags contradict each other, the teacher cannot be made, or it has other classes.
     """
     weights, name = (settings.task_loss_weight, settings.distill_loss_weight), settings.kd_model_name
     if name is None:
@@ -91,7 +97,7 @@ def build_distillation(
             raise InputError("--task-loss-weight and --distill-loss-weight need a teacher: give --kd-model-name")
         return None
     task_weight, distill_weight = _weights(*weights)
-    # Its own classes and pooling, and the student's images.
+    # The teacher keeps its own classes and pooling, but sees the student's images.
     arguments = model_arguments(Model(model=name, pretrained=True), replace(data, input_size=images["input_size"]))
     teacher: Any = create_model(name, **arguments)
     if teacher.num_classes != student.num_classes:
@@ -111,7 +117,10 @@ def build_distillation(
 
 
 def _weights(task: float | None, distill: float | None) -> tuple[float, float]:
-    """timm's rule: both as given, 1 where not; but the labels' alone leaves the teacher the rest of 1."""
+    """Return the weights of the task and of the distillation by timm's rule.
+
+    A weight that is not given is 1. If only the task's is given, the teacher's is the rest of 1.
+    """
     if task is not None and distill is None:
         if task > 1:
             raise InputError("--task-loss-weight leaves the rest of 1 to the teacher: give --distill-loss-weight too")

@@ -1,4 +1,4 @@
-"""The optimiser: timm's, with parameter groups of their own for the coefficients of the rationals where asked for."""
+"""Make timm's optimiser, with separate parameter groups for the rationals' coefficients, and load saved states."""
 
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -29,15 +29,15 @@ __all__ = [
     "with_order_of",
 ]
 
-# What nearly all optimisers keep of a parameter in its own shape; some keep other things in smaller shapes.
+# States that nearly all optimisers keep in a parameter's own shape. Others may have smaller shapes.
 _SHAPED = ("exp_avg", "momentum_buffer")
 
-# What says how an optimiser computes, not what.
+# Options that change how an optimiser computes, but not its result.
 _IMPLEMENTATION = ("fused", "foreach", "capturable", "differentiable")
 
 
 def check_optimizer_name(opt: str) -> None:
-    """Raise InputError, with the nearest name, unless timm has an optimiser of this one."""
+    """Raise InputError, with the most similar name, unless timm has an optimiser of this name."""
     name, known = opt.lower().removeprefix("lookahead_"), list_optimizers()
     if name not in known:
         hint = did_you_mean(name, known, otherwise="timm.optim.list_optimizers() has them all")
@@ -47,17 +47,17 @@ def check_optimizer_name(opt: str) -> None:
 def create_optimizer(
     model: nn.Module, settings: Optimizer, lr: float, *, scales_loss: bool = False, is_sharded: bool = False
 ) -> torch.optim.Optimizer:
-    """Make the optimiser asked for: timm's, on a GPU fused where it can be.
+    """Make timm's optimiser. On a GPU it is PyTorch's fused version if there is one.
 
     Args:
-        model: to optimise.
+        model: the model to optimise.
         settings: the section of the configuration.
         lr: the learning rate to start from.
-        scales_loss: whether a scaler may skip steps.
+        scales_loss: whether a gradient scaler may skip steps.
         is_sharded: whether FSDP shards the weights.
 
     Raises:
-        InputError: it does not take what it was given.
+        InputError: the optimiser does not take its arguments.
     """
     options = {**optimizer_kwargs(_ForTimm(**vars(settings), lr=lr)), **settings.opt_kwargs}
     if settings.rational_lr_scale != 1 or settings.rational_weight_decay is not None:
@@ -71,27 +71,32 @@ def create_optimizer(
 
 @dataclass(frozen=True, kw_only=True)
 class _ForTimm(Optimizer):
-    """The settings with what timm reads beside them."""
+    """The settings, and the learning rate that timm reads from the same object."""
 
     lr: float
 
 
 def is_fused(settings: Optimizer, device: torch.device, scales_loss: bool, is_sharded: bool) -> bool:
-    """Whether PyTorch has one kernel for the whole step on that device, and no flag says how to compute it."""
+    """Return whether to use PyTorch's fused kernel for the step: there is one, and no flag picks an implementation."""
     if device.type != "cuda" or settings.opt_kwargs.keys() & set(_IMPLEMENTATION):
         return False
     kind = get_optimizer_info(settings.opt.lower().removeprefix("lookahead_")).opt_class
     if kind is torch.optim.SGD:
-        # Where the first step of all is skipped, as it is while the scale of the loss is looked for, its momentum would
-        # be whatever the memory held (seen with torch 2.15). Sharded weights have no such kernel of SGD.
+        # If a scaler skips the very first step, fused SGD leaves its momentum uninitialised (seen with torch 2.15).
+        # It does not take sharded weights.
         return not scales_loss and not is_sharded
     return kind in (torch.optim.Adam, torch.optim.AdamW)
 
 
 def with_implementation_of(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-    """A saved state_dict for an optimiser that computes in its own way, whatever that of the run before was."""
+    """Return a saved state_dict with the optimiser's own implementation (fused, foreach) in place of the saved one.
+
+    Args:
+        optimizer: the optimiser to load into.
+        state: its saved state_dict.
+    """
     groups = [dict(group) for group in state["param_groups"]]
-    # Loading says if they are not as many.
+    # If the numbers of groups differ, load_state_dict raises.
     for saved, own in zip(groups, optimizer.param_groups, strict=False):
         saved.update({name: own[name] for name in _IMPLEMENTATION if name in own})
     return {**state, "param_groups": groups}
@@ -100,19 +105,19 @@ def with_implementation_of(optimizer: torch.optim.Optimizer, state: dict[str, An
 def with_order_of(
     optimizer: torch.optim.Optimizer, state: dict[str, Any], model: nn.Module, names: list[str]
 ) -> dict[str, Any]:
-    """A saved state_dict whose parameters are listed in the order of the optimiser's own.
+    """Return a saved state_dict with its parameters in the order of the optimiser's own.
 
-    A state_dict knows parameters by their place in a group, and those of a group are in the order of the modules: in
-    KAT's code ``fc1``, ``act1``, ``act2``, ``fc2``, not as here. The groups themselves are the same.
+    A state_dict identifies a parameter by its index in a group. That index follows the order of the modules, which
+    differs in KAT's code: ``fc1``, ``act1``, ``act2``, ``fc2``. The groups themselves are the same.
 
     Args:
-        optimizer: to load into.
+        optimizer: the optimiser to load into.
         state: its saved state_dict.
-        model: whose parameters the optimiser has.
+        model: the model that the optimiser updates.
         names: the names of the model's state_dict, in the order of the model that was saved.
 
     Raises:
-        ValueError: the groups are not as many, or not as large.
+        ValueError: the groups differ in number or size.
     """
     groups = state["param_groups"]
     sizes, own_sizes = ([len(group["params"]) for group in each] for each in (groups, optimizer.param_groups))
@@ -129,9 +134,13 @@ def with_order_of(
 
 
 def check_shapes(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Raise ValueError where a saved state_dict has averages of another shape than the parameters they would be for.
+    """Raise ValueError if a saved state_dict has averages of another shape than their parameters.
 
-    The optimiser would take it, and fail in its first step.
+    The optimiser itself would load them, and fail in its first step.
+
+    Args:
+        optimizer: the optimiser to load into.
+        state: its saved state_dict.
     """
     numbers = [number for group in state["param_groups"] for number in group["params"]]
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -143,10 +152,17 @@ def check_shapes(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> Non
 
 
 def parameter_groups(model: nn.Module, settings: Optimizer) -> list[dict[str, Any]]:
-    """timm's parameter groups (weight decay, layer decay), each split into the rationals' coefficients and the others.
+    """Split each of timm's parameter groups (weight decay, layer decay) into the rationals' coefficients and the rest.
 
-    The coefficients' learning rate is scaled on top of their layer's, and their weight decay is set where one is given,
-    save for those that the model's ``no_weight_decay`` names.
+    ``rational_lr_scale`` multiplies the coefficients' learning rate, on top of their layer's scale.
+    ``rational_weight_decay`` replaces their weight decay, except for those that the model's ``no_weight_decay`` names.
+
+    Args:
+        model: the model to optimise.
+        settings: the section of the configuration.
+
+    Returns:
+        Groups as :class:`torch.optim.Optimizer` takes them, with timm's ``lr_scale``.
     """
     spared: set[str] = getattr(model, "no_weight_decay", set)()
     if settings.layer_decay is not None:

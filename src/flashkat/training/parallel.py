@@ -1,6 +1,7 @@
-"""What training calls in place of the plain model: the same model, replicated or sharded over the processes.
+"""Replicate (DDP) or shard (FSDP2) the model over the processes.
 
-The plain model stays the one that is saved, averaged and evaluated, so that no wrapper's prefix gets into a checkpoint.
+Only the training step calls the wrapped model. Saving, averaging and evaluation use the plain one, so that no prefix
+of a wrapper gets into a checkpoint.
 """
 
 import warnings
@@ -32,7 +33,7 @@ def shard(model: nn.Module) -> None:
     """
     if distributed.size() == 1:
         raise InputError("--fsdp shards over several processes: start with torchrun --nproc-per-node N")
-    # Left to itself it takes a GPU where there is one, whatever the model is on.
+    # By default FSDP takes a GPU if there is one, even for a model on the CPU.
     mesh = init_device_mesh(next(model.parameters()).device.type, (distributed.size(),))
     for block in getattr(model, "blocks", ()):
         fully_shard(block, mesh=mesh)
@@ -40,10 +41,14 @@ def shard(model: nn.Module) -> None:
 
 
 def with_common_norms(model: nn.Module, device: torch.device) -> nn.Module:
-    """The model with batch norms whose statistics are over all processes.
+    """Return the model with synchronised batch norms: their statistics are over all processes.
+
+    Args:
+        model: the model; its batch norms are replaced.
+        device: where it computes.
 
     Raises:
-        InputError: it has such norms, on a CPU.
+        InputError: the model has batch norms and is on a CPU.
     """
     if device.type == "cpu" and any(isinstance(module, BATCH_NORMS) for module in model.modules()):
         raise InputError("--sync-bn works on GPUs: leave it out; --dist-bn averages the running statistics")
@@ -51,12 +56,18 @@ def with_common_norms(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 def wrap(model: nn.Module, device: torch.device, broadcast_buffers: bool = True) -> nn.Module:
-    """The module that training calls for a model on ``device``, so that gradients are averaged over the processes."""
+    """Wrap a model in DDP, so that gradients are averaged over the processes.
+
+    Args:
+        model: the model; one that FSDP shards, or one in a single process, is returned as it is.
+        device: where it computes.
+        broadcast_buffers: copy the first process's buffers to the others before each forward pass.
+    """
     if distributed.size() == 1 or isinstance(model, FSDPModule):
         return model
-    # Of coefficients that all groups share: one row, whose stride is nobody's business.
+    # A numerator that all groups share is (1, m). The stride of its one row has no effect.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
-    # Newer PyTorch has another name for it, which older has not.
+    # Older PyTorch does not have the argument's new name.
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
     devices = None if device.type == "cpu" else [device]
     return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=broadcast_buffers)
@@ -69,11 +80,11 @@ def distribute_norms(model: nn.Module, how: str) -> None:
 
 
 def synchronised(trained: Any, now: bool) -> AbstractContextManager:
-    """A context for forward and backward passes that average gradients over the processes now, or leave it for later.
+    """Return the context of a forward and backward pass, which averages gradients over the processes or does not yet.
 
     Args:
-        trained: what :func:`wrap` gave.
-        now: whether an update follows.
+        trained: the module that :func:`wrap` returned.
+        now: average the gradients, as an update follows.
     """
     if hasattr(trained, "set_requires_gradient_sync"):
         trained.set_requires_gradient_sync(now)
@@ -83,10 +94,9 @@ def synchronised(trained: Any, now: bool) -> AbstractContextManager:
 
 
 def full(value: Any) -> Any:
-    """A state of nested dictionaries and lists with whole tensors for sharded ones.
+    """Gather the sharded tensors of a state of nested dictionaries and lists.
 
-    All processes call it together. Whole tensors arrive on the CPU, and on the first process only; the others have
-    None in their place.
+    All processes call it together. The first one gets whole tensors on the CPU. The others get None in their place.
     """
     if isinstance(value, DTensor):
         whole = value.full_tensor()
@@ -97,7 +107,12 @@ def full(value: Any) -> Any:
 
 
 def like(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """An optimiser's whole state_dict with its tensors sharded as the parameters are that they belong to."""
+    """Shard an optimiser's gathered state_dict: each tensor is sharded as its parameter.
+
+    Args:
+        state: the state_dict, with whole tensors.
+        optimizer: the optimiser to load into.
+    """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     numbers = [number for group in state["param_groups"] for number in group["params"]]
     sharded = dict(state["state"])

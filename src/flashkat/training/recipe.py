@@ -1,4 +1,4 @@
-"""The parts of a run as the flags ask for them: model, learning rate and schedule, loss, mixing."""
+"""Build the parts of a run from its configuration: model, learning rate and schedule, loss, mixing."""
 
 import math
 import warnings
@@ -33,13 +33,13 @@ __all__ = [
     "scaled_lr",
 ]
 
-# timm scales the learning rate with the square root of the batch for these, linearly for the others.
+# Optimisers for which timm scales the learning rate with the square root of the batch. Others scale linearly.
 _ADAPTIVE = ("ada", "lamb")
 
-# To suggest; what there is timm knows, some versions more than others.
+# Names to suggest. timm's versions differ in which they have.
 _SCHEDULES = ("cosine", "tanh", "step", "multistep", "plateau", "poly", "none")
 
-# What the weights at the start may have of the average in the end.
+# Largest share that the initial weights may have in the final average without a hint.
 _WORTH_A_HINT = 0.01
 
 
@@ -50,12 +50,12 @@ def build_model(
 
     Args:
         settings: the section of the configuration.
-        data: the images that the model will see.
-        is_resumed: whether all weights come from a run to go on with.
-        say: told what the weights leave open.
+        data: the data section of the images that the model will see.
+        is_resumed: whether the weights will come from a resumed run.
+        say: called with lines about weights that are missing or left out.
 
     Raises:
-        InputError: there is no such model, or the weights are of another.
+        InputError: there is no such model, or the weights do not fit it.
     """
     kwargs: dict[str, Any] = {
         **model_arguments(settings, data),
@@ -82,7 +82,15 @@ def _takes_weights(settings: Model) -> bool:
 
 
 def length_notes(schedule: Schedule, average: Average, updates: int) -> list[str]:
-    """Lines where so many updates are too few: for warm-up to end, or for the average to forget where it started."""
+    """Return a hint for each setting that is too slow for the number of updates.
+
+    That is a warm-up that does not end, or an average that is still close to the initial weights.
+
+    Args:
+        schedule: the section of the configuration.
+        average: the section of the configuration.
+        updates: updates of the whole run.
+    """
     notes = []
     if schedule.warmup_epochs >= schedule.epochs and not schedule.warmup_prefix and schedule.sched != "none":
         notes.append(
@@ -112,19 +120,25 @@ def _initialise_head(model: Any, settings: Model) -> None:
 
 
 def scaled_lr(schedule: Schedule, opt: str, images: int) -> float:
-    """Scale the learning rate by timm's rule to the images of an update, over processes and accumulated batches."""
+    """Return the learning rate, scaled by timm's rule to the batch size of an update.
+
+    Args:
+        schedule: has the base rate and its batch size.
+        opt: the optimiser's name.
+        images: images of an update, over all processes and accumulated batches.
+    """
     ratio = images / schedule.lr_base_size
     scale = schedule.lr_base_scale or ("sqrt" if any(name in opt.lower() for name in _ADAPTIVE) else "linear")
     return schedule.lr_base * (math.sqrt(ratio) if scale == "sqrt" else ratio)
 
 
 def check_schedule_name(sched: str) -> None:
-    """Raise InputError, with the nearest name, unless timm has a schedule of this one."""
+    """Raise InputError, with the most similar name, unless timm has a schedule of this name."""
     if sched == "none":
         return
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
     try:
-        known = _timms_schedule(optimizer, sched=sched)[0] is not None  # None is how older timm answers
+        known = _timms_schedule(optimizer, sched=sched)[0] is not None  # older timm returns None
     except ValueError:
         known = False
     if not known:
@@ -133,7 +147,10 @@ def check_schedule_name(sched: str) -> None:
 
 
 def _timms_schedule(optimizer: torch.optim.Optimizer, **options: Any) -> tuple[Scheduler | None, int]:
-    """timm's schedule and its epochs, without its warning that nobody saves the state of plateau's: we do."""
+    """Return timm's schedule and its epochs, without timm's warning about the plateau schedule's unsaved state.
+
+    Our checkpoints do save that state.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="PlateauLRScheduler is deprecated", category=FutureWarning)
         return create_scheduler_v2(optimizer, **options)
@@ -141,7 +158,7 @@ def _timms_schedule(optimizer: torch.optim.Optimizer, **options: Any) -> tuple[S
 
 @dataclass(frozen=True, kw_only=True)
 class _ForTimm(Schedule):
-    """The settings with what timm reads beside them."""
+    """The settings, and the two others that timm reads from the same object."""
 
     eval_metric: str
     seed: int
@@ -155,20 +172,23 @@ def build_schedule(
     eval_metric: str = "top1",
     seed: int = 42,
 ) -> tuple[Scheduler | None, int]:
-    """Build the schedule, and count its epochs: cycles and cooldown add some.
+    """Build the schedule of the learning rate, and count its epochs.
 
     Args:
-        optimizer: whose learning rates it sets.
+        optimizer: the optimiser whose learning rates it sets.
         settings: the section of the configuration.
-        updates_per_epoch: updates of the optimiser.
-        eval_metric: what a schedule on plateaus goes by.
-        seed: of noise on the learning rate.
+        updates_per_epoch: updates of the optimiser in an epoch.
+        eval_metric: the metric that a plateau schedule watches.
+        seed: seed of the noise on the learning rate.
+
+    Returns:
+        The schedule, None for a constant rate, and the epochs to train. Cycles and cooldown add epochs.
 
     Raises:
-        InputError: it does not take its arguments.
+        InputError: the schedule does not take its arguments.
     """
     options = scheduler_kwargs(_ForTimm(**vars(settings), eval_metric=eval_metric, seed=seed))
-    if options["decay_epochs"] is None:  # timm's own, which differs between schedules
+    if options["decay_epochs"] is None:  # timm's default differs between schedules
         del options["decay_epochs"]
     if settings.sched == "plateau" and settings.sched_on_updates:
         raise InputError("--sched plateau goes by evaluations: leave out --sched-on-updates")
@@ -177,14 +197,14 @@ def build_schedule(
     with explain(f"cannot make --sched {settings.sched}"):
         scheduler, epochs = _timms_schedule(optimizer, **options, updates_per_epoch=updates_per_epoch)
     if scheduler is None:
-        # Otherwise the schedule's part.
+        # A schedule would apply the scale of each group.
         for group in optimizer.param_groups:
             group["lr"] *= group.get("lr_scale", 1.0)
     return scheduler, epochs
 
 
 class _HalfMixup(Mixup):
-    """Every image mixed with a partner that is then left out, so that the batch is half as large."""
+    """Mix each image with a partner, and drop the partners: the batch is half as large."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**{**kwargs, "mode": "elem"})
@@ -198,18 +218,18 @@ class _HalfMixup(Mixup):
 def build_mixup(
     mixing: Mixing, *, batch_size: int, classes: int, smoothing: float, has_views: bool = False, on_gpu: bool = False
 ) -> Mixup | None:
-    """Build the mixing of images and targets, if any.
+    """Build mixup and cutmix of images and targets; None if they are off.
 
     Args:
         mixing: the section of the configuration.
         batch_size: images of a batch.
         classes: number of classes.
-        smoothing: of the mixed labels.
+        smoothing: label smoothing of the mixed targets.
         has_views: whether a batch holds several views of each image.
         on_gpu: whether images are there, where mixing saves passes over memory.
 
     Raises:
-        InputError: settings that do not go together.
+        InputError: the settings contradict each other.
     """
     if not mixing.is_on:
         return None
@@ -234,11 +254,14 @@ def build_loss(settings: Loss, *, is_mixed: bool = False, views: int = 0) -> nn.
 
     Args:
         settings: the section of the configuration.
-        is_mixed: whether targets are mixed, and smoothed there.
-        views: of each image in a batch; 0 for the image alone.
+        is_mixed: whether mixup gives soft targets (B, classes), smoothed already, in place of labels (B,).
+        views: views of each image in a batch; 0 for the image alone.
+
+    Returns:
+        A module from logits (B, classes) and targets to a number.
 
     Raises:
-        InputError: settings that do not go together.
+        InputError: the settings contradict each other.
     """
     if settings.jsd_loss:
         if not views:
@@ -264,7 +287,7 @@ def build_loss(settings: Loss, *, is_mixed: bool = False, views: int = 0) -> nn.
 
 
 class _Module(nn.Module):
-    """A loss that timm calls without being a module's forward."""
+    """A loss of timm that is a module without ``forward``: it overrides ``__call__``."""
 
     def __init__(self, loss: Any) -> None:
         super().__init__()
