@@ -1,4 +1,4 @@
-"""Training: the configuration of a run, its parts, the loop, and what it leaves behind.
+"""Training: the configuration of a run, its parts, the loop and its output.
 
 >>> from flashkat.training import Config, Data, Optimizer, Schedule, train
 >>> config = Config(

@@ -1,4 +1,4 @@
-"""What a training run does: its configuration, a frozen section for each theme."""
+"""The configuration of a training run: a frozen section for each theme."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -28,7 +28,7 @@ __all__ = [
 DEFAULT_OUTPUT = "output/train"
 
 AUTO = "auto"
-"""As a checkpoint to resume: the newest good one of the run's folder."""
+"""The value of ``resume`` that picks the newest good checkpoint of the run's folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,12 +36,12 @@ class Optimizer:
     """The optimiser and the clipping of gradients. Fields have the names and defaults of timm's flags.
 
     Attributes:
-        opt: any of timm's optimisers.
-        opt_kwargs: more arguments of it.
+        opt: name of an optimiser of timm.
+        opt_kwargs: more arguments of the optimiser.
         clip_grad: limit of the gradients; None clips nothing.
-        clip_mode: ``norm`` of all, ``value``, or ``agc``.
+        clip_mode: ``norm`` of all gradients, ``value``, or ``agc`` (adaptive gradient clipping).
         rational_lr_scale: learning rate of the rationals' coefficients, as a multiple of the other weights'.
-        rational_weight_decay: their weight decay; None takes the other weights'.
+        rational_weight_decay: weight decay of the coefficients; None takes the other weights'.
     """
 
     opt: str = "sgd"
@@ -64,10 +64,10 @@ class Schedule:
     """Learning rate and epochs. Fields have the names and defaults of timm's flags.
 
     Attributes:
-        lr: learning rate; None scales ``lr_base`` to the images of an update.
-        sched: any of timm's schedules.
-        epochs: epochs to train.
-        start_epoch: number of the first epoch; None is 0, or where a resumed run left.
+        lr: learning rate; None scales ``lr_base`` to the batch size of an update.
+        sched: name of a schedule of timm.
+        epochs: epochs to train, without those that cycles and cooldown add.
+        start_epoch: number of the first epoch; None is 0, or the next one of a resumed run.
     """
 
     lr: float | None = None
@@ -110,7 +110,7 @@ class Loss:
 
 @dataclass(frozen=True, kw_only=True)
 class Distillation:
-    """Learning from a teacher's outputs too. Fields have the names and defaults of timm's flags."""
+    """Knowledge distillation from a teacher. Fields have the names and defaults of timm's flags."""
 
     kd_model_name: str | None = None
     kd_distill_type: str = "logit"
@@ -138,7 +138,7 @@ class Mixing:
         return bool(self.mixup or self.cutmix or self.cutmix_minmax)
 
     def images(self, batch_size: int) -> int:
-        """Return how many images of a batch the model sees: ``half`` leaves out each image's partner."""
+        """Return how many images of a batch the model sees. ``half`` drops each image's partner."""
         return batch_size // (2 if self.is_on and self.mixup_mode == "half" else 1)
 
 
@@ -154,13 +154,13 @@ class Average:
 
 @dataclass(frozen=True, kw_only=True)
 class Parallel:
-    """Batches that add up to an update, over steps and processes.
+    """Gradient accumulation, and training in several processes.
 
     Attributes:
         grad_accum_steps: batches per update.
-        fsdp: shard weights, gradients and optimiser over the processes (FSDP2).
+        fsdp: shard weights, gradients and optimiser state over the processes (FSDP2).
         no_ddp_bb: do not broadcast buffers between processes.
-        sync_bn: statistics of batch norms over all processes.
+        sync_bn: compute the statistics of batch norms over all processes.
         dist_bn: after an epoch ``broadcast`` or ``reduce`` running statistics; empty leaves them.
     """
 
@@ -173,11 +173,11 @@ class Parallel:
 
 @dataclass(frozen=True, kw_only=True)
 class Resume:
-    """The run to go on with.
+    """The run to resume.
 
     Attributes:
-        resume: its checkpoint; empty begins a new run, ``auto`` goes on from the newest good checkpoint of the folder.
-        no_resume_opt: leave out the state of the optimiser and the loss scaler.
+        resume: its checkpoint; empty begins a new run, ``auto`` takes the newest good checkpoint of the run's folder.
+        no_resume_opt: do not restore the optimiser and the gradient scaler.
     """
 
     resume: str = ""
@@ -186,17 +186,17 @@ class Resume:
 
 @dataclass(frozen=True, kw_only=True)
 class Output:
-    """What a run writes, shows and evaluates, and when.
+    """The output of a run: its folder, checkpoints, log and evaluations.
 
     Attributes:
-        output: folder of the runs' folders.
+        output: parent of the run's folder.
         experiment: name of the run's folder; empty takes date, model and size.
-        log_interval: batches between lines.
+        log_interval: batches between lines of progress.
         recovery_interval: updates of an epoch between recovery checkpoints; 0 for none.
-        checkpoint_hist: how many of the best epochs' checkpoints are kept.
+        checkpoint_hist: how many checkpoints of the best epochs to keep.
         val_interval: epochs between evaluations.
-        save_images: save the batches that the log shows, as pictures.
-        eval_metric: the best checkpoint's: ``top1``, ``top5`` or ``loss``.
+        save_images: save the batches of the logged lines as pictures.
+        eval_metric: the metric of the best checkpoint: ``top1``, ``top5`` or ``loss``.
         tta: views of each image, whose outputs evaluation averages.
     """
 
@@ -223,10 +223,10 @@ class Wandb:
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """All that :func:`flashkat.training.train` needs; every section has defaults.
+    """The configuration of :func:`flashkat.training.train`. Every section has defaults.
 
     Attributes:
-        unused: flags that only the command line reads, kept for a run's ``args.yaml``.
+        unused: flags that only the command line reads, kept for ``args.yaml``.
     """
 
     data: Data = field(default_factory=Data)
@@ -247,7 +247,7 @@ class Config:
     unused: Mapping[str, Any] = field(default_factory=dict)
 
     def flags(self) -> dict[str, Any]:
-        """Return every setting under its flag's name, as ``args.yaml`` and checkpoints have them."""
+        """Return every setting by the name of its flag, for ``args.yaml`` and checkpoints."""
         found = dict(self.unused)
         for section in fields(self):
             if section.name != "unused":
@@ -257,7 +257,7 @@ class Config:
 
 
 def _plain(value: Any) -> Any:
-    """Return a setting as YAML and checkpoints that run no code can hold it."""
+    """Return a setting as plain types, which YAML and ``torch.load(weights_only=True)`` take."""
     if isinstance(value, Mapping):
         return dict(value)
     return list(value) if isinstance(value, tuple) else value

@@ -1,4 +1,4 @@
-"""The training loop: it moves a :class:`TrainingState` forward, over what is left of its epochs."""
+"""The training loop: it trains a :class:`TrainingState` over the rest of its epochs."""
 
 import contextlib
 import math
@@ -42,16 +42,16 @@ _WAIT_HINT = (
 
 @dataclass(frozen=True)
 class Parts:
-    """What the loop works with beside the state.
+    """The parts of the loop that do not change.
 
     Attributes:
-        step: trains on a batch.
+        step: trains the model on a batch.
         train_loader: batches of an epoch.
         val_loader: batches to evaluate on; None evaluates nothing.
         mixup: mixes images and targets.
-        precision: the context that the model computes in.
-        folder: where the first process writes; None in the others.
-        progress: shows how far it is.
+        precision: the context of the forward passes.
+        folder: the run's folder in the first process; None in the others.
+        progress: reports progress.
         stop: notices signals to stop.
         datasets: those that the batches are made of.
     """
@@ -68,7 +68,7 @@ class Parts:
 
 
 class _Writer:
-    """Writes checkpoints, none of which holds a number that is not finite. All processes call it together."""
+    """Writes checkpoints, and refuses to write numbers that are not finite. All processes call it together."""
 
     def __init__(self, state: TrainingState, parts: Parts) -> None:
         self._state, self._folder, self._say, self._datasets = state, parts.folder, parts.progress.say, parts.datasets
@@ -105,7 +105,7 @@ class _Writer:
 
     @contextlib.contextmanager
     def _going_on(self) -> Iterator[None]:
-        """Let training go on where a file cannot be written; the next checkpoint is tried as ever."""
+        """Report a file that cannot be written, and let training go on."""
         try:
             yield
         except OSError as error:
@@ -116,9 +116,18 @@ class _Writer:
 
 
 def run_epochs(state: TrainingState, parts: Parts, config: Config) -> None:
-    """Train and evaluate up to ``state.epochs`` epochs; after each, write the summary and the checkpoints.
+    """Train and evaluate the rest of ``state.epochs`` epochs. After each, write the summary and the checkpoints.
 
-    All processes of a run call this together, and the one with a folder writes.
+    All processes of a run call this together. The one with a folder writes.
+
+    Args:
+        state: changed in place.
+        parts: the step, the loaders and the output.
+        config: the configuration.
+
+    Raises:
+        DivergedError: the loss or the weights are no longer finite.
+        Stopped: a signal asked the run to stop.
     """
     output, average, folder, progress = config.output, config.average, parts.folder, parts.progress
     writer, models = _Writer(state, parts), _averages(state, average)
@@ -127,7 +136,7 @@ def run_epochs(state: TrainingState, parts: Parts, config: Config) -> None:
 
     def stop_in_between(index: int, meters: Meters) -> None:
         if parts.stop.after_step():
-            # What is left of the epoch is its evaluation.
+            # All batches of the epoch are done. Only its evaluation is left.
             writer.write_recovery(-(-state.batch // config.parallel.grad_accum_steps) - 1)
             raise Stopped("" if folder is None else folder.how_to_go_on(), parts.stop.number)
 
@@ -171,7 +180,7 @@ def run_epochs(state: TrainingState, parts: Parts, config: Config) -> None:
 
 
 def _averages(state: TrainingState, average: Average) -> dict[str, nn.Module]:
-    """Return the model and, where it can be evaluated, the average of its weights, by their names in a checkpoint."""
+    """Return the model and its average, by their names in a checkpoint. An average on the CPU is left out."""
     models = {"state_dict": state.model}
     if state.ema is not None and not average.model_ema_force_cpu:
         models["state_dict_ema"] = state.ema.module
@@ -179,7 +188,7 @@ def _averages(state: TrainingState, average: Average) -> dict[str, nn.Module]:
 
 
 def _to_evaluate(models: dict[str, nn.Module], parts: Parts, config: Config) -> dict[str, nn.Module]:
-    """Return what evaluation calls for each model, from CUDA graphs where training steps are."""
+    """Return the modules that evaluation calls. They use CUDA graphs if the training step does."""
     captured, is_compiled = parts.step.captured, bool(config.compilation.torchcompile)
     return {
         name: prepared(
@@ -192,7 +201,11 @@ def _to_evaluate(models: dict[str, nn.Module], parts: Parts, config: Config) -> 
 
 
 def _train_epoch(state: TrainingState, parts: Parts, config: Config, writer: _Writer) -> tuple[Metrics, float]:
-    """Train what is left of an epoch; returns the whole epoch's average metrics on augmented images, and images/s."""
+    """Train the rest of an epoch.
+
+    Returns:
+        The whole epoch's metrics on augmented images, and the images per second of all processes.
+    """
     state.model.train()
     loader, mixup, folder = parts.train_loader, parts.mixup, parts.folder
     output, accumulated = config.output, config.parallel.grad_accum_steps
@@ -232,14 +245,14 @@ def _train_epoch(state: TrainingState, parts: Parts, config: Config, writer: _Wr
 
 
 def _left(loader: Any, state: TrainingState) -> Iterable[Any]:
-    """What is left of an epoch's batches."""
+    """Return the rest of an epoch's batches."""
     if state.batch == len(loader):
-        return ()  # of which older timm's loaders cannot make an empty pass
+        return ()  # older timm's loaders cannot make an empty pass
     return loader if start_epoch(loader, state.epoch, state.batch) else islice(loader, state.batch, None)
 
 
 def _scheduled_lr(optimizer: torch.optim.Optimizer) -> float:
-    """The learning rate of the schedule, whatever a group's scale of it."""
+    """Return the schedule's learning rate, without the scales of parameter groups."""
     group = max(optimizer.param_groups, key=lambda group: group.get("lr_scale", 1.0))
     return group["lr"] / (group.get("lr_scale") or 1.0)
 
@@ -252,7 +265,11 @@ def _check_finite(loss: float, when: str) -> None:
 
 
 def _update_best(state: TrainingState, evaluated: dict[str, Metrics], name: str) -> bool:
-    """Remember the best value of a metric so far and which weights had it, the model's own or their average."""
+    """Record the best value of a metric so far, and whether the model's own weights or their average had it.
+
+    Returns:
+        Whether this evaluation is the best so far.
+    """
     weights, metrics = max(evaluated.items(), key=lambda item: score(name, getattr(item[1], name)))
     metric = getattr(metrics, name)
     if state.best and score(name, metric) <= score(name, state.best["metric"]):

@@ -1,4 +1,4 @@
-"""Train a model: everything is built and checked first, then a folder is made, then the loop runs."""
+"""Train a model: build and check everything first, then make a folder, then run the loop."""
 
 import contextlib
 from collections.abc import Callable
@@ -49,12 +49,12 @@ __all__ = ["Result", "train"]
 
 @dataclass(frozen=True)
 class Result:
-    """What a run came to.
+    """The result of a run.
 
     Attributes:
-        folder: where its checkpoints are; None in all but the first process.
-        history: a row of the summary for each epoch.
-        best: the best value of ``eval_metric``, as ``metric``, and which ``weights`` had it; empty without any.
+        folder: the folder of its checkpoints; None in all but the first process.
+        history: the summary's row of each epoch.
+        best: the best value of ``eval_metric`` as ``metric``, and the ``weights`` that had it; empty without any.
     """
 
     folder: Path | None
@@ -71,8 +71,8 @@ def train(config: Config) -> Result:
         config: see :class:`Config`.
 
     Raises:
-        InputError: something in the configuration or the data does not work; nothing is left behind then.
-        DivergedError: the loss is no longer a number.
+        InputError: the configuration or the data cannot be used. No folder is left behind.
+        DivergedError: the loss or the weights are no longer finite.
     """
     require("matplotlib", "rich")
     check_wandb(config.wandb)
@@ -87,7 +87,7 @@ def train(config: Config) -> Result:
 
 
 def _check_names(config: Config) -> None:
-    """Raise InputError for a name that nobody knows, before data and models, which may take long."""
+    """Raise InputError for an unknown name, before data and models are loaded, which may take long."""
     for name in filter(None, (config.model.name, config.distillation.kd_model_name)):
         check_model_name(name)
     check_optimizer_name(config.optimizer.opt)
@@ -150,7 +150,7 @@ def _train(asked: Config, device: torch.device) -> Result:
     is_automatic = config.resume.resume == AUTO
     if is_automatic:
         newest = newest_good(folder_of(config.output, config.model.name), notes.append)
-        # Files may have changed between two processes' looks.
+        # Files may change between the reads of two processes.
         config = replace(config, resume=replace(config.resume, resume=distributed.gather(newest)[0]))
     resume = config.resume.resume
     resumed = read_resumed(resume, train_set.classes)
@@ -233,7 +233,7 @@ def _train(asked: Config, device: torch.device) -> Result:
     except BaseException as error:
         discard_if_empty(made)
         if isinstance(error, KeyboardInterrupt) and folder is not None:
-            # What the command line says after its own word.
+            # The command line prints this after its own message.
             raise KeyboardInterrupt(folder.how_to_go_on()) from None
         raise
     finally:
@@ -255,7 +255,16 @@ def _build_state(
     classes: list[str],
     resumed: dict[str, Any],
 ) -> TrainingState:
-    """Build the state at the start of the run, or where ``resumed`` left it, with this process's random states."""
+    """Build the state of a new run, or of a resumed one, and set this process's random state.
+
+    Args:
+        model: on its device, with its first weights.
+        config: the configuration, with the learning rate set.
+        device: where the model computes.
+        batches: batches of an epoch.
+        classes: names of the classes.
+        resumed: the checkpoint to resume, empty for a new run.
+    """
     average, parallel, schedule, runtime = config.average, config.parallel, config.schedule, config.runtime
     scales_loss = runtime.amp and runtime.amp_dtype == "float16"
     if parallel.sync_bn and distributed.size() > 1:
@@ -290,7 +299,7 @@ def _build_state(
         name=config.model.name,
         flags=config.flags(),
     )
-    # From here on every process draws numbers of its own; the weights are the same everywhere.
+    # The initial weights are the same in every process. Later random numbers are not.
     random_seed(runtime.seed, distributed.rank())
     state.start(
         resumed,
@@ -331,7 +340,7 @@ def _build_step(
 
 
 def _check_parallel(config: Config, device: torch.device) -> None:
-    """Raise InputError for ways to train that do not go together."""
+    """Raise InputError for parallel settings that contradict each other."""
     if not config.parallel.fsdp:
         return
     if config.average.model_ema_force_cpu and device.type != "cpu":

@@ -1,4 +1,4 @@
-"""All that a run needs to continue exactly, in one object: it is trained, saved and restored as a whole."""
+"""The state of a run: everything that a checkpoint needs to resume it exactly."""
 
 import math
 from dataclasses import dataclass, field
@@ -27,23 +27,30 @@ __all__ = ["FinishedError", "TrainingState", "load_resumed_weights", "read_resum
 
 
 class FinishedError(InputError):
-    """A run to go on with has all its epochs."""
+    """The run to resume has already trained all its epochs."""
 
 
 @dataclass
 class TrainingState:
-    """Everything that training changes; random numbers are the process's own, and are saved with it.
+    """Everything that training changes, except for the process's random state, which checkpoints save too.
+
+    The seed, the epoch and the batch determine the order of images.
 
     Attributes:
-        name: the model's, for a checkpoint.
-        flags: the settings, for a checkpoint.
-        epochs: where training ends.
-        epoch: the epoch being trained, or to be trained next.
+        model: the plain model, which is saved and evaluated.
+        scaler: the gradient scaler, disabled without float16.
+        ema: the moving average of the weights, if any.
+        classes: names of the classes, by label.
+        epochs: number of epochs to train.
+        name: name of the model, for checkpoints.
+        flags: all settings, for checkpoints.
+        epoch: the current epoch, from 0.
         batch: how many of its batches are done.
-        lr: the learning rate that the epoch began with.
-        meters: what its batches have added up to.
-
-    The order of images follows from the seed, the epoch and the batch.
+        updates: updates of the optimiser so far.
+        lr: the learning rate at the start of the epoch.
+        best: the best value of the metric so far, with its weights and epoch.
+        history: the summary's row of each epoch.
+        meters: metrics of the epoch's batches so far.
     """
 
     model: nn.Module
@@ -64,15 +71,15 @@ class TrainingState:
     meters: Meters = field(default_factory=Meters)
 
     def checkpoint(self) -> dict[str, Any]:
-        """timm's checkpoint layout, see :mod:`flashkat.checkpoints`; what timm has no place for is under ``run``.
+        """Return a checkpoint in timm's layout. Entries that timm does not have are under ``run``.
 
-        All processes call it together; the first one has the whole. It may be called between any two updates.
+        All processes call this together, between any two updates. The first one gets the complete checkpoint.
         """
         checkpoint = {
             "arch": self.name,
             "args": self.flags,
             "classes": self.classes,
-            # timm's: the epoch whose weights these are.
+            # As in timm, the epoch that trained these weights.
             "epoch": self.epoch if self.batch else max(self.epoch - 1, 0),
             "metric": self.best.get("metric"),
             "metric_weights": self.best.get("weights"),
@@ -107,20 +114,21 @@ class TrainingState:
         eval_metric: str,
         updates_per_epoch: int,
     ) -> None:
-        """Begin at ``start_epoch``, or where a checkpoint of ours, or of timm's after a whole epoch, left.
+        """Begin a new run, or resume a checkpoint of ours or of timm.
 
-        Flags win over the checkpoint where they say how to go on: epochs, the learning rate and its schedule.
+        The flags of this run decide about epochs, learning rate and schedule, not the checkpoint's.
 
         Args:
-            checkpoint: as :func:`read_resumed` gives it, an empty one for a new run; its weights are loaded already.
+            checkpoint: from :func:`read_resumed`, empty for a new run. Its weights are already loaded.
             resume: names the checkpoint.
             opt: the optimiser's name.
-            start_epoch: the first epoch; None goes on where the checkpoint left.
-            eval_metric: what the best checkpoint goes by.
-            updates_per_epoch: for epochs that nobody has counted the updates of.
+            start_epoch: the first epoch; None continues after the checkpoint.
+            eval_metric: the metric of the best checkpoint.
+            updates_per_epoch: updates of an epoch, for checkpoints that do not count them.
 
         Raises:
-            InputError: the optimiser is another one, or the epochs are all done.
+            InputError: the checkpoint has another optimiser, or ``start_epoch`` is after the last epoch.
+            FinishedError: the checkpoint has all its epochs.
         """
         run: dict[str, Any] = checkpoint.get("run", {})
         if checkpoint:
@@ -138,10 +146,10 @@ class TrainingState:
             _set_schedule(self.scheduler, run.get("scheduler", {}), self.epoch, self.updates)
 
     def _forget_later_epochs(self, metric: str) -> None:
-        """Leave out the summary's rows of epochs that are trained again, and the best of all if it is one of these."""
+        """Drop the rows of epochs that will be trained again, and the best metric if it comes from one of them."""
         kept = [row for row in self.history if row["epoch"] < self.epoch]
         before, after = best_of(self.history, metric), best_of(kept, metric)
-        # A best that is none of the rows', of another metric say, may be from before; rows are rounded.
+        # Keep a best that no row has: it may be of another metric. Rows are rounded.
         if before != after and round(before["metric"], 4) == round(self.best.get("metric", math.nan), 4):
             self.best = after
         self.history = kept
@@ -194,10 +202,14 @@ class TrainingState:
 
 
 def read_resumed(path: str, classes: list[str]) -> dict[str, Any]:
-    """Read the checkpoint of a run to go on with; an empty one without a path.
+    """Read the checkpoint of a run to resume.
+
+    Args:
+        path: the file; "" returns an empty checkpoint.
+        classes: names of the data set's classes; empty if it does not list them.
 
     Raises:
-        InputError: it is no checkpoint of a run, or one of other classes.
+        InputError: the file holds no run, or a run with other classes.
     """
     if not path:
         return {}
@@ -208,7 +220,7 @@ def read_resumed(path: str, classes: list[str]) -> dict[str, Any]:
         )
     check_run(checkpoint, path)
     trained = checkpoint.get("classes")
-    # Data that does not list its classes has no other ones.
+    # Without a list of classes there is nothing to compare.
     if trained and classes and trained != classes:
         raise InputError(
             f"{path} is of a run with other classes: {len(trained)} from {trained[0]} to {trained[-1]}, "
@@ -220,23 +232,23 @@ def read_resumed(path: str, classes: list[str]) -> dict[str, Any]:
 def load_resumed_weights(
     model: nn.Module, checkpoint: dict[str, Any], path: str, name: str, *, use_ema: bool = False
 ) -> None:
-    """Load a resumed checkpoint's weights, or their average if there is one, into a model that is not sharded yet.
+    """Load the weights of a resumed checkpoint into a model that is not sharded yet.
 
     Args:
-        model: what to load into.
-        checkpoint: as :func:`read_resumed` gives it; an empty one loads nothing.
-        path: what errors call the checkpoint.
+        model: the model to load into, in place.
+        checkpoint: from :func:`read_resumed`; an empty one loads nothing.
+        path: the checkpoint's path, for errors.
         name: the model's name.
-        use_ema: load the average.
+        use_ema: load the averaged weights if the checkpoint has any, and nothing otherwise.
 
     Raises:
-        InputError: they are of another architecture, or of this one in another size.
+        InputError: the weights are of another architecture, or of another size of this one.
     """
     if not checkpoint or (use_ema and "state_dict_ema" not in checkpoint):
         return
     arch, own = checkpoint.get("arch", name), model.state_dict()
     state = rename_rationals(checkpoints.weights(checkpoint, use_ema), own.keys())
-    # Whatever can be made to fit is another model to the optimiser.
+    # No weights are adapted here: to the optimiser's state, an adapted model would be another one.
     differences = describe(compare(own, state))
     if differences and not is_same_model(arch, name):
         raise InputError(f"{path} is of a run of {arch}, not {name}: give --model {arch}")
@@ -248,7 +260,7 @@ def load_resumed_weights(
 
 
 def _check_same_batches(checkpoint: dict[str, Any], path: str, flags: dict[str, Any]) -> None:
-    """Raise InputError unless the batches that are left of an epoch are cut as those that it began with."""
+    """Raise InputError if an epoch would go on with another batch size than it began with."""
     saved = checkpoint.get("args", {})
     for name in ("batch_size", "grad_accum_steps"):
         before = saved.get(name, flags[name])
@@ -260,7 +272,7 @@ def _check_same_batches(checkpoint: dict[str, Any], path: str, flags: dict[str, 
 
 
 def _ema_state(ema: ModelEmaV3 | None) -> dict[str, Any]:
-    """What an average has beside its weights: newer timm rounds those in bfloat16 by random numbers of its own."""
+    """Return the random state of an average. Newer timm rounds bfloat16 averages with a generator of its own."""
     generator = getattr(ema, "_sr_generator", None)
     return {} if generator is None else {"random": generator.get_state()}
 
@@ -272,7 +284,7 @@ def _set_ema_state(ema: ModelEmaV3 | None, state: dict[str, Any]) -> None:
 
 
 def _scheduler_state(scheduler: Any) -> dict[str, Any]:
-    """What a schedule remembers. Those of timm are functions of the epoch or update, but for the one on plateaus."""
+    """Return the state of a schedule. Only the plateau schedule has one: others depend on the epoch or update alone."""
     plateau = getattr(scheduler, "lr_scheduler", None)
     return {} if plateau is None else {"plateau": plateau.state_dict(), "without_noise": scheduler.restore_lr}
 
@@ -282,7 +294,7 @@ def _set_schedule(scheduler: Any, state: dict[str, Any], epoch: int, updates: in
         scheduler.step(epoch)
         scheduler.step_update(updates)
     elif state:
-        # Stepping would count an epoch twice; the rate itself comes with the optimiser's state.
+        # A step would count an epoch twice. The optimiser's state has the rate.
         scheduler.lr_scheduler.load_state_dict(state["plateau"])
         scheduler.restore_lr = state["without_noise"]
     else:
