@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains with N processes, one per GPU: bash dist_train.sh N [flags of train.py]
+# Train with N processes, one for each GPU: bash dist_train.sh N DATA_PATH [flags of train.py]
 set -euo pipefail
 if ! [[ ${1:-} =~ ^[1-9][0-9]*$ ]]; then
     echo "usage: bash dist_train.sh PROCESSES DATA_PATH [flags of flashkat train]" >&2

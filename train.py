@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""The same program as ``flashkat train``, for those who start timm's scripts by name, under torchrun too."""
+"""Run ``flashkat train`` from a checkout, under the name of timm's script. It works with torchrun too."""
 
 import sys
 from pathlib import Path

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""The same program as ``flashkat validate``, for those who start timm's scripts by name."""
+"""Run ``flashkat validate`` from a checkout, under the name of timm's script."""
 
 import sys
 from pathlib import Path

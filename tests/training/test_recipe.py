@@ -154,10 +154,8 @@ def test_an_average_that_remembers_the_start_is_noted(args):
 
 def test_warm_up_that_does_not_end_is_noted(args):
     (note,) = notes_of(args("--epochs", 5, "--lr", 0.01), 100)
-    assert note.startswith(
-        "Warm-up, --warmup-epochs 5, does not end within --epochs 5, so that the learning rate never"
-    )
-    assert "is 0.01: try a shorter one" in note
+    assert note.startswith("Warm-up takes 5 of 5 epochs, so the learning rate never reaches 0.01: ")
+    assert "give a smaller --warmup-epochs" in note
     for flags in (["--epochs", 6], ["--epochs", 5, "--warmup-epochs", 4], ["--epochs", 5, "--warmup-prefix"]):
         assert not notes_of(args(*flags), 100)
 

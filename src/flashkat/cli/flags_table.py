@@ -1,4 +1,4 @@
-"""Write docs/reference/flags.md from the parsers and from what is left out: ``make flags``."""
+"""Write docs/reference/flags.md from the parsers and the list of missing flags: ``make flags``."""
 
 import argparse
 
@@ -101,7 +101,7 @@ def table() -> str:
 
 
 def _row(action: argparse.Action) -> str:
-    """A flag's row, with a place for the commands that have it so."""
+    """Return a flag's row, with a placeholder for the commands that have it."""
     names = ", ".join(f"`{name}`" for name in action.option_strings)
     values = f" {_metavar(action)}" if action.nargs != 0 else ""
     return f"| {names}{values} | {{}} | {action.help} |"

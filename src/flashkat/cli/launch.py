@@ -1,7 +1,7 @@
-"""``python -m flashkat.cli.launch N FLAGS``: ``flashkat train`` in N processes of this machine, for ``dist_train.sh``.
+"""Run ``flashkat train`` in N processes of this machine: ``python -m flashkat.cli.launch N FLAGS``.
 
-It is torchrun for one node, without its report: the processes say themselves what was wrong, once, and the exit status
-is theirs.
+``dist_train.sh`` calls this. It is torchrun for one node, but without torchrun's error report. One of the processes
+reports an error, and the exit status is theirs.
 """
 
 import logging
@@ -20,13 +20,20 @@ __all__ = ["launch"]
 
 
 def launch(processes: int, flags: Sequence[str]) -> int:
-    """Train in several processes, which all end when one fails; returns the exit status, 128 and more for a signal.
+    """Train in several processes, which all end when one fails.
 
-    Of flags that cannot be read it says so itself, and exits with status 2.
+    Flags that cannot be read exit this process with status 2.
+
+    Args:
+        processes: number of processes.
+        flags: flags of ``flashkat train``.
+
+    Returns:
+        The exit status; 128 plus a signal's number if a signal ended the run.
     """
     parser = Parser(prog="flashkat train")
     add_training_arguments(parser)
-    # Each process would take seconds to find the same mistake.
+    # Check here, as each process takes seconds to start.
     parser.parse_args(flags)
     options = ["--standalone", "--nproc-per-node", str(processes), "-m", "flashkat", "train", *flags]
     try:
@@ -39,10 +46,14 @@ def launch(processes: int, flags: Sequence[str]) -> int:
 
 
 def _status(codes: dict[int, int]) -> int:
-    """The exit status for those of the processes, by rank; negative ones are signals, SIGTERM is torchrun's."""
+    """Return the exit status of the run.
+
+    Args:
+        codes: the exit codes by rank. Negative ones are signals. torchrun sends SIGTERM to the rest after a failure.
+    """
     said = [code for code in codes.values() if code > 0]
     if said:
-        # Bad input is 2; 1 is also that of a process whose neighbour has gone.
+        # Bad input is 2. A process that lost another one exits with 1.
         return max(said)
     rank, code = min(codes.items(), key=lambda item: item[1] == -signal.SIGTERM)
     print(f"flashkat train: error: process {rank} was ended by {signal.Signals(-code).name}", file=sys.stderr)
@@ -50,6 +61,6 @@ def _status(codes: dict[int, int]) -> int:
 
 
 if __name__ == "__main__":
-    # Of torchrun's own.
+    # Silence torchrun's own log.
     logging.disable()
     sys.exit(launch(int(sys.argv[1]), sys.argv[2:]))

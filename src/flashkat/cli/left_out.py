@@ -1,4 +1,4 @@
-"""The flags of timm's scripts that FlashKAT leaves out, and why."""
+"""The flags of timm's scripts that FlashKAT does not have, and why."""
 
 from typing import NamedTuple
 
@@ -6,23 +6,28 @@ __all__ = ["LEFT_OUT"]
 
 
 class LeftOut(NamedTuple):
-    """Why a flag is left out; ``is_switch`` is False for settings that do nothing until another flag is given."""
+    """The reason why a flag is missing.
+
+    Attributes:
+        reason: the reason, for the user.
+        is_switch: False for a setting that has no effect until another flag is given.
+    """
 
     reason: str
     is_switch: bool = True
 
 
 _NO_BATCH_NORM = "these models have layer norms, no batch norms"
-_SCRIPT = "TorchScript is deprecated in PyTorch, and does not take custom operators; use --torchcompile"
-_NAFLEX = "KATs have a fixed patch grid; NaFlex needs timm's NaFlexVit"
-_FEATURES = "distillation is of outputs here; of features it would train a projection beside the model"
+_SCRIPT = "TorchScript is deprecated and does not support custom operators. Use --torchcompile"
+_NAFLEX = "KATs have a fixed patch grid. NaFlex needs timm's NaFlexVit"
+_FEATURES = "only outputs are distilled here. Distilling features would train a projection beside the model"
 
 LEFT_OUT: dict[str, LeftOut] = {
-    "--fuser": LeftOut("it picks a fuser of TorchScript; torch.compile has its own"),
+    "--fuser": LeftOut("it picks a fuser of TorchScript. torch.compile has its own"),
     "--torchscript": LeftOut(_SCRIPT),
     "--aot-autograd": LeftOut("use --torchcompile aot_eager, or --torchcompile for its successor"),
     "--reparam": LeftOut("these models have no branches to merge after training"),
-    "--test-pool": LeftOut("it pools the feature map of a CNN for larger images; these models take --img-size"),
+    "--test-pool": LeftOut("it pools the feature map of a CNN for larger images. These models take --img-size"),
     "--tf-preprocessing": LeftOut("it reproduces models that were ported from TensorFlow"),
     "--drop-connect": LeftOut("timm's old name for --drop-path"),
     "--drop-block": LeftOut("it drops regions of a CNN's feature maps"),
@@ -38,6 +43,6 @@ LEFT_OUT: dict[str, LeftOut] = {
     "--kd-student-feature-dim": LeftOut(_FEATURES, is_switch=False),
     "--kd-teacher-feature-dim": LeftOut(_FEATURES, is_switch=False),
     "--kd-token-distill-type": LeftOut("KATs have no distillation token", is_switch=False),
-    "--apex-amp": LeftOut("older timm's flag for NVIDIA's Apex; use --amp"),
+    "--apex-amp": LeftOut("older timm's flag for NVIDIA's Apex. Use --amp"),
     "--native-amp": LeftOut("older timm's name for --amp"),
 }

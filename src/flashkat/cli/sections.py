@@ -1,4 +1,4 @@
-"""Turn the flags of a command into the sections of its configuration. No ``Namespace`` goes further than this."""
+"""Turn the flags of a command into the sections of its configuration. Only ``cli`` uses ``Namespace``."""
 
 from argparse import Namespace
 from dataclasses import fields
@@ -11,12 +11,12 @@ __all__ = ["evaluation_config", "training_config"]
 
 Section = TypeVar("Section")
 
-# Flags that only the command line reads. A run's args.yaml has them, as timm's.
+# Flags that only the command line reads. args.yaml lists them, as timm's does.
 _UNUSED = ("config", "amp_impl", "local_rank")
 
 
 def training_config(args: Namespace) -> training.Config:
-    """Return the configuration that the flags of ``flashkat train`` ask for."""
+    """Return the configuration that the flags of ``flashkat train`` give."""
     sections: dict[str, Any] = {
         section.name: _section(section.default_factory, args)  # type: ignore[arg-type]
         for section in fields(training.Config)
@@ -26,12 +26,12 @@ def training_config(args: Namespace) -> training.Config:
 
 
 def evaluation_config(args: Namespace, checkpoint: str, data_dir: str | None) -> evaluation.Config:
-    """Return the configuration that the flags of ``flashkat validate`` ask for, or those of other looks at a model.
+    """Return the configuration that the flags of ``flashkat validate``, or of a tool for trained models, give.
 
     Args:
         args: the flags.
-        checkpoint: the file with the model's weights.
-        data_dir: the data set.
+        checkpoint: file of the model's weights.
+        data_dir: folder of the data set.
     """
     split = {"val_split": args.split, "val_num_samples": getattr(args, "num_samples", None)}
     return evaluation.Config(
@@ -45,7 +45,7 @@ def evaluation_config(args: Namespace, checkpoint: str, data_dir: str | None) ->
 
 
 def _section(kind: type[Section], args: Namespace, **given: Any) -> Section:
-    """Make a section of the flags that have its fields' names; what is ``given`` goes before."""
+    """Make a section from the flags with its fields' names. ``given`` takes precedence."""
     flags = vars(args)
     found = {each.name: _frozen(flags[each.name]) for each in fields(kind) if each.name in flags}  # type: ignore[arg-type]
     return kind(**{**found, **given})

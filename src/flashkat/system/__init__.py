@@ -1,1 +1,1 @@
-"""The machine under a run: devices, compilation, processes, random states, files."""
+"""The machine that a run uses: devices, compilation, processes, random states, files."""

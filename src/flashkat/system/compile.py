@@ -1,4 +1,4 @@
-"""Whether and how a model is compiled."""
+"""Decide whether and how a model is compiled, and compile it."""
 
 import os
 import shutil
@@ -20,11 +20,11 @@ _GRAPH_MODES = ("reduce-overhead", "max-autotune")
 
 @dataclass(frozen=True, kw_only=True)
 class Compilation:
-    """How the model is compiled. Fields have the names of the flags.
+    """How to compile the model. Fields have the names of the flags.
 
     Attributes:
-        torchcompile: backend of ``torch.compile``; None leaves it to the command.
-        no_compile: do not compile, on a GPU either.
+        torchcompile: backend of ``torch.compile``; with None, training on a GPU compiles and all else is eager.
+        no_compile: never compile.
         torchcompile_mode: mode of ``torch.compile``; None takes the default.
     """
 
@@ -34,7 +34,7 @@ class Compilation:
 
 
 def require_backend(asked: Compilation) -> None:
-    """Raise InputError for a mode without a backend to have it."""
+    """Raise InputError if a mode is given without a backend."""
     if asked.torchcompile_mode and not asked.torchcompile:
         raise InputError("--torchcompile-mode needs --torchcompile, where training is not compiled by default")
 
@@ -42,34 +42,34 @@ def require_backend(asked: Compilation) -> None:
 def choose_for_training(
     asked: Compilation, device: torch.device, *, images: int, accumulates: bool, is_sharded: bool
 ) -> tuple[Compilation, list[str]]:
-    """Settle how training compiles the model. It does on a GPU, unless told otherwise.
+    """Choose how training compiles the model. By default it does so on a GPU.
 
-    Evaluation after each epoch then costs one more compilation, which the average of the weights shares.
+    Evaluation costs one more compilation, which the model and its average share.
 
     Args:
         asked: the section of the configuration.
         device: where the model computes.
-        images: images that a batch of the model has.
-        accumulates: whether gradients of several batches add up.
+        images: images in a batch.
+        accumulates: whether an update accumulates the gradients of several batches.
         is_sharded: whether FSDP shards the weights.
 
     Returns:
-        What is settled, and lines about what was not asked for.
+        The section with the choice, and lines that tell the user of it.
 
     Raises:
-        InputError: settings that do not go together.
+        InputError: the settings contradict each other.
     """
     mode = asked.torchcompile_mode
     if asked.no_compile and (asked.torchcompile or mode):
         flag = "--torchcompile" if asked.torchcompile else "--torchcompile-mode"
         raise InputError(f"{flag} and --no-compile contradict each other: leave out one")
     if mode in _GRAPH_MODES and accumulates:
-        # PyTorch replays a graph into the gradients that it left before. Some versions say so, others lose them.
+        # A replayed graph overwrites the gradients of the batch before. Only some PyTorch versions raise an error.
         raise InputError(
             f"--torchcompile-mode {mode} keeps the gradients of one batch only: leave it out or --grad-accum-steps"
         )
-    # Compiled, a ViT trains wrong on single images: the gradients of its position embedding and class token would share
-    # memory (seen with torch 2.15), and adding or clipping one of them changes both.
+    # A compiled ViT computes wrong gradients on single images (seen with torch 2.15). Those of position embedding and
+    # class token share memory, so that clipping one of them changes both.
     if asked.torchcompile and images == 1:
         raise InputError("--torchcompile trains on batches of two images or more: give -b 2 or more")
     if device.type != "cuda" or asked.torchcompile or asked.no_compile:
@@ -101,9 +101,13 @@ def _why_not_compiled(images: int, is_sharded: bool) -> str | None:
 
 
 def compile_in_place(model: nn.Module, compilation: Compilation) -> None:
-    """Have a module's calls compiled, if asked for. Its state_dict keeps its names.
+    """Compile a module's calls in place if a backend is given. Its state_dict keeps its names.
 
-    Each shape is compiled anew, since code for all of them would be slower: give it batches of one size.
+    Each shape is compiled anew, as code for dynamic shapes would be slower. So give it batches of one size.
+
+    Args:
+        model: the module.
+        compilation: the section of the configuration.
 
     Raises:
         InputError: there is no such backend or mode.

@@ -1,4 +1,4 @@
-"""The device of a run: finding it, and placing a model on it with the dtype, layout and precision asked for."""
+"""Find the device of a run, and place a model on it with a dtype, layout and precision."""
 
 import contextlib
 import importlib
@@ -22,10 +22,15 @@ class Runtime:
 
     Attributes:
         device: ``cpu``, ``cuda`` or ``cuda:N``; None takes a GPU if there is one.
-        amp: compute in mixed precision.
-        amp_dtype: its dtype, ``bfloat16`` or ``float16``.
+        device_modules: Python modules to import first, such as a device's plug-in.
+        amp: compute in mixed precision (autocast).
+        amp_dtype: dtype of mixed precision, ``bfloat16`` or ``float16``.
         model_dtype: dtype of weights and images, without ``amp``; None is float32.
-        seed: of all random numbers.
+        channels_last: use the channels-last layout for model and images.
+        fast_norm: compute layer norms in the autocast dtype.
+        no_tf32: compute float32 products on a GPU in float32, not TF32.
+        synchronize_step: wait for the GPU after each update.
+        seed: seed of all random numbers.
     """
 
     device: str | None = None
@@ -46,7 +51,7 @@ class Runtime:
 
 
 def resolve_device(name: str | None) -> torch.device:
-    """Find the device asked for, or the GPU if there is one, or the CPU.
+    """Return the named device. None takes a GPU if there is one, otherwise the CPU.
 
     Raises:
         InputError: there is no such device.
@@ -62,10 +67,10 @@ def resolve_device(name: str | None) -> torch.device:
 
 
 def prepare_process(runtime: Runtime) -> None:
-    """Set what has to be set before a model is made.
+    """Import ``device_modules`` and set timm's fast norms, before a model is made.
 
     Raises:
-        InputError: settings that do not go together, or a module that cannot be imported.
+        InputError: the settings contradict each other, or a module cannot be imported.
     """
     for name in runtime.device_modules or []:
         with explain(f"cannot import {name} of --device-modules"):
@@ -76,7 +81,7 @@ def prepare_process(runtime: Runtime) -> None:
 
 
 def place(model: nn.Module, runtime: Runtime, device: torch.device) -> nn.Module:
-    """Move a model to its device, in the dtype and layout asked for; returns it."""
+    """Move a model to its device in place, in the configured dtype and layout, and return it."""
     model.to(device=device, dtype=runtime.dtype)
     if runtime.channels_last:
         model.to(memory_format=torch.channels_last)
@@ -84,15 +89,15 @@ def place(model: nn.Module, runtime: Runtime, device: torch.device) -> nn.Module
 
 
 def autocast(runtime: Runtime, device: torch.device) -> AbstractContextManager:
-    """Return the context of mixed precision, one that does nothing without ``amp``."""
+    """Return the context of mixed precision. Without ``amp`` it does nothing."""
     return torch.autocast(device.type, getattr(torch, runtime.amp_dtype)) if runtime.amp else nullcontext()
 
 
 @contextlib.contextmanager
 def training_products(runtime: Runtime, device: torch.device) -> Iterator[None]:
-    """Multiply float32 matrices in TF32 on a GPU, or with ``no_tf32`` convolve in float32 too; restore at the end.
+    """Use TF32 on a GPU for float32 matrix products and convolutions, or float32 for both with ``no_tf32``.
 
-    PyTorch's own default is TF32 for convolutions and float32 for matrices.
+    PyTorch's default is TF32 for convolutions only. The context restores the previous settings at its end.
     """
     if device.type != "cuda":
         yield
@@ -107,7 +112,7 @@ def training_products(runtime: Runtime, device: torch.device) -> Iterator[None]:
 
 def _set_products(matrices: str, convolutions: bool) -> None:
     with warnings.catch_warnings():
-        # Some versions point to newer settings. Using both kinds is an error, and other code reads these.
+        # Some versions recommend newer settings. Mixing both kinds is an error, and other code reads these.
         warnings.filterwarnings("ignore", message="Please use the new API settings")
         torch.set_float32_matmul_precision(matrices)
         torch.backends.cudnn.allow_tf32 = convolutions

@@ -1,4 +1,4 @@
-"""The processes of a run under torchrun: joining them, and adding up what each has counted.
+"""The processes of a run under torchrun: join them, and gather their values.
 
 Without torchrun, or with one process, everything here is a no-op: rank 0 of 1.
 """
@@ -21,28 +21,34 @@ __all__ = ["gather", "is_primary", "joined", "leave", "one_by_one", "rank", "siz
 
 
 def rank() -> int:
-    """This process's number among all of the run, over all nodes."""
+    """Return this process's rank among all processes of the run, over all nodes."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def size() -> int:
-    """How many processes the run has joined."""
+    """Return how many processes have joined the run."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def is_primary() -> bool:
-    """Whether this is the process that prints and writes; known before joining the others and after leaving them."""
+    """Return whether this is the process that prints and writes. It works before joining and after leaving, too."""
     return (rank() if dist.is_initialized() else int(os.environ.get("RANK", 0))) == 0
 
 
 @contextlib.contextmanager
 def joined(device: str | None) -> Iterator[torch.device]:
-    """Join the processes that torchrun has started, and leave them at the end; gives this process's device.
+    """Join the processes that torchrun has started, and leave them at the end of the context.
 
-    NCCL connects GPUs, gloo CPUs. In a process of its own this is :func:`flashkat.arguments.resolve_device`.
+    NCCL connects GPUs, and gloo connects CPUs. A single process joins nothing.
+
+    Args:
+        device: name of the device; None takes a GPU if there is one. Its index is ignored in several processes.
+
+    Yields:
+        This process's device.
 
     Raises:
-        InputError: there is no such device, not one for every process of this node, or the others cannot be reached.
+        InputError: there is no such device, this node has too few of them, or the other processes cannot be reached.
     """
     if launched_processes() == 1 or dist.is_initialized():
         yield resolve_device(device)
@@ -55,7 +61,7 @@ def joined(device: str | None) -> Iterator[torch.device]:
                 f"process {local_rank + 1} of this node finds {available} GPUs: "
                 f"give torchrun --nproc-per-node {available} at most, or --device cpu"
             )
-        # Before anything else, or every process would open a context on the first GPU.
+        # First of all. Otherwise every process would open a context on GPU 0.
         torch.cuda.set_device(local_rank)
     resolve_device(kind)
     with explain("cannot join the other processes of the run"):
@@ -66,23 +72,23 @@ def joined(device: str | None) -> Iterator[torch.device]:
 
 
 def leave(status: int) -> NoReturn:
-    """End this process with an exit status; one of several without taking the interpreter down.
+    """End this process with an exit status. One of several processes ends without finalising the interpreter.
 
-    gloo's threads may still be letting go of tensors, for which they need an interpreter: without one they abort the
-    process after its work is done. FSDP keeps these threads alive beyond the group's end, an error does too.
+    gloo's threads may still release tensors, and abort the process if there is no interpreter. After FSDP or an error
+    these threads outlive the process group.
     """
     if launched_processes() == 1:
         sys.exit(status)
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
+        with contextlib.suppress(OSError, ValueError):  # the pipe's reader has ended
             stream.flush()
     os._exit(status)
 
 
 @contextlib.contextmanager
 def one_by_one(needed: bool) -> Iterator[None]:
-    """Where it is needed, let the first process of each node through before the others: it makes what these find."""
+    """Let the first process of each node run the block before the others, if ``needed``: for downloads, say."""
     waits = needed and size() > 1
     is_first = world_info_from_env()[0] == 0
     if waits and not is_first:
@@ -93,7 +99,7 @@ def one_by_one(needed: bool) -> Iterator[None]:
 
 
 def total(values: list[float]) -> list[float]:
-    """The sums over all processes, in float64; all of them call it together."""
+    """Return the sums over all processes, in float64. All processes call this together."""
     if size() == 1:
         return values
     sums = torch.tensor(values, dtype=torch.float64, device="cuda" if dist.get_backend() == "nccl" else "cpu")
@@ -102,7 +108,7 @@ def total(values: list[float]) -> list[float]:
 
 
 def gather(value: Any) -> list[Any]:
-    """The values of all processes, in the order of ranks, for each of them; all of them call it together."""
+    """Return the values of all processes in the order of ranks. All processes call this together."""
     values = [value] * size()
     if size() > 1:
         dist.all_gather_object(values, value)

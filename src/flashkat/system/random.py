@@ -1,4 +1,4 @@
-"""The random states of a process: seen, set, and kept apart from what should not move them."""
+"""Read, set and isolate the random states of a process."""
 
 import contextlib
 import random
@@ -12,14 +12,14 @@ __all__ = ["draw_from", "isolated", "random_state", "seed_of", "set_random_state
 
 
 def seed_of(*numbers: int) -> int:
-    """A seed in [0, 2^32) for some non-negative numbers; the same numbers give the same seed."""
+    """Return a seed in [0, 2^32) that depends on non-negative numbers alone."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 def random_state() -> dict[str, Any]:
-    """The states of Python's, NumPy's and torch's generators, and the current GPU's where one is in use.
+    """Return the states of Python's, NumPy's and torch's generators, and of the current GPU's if one is in use.
 
-    Tensors, numbers and None only, for checkpoints that load without running code.
+    The state holds tensors, numbers and None only, for checkpoints that load without running code.
     """
     version, words, gauss = random.getstate()
     numpy: Any = np.random.get_state()
@@ -40,7 +40,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Set what :func:`random_state` gave; without a GPU here or there, its part is left out."""
+    """Set a state that :func:`random_state` returned. A GPU's state is ignored if none is in use."""
     python, numpy = state["python"], state["numpy"]
     random.setstate((python["version"], tuple(python["words"].tolist()), python["gauss"]))
     keys = numpy["keys"].numpy().astype(np.uint32)
@@ -51,16 +51,16 @@ def set_random_state(state: dict[str, Any]) -> None:
 
 
 def draw_from(seed: int) -> None:
-    """Let Python, NumPy, and torch on the CPU draw random numbers from ``seed``."""
+    """Seed the generators of Python, NumPy, and torch on the CPU."""
     random.seed(seed)
     np.random.seed(seed)
-    # Not torch.manual_seed, which sets every GPU too.
+    # torch.manual_seed would seed every GPU too.
     torch.default_generator.manual_seed(seed)
 
 
 @contextlib.contextmanager
 def isolated(seed: int) -> Iterator[None]:
-    """Let Python, NumPy, and torch on the CPU draw from ``seed`` within, and leave their states as they were."""
+    """Seed the generators of Python, NumPy, and torch on the CPU, and restore their states at the context's end."""
     python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
     draw_from(seed)
     try:

@@ -94,8 +94,8 @@ def length_notes(schedule: Schedule, average: Average, updates: int) -> list[str
     notes = []
     if schedule.warmup_epochs >= schedule.epochs and not schedule.warmup_prefix and schedule.sched != "none":
         notes.append(
-            f"Warm-up, --warmup-epochs {schedule.warmup_epochs}, does not end within --epochs {schedule.epochs}, so "
-            f"that the learning rate never is {schedule.lr:.3g}: try a shorter one"
+            f"Warm-up takes {schedule.warmup_epochs} of {schedule.epochs} epochs, so the learning rate never "
+            f"reaches {schedule.lr:.3g}: give a smaller --warmup-epochs"
         )
     share = average.model_ema_decay**updates
     if average.model_ema and not average.model_ema_warmup and share >= _WORTH_A_HINT:

@@ -146,7 +146,7 @@ class TrainingState:
             _set_schedule(self.scheduler, run.get("scheduler", {}), self.epoch, self.updates)
 
     def _forget_later_epochs(self, metric: str) -> None:
-        """Drop the rows of epochs that will be trained again, and the best metric if it comes from one of them."""
+        """Drop the rows of epochs that will be trained again, and a best metric that comes from them."""
         kept = [row for row in self.history if row["epoch"] < self.epoch]
         before, after = best_of(self.history, metric), best_of(kept, metric)
         # Keep a best that no row has: it may be of another metric. Rows are rounded.
@@ -181,8 +181,8 @@ class TrainingState:
             self.meters.add(own["sums"])
         elif self.batch and start_epoch is None:
             raise InputError(
-                f"{resume.resume} is from the middle of an epoch of {len(processes)} processes, which other numbers "
-                "of processes cannot finish: resume from last.pth.tar"
+                f"{resume.resume} is from the middle of an epoch of {len(processes)} processes, not "
+                f"{distributed.size()}: start as many, or resume from last.pth.tar"
             )
 
     def _restore_optimizer(self, checkpoint: dict[str, Any], path: str, opt: str) -> None:

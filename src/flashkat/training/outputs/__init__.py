@@ -1,1 +1,1 @@
-"""What a run leaves behind and shows: its folder, summary, progress and logs elsewhere."""
+"""The output of a run: its folder, summary, progress and logs."""

@@ -1,4 +1,4 @@
-"""What a run leaves behind: a folder with arguments, summary, curves and checkpoints, its own or one resumed in."""
+"""The folder of a run, new or resumed: arguments, summary, curves and checkpoints."""
 
 import contextlib
 import csv
@@ -28,13 +28,15 @@ __all__ = ["RunFolder", "discard_if_empty", "folder_of"]
 class RunFolder:
     """The folder of a run.
 
-    It holds ``args.yaml``, ``summary.csv``, ``curves.png`` and checkpoints: ``last``, ``model_best``, as many of the
-    best ``checkpoint-EPOCH`` as ``--checkpoint-hist`` says, and the last two ``recovery-EPOCH-UPDATE``, all
-    ``.pth.tar``. Epochs and updates are counted from 0.
+    It holds ``args.yaml``, ``summary.csv``, ``curves.png`` and checkpoints. Epochs and updates are counted from 0.
+
+    - ``last.pth.tar`` is the newest epoch's checkpoint, and ``model_best.pth.tar`` the best one's.
+    - ``checkpoint-EPOCH.pth.tar`` are those of the best epochs, as many as ``--checkpoint-hist``.
+    - ``recovery-EPOCH-UPDATE.pth.tar`` are the last two from within an epoch.
 
     Attributes:
         path: the folder.
-        made: what was made for a new run, for :func:`discard_if_empty`: the folder, then those above it.
+        made: folders made for a new run, for :func:`discard_if_empty`: this one, then its parents.
     """
 
     def __init__(
@@ -50,21 +52,21 @@ class RunFolder:
         best: Mapping[str, Any] = MappingProxyType({}),
         wandb: Wandb | None = None,
     ) -> None:
-        """Make a new folder, numbered if one of the name is there, or go on in that of the checkpoint to resume.
+        """Make a new folder, with a number if its name is taken, or continue in the resumed checkpoint's folder.
 
         Args:
             settings: ``output`` and ``experiment`` name the folder.
-            model: its name, for a folder without one.
-            image_size: in pixels, likewise.
-            flags: what ``args.yaml`` says.
-            resume: a checkpoint whose run goes on in its folder, unless ``settings`` name another.
-            is_automatic: the folder named is taken as it is, whatever it holds.
+            model: the model's name, for a folder without ``experiment``.
+            image_size: side of the images in pixels, for a folder without ``experiment``.
+            flags: the contents of ``args.yaml``.
+            resume: a checkpoint. Its run continues in its folder, unless ``settings`` name another.
+            is_automatic: take the named folder even if it exists.
             history: the rows of a resumed run's summary.
             best: the best metric of a resumed run, and the ``epoch`` that had it.
-            wandb: logs every row, if it says so.
+            wandb: the section of the configuration; None logs nothing.
 
         Raises:
-            InputError: the folder cannot be written.
+            InputError: the folder cannot be written, or another process writes to it.
         """
         if Path(settings.experiment).is_absolute() or ".." in Path(settings.experiment).parts:
             raise InputError(
@@ -85,7 +87,7 @@ class RunFolder:
         self.made: list[Path] = [self.path, *above] if continued is None else []
         self._lock = Lock(self.path)
         try:
-            # Who reads these flags for another run means neither this one's folder nor what it went on from.
+            # Another run that reads these flags needs a folder of its own, and starts anew.
             own = {**flags, "experiment": "", "resume": ""}
             (self.path / "args.yaml").write_text(yaml.safe_dump(own, sort_keys=False))
             if self._rows:
@@ -115,9 +117,9 @@ class RunFolder:
         self._lock.release()
 
     def _finish(self, resumed: Path, best_epoch: int | None) -> None:
-        """Complete the end of an epoch in which a run was killed.
+        """Complete the files of an epoch at whose end the run was killed.
 
-        All of it follows from the checkpoint, which is written first: summary, best and numbered checkpoint.
+        The checkpoint is written first. The best and the numbered checkpoint follow from it.
         """
         for partial in self.path.glob("*.partial*"):
             partial.unlink(missing_ok=True)
@@ -152,22 +154,22 @@ class RunFolder:
         return self.path / f"checkpoint-{epoch}.pth.tar"
 
     def _take_best(self, source: Path) -> None:
-        """Bring the best checkpoint so far along into a folder of its own."""
+        """Copy the best checkpoint so far from the resumed run's folder."""
         best = source / self.best_checkpoint.name
         if (source / "args.yaml").is_file() and best.is_file():
             shutil.copy2(best, self.best_checkpoint)
 
     def record(self, row: dict[str, Any]) -> None:
-        """Add an epoch's row to ``summary.csv``, and draw the curves anew if the epoch was evaluated."""
+        """Add an epoch's row to ``summary.csv``, and redraw the curves if the epoch was evaluated."""
         self._rows.append(row)
         self._write_summary()
         self._log(row)
-        # A picture can take longer than an epoch of small images.
+        # Drawing can take longer than an epoch of small images.
         if any(name.startswith("eval") for name in row):
             draw_curves(self._rows, self.path / "curves.png")
 
     def _write_summary(self) -> None:
-        # Whole, so that a resumed run's columns may differ, and rows after its checkpoint go.
+        # The whole file: a resumed run may have other columns, and drops the rows after its checkpoint.
         columns = list(dict.fromkeys(name for row in self._rows for name in row))
         with replaced(self.path / "summary.csv") as partial, partial.open("w", newline="") as file:
             writer = csv.DictWriter(file, fieldnames=columns)
@@ -175,11 +177,11 @@ class RunFolder:
             writer.writerows(self._rows)
 
     def save(self, checkpoint: dict[str, Any], row: dict[str, Any], best: bool) -> None:
-        """Write an epoch's checkpoint as the last one, the best one where this is it, and among the best where it is.
+        """Write an epoch's checkpoint as ``last``, as ``model_best`` if it is, and among the best epochs if it is.
 
         Args:
-            checkpoint: with its ``epoch``.
-            row: of the summary, for its place among the best; an epoch that was not evaluated has none.
+            checkpoint: the checkpoint, with its ``epoch``.
+            row: the epoch's row of the summary, which gives its rank; an epoch without evaluation has none.
             best: whether it is better than all before.
         """
         last, numbered = self.path / "last.pth.tar", self._numbered(checkpoint["epoch"])
@@ -194,7 +196,7 @@ class RunFolder:
         del self._ranked[self._history :]
 
     def _rank(self, path: Path, row: dict[str, Any]) -> None:
-        """Give an epoch's checkpoint its place among the best, from best to worst; equal ones stay in their order."""
+        """Rank an epoch's checkpoint among the others, from best to worst. Ties keep their order."""
         best = best_of([row], self._metric)
         self._ranked = [item for item in self._ranked if item[0] != path]
         if best:
@@ -202,7 +204,13 @@ class RunFolder:
             self._ranked.sort(key=lambda item: -item[1])
 
     def save_recovery(self, checkpoint: dict[str, Any], epoch: int, update: int) -> None:
-        """Write a checkpoint from within an epoch; the last two are kept."""
+        """Write a checkpoint from within an epoch, and keep the last two of them.
+
+        Args:
+            checkpoint: the checkpoint.
+            epoch: its epoch, from 0.
+            update: its update in the epoch, from 0.
+        """
         path = self.path / f"recovery-{epoch}-{update}.pth.tar"
         checkpoints.write(path, checkpoint)
         self._recoveries = [*(other for other in self._recoveries if other != path), path]
@@ -215,43 +223,43 @@ class RunFolder:
         save_image(images.float(), self.path / f"train-batch-{epoch}-{batch}.jpg", padding=0, normalize=True)
 
     def how_to_go_on(self) -> str:
-        """What to add to a message that training was stopped."""
+        """Return the end of the message that training was stopped: how to resume it."""
         newest = self.newest()
         return " before there was a checkpoint" if newest is None else f": go on with --resume {newest}"
 
     def newest(self) -> Path | None:
-        """Return the checkpoint written last, None before there is one."""
+        """Return the checkpoint that was written last, or None if there is none."""
         found = [path for name in ("last.pth.tar", "recovery-*.pth.tar") for path in self.path.glob(name)]
         return max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
 
 
 def discard_if_empty(made: Sequence[Path]) -> None:
-    """Remove the folder of a run that failed before it had anything to keep, and those made for it above.
+    """Remove the folder of a run that failed before its first checkpoint, and the empty parents made for it.
 
-    All processes of the run may do this: torchrun ends the one that writes wherever it is once another has failed.
+    All processes of the run may call this, as torchrun may end the writing process once another has failed.
 
     Args:
-        made: what :attr:`RunFolder.made` says.
+        made: the run's :attr:`RunFolder.made`.
     """
     if not made:
         return
     path, *above = made
-    # Also what the process that writes is writing just now.
+    # Partial files count too: another process may be writing one now.
     if any(any(path.glob(pattern)) for pattern in ("last.pth.tar*", "recovery-*")):
         return
     shutil.rmtree(path, ignore_errors=True)
     for folder in above:
-        with contextlib.suppress(OSError):  # another run has moved in
+        with contextlib.suppress(OSError):  # another run uses the folder
             folder.rmdir()
 
 
 def folder_of(settings: Output, model: str) -> Path:
-    """Return the folder in which a run that is started again finds itself: its name has no date and no number."""
+    """Return the folder for ``--resume auto``. Its name has no date and no number, so a restarted run finds it."""
     return Path(settings.output) / (settings.experiment or safe_model_name(model))
 
 
 def _continued(settings: Output, resume: str) -> Path | None:
-    """The run's folder to go on in, if there is one."""
+    """Return the folder in which a resumed run continues, or None if it gets a new one."""
     folder = Path(resume).parent
     if not resume or not (folder / "args.yaml").is_file():
         return None
@@ -263,7 +271,7 @@ def _continued(settings: Output, resume: str) -> Path | None:
 
 
 def _link(source: Path, target: Path) -> None:
-    """Let ``target`` be the file ``source`` too, at every moment a whole one, by a copy where there are no links."""
+    """Replace ``target`` by a hard link to ``source`` in one step, or by a copy if links are not supported."""
     with replaced(target) as partial:
         try:
             partial.hardlink_to(source)
@@ -272,7 +280,12 @@ def _link(source: Path, target: Path) -> None:
 
 
 def draw_curves(rows: list[dict[str, Any]], path: Path) -> None:
-    """Draw loss, accuracy and learning rate over the epochs."""
+    """Draw loss, accuracy and learning rate over the epochs.
+
+    Args:
+        rows: the rows of the summary.
+        path: the file to write; its suffix is the format.
+    """
     from matplotlib.figure import Figure
 
     epochs = [row["epoch"] for row in rows]

@@ -1,4 +1,4 @@
-"""One writer for a run's folder."""
+"""Lock a run's folder, so that only one process writes to it."""
 
 import contextlib
 import json
@@ -15,10 +15,10 @@ _NAME = ".lock"
 
 
 class Lock:
-    """Hold a folder until :meth:`release`, or until this process ends.
+    """A lock on a folder, held until :meth:`release` or until this process ends.
 
     Raises:
-        InputError: another process holds it; says which one, on which host.
+        InputError: another process holds the lock. The message names it and its host.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -49,7 +49,7 @@ class Lock:
         return {}
 
     def release(self) -> None:
-        """Let others write to the folder."""
+        """Let other processes write to the folder."""
         if not self._file.closed:
             self._path.unlink(missing_ok=True)
             self._file.close()

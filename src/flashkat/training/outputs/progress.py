@@ -1,4 +1,4 @@
-"""What a person watching sees, and what a log file keeps: a live bar on a terminal, plain lines elsewhere."""
+"""Report the progress of a run: a live bar on a terminal, plain lines elsewhere."""
 
 import sys
 import time
@@ -25,13 +25,23 @@ class Progress(Protocol):
         """Show a line that stays."""
 
     def batch(self, epoch: int, index: int, metrics: Metrics | None, rate: float) -> None:
-        """A training batch is done; ``metrics`` of the epoch so far, where they are known; ``rate`` in images/s."""
+        """Report that a training batch is done.
+
+        Args:
+            epoch: the epoch, from 0.
+            index: the batch in the epoch, from 0.
+            metrics: metrics of the epoch so far; None if they were not computed.
+            rate: images per second of all processes.
+        """
 
 
 def open_progress(epochs: int, batches: int, first: int = 0) -> Progress:
-    """Progress for a run of ``epochs`` epochs of ``batches`` batches, of which ``first`` are done already.
+    """Return the progress of a run. Only the first of several processes reports.
 
-    Of several processes the first one reports; the others are silent.
+    Args:
+        epochs: epochs of the run.
+        batches: batches of an epoch.
+        first: batches of the run that were done before.
     """
     if not is_primary():
         return _Silent()

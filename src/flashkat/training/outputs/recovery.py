@@ -1,4 +1,4 @@
-"""The checkpoint that a run can go on from: the newest one of its folder that is whole and finite."""
+"""Find the checkpoint to resume a run from: the newest one of its folder that is complete and finite."""
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -12,7 +12,7 @@ from ...errors import InputError
 
 __all__ = ["differences", "is_finite", "newest_good"]
 
-# Flags that say how a run is shown, stored or computed, not what it learns.
+# Flags that change a run's output, files or speed, but not the training.
 _HARMLESS = {
     *("config", "amp_impl", "local_rank", "output", "experiment", "resume", "log_interval", "recovery_interval"),
     *("checkpoint_hist", "val_interval", "save_images", "log_wandb", "wandb_project", "wandb_tags", "wandb_resume_id"),
@@ -22,11 +22,14 @@ _HARMLESS = {
 
 
 def newest_good(folder: Path, say: Callable[[str], None]) -> str:
-    """Find the newest checkpoint of a run's folder that is whole and finite; empty if there is none.
+    """Find the newest checkpoint of a run's folder that is complete and finite.
 
     Args:
-        folder: may not exist.
-        say: told why a newer one is not taken.
+        folder: the folder; it need not exist.
+        say: called with the reason for each newer checkpoint that is skipped.
+
+    Returns:
+        The checkpoint's path, "" if there is none.
     """
     found = [path for pattern in ("last.pth.tar", "recovery-*", "checkpoint-*") for path in folder.glob(pattern)]
     whole = [path for path in found if path.name.endswith(".pth.tar")]
@@ -43,7 +46,7 @@ def newest_good(folder: Path, say: Callable[[str], None]) -> str:
 
 
 def is_finite(value: Any) -> bool:
-    """Return whether all numbers of a nested state are finite. Tensors on a GPU are asked all at once."""
+    """Return whether all numbers of a nested state are finite."""
     found = [each for each in _tensors(value) if each.is_floating_point() and each.numel()]
     return not found or bool(torch.stack([each.isfinite().all().cpu() for each in found]).all())
 
@@ -53,7 +56,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:
         yield value
     elif isinstance(value, Mapping):
         for name, each in value.items():
-            # A best or a history may hold the loss of a run that has recovered since.
+            # These may hold a loss from before the run recovered.
             if name not in ("history", "best"):
                 yield from _tensors(each)
     elif isinstance(value, list | tuple):
@@ -62,7 +65,15 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """List the flags that change training and differ from those of the run so far, a line each."""
+    """List the flags that change training and differ from the resumed run's.
+
+    Args:
+        before: the resumed run's flags.
+        now: this run's flags.
+
+    Returns:
+        A line for each flag that differs.
+    """
     return [
         f"Differs from the run so far: --{name.replace('_', '-')} is {now[name]}, it was {before[name]}"
         for name in now

@@ -1,4 +1,4 @@
-"""What the rows of a run's summary say of evaluations: under which names, and which value of a metric is the best."""
+"""Evaluations in the rows of a run's summary: the names of their columns, and the best value of a metric."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -6,16 +6,24 @@ from typing import Any
 __all__ = ["PREFIXES", "best_of", "score"]
 
 PREFIXES = {"state_dict": "eval", "state_dict_ema": "eval_ema"}
-"""How the columns of a model's weights and of their average begin, by the names of these in a checkpoint."""
+"""The prefixes of columns, by the name of the evaluated weights in a checkpoint."""
 
 
 def score(metric: str, value: float) -> float:
-    """A metric's value so that more is better."""
+    """Return a metric's value with a sign such that more is better."""
     return -value if metric == "loss" else value
 
 
 def best_of(rows: Iterable[dict[str, Any]], metric: str) -> dict[str, Any]:
-    """Return the first of a metric's best values, which weights had it, and in which epoch; empty without any."""
+    """Find the first of a metric's best values.
+
+    Args:
+        rows: rows of the summary.
+        metric: ``top1``, ``top5`` or ``loss``.
+
+    Returns:
+        The value as ``metric``, its ``weights`` and its ``epoch``; empty if no row has the metric.
+    """
     found = [
         {"metric": row[f"{prefix}_{metric}"], "weights": weights, "epoch": row.get("epoch")}
         for row in rows

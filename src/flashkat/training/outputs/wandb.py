@@ -1,4 +1,4 @@
-"""Weights & Biases, for those who log there."""
+"""Log a run to Weights & Biases."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +10,7 @@ __all__ = ["check_wandb", "open_wandb"]
 
 
 def check_wandb(settings: Wandb) -> None:
-    """Raise InputError where logging is asked for and cannot be."""
+    """Raise InputError if logging is on and wandb is not installed, or if its flags are given without it."""
     if not settings.log_wandb:
         if settings.wandb_project or settings.wandb_tags or settings.wandb_resume_id:
             raise InputError("--wandb-project, --wandb-tags and --wandb-resume-id need --log-wandb")
@@ -19,7 +19,19 @@ def check_wandb(settings: Wandb) -> None:
 
 
 def open_wandb(settings: Wandb, name: str, flags: dict[str, Any]) -> Callable[[dict[str, Any]], None]:
-    """Begin a run of that name, if asked for; returns what logs an epoch's row. ``flags`` are shown beside it."""
+    """Start a run at Weights & Biases if logging is on.
+
+    Args:
+        settings: the section of the configuration.
+        name: name of the run.
+        flags: settings to store with it.
+
+    Returns:
+        A function that logs an epoch's row.
+
+    Raises:
+        InputError: Weights & Biases does not start.
+    """
     if not settings.log_wandb:
         return lambda row: None
     import wandb
