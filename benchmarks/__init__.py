@@ -1,4 +1,4 @@
-"""Benchmarks: one file per question, one command each, results as JSON in ``results/``.
+"""Benchmarks: a file and a command for each question, with results as JSON in ``results/``.
 
-They run from a checkout (``python -m benchmarks.NAME``) and are no part of the installed package.
+They run from a checkout (``python -m benchmarks.NAME``). The installed package does not contain them.
 """

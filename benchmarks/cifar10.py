@@ -1,10 +1,10 @@
 """Does a KAT learn CIFAR-10 as well as the ViT of its size under nearly the published recipe, and what does it cost?
 
-Contenders train through ``flashkat train`` with the same flags and seeds, at once, dealt out to the GPUs that there
-are, for the minutes that a call is given; the next call goes on where it left off. Accuracies are compared by their
-means over the seeds. Speeds are best compared alone: once training is done, each contender trains a few epochs more by
-itself, in turn, on the images and on one batch held on the device (not with ``--rounds 0``; then there are only the
-speeds of the common training).
+Contenders train through ``flashkat train`` with the same flags and seeds. They train at once, spread over the GPUs.
+A call stops after ``--minutes``, and the next one resumes. Accuracies are compared by their means over the seeds.
+
+Speeds are compared alone. After training, each contender in turn trains a few more epochs by itself. It does so on the
+images, and on one batch held on the device. ``--rounds 0`` leaves this out.
 """
 
 import argparse
@@ -41,15 +41,17 @@ CONTENDERS = {
     "KAT-no-decay": (*_KAT, "--rational-weight-decay", "0"),
     "KAT-slow": (*_KAT, "--rational-lr-scale", "0.1"),
 }
-"""Their flags, by name.
+"""The contenders' flags, by name.
 
-KAT starts as timm's ViT does and has rationals of degrees 3 over 2; KAT-published-degrees has 5 over 4, and
-KAT-published-start the published start of attention too. The last two are KAT with coefficients trained otherwise.
+KAT is initialised as timm's ViT, and has rationals of degrees 3 and 2. KAT-published-degrees has degrees 5 and 4.
+KAT-published-start has the published initialisation of attention too. The last two train the coefficients of KAT with
+other settings.
 """
 
-# That of the published models on ImageNet, for one process, but for what images this small need: crops of a fifth of
-# the area and more, where timm's smallest, of 8%, would leave 9 pixels of the side, and none for evaluation; and a
-# longer warm-up, as Compact Transformers (Hassani et al., 2021) have it.
+# The recipe of the published models on ImageNet, for one process, with three changes for small images:
+# - A crop has at least a fifth of the area. timm's smallest crops would have a side of 9 pixels.
+# - Evaluation does not crop.
+# - Warm-up is longer, as in Compact Transformers (Hassani et al., 2021).
 _RECIPE = (
     *("--opt", "adamw", "--lr", "1e-3", "--weight-decay", "0.05", "--sched", "cosine", "--warmup-epochs", "10"),
     *("--mixup", "0.8", "--cutmix", "1.0", "--smoothing", "0.1", "--drop-path", "0.1", "--clip-grad", "1"),
@@ -58,12 +60,12 @@ _RECIPE = (
     *("--mean", "0.485", "0.456", "0.406", "--std", "0.229", "0.224", "0.225"),
     *("--model-ema", "--model-ema-decay", "0.9999", "--model-ema-warmup"),
 )
-# Compiled, with CUDA graphs, by default. Epochs of seconds would spend much of them on filling the loader again.
+# Training compiles with CUDA graphs by default. The loader persists, as epochs take only seconds.
 _MACHINE = ("--amp", "--use-multi-epochs-loader")
 _CLASSES = 10
 _TORCHVISIONS = "cifar-10-batches-py"
 _FAKE = ("--fake-data", "--num-classes", f"{_CLASSES}", "--train-num-samples", "50000", "--val-num-samples", "1000")
-_TIMED_EPOCHS = 4  # of which the first, which compiles, does not count
+_TIMED_EPOCHS = 4  # the first one compiles and is not counted
 _TOP1 = 88.0
 _MOST_UNLIKE = 0.01
 _SECONDS_TO_STOP = 60.0
@@ -71,9 +73,15 @@ _SECONDS_TO_STOP = 60.0
 
 @dataclass(frozen=True)
 class Run:
-    """A call of ``flashkat train``: who trains, from which seed, with which flags, and for how many epochs.
+    """A call of ``flashkat train``.
 
-    It may be resumed, but not where it is there to be timed, as of some ``kind`` and round.
+    Attributes:
+        contender: name of the contender.
+        seed: random seed.
+        flags: flags of ``flashkat train``.
+        epochs: epochs to train.
+        kind: "images" or "model" for a run that is timed alone; such a run is not resumed.
+        number: the round of a timed run.
     """
 
     contender: str
@@ -85,17 +93,17 @@ class Run:
 
     @property
     def resumes(self) -> bool:
-        """Whether it goes on where it was."""
+        """Whether a stopped run is resumed."""
         return not self.kind
 
     @property
     def name(self) -> str:
-        """Its folder within that of all."""
+        """The run's folder, relative to the common one."""
         timed = f"-{self.kind}-{self.number}" if self.kind else ""
         return f"{'alone/' if self.kind else ''}{self.contender}-{self.seed}{timed}"
 
     def rows(self, work: Path) -> list[dict[str, float]]:
-        """Its summary so far."""
+        """Return the rows of the run's summary so far."""
         path = work / self.name / "summary.csv"
         if not path.is_file():
             return []
@@ -106,7 +114,7 @@ class Run:
         return len(self.rows(work)) >= self.epochs
 
     def command(self, data: Path, work: Path, workers: int) -> list[str]:
-        """What to call, to go on or begin; what cannot be gone on with is removed."""
+        """Return the command that starts or resumes the run. A folder that cannot be resumed is removed."""
         command = [sys.executable, "-m", "flashkat", "train", str(data), *self.flags, "--epochs", str(self.epochs)]
         if (data / _TORCHVISIONS).is_dir():
             command += ["--dataset", "torch/cifar10"]
@@ -120,7 +128,10 @@ class Run:
 
 
 def plan(args: argparse.Namespace) -> list[list[Run]]:
-    """What to run, one list after the other: the training, all at once or in turn, and then what measures speed."""
+    """Return the runs as lists: those of a list run at once, one list after the other.
+
+    Training comes first, all runs at once or in turn. Runs that measure speed follow.
+    """
     common = ("--batch-size", str(args.batch_size), *_RECIPE, *_MACHINE)
     whole = ("--val-interval", str(args.val_interval), "--mixup-off-epoch", str(args.mixed_epochs or 0))
 
@@ -141,17 +152,21 @@ def plan(args: argparse.Namespace) -> list[list[Run]]:
 
 
 def train(runs: Iterable[Run], data: Path, work: Path, deadline: float) -> dict[str, str]:
-    """Let runs train at once until they are done, or stop them at ``deadline`` (of ``time.monotonic``).
+    """Train runs at once until they are done, or until a deadline.
 
-    Output is appended to ``work/NAME.log``.
+    Args:
+        runs: the runs; finished ones are skipped.
+        data: folder of the data set.
+        work: folder of the runs. Output is appended to ``NAME.log`` in it.
+        deadline: time to stop, as of ``time.monotonic``.
 
     Returns:
-        The last line of those that failed, by name.
+        The last line of each failed run, by name.
     """
     runs = [run for run in runs if not run.is_done(work)]
     if not runs or time.monotonic() >= deadline:
         return {}
-    # A process of each run computes; the other cores load images.
+    # One core for the main process of each run. The others load images.
     workers = max(1, len(os.sched_getaffinity(0)) // len(runs) - 1)
     gpus = _visible_gpus()
     processes = {}
@@ -177,7 +192,7 @@ def _visible_gpus() -> list[str]:
 
 
 def _stop(processes: Iterable[subprocess.Popen]) -> None:
-    """Interrupt what still runs, as a person would: what was finished of it is kept, checkpoints stay whole."""
+    """Interrupt running processes, so that they keep their checkpoints, and kill those that do not stop."""
     running = [process for process in processes if process.poll() is None]
     for process in running:
         process.send_signal(signal.SIGINT)
@@ -194,7 +209,7 @@ def _last_line(log: Path) -> str:
 
 
 def collect(runs: Iterable[Run], work: Path, errors: dict[str, str]) -> list[Row]:
-    """A row per contender and seed that have trained: accuracy, speed, memory and curves, from the runs' summaries."""
+    """Return a row per contender and seed: accuracy, speed, memory and curves, from the runs' summaries."""
     runs = list(runs)
     rows = []
     for run in runs:
@@ -249,7 +264,7 @@ def _spread(values: Iterable[float]) -> Row | None:
 
 
 def targets(rows: list[Row], epochs: int) -> list[Row]:
-    """On average the KAT is at least as good as the ViT of as many parameters, and good; nothing met a NaN."""
+    """Return the targets: KAT's mean accuracy is at least a ViT's of equal size and a limit, and losses are finite."""
     names = [(f"{row['contender']}, seed {row['seed']},", row) for row in rows]
     checks = [requirement(f"{name} has trained {epochs} epochs", row["epochs"] >= epochs) for name, row in names]
     checks += [requirement(f"{name} has finite losses", row["finite"]) for name, row in names]
@@ -272,7 +287,7 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help=f"CIFAR-10: train/CLASS/* and val/CLASS/*, or torchvision's {_TORCHVISIONS}",
     )
-    parser.add_argument("--work", type=Path, metavar="DIR", help="for runs and logs (default: output/cifar10)")
+    parser.add_argument("--work", type=Path, metavar="DIR", help="folder of runs and logs (default: output/cifar10)")
     parser.add_argument(
         "--contenders", nargs="+", choices=CONTENDERS, default=["KAT", "ViT"], help="who trains (default: KAT ViT)"
     )
@@ -285,20 +300,20 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seeds", nargs="+", type=int, default=[42], metavar="S", help="each trains once with each (default: 42)"
     )
-    parser.add_argument("--rounds", type=int, default=2, metavar="N", help="of measuring speed (default: %(default)s)")
-    parser.add_argument("--minutes", type=float, default=math.inf, metavar="F", help="stop after these; call again")
+    parser.add_argument("--rounds", type=int, default=2, metavar="N", help="rounds of timing (default: %(default)s)")
+    parser.add_argument("--minutes", type=float, default=math.inf, metavar="F", help="stop after F, to be called again")
     parser.add_argument("--in-turn", action="store_true", help="train one after the other, not at once")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Train for as long as there is time, write and print."""
+    """Train until the time is up, write the result and print it."""
     args = arguments("cifar10", "A KAT and a ViT on CIFAR-10.", argv, _add_flags)
     deadline = time.monotonic() + 60 * args.minutes
     require_gpu()
     if args.quick:
         args.epochs, args.rounds = min(args.epochs, 2), 1
     work = args.work or ROOT / "output" / ("cifar10-quick" if args.quick else "cifar10")
-    # A shell that starts this in the background has it ignore interrupts, and so would what it starts and has to stop.
+    # A shell starts background commands with interrupts ignored, and child processes would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     stages = plan(args)
     errors: dict[str, str] = {}
@@ -331,7 +346,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     finish(args.output, "cifar10", settings, rows, targets(rows, args.epochs))
     if left:
-        print(f"not done: {', '.join(left)}; call again to go on")
+        print(f"not done: {', '.join(left)}. Call again to go on")
     if errors:
         raise SystemExit(1)
 

@@ -1,8 +1,10 @@
 """How long does the operator take on a CPU, next to GELU?
 
-Forward and backward pass through autograd, all three gradients, against ``torch.nn.functional.gelu`` with the one that
-it has, in turn in one process with two threads. And the path of PyTorch's own operators, which is taken without the
-compiled library, called without autograd.
+The operator runs forward and backward through autograd, with all three gradients. Contenders take turns in one
+process:
+
+- ``torch.nn.functional.gelu`` with its one gradient;
+- the path of PyTorch's operators, which is taken without the compiled library. It is called without autograd.
 """
 
 import sys
@@ -36,7 +38,7 @@ _CASES: dict[str, tuple[tuple[int, ...], int, torch.dtype]] = {
 
 
 def collect(measure: Measure, rounds: int) -> list[Row]:
-    """A row per case: medians of GELU and ours in milliseconds, forward and with the backward pass."""
+    """Time every case, and return a row for each: medians in milliseconds, forward and with the backward pass."""
     rows = []
     for name, (shape, dim, dtype) in _CASES.items():
         print(name, file=sys.stderr, flush=True)
@@ -84,13 +86,13 @@ def _calls(shape: tuple[int, ...], dim: int, dtype: torch.dtype) -> dict[str, Ca
 
 
 def targets(rows: list[Row]) -> list[Row]:
-    """Forward and backward take at most one and a half times GELU's."""
+    """Return the target: forward and backward take at most one and a half times as long as GELU's."""
     (ratio,) = (row["both ratio"] for row in rows if row["case"] == _TARGET)
     return [target(f"forward and backward over GELU's, {_TARGET}", ratio, _OVER_GELU)]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run, write and print."""
+    """Run the benchmark, write the result and print it."""
     args = arguments("cpu", "The CPU path against GELU.", argv)
     torch.set_num_threads(_THREADS)
     repeats, rounds = (3, 3) if args.quick else (11, 9)

@@ -1,12 +1,15 @@
 """Do a KAT's training losses agree, step by step: compiled with eager, our kernels with the plain formula?
 
-A KAT of size tiny with patches of 4 x 4 pixels learns CIFAR-10 from one start on the same batches in the same order,
-once for each way to compute. Training magnifies the difference of a rounding, from the start that published KATs have
-(mimetic attention) sooner than from timm's, until it moves the losses as much as another order of batches might. So
-beside the differences between two ways stand those between a training and the same one nudged, from weights that are a
-rounding away, the furthest of several: what that changes is no difference between the ways. Products of float32
-numbers are not TF32's. Pairs may be held against each other in parts, several at once, which add up to one result;
-those of a start and a precision share what they are held against, and the nudged ones set the others' limit.
+A KAT of size tiny with patches of 4 x 4 pixels learns CIFAR-10 once for each way to compute. Initial weights, batches
+and their order are the same. Float32 products do not use TF32.
+
+Training magnifies rounding errors, with the published initialisation (mimetic attention) sooner than with timm's. In
+the end they move the losses as much as another order of batches might. To tell what rounding alone does, the benchmark
+also trains from nudged weights, each moved by at most one rounding. The farthest of several nudged trainings sets the
+limit for the differences between ways.
+
+Pairs may run in parts, several at once, which add up to one result. Pairs of one initialisation and precision share
+their eager training.
 """
 
 import argparse
@@ -47,9 +50,14 @@ _TOY = {**_MODEL, "depth": 2, "embed_dim": 16, "num_heads": 2}
 
 @dataclass(frozen=True)
 class Run:
-    """A model, its start, its precision, fp32, or bf16 under autocast, and how it is computed; or that it is nudged.
+    """A training of a model.
 
-    Of several nudged ones ``nudge`` is the number.
+    Attributes:
+        family: "kat" or "vit".
+        start: initialisation, a key of ``_STARTS``.
+        precision: "fp32", or "bf16" under autocast.
+        how: "eager", "compiled", "formula" (the definition in PyTorch), or "nudged" (eager, from nudged weights).
+        nudge: seed of the nudge.
     """
 
     family: str
@@ -79,12 +87,12 @@ def _pairs() -> Iterator[tuple[str, tuple[Run, Run]]]:
 
 
 PAIRS = dict(_pairs())
-"""What is held against what, by name."""
+"""The two trainings to compare, by name."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How to train."""
+    """The settings of every training."""
 
     steps: int
     batch_size: int
@@ -96,7 +104,14 @@ class Plan:
 
 
 def read_images(folder: Path, count: int) -> tuple[Tensor, Tensor]:
-    """Training images (N, 3, H, W), uint8, and their labels (N,), no more than ``count``, in one random order."""
+    """Read at most ``count`` training images in a fixed random order.
+
+    Returns:
+        Images (N, 3, H, W), uint8, and labels (N,).
+
+    Raises:
+        SystemExit: there is no training split, or an image has another size.
+    """
     if not (folder / "train").is_dir():
         raise SystemExit(f"there is no folder {folder}/train: give the folder of CIFAR-10 as train/CLASS/*")
     dataset = create_dataset("", root=str(folder), split="train")
@@ -118,10 +133,17 @@ def read_images(folder: Path, count: int) -> tuple[Tensor, Tensor]:
 def collect(
     pairs: Iterable[str], plan: Plan, images: Tensor, labels: Tensor, device: torch.device
 ) -> Iterator[list[Row]]:
-    """For each pair a row, with both curves and the largest differences between them.
+    """Train every pair, and yield a row for each: both curves, and the largest differences between them.
 
-    Of the nudged trainings the row is that of the one whose means are furthest away; ``largest_differences_of_means``
-    has all of theirs.
+    The row of a nudged pair is that of the nudge whose means differ most. ``largest_differences_of_means`` lists all
+    nudges.
+
+    Args:
+        pairs: keys of ``PAIRS``.
+        plan: the settings.
+        images: training images (N, 3, H, W), uint8.
+        labels: their labels (N,).
+        device: where to train.
     """
     curves: dict[Run, list[float]] = {}
 
@@ -143,13 +165,13 @@ def collect(
 
 
 def _distance(differences: Row) -> float:
-    """How far apart the means are, without end where they are no numbers."""
+    """Return the largest difference of means, infinite if it is not a number."""
     distance = differences["largest_difference_of_means"]
     return math.inf if math.isnan(distance) else distance
 
 
 def _losses(run: Run, plan: Plan, images: Tensor, labels: Tensor, device: torch.device) -> list[float]:
-    """The loss of each step of a training."""
+    """Train, and return the loss of each step."""
     torch.compiler.reset()
     torch.manual_seed(plan.seed)
     settings: dict[str, Any] = {**plan.model, **_STARTS[run.start]}
@@ -176,7 +198,7 @@ def _losses(run: Run, plan: Plan, images: Tensor, labels: Tensor, device: torch.
 
 @torch.no_grad()
 def _nudge(model: nn.Module, number: int) -> None:
-    """Move every weight that is not 0 to a neighbouring number, or not, by chance; another chance for each number."""
+    """Move each nonzero weight at random to one of its neighbouring numbers or to none. ``number`` is the seed."""
     generator = torch.Generator().manual_seed(number)
     for parameter in model.parameters():
         limit = torch.randint(-1, 2, parameter.shape, generator=generator).to(parameter) * math.inf
@@ -185,7 +207,7 @@ def _nudge(model: nn.Module, number: int) -> None:
 
 
 def _batches(plan: Plan, images: Tensor, labels: Tensor, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    """Whole batches, for ever, in an order of its own for each epoch."""
+    """Yield full batches without end, in a new order each epoch."""
     generator = torch.Generator().manual_seed(plan.seed)
     mean, std = (
         torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
@@ -215,9 +237,10 @@ def _differences(one: list[float], other: list[float]) -> Row:
 
 
 def targets(rows: list[Row]) -> list[Row]:
-    """All losses are numbers, and have fallen; a KAT's curves agree, within a limit or twice what nudges do.
+    """Return the targets: losses are finite and fell, and the curves of a KAT agree.
 
-    What was not measured is a target that is not met.
+    Curves agree within a limit, or within twice the difference that nudges make. A pair that was not measured misses
+    its target.
     """
     found: list[Row] = []
     apart = {row["pair"]: row["largest_difference_of_means"] for row in rows}
@@ -242,7 +265,7 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Train, write and print."""
+    """Train, write the result and print it."""
     args = arguments("curves", f"{__doc__}", argv, _add_flags, parts={"pairs": tuple(PAIRS)})
     if args.device == "cuda":
         require_gpu()

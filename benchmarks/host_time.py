@@ -1,9 +1,10 @@
 """How long does the host take to issue a call?
 
-On tensors so small that the device always waits for the host: a forward and backward pass through autograd, and a
-forward pass alone without gradients. Times are of one call in a chain of 24, as many as a KAT has: a single call would
-mostly show how long autograd takes to wake its own thread. What any operator written in Python takes is there too: one
-that allocates its results and launches nothing.
+Tensors are so small that the device always waits for the host. The benchmark times a forward and backward pass through
+autograd, and a forward pass without gradients.
+
+A time is that of one call in a chain of 24, as many as a KAT has. A single call would mostly show how long autograd
+takes to wake its thread. The floor is an operator in Python that allocates its results and launches nothing.
 """
 
 import sys
@@ -28,7 +29,7 @@ _OVER_GELU = 2.0
 
 
 def collect(device: str, measure: Measure, rounds: int) -> list[Row]:
-    """Host time of every contender: a row per dtype, what was called and contender."""
+    """Time every contender on the host: a row per dtype, kind of call and contender."""
     rows: list[Row] = []
     for dtype in _DTYPES:
         for what, calls in _calls(dtype, device).items():
@@ -47,7 +48,7 @@ def _calls(dtype: str, device: str) -> dict[str, dict[str, Call]]:
     x = torch.randn(_SHAPE, device=device).to(_DTYPES[dtype]).requires_grad_()
     grad = torch.randn(_SHAPE, device=device).to(_DTYPES[dtype])
     start = [c.float().to(device) for c in starting_coefficients("swish")]
-    # Each call has coefficients of its own, as each layer does.
+    # Each call has its own coefficients, as each layer of a model does.
     coefficients = [
         (start[0].repeat(1, 1).requires_grad_(), start[1].repeat(_GROUPS, 1).requires_grad_()) for _ in range(_CHAIN)
     ]
@@ -79,7 +80,7 @@ def _calls(dtype: str, device: str) -> dict[str, dict[str, Call]]:
 
 
 class _Nothing(torch.autograd.Function):
-    """The memory of an operator's results."""
+    """An operator that allocates its results and computes nothing."""
 
     @staticmethod
     def forward(ctx, x, a, b):
@@ -93,7 +94,7 @@ class _Nothing(torch.autograd.Function):
 
 
 def targets(rows: list[Row]) -> list[Row]:
-    """A pair of calls takes no more than twice GELU's."""
+    """Return the targets: forward and backward take at most twice as long as GELU's."""
     pairs = {(r["dtype"], r["contender"]): r["median_us"] for r in rows if r["what"] == "forward and backward"}
     dtypes = [dtype for dtype, contender in pairs if contender == "ours"]
     name = "host time of forward and backward over GELU's"
@@ -101,7 +102,7 @@ def targets(rows: list[Row]) -> list[Row]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run, write and print."""
+    """Run the benchmark, write the result and print it."""
     args = arguments("host_time", "Host time of a call, against GELU and others.", argv)
     require_gpu()
     repeats, rounds = (20, 3) if args.quick else (50, 9)

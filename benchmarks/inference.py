@@ -1,7 +1,6 @@
 """How many images a second does a KAT classify, next to timm's ViT of the same size?
 
-Weights and images in bfloat16, as when a model is put to use, 224-pixel images that are on the device already, in
-batches of 256 and one by one.
+Weights and images are in bfloat16. Images of 224 pixels are on the device already, in batches of 256 and one by one.
 
 """
 
@@ -27,7 +26,7 @@ _CASE = ("batch", "size", "way")
 
 @dataclass(frozen=True)
 class Plan:
-    """What to run."""
+    """The cases to run."""
 
     sizes: Sequence[str] = SIZES
     ways: Sequence[str] = tuple(WAYS)
@@ -37,7 +36,7 @@ class Plan:
 
 
 def collect(plan: Plan, device: str, measure: Measure) -> Iterator[list[Row]]:
-    """Time every batch, size and way of the plan: lists of rows, one row per contender."""
+    """Time every batch, size and way of the plan, and yield lists of rows, one row per contender."""
     for size in plan.sizes:
         for way in plan.ways:
             for batch in (min(batch, plan.scale.most_images) for batch in BATCHES):
@@ -63,7 +62,7 @@ def _make_step(contender: str, size: str, way: str, batch: int, device: str, mod
 
 
 def targets(rows: list[Row]) -> list[Row]:
-    """Images per second of a KAT over a ViT's, both compiled, for every batch and size, measured or not."""
+    """Return the targets: a compiled KAT's images per second over a compiled ViT's, for every batch and size."""
     found = {(r["batch"], r["size"]): r["over_vit"] for r in rows if (r["contender"], r["way"]) == ("ours", _TARGET)}
     return [
         target(f"images/s over ViT's, {size}, batch {batch}", found.get((batch, size)), _IMAGES_PER_S, at_least=True)
@@ -73,7 +72,7 @@ def targets(rows: list[Row]) -> list[Row]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run, write and print."""
+    """Run the benchmark, write the result and print it."""
     parts = {"sizes": SIZES, "ways": tuple(WAYS), "contenders": CONTENDERS}
     args = arguments("inference", f"{__doc__}{LEGEND}", argv, parts=parts)
     plan = Plan(**{name: getattr(args, name) for name in parts})

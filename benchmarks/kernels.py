@@ -1,8 +1,9 @@
 """How long do the kernels take, and what share of the device's copy bandwidth do they reach?
 
-A time is everything that a call launches on the device: the backward pass gives all three gradients. The contenders of
-a case take turns, and a large copy takes its turn among them: the others' bandwidth is held against that of the copy.
-Bytes are the fewest that the operation can move: x and y forward, grad, x and grad_x backward.
+A time covers everything that a call launches on the device. The backward pass computes all three gradients. The
+contenders of a case take turns with a large copy, whose bandwidth is the reference.
+
+The bytes are the fewest that the operation can move. Those are x and y forward, and grad, x and grad_x backward.
 """
 
 import sys
@@ -24,7 +25,7 @@ __all__ = ["FULL", "Plan", "collect", "targets"]
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 _BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
 
-# What the kernels have to reach, by width: time over GELU's, and share of copy bandwidth.
+# The targets by width: time over GELU's, and share of the copy's bandwidth.
 _GELU_RATIO = {
     "forward": {192: 1.10, 384: 1.10, 768: 1.05, 1536: 1.05, 3072: 1.05},
     "backward": {192: 1.30, 384: 1.30, 768: 1.12, 1536: 1.08, 3072: 1.08},
@@ -41,7 +42,7 @@ _OUTLIER = 10_000.0
 
 @dataclass(frozen=True)
 class Plan:
-    """Which sizes to run."""
+    """The sizes to run."""
 
     tokens: tuple[int, int] = (128, 197)
     widths: tuple[int, ...] = (192, 384, 768, 1536, 3072)
@@ -62,9 +63,18 @@ QUICK = replace(FULL, widths=(768,), dtypes=("bf16",), autocast_widths=(1536,), 
 
 @dataclass(frozen=True)
 class Problem:
-    """An operator call: x of ``shape`` and ``dtype``, channels along ``dim``, y of ``out_dtype``, m and n as usual.
+    """A call of the operator.
 
-    ``outliers`` are what of x is too large for plain arithmetic: nothing, one number, or one channel.
+    Attributes:
+        shape: shape of x.
+        dtype: dtype of x.
+        out_dtype: dtype of y.
+        dim: dimension of the channels.
+        groups: number of denominators.
+        numerator_rows: number of numerators.
+        m: coefficients of a numerator.
+        n: coefficients of a denominator.
+        outliers: the part of x that takes the overflow-safe path: "none", one "number" or one "channel".
     """
 
     shape: tuple[int, ...]
@@ -86,7 +96,7 @@ class Problem:
 
 
 class Tensors:
-    """Random inputs of a problem on a device, coefficients that start as swish, and an output to copy to."""
+    """The tensors of a problem: random inputs, the coefficients of swish, and an output to copy to."""
 
     def __init__(self, problem: Problem, device: str) -> None:
         generator = torch.Generator(device).manual_seed(0)
@@ -107,7 +117,7 @@ class Tensors:
 
 @dataclass(frozen=True)
 class Contender:
-    """Something to time: a name, the problem that it solves, and the call."""
+    """A call to time, with its name and problem."""
 
     name: str
     problem: Problem
@@ -145,12 +155,12 @@ def _cases(plan: Plan, device: str) -> Iterator[tuple[str, Callable[[str], list[
 
 
 def _shared_and_not(problem: Problem) -> list[Problem]:
-    """With one numerator for all groups, and with one for each."""
+    """Return the problem with one numerator for all groups, and with one for each."""
     return [problem, replace(problem, numerator_rows=problem.groups)]
 
 
 def _variants(default: Problem, plan: Plan) -> list[Problem]:
-    """The default first, then other numbers of groups, a width that is no multiple of 8, and other degrees."""
+    """Return the default, then other numbers of groups, an odd width per group, and other degrees."""
     odd = replace(default, shape=(*plan.tokens, plan.odd_width))
     groups = [replace(default, groups=groups) for groups in (1, 2, 16, plan.variant_width)]
     shared = [*groups, odd, *(replace(default, m=m, n=n) for m, n in ((4, 2), (8, 6)))]
@@ -161,7 +171,7 @@ Rival = Callable[[str, Problem, Tensors], Iterator[Contender]]
 
 
 def _contenders(problems: Sequence[Problem], rivals: Sequence[Rival], device: str) -> Callable[[str], list[Contender]]:
-    """What makes the contenders of a direction: ours for every problem, the rivals for the first."""
+    """Return a function that makes the contenders of a direction: ours for each problem, the rivals for the first."""
 
     def make(direction: str) -> list[Contender]:
         contenders = []
@@ -198,7 +208,7 @@ def _copy(direction: str, problem: Problem, t: Tensors) -> Iterator[Contender]:
 
 
 def _formula(name: str, function: Callable[..., Tensor]) -> Rival:
-    """The definition under autograd, as in training: the forward pass saves what the backward pass needs."""
+    """Return a rival that runs the definition under autograd, as in training."""
 
     def contenders(direction: str, problem: Problem, t: Tensors) -> Iterator[Contender]:
         leaves = [tensor.detach().requires_grad_() for tensor in (t.x, t.a, t.b)]
@@ -212,8 +222,8 @@ def _formula(name: str, function: Callable[..., Tensor]) -> Rival:
 
 
 def _compiled(direction: str, problem: Problem, t: Tensors) -> Iterator[Contender]:
-    torch._dynamo.reset()  # compiled for exactly this shape, not for a range of shapes seen so far
-    # Otherwise the compiled backward pass overwrites what was saved for it, and can run only once.
+    torch._dynamo.reset()  # compile for exactly this shape, not for all shapes seen so far
+    # With donated buffers the compiled backward pass can run only once.
     with torch._functorch.config.patch(donated_buffer=False):
         function = torch.compile(rational_reference, dynamic=False)
         contenders = list(_formula("formula, compiled", function)(direction, problem, t))
@@ -229,7 +239,7 @@ def _published(direction: str, problem: Problem, t: Tensors) -> Iterator[Contend
         yield Contender("flashkat paper", problem, lambda: baselines.flashkat_forward(t.x, t.a, t.b))
         yield Contender("kat", problem, lambda: baselines.kat_forward(t.x, t.a, t.b))
     else:
-        x = t.x.float()  # the forward pass made it and saved it
+        x = t.x.float()  # the published forward pass saves this copy
         yield Contender("flashkat paper", problem, lambda: baselines.flashkat_backward(t.grad, x, t.a, t.b))
         yield Contender("kat", problem, lambda: baselines.kat_backward(t.grad, x, t.a, t.b))
 
@@ -268,7 +278,7 @@ def _time(
 
 
 def graph_is_right(device: str = "cuda") -> bool:
-    """Whether both passes, captured in a CUDA graph on a small tensor, replay the bits that plain calls give."""
+    """Return whether a CUDA graph of both passes replays the same bits as plain calls, on a small tensor."""
     t = Tensors(Problem((2, 197, 192), "bf16", "bf16"), device)
 
     def run() -> list[Tensor]:
@@ -296,7 +306,7 @@ def graph_is_right(device: str = "cuda") -> bool:
 
 
 def targets(rows: list[Row]) -> list[Row]:
-    """Every number that the rows have to reach."""
+    """Return the targets of all rows."""
     found: list[Row] = []
     for row in rows:
         if row["contender"] == "ours":
@@ -338,7 +348,7 @@ _TARGETS: dict[str, Callable[[Row, list[Row]], Iterator[Row]]] = {
     "autocast": _autocast_targets,
     "variants": _variant_targets,
     "nchw": _nchw_targets,
-    "outliers": lambda row, rows: iter(()),  # reported, not held against anything
+    "outliers": lambda row, rows: iter(()),  # reported without a target
 }
 
 
@@ -355,7 +365,7 @@ def _describe(row: Row) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run, write and print."""
+    """Run the benchmark, write the result and print it."""
     args = arguments("kernels", "Times of the kernels, forward and backward, against GELU, a copy and others.", argv)
     require_gpu()
     plan = QUICK if args.quick else FULL

@@ -1,11 +1,14 @@
 """How many images a second does loading give, by number of workers, and how many does a training step take?
 
-The loader of flashkat train with the augmentation of the published models' recipes, when nothing waits for a model,
-on folders that are made for this and removed after it: 32-pixel PNGs in CIFAR-10's size, JPEGs of the size and the
-detail of photographs, and smaller ones that still hold the crops of 224 pixels that are taken of both. Erasing and
-normalising are the device's work; files are in the operating system's cache. Where there is a GPU, a training step of
-the model that takes most images, KAT-Tiny with CUDA graphs, is timed before that. Each kind of --images takes its
-place in the result.
+The loader is that of flashkat train, with the augmentation of the published models' recipes. No model slows it down.
+Erasing and normalising run on the device. The benchmark makes the images, and removes them afterwards:
+
+- 32-pixel PNGs, as in CIFAR-10;
+- JPEGs with the size and detail of photographs;
+- smaller JPEGs that still hold the crops of 224 pixels.
+
+Files are in the operating system's cache. On a GPU, the benchmark first times a training step of the fastest model,
+KAT-Tiny with CUDA graphs. The kinds of --images may run in parts, which add up to one result.
 """
 
 import os
@@ -39,14 +42,23 @@ __all__ = ["FOLDERS", "Folder", "Plan", "collect", "write_images"]
 _RECIPE = Augmentation(aa="rand-m9-mstd0.5", remode="pixel", reprob=0.25)
 _CLASSES = 10
 _WORKERS = tuple(2**power for power in range(min(16, os.cpu_count() or 1).bit_length()))
-_EPOCH = 2**20  # images: longer than a measurement, so that none meets the start of an epoch
+_EPOCH = 2**20  # images: longer than a measurement, so that none contains the start of an epoch
 _DETAIL = ((4, 70.0), (16, 40.0), (64, 20.0))  # of a photograph: cells along a side, and their amplitude
 _NOISE = 6.0
 
 
 @dataclass(frozen=True)
 class Folder:
-    """Images to make, their pixels after augmentation, and the pixels of a model's patch."""
+    """A folder of images to make.
+
+    Attributes:
+        count: number of images.
+        width: width in pixels.
+        height: height in pixels.
+        suffix: suffix of the files, which is their format.
+        loaded: side of an augmented image in pixels.
+        patch: side of the model's patch in pixels.
+    """
 
     count: int
     width: int
@@ -65,7 +77,7 @@ FOLDERS = {
 
 @dataclass(frozen=True)
 class Plan:
-    """What to run."""
+    """The settings of a measurement."""
 
     workers: tuple[int, ...]
     batch: int = 128
@@ -74,13 +86,13 @@ class Plan:
 
 
 def collect(plan: Plan, folders: dict[str, Folder], device: torch.device, measure: Measure) -> Iterator[list[Row]]:
-    """Rows of a folder, one per number of workers: median, least and most images per second of several windows.
+    """Measure the folders, and yield the rows of each: images per second for each number of workers.
 
-    With ``step_images_per_s``, of training, and what share of it loading gives, ``over_step``; both are None without a
-    GPU.
+    ``step_images_per_s`` is the rate of a training step, and ``over_step`` the loader's share of it. Both are None
+    without a GPU.
     """
     for name, folder in folders.items():
-        # Before any workers take the processor's time.
+        # Before workers use the processor.
         step = plan.batch / measure(_step(folder, plan.batch)) * 1e6 if device.type == "cuda" else None
         with tempfile.TemporaryDirectory() as root:
             write_images(Path(root), folder)
@@ -120,14 +132,14 @@ def _batches(root: str, folder: Folder, batch: int, workers: int, device: torch.
 
 
 def _rates(batches: Iterable[object], plan: Plan, workers: int) -> list[float]:
-    """Images per second of each window, once every worker has delivered what it had ahead."""
+    """Return the images per second of each window, after the batches that workers had prefetched."""
     iterator = iter(batches)
     for _ in islice(iterator, 3 * workers):
         pass
     rates = []
     for _ in range(plan.windows):
         start, images = time.perf_counter(), 0
-        # Whole turns of the workers: each delivers in its turn, and a turn's batches come close together.
+        # Whole rounds of the workers, as the batches of a round arrive close together.
         while (seconds := time.perf_counter() - start) < plan.window_s or not images:
             images += plan.batch * sum(1 for _ in islice(iterator, workers))
         rates.append(images / seconds)
@@ -135,7 +147,7 @@ def _rates(batches: Iterable[object], plan: Plan, workers: int) -> list[float]:
 
 
 def write_images(root: Path, folder: Folder) -> None:
-    """Write a training split of ``count`` images, evenly in classes."""
+    """Write a training split of ``count`` images, evenly spread over the classes."""
     for label in range(_CLASSES):
         (root / "train" / str(label)).mkdir(parents=True)
     with ThreadPoolExecutor() as pool:
@@ -148,7 +160,7 @@ def _write_image(root: Path, folder: Folder, index: int) -> None:
 
 
 def _photograph(width: int, height: int, seed: int) -> np.ndarray:
-    """Smooth random fields, coarse to fine, plus noise: uint8 (height, width, 3)."""
+    """Return an image of smooth random fields, coarse to fine, plus noise: uint8 (height, width, 3)."""
     generator = np.random.default_rng(seed)
     image = np.full((height, width, 3), 128.0, dtype=np.float32)
     for cells, amplitude in _DETAIL:
@@ -160,7 +172,7 @@ def _photograph(width: int, height: int, seed: int) -> np.ndarray:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run, write and print."""
+    """Run the benchmark, write the result and print it."""
     args = arguments("loading", __doc__, argv, parts={"images": tuple(FOLDERS)})
     plan = Plan(_WORKERS)
     plan = replace(plan, windows=2, window_s=1.0) if args.quick else plan

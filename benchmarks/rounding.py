@@ -1,11 +1,12 @@
 """How far from the exact value are the gradients of the coefficients, and are they the same bits every run?
 
-The set-up of the FlashKAT paper's table of rounding errors (Raffel & Chen, AAAI 2026): float32, x of (128, 197, 768),
-everything drawn from N(0, 1), 8 groups, mean absolute error and variance of the error against float64. The *floor* is
-what float32 terms allow: each term g x^i / Q and -g P / Q^2 |x|^j computed in float32, then summed exactly.
+The set-up follows the table of rounding errors in the FlashKAT paper (Raffel & Chen, AAAI 2026). The tensor x is
+float32 (128, 197, 768), and everything is drawn from N(0, 1). The errors are the mean absolute error and the variance
+of the error against float64. The *floor* is the error of float32 terms summed exactly. The terms are g x^i / Q and
+-g P / Q^2 |x|^j.
 
-The drawn coefficients decide how large the sums are, and with them the errors, within a factor of five from draw to
-draw. So an error is the median over draws; the mean and the largest are kept beside it.
+The drawn coefficients change the size of the sums and their errors by up to a factor of five. So an error is the
+median over draws. The result also has the mean and the maximum.
 """
 
 import statistics
@@ -34,7 +35,7 @@ Contender = Callable[[Tensor, Tensor, Tensor, Tensor], Sums]
 
 @dataclass(frozen=True)
 class Plan:
-    """Which sizes to run: every contender at the first batch size, those of ``growing`` at all of them."""
+    """The sizes to run. All contenders run at the first batch size, and those in ``growing`` at every one."""
 
     batches: tuple[int, ...] = (128, 256, 512, 1024)
     tokens: int = 197
@@ -48,9 +49,10 @@ QUICK = replace(FULL, batches=(128,), seeds=2)
 
 
 def coefficient_sums(grad: Tensor, x: Tensor, a: Tensor, b: Tensor, dtype: torch.dtype) -> Sums:
-    """The gradients of a (G, m) and b (G, n), with terms computed in ``dtype`` and summed in float64.
+    """Compute the gradients of a (G, m) and b (G, n), with terms in ``dtype`` and sums in float64.
 
-    Written from the formulas, apart from the operator; in chunks of rows, so that any size fits.
+    This is written from the formulas, independently of the operator. It works in chunks of rows, so that any size
+    fits in memory.
     """
     groups = len(b)
     a, b = a.to(dtype)[:, None], b.to(dtype)[:, None]
@@ -110,7 +112,7 @@ CONTENDERS: dict[str, Contender] = {
 
 
 def collect(plan: Plan, device: str) -> list[Row]:
-    """Errors over all seeds: a row per batch size and contender."""
+    """Measure the errors over all seeds: a row per batch size and contender."""
     rows = []
     for batch in plan.batches:
         print(f"batch {batch}", file=sys.stderr, flush=True)
@@ -157,7 +159,7 @@ def _same_bits(left: Sums, right: Sums) -> bool:
 
 
 def targets(rows: list[Row]) -> list[Row]:
-    """Small errors, close to the floor, the same bits every run."""
+    """Return the targets: small errors, close to the floor, and the same bits in every run."""
     batch = min(row["batch"] for row in rows)
     ours, floor = (
         next(row for row in rows if row["batch"] == batch and row["contender"] == name) for name in ("ours", "floor")
@@ -172,7 +174,7 @@ def targets(rows: list[Row]) -> list[Row]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run, write and print."""
+    """Run the benchmark, write the result and print it."""
     args = arguments("rounding", "Rounding errors of the coefficients' gradients, against float64.", argv)
     require_gpu()
     plan = QUICK if args.quick else FULL

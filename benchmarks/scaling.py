@@ -1,8 +1,8 @@
 """How do time and bandwidth grow from 2^16 to 2^30 elements, and is the largest tensor still right?
 
-bf16, 1,024 channels in 8 groups, one numerator. Sizes that pass what a launch grid or a 32-bit offset can count show
-up as wrong results, so that every size is also compared: values and grad_x of the last rows with the definition, the
-coefficients' gradients with sums in float64.
+The tensor x is bf16 with 1,024 channels, and all groups share one numerator. Every size is checked, as a tensor too
+large for a launch grid or a 32-bit offset gives wrong results. Values and grad_x of the last rows are compared with
+the definition, and the coefficients' gradients with sums in float64.
 """
 
 import sys
@@ -86,7 +86,7 @@ def _close(found: Tensor, expected: Tensor, tolerance: float) -> bool:
 
 
 def targets(rows: list[Row]) -> list[Row]:
-    """Every size is right."""
+    """Return the targets: the results of every size are right."""
     ours = [row for row in rows if row["contender"] == "ours"]
     return [
         requirement(f"{row['direction']} of 2^{row['elements'].bit_length() - 1} elements is right", row["right"])
@@ -95,7 +95,7 @@ def targets(rows: list[Row]) -> list[Row]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run, write and print."""
+    """Run the benchmark, write the result and print it."""
     args = arguments("scaling", "Time and bandwidth from 2^16 to 2^30 elements.", argv)
     require_gpu()
     exponents = range(16, 31, 7) if args.quick else range(16, 31, 2)

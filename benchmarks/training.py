@@ -1,10 +1,11 @@
 """How long does a training step of a KAT take, and how much memory, next to timm's ViT of the same size?
 
-A step is the model forward, cross-entropy, backward in the same thread and fused AdamW, as flashkat train does it
-without mixing and averages, in one process, with 224-pixel images that are on the device already.
+A step is forward, cross-entropy, backward in the same thread, and fused AdamW: that of ``flashkat train`` without
+mixing and averages. It runs in one process, on 224-pixel images that are on the device already.
 
-  --cases       bf16 and fp16, under autocast, fp16 with a gradient scaler; fp32, with TF32 products; batch 128 in
-                each; bf16-1024, batch 1024, of size tiny only
+  --cases       bf16 and fp16: under autocast, batches of 128, fp16 with a gradient scaler
+                fp32: with TF32 products, batches of 128
+                bf16-1024: batches of 1,024, size tiny only
 """
 
 import sys
@@ -23,7 +24,7 @@ from .parts.pieces import collect_in_pieces
 
 __all__ = ["CASES", "Case", "Plan", "collect", "make_step", "targets"]
 
-# KAT over ViT, by way and size; and the same of peak memory, for every way.
+# Targets of KAT over ViT: images per second by way and size, and peak memory for all.
 _IMAGES_PER_S = {
     "compiled": {"tiny": 1.00, "small": 1.00, "base": 1.00},
     "eager": {"tiny": 0.90, "small": 0.95, "base": 0.98},
@@ -36,7 +37,7 @@ _CASE = ("case", "size", "way")
 
 @dataclass(frozen=True)
 class Case:
-    """A batch and a precision: autocast's dtype, or float32 with TF32 products; fp16 with a gradient scaler."""
+    """A batch size and a precision: "fp32" with TF32 products, or autocast's dtype ("fp16" with a gradient scaler)."""
 
     batch: int
     precision: str
@@ -54,7 +55,7 @@ _TARGET = "bf16"
 
 @dataclass(frozen=True)
 class Plan:
-    """What to run."""
+    """The cases to run."""
 
     sizes: Sequence[str] = SIZES
     ways: Sequence[str] = tuple(WAYS)
@@ -65,7 +66,7 @@ class Plan:
 
 
 def collect(plan: Plan, device: str, measure: Measure) -> Iterator[list[Row]]:
-    """Time every case of the plan: lists of rows, one row per contender."""
+    """Time every case of the plan, and yield lists of rows, one row per contender."""
     for name in plan.cases:
         case = CASES[name]
         batch = min(case.batch, plan.scale.most_images)
@@ -82,7 +83,7 @@ def collect(plan: Plan, device: str, measure: Measure) -> Iterator[list[Row]]:
 
 
 def make_step(contender: str, size: str, way: str, precision: str, batch: int, device: str, **model_args: Any) -> Call:
-    """A model with what trains it; each call is a step. ``model_args`` are timm's."""
+    """Make a model and its optimiser, and return a function that trains one step. ``model_args`` are timm's."""
     model = make_model(contender, size, device, **model_args).train()
     forward = WAYS[way](model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.05, fused=True)
@@ -110,7 +111,7 @@ def _autocast(precision: str, device: str) -> AbstractContextManager[Any]:
 
 
 def targets(rows: list[Row]) -> list[Row]:
-    """Images per second and memory of a KAT over a ViT's, for every way and size, measured or not."""
+    """Return the targets: images per second and memory of a KAT over a ViT's, for every way and size."""
     ours = {(r["way"], r["size"]): r for r in rows if (r["case"], r["contender"]) == (_TARGET, "ours")}
     found: list[Row] = []
     for way, limits in _IMAGES_PER_S.items():
@@ -122,7 +123,7 @@ def targets(rows: list[Row]) -> list[Row]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run, write and print."""
+    """Run the benchmark, write the result and print it."""
     parts = {"cases": tuple(CASES), "sizes": SIZES, "ways": tuple(WAYS), "contenders": CONTENDERS}
     args = arguments("training", f"{__doc__}{LEGEND}", argv, parts=parts)
     plan = Plan(**{name: getattr(args, name) for name in parts})

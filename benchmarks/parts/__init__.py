@@ -1,1 +1,1 @@
-"""What several benchmarks share: measuring, contenders, their kernels."""
+"""Shared parts of the benchmarks: timers, results, contenders and their kernels."""

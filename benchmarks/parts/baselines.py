@@ -1,15 +1,15 @@
-"""The two published ways to compute the operator on a GPU, written afresh from their papers' descriptions.
+"""The two published kernels of the operator, written anew from the descriptions in their papers.
 
-- ``kat``: KAT's kernel (Yang & Wang, ICLR 2025, section 4.3; Raffel & Chen, AAAI 2026, describe its backward pass).
-  One thread per element; in the backward pass each element adds its m + n terms of the coefficients' gradients to
-  device memory by float32 atomics.
-- ``flashkat``: FlashKAT's kernel (Raffel & Chen, AAAI 2026, section 4). A two-dimensional grid of blocks, each some
-  rows of one group's channels; coefficients are read once per block, terms are summed within the block, and only the
-  block's sums go through atomics.
+- ``kat`` is KAT's kernel (Yang & Wang, ICLR 2025, section 4.3). Raffel & Chen (AAAI 2026) describe its backward pass.
+  Each thread has one element. In the backward pass each element adds its m + n terms of the coefficients' gradients by
+  float32 atomics.
+- ``flashkat`` is FlashKAT's kernel (Raffel & Chen, AAAI 2026, section 4). Its grid is two-dimensional: each block has
+  several rows of one group's channels. It reads the coefficients once and sums the terms of its elements. Only its
+  sums go through atomics.
 
-Both compute in float32 whatever the dtype of x: under autocast the published code casts the input up and the output
-down in passes of their own, and so does this. The block sizes are ours. x is (..., channels), contiguous; shared
-coefficients are repeated for every group, and their gradients summed over groups afterwards.
+Both compute in float32. Under autocast separate passes cast the input up and the output down, as in the published
+code. The block sizes are ours. x is contiguous, (..., channels). Shared coefficients are repeated for every group, and
+their gradients are summed over groups afterwards.
 
 Legend: ``a`` is the numerator (1 or G, m), ``b`` the denominator (1 or G, n), ``y`` = F(x).
 """
@@ -23,7 +23,7 @@ from torch import Tensor
 
 Gradients = tuple[Tensor, Tensor, Tensor]
 
-_KAT_BLOCK = 256  # elements; with 8 warps one thread has one element
+_KAT_BLOCK = 256  # elements: one for each thread of 8 warps
 _KAT_WARPS = 8
 _FLASHKAT_ROWS = 16
 _FLASHKAT_ELEMENTS_PER_THREAD = 16
@@ -31,7 +31,7 @@ _FLASHKAT_ELEMENTS_PER_THREAD = 16
 
 @triton.jit
 def _polynomials(x, a_ptr, b_ptr, M: tl.constexpr, N: tl.constexpr):
-    """P, P', Q and dQ/d|x|, for coefficients at pointers that are scalars or one per element."""
+    """Return P, P', Q and dQ/d|x|. The pointers to coefficients are scalars, or one for each element."""
     u = tl.abs(x)
     p = tl.zeros_like(x)
     dp = tl.zeros_like(x)
@@ -56,7 +56,7 @@ def _kat_forward_kernel(
     x_ptr, a_ptr, b_ptr, y_ptr, count, channels, width,
     M: tl.constexpr, N: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """y = F(x) for one block of the ``count`` elements; ``width`` channels to a group."""
+    """Store y = F(x) for one block of the ``count`` elements. A group has ``width`` channels."""
     offsets = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = offsets < count
     group = (offsets % channels) // width
@@ -70,7 +70,7 @@ def _kat_backward_kernel(
     grad_ptr, x_ptr, a_ptr, b_ptr, grad_x_ptr, grad_a_ptr, grad_b_ptr, count, channels, width,
     M: tl.constexpr, N: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """grad_x, and every element's terms added to grad_a (G, M) and grad_b (G, N), which start at zero."""
+    """Store grad_x, and add every element's terms to grad_a (G, M) and grad_b (G, N), which start at zero."""
     offsets = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = offsets < count
     group = (offsets % channels) // width
@@ -93,7 +93,7 @@ def _kat_backward_kernel(
 
 @triton.jit
 def _flashkat_tile(rows_count, channels, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Offsets and mask of the tile of program (block of rows, group)."""
+    """Return offsets and mask of a program's tile. The program is (block of rows, group)."""
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     columns = tl.arange(0, COLUMNS)
     offsets = rows[:, None] * channels + tl.program_id(1) * width + columns[None, :]
@@ -105,7 +105,7 @@ def _flashkat_forward_kernel(
     x_ptr, a_ptr, b_ptr, y_ptr, rows_count, channels, width,
     M: tl.constexpr, N: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """y = F(x) for a block of rows of one group; COLUMNS is ``width`` rounded up to a power of two."""
+    """Store y = F(x) for a block of rows of one group. COLUMNS is ``width`` rounded up to a power of two."""
     offsets, mask = _flashkat_tile(rows_count, channels, width, ROWS, COLUMNS)
     group = tl.program_id(1)
     x = tl.load(x_ptr + offsets, mask=mask, other=0.0)
@@ -118,7 +118,7 @@ def _flashkat_backward_kernel(
     grad_ptr, x_ptr, a_ptr, b_ptr, grad_x_ptr, grad_a_ptr, grad_b_ptr, rows_count, channels, width,
     M: tl.constexpr, N: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """grad_x, and the block's sums added to grad_a (G, M) and grad_b (G, N), which start at zero."""
+    """Store grad_x, and add the block's sums to grad_a (G, M) and grad_b (G, N), which start at zero."""
     offsets, mask = _flashkat_tile(rows_count, channels, width, ROWS, COLUMNS)
     group = tl.program_id(1)
     x = tl.load(x_ptr + offsets, mask=mask, other=0.0)
@@ -139,7 +139,7 @@ def _flashkat_backward_kernel(
 
 
 def kat_forward(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """F(x) in the dtype of x."""
+    """Compute F(x) in the dtype of x with KAT's kernel."""
     wide, wide_a, wide_b = _in_float32(x, a, b)
     y = torch.empty_like(wide)
     _kat_forward_kernel[_kat_grid(x)](
@@ -149,7 +149,7 @@ def kat_forward(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 
 def kat_backward(grad: Tensor, x: Tensor, a: Tensor, b: Tensor) -> Gradients:
-    """The gradients of x (in the dtype of ``grad``), a and b."""
+    """Compute the gradients of x (in the dtype of ``grad``), a and b with KAT's kernel."""
     wide, wide_a, wide_b = _in_float32(x, a, b)
     grad_x, grad_a, grad_b = torch.empty_like(wide), torch.zeros_like(wide_a), torch.zeros_like(wide_b)
     _kat_backward_kernel[_kat_grid(x)](
@@ -160,7 +160,7 @@ def kat_backward(grad: Tensor, x: Tensor, a: Tensor, b: Tensor) -> Gradients:
 
 
 def flashkat_forward(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """F(x) in the dtype of x."""
+    """Compute F(x) in the dtype of x with FlashKAT's kernel."""
     wide, wide_a, wide_b = _in_float32(x, a, b)
     rows, width = x.numel() // x.shape[-1], x.shape[-1] // len(wide_b)
     y = torch.empty_like(wide)
@@ -171,7 +171,7 @@ def flashkat_forward(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 
 def flashkat_backward(grad: Tensor, x: Tensor, a: Tensor, b: Tensor) -> Gradients:
-    """The gradients of x (in the dtype of ``grad``), a and b."""
+    """Compute the gradients of x (in the dtype of ``grad``), a and b with FlashKAT's kernel."""
     wide, wide_a, wide_b = _in_float32(x, a, b)
     rows, width = x.numel() // x.shape[-1], x.shape[-1] // len(wide_b)
     grad_x, grad_a, grad_b = torch.empty_like(wide), torch.zeros_like(wide_a), torch.zeros_like(wide_b)
@@ -183,17 +183,17 @@ def flashkat_backward(grad: Tensor, x: Tensor, a: Tensor, b: Tensor) -> Gradient
 
 
 def kat(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """KAT's kernel as a differentiable function."""
+    """Compute F(x) with KAT's kernel, differentiably."""
     return _Differentiable.apply(x, a, b, kat_forward, kat_backward)
 
 
 def flashkat(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """FlashKAT's kernel as a differentiable function."""
+    """Compute F(x) with FlashKAT's kernel, differentiably."""
     return _Differentiable.apply(x, a, b, flashkat_forward, flashkat_backward)
 
 
 class _Differentiable(torch.autograd.Function):
-    """The published behaviour under autograd: the float32 copy of x is what is saved."""
+    """The published behaviour under autograd: it saves the float32 copy of x."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, a: Tensor, b: Tensor, forward: Any, backward: Any) -> Tensor:
@@ -208,7 +208,7 @@ class _Differentiable(torch.autograd.Function):
 
 
 def _in_float32(x: Tensor, a: Tensor, b: Tensor) -> Gradients:
-    """x, and the coefficients with a row for every group."""
+    """Return x and the coefficients in float32, the latter with a row for every group."""
     groups = max(len(a), len(b))
     return x.float(), a.float().expand(groups, -1).contiguous(), b.float().expand(groups, -1).contiguous()
 

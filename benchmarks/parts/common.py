@@ -1,4 +1,4 @@
-"""What the benchmarks share: where they ran, how they time, what a target is, and JSON and tables in and out."""
+"""Shared parts of the benchmarks: flags, environment, timers, targets, and results as JSON and tables."""
 
 import argparse
 import importlib.metadata
@@ -38,7 +38,7 @@ LABELS = {
     "vit": "ViT",
     "nothing": "floor: Python, no kernels",
 }
-"""What tables and figures call a contender, in the order in which they show them."""
+"""The names of contenders in tables and figures, in their order there."""
 
 _PACKAGES = ("flashkat", "torch", "triton", "timm")
 
@@ -53,10 +53,14 @@ def arguments(
     add_flags: Callable[[argparse.ArgumentParser], None] = lambda parser: None,
     parts: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> argparse.Namespace:
-    """The flags that every benchmark has: ``output`` (a path) and ``quick``, and those that it adds of its own.
+    """Parse the flags of a benchmark: ``output`` (a path), ``quick``, and its own.
 
-    Each of ``parts`` is one more, ``--NAME``, that picks some of its choices; all of them by default. The help shows
-    ``description`` line by line as it is.
+    Args:
+        name: name of the benchmark.
+        description: text of the help, with its line breaks.
+        argv: the arguments; None takes those of the process.
+        add_flags: adds the benchmark's own flags.
+        parts: choices by name. Each becomes a flag ``--NAME`` that picks from them; the default is all.
     """
     parser = argparse.ArgumentParser(
         prog=f"python -m benchmarks.{name}",
@@ -71,7 +75,7 @@ def arguments(
         help=f"default: {RESULTS / name}.json, with --quick {QUICK_RESULTS / name}.json",
     )
     parser.add_argument(
-        "--quick", action="store_true", help="toy sizes and few repeats, to see that it runs; its targets mean nothing"
+        "--quick", action="store_true", help="toy sizes and few repeats, to try the command; its targets mean nothing"
     )
     add_flags(parser)
     for part, choices in parts.items():
@@ -83,7 +87,7 @@ def arguments(
 
 
 def require_gpu() -> None:
-    """End the program with one line where there is no CUDA GPU."""
+    """End the program with one line if there is no CUDA GPU."""
     if not torch.cuda.is_available():
         raise SystemExit("this benchmark needs a CUDA GPU, and torch sees none here")
 
@@ -92,7 +96,7 @@ def require_gpu() -> None:
 
 
 def environment() -> dict[str, Any]:
-    """What the numbers depend on: machine, versions, and the commit that was measured."""
+    """Return what the numbers depend on: machine, versions, and the measured commit."""
     commit, dirty = _commit()
     description: dict[str, Any] = {
         "commit": commit,
@@ -116,9 +120,9 @@ def environment() -> dict[str, Any]:
 
 
 def _commit() -> tuple[str | None, bool | None]:
-    """The last commit that changed code, and whether code was changed since.
+    """Return the last commit that changed code, and whether code has uncommitted changes.
 
-    A copy without git, or whose git lags behind its files, is told the commit by FLASHKAT_COMMIT.
+    For a copy without a current git history, FLASHKAT_COMMIT gives the commit.
     """
     if "FLASHKAT_COMMIT" in os.environ:
         return os.environ["FLASHKAT_COMMIT"], None
@@ -130,7 +134,7 @@ def _commit() -> tuple[str | None, bool | None]:
 
 
 def _first_line(*command: str) -> str | None:
-    """The first line that a command prints ("" if nothing), or None where it fails or does not exist."""
+    """Return the first line that a command prints, or None if it fails or does not exist."""
     try:
         output = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=30).stdout
     except (OSError, subprocess.SubprocessError):
@@ -158,13 +162,13 @@ def _cpu() -> str:
 def alternate(
     contenders: Mapping[str, Call], measure: Measure, rounds: int, patience_us: float = math.inf
 ) -> dict[str, Row]:
-    """Time contenders in turn, ``rounds`` times over, so that a drifting clock hits all of them alike.
+    """Time contenders in turn, so that a drifting clock affects all of them alike.
 
     Args:
-        contenders: what to call, by name. Each is called once beforehand, which compiles what needs compiling.
-        measure: microseconds of a call, from as many repeats as it sees fit.
-        rounds: how often every contender is measured.
-        patience_us: a contender whose measurements add up to this sits out the rounds that are left.
+        contenders: the calls by name. Each is first called once, to compile.
+        measure: returns the microseconds of a call.
+        rounds: measurements of each contender.
+        patience_us: a contender is not measured again once its measurements add up to this.
 
     Returns:
         By name, the ``median_us`` of the measurements and their ``min_us`` and ``max_us``.
@@ -187,14 +191,14 @@ def alternate(
 
 
 class GpuTimer:
-    """Microseconds on the device: the median of several calls, each after the L2 cache was flushed.
+    """Microseconds on the device: the median of several calls, each after a flush of the L2 cache.
 
-    As ``triton.testing.do_bench``, with one difference: the device is kept waiting until the host has queued all
-    calls, so that a host that launches slowly does not show (``host_time.py`` is about that).
+    It measures as ``triton.testing.do_bench``, with one difference. The device waits until the host has queued all
+    calls, so that slow launches do not count. ``host_time.py`` measures those.
 
     Args:
-        budget_ms: device time to spend per measurement, flushes not counted; at least one call is made.
-        most: the most calls per measurement.
+        budget_ms: device time of a measurement, without flushes; at least one call is made.
+        most: the most calls of a measurement.
     """
 
     _FLUSH_BYTES = 2**28  # several times the L2 cache of any current GPU
@@ -232,7 +236,7 @@ class HostTimer:
     """Microseconds on the host: the median over ``repeats`` calls, each timed alone.
 
     Args:
-        repeats: calls per measurement, after a tenth as many for warming up.
+        repeats: calls of a measurement, after a tenth as many for warm-up.
     """
 
     def __init__(self, repeats: int) -> None:
@@ -249,14 +253,14 @@ class HostTimer:
 
 
 class StepTimer:
-    """Microseconds of a call among many, where host and device work at once and neither waits for the other.
+    """Microseconds of a call in a row of calls, in which host and device work at once.
 
-    The mean over as many calls in a row as fit the budget, from an idle device to an idle device. A call that alone
-    takes longer than the budget is measured once.
+    The time is the mean over as many calls as fit the budget, between two idle states of the device. A call that takes
+    longer than the budget is measured once.
 
     Args:
-        budget_s: seconds to spend per measurement.
-        most: the most calls per measurement.
+        budget_s: seconds of a measurement.
+        most: the most calls of a measurement.
     """
 
     def __init__(self, budget_s: float = 0.5, most: int = 200) -> None:
@@ -286,7 +290,7 @@ def _synchronize() -> None:
 
 
 def target(name: str, value: float | None, limit: float, at_least: bool = False) -> Row:
-    """A number that has to be at most (or at least) a limit; None if it was not measured, and so not met."""
+    """Return a target: a number that has to be at most (or at least) a limit. None was not measured, and misses it."""
     met = value is not None and (value >= limit if at_least else value <= limit)
     bound = "at least" if at_least else "at most"
     rounded = None if value is None else float(f"{value:.4g}")
@@ -294,7 +298,7 @@ def target(name: str, value: float | None, limit: float, at_least: bool = False)
 
 
 def requirement(name: str, holds: bool | None) -> Row:
-    """Something that has to be true; None if it was not measured, and so not met."""
+    """Return a target that has to be true. None was not measured, and misses it."""
     return {"name": name, "value": holds, "bound": "is", "limit": True, "met": bool(holds)}
 
 
@@ -302,7 +306,7 @@ def requirement(name: str, holds: bool | None) -> Row:
 
 
 def write(path: Path, document: Mapping[str, Any]) -> None:
-    """Write a result as JSON, with one line per row so that two results can be compared by eye."""
+    """Write a result as JSON with a line per row, so that results are easy to compare."""
     parts = [f" {json.dumps(key)}: {_format(value)}" for key, value in document.items()]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("{\n" + ",\n".join(parts) + "\n}\n")
@@ -315,12 +319,12 @@ def _format(value: Any) -> str:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A result that ``write`` wrote."""
+    """Read a result that :func:`write` wrote."""
     return json.loads(path.read_text())
 
 
 def show(title: str, rows: Sequence[Row]) -> None:
-    """Print rows as a table; its columns are the keys of the first. Without rows, the title alone."""
+    """Print rows as a table whose columns are the keys of the first. Without rows, print the title alone."""
     table = Table(title=title, title_justify="left")
     for key in rows[0] if rows else ():
         table.add_column(key, justify="right" if isinstance(rows[0][key], int | float) else "left")
@@ -330,7 +334,7 @@ def show(title: str, rows: Sequence[Row]) -> None:
 
 
 def save(path: Path, name: str, settings: Mapping[str, Any], rows: list[Row], targets: list[Row]) -> None:
-    """Write a benchmark's result, with where it was measured."""
+    """Write a benchmark's result with its environment."""
     write(
         path,
         {"benchmark": name, "environment": environment(), "settings": settings, "rows": rows, "targets": targets},
@@ -338,7 +342,7 @@ def save(path: Path, name: str, settings: Mapping[str, Any], rows: list[Row], ta
 
 
 def finish(path: Path, name: str, settings: Mapping[str, Any], rows: list[Row], targets: list[Row]) -> None:
-    """Write a benchmark's result, and print the targets that were measured, those missed first."""
+    """Write a benchmark's result, and print the measured targets, missed ones first."""
     save(path, name, settings, rows, targets)
     measured = sorted((row for row in targets if row["value"] is not None), key=lambda row: row["met"])
     if targets:

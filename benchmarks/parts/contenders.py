@@ -1,9 +1,10 @@
-"""Whole models in turn: a KAT with our kernels, the same KAT with the published ones, and timm's ViT of the same size.
+"""Compare whole models: a KAT with our kernels, the KAT with the published kernels, and timm's ViT of its size.
 
-Each eager, compiled, and compiled with CUDA graphs. The published kernels are put in the place of the KAT's rationals;
-the LayerNorm and the bias before these, which our kernels take in, are PyTorch's or the compiler's then. A compiler
-launches our kernels itself, and calls the published ones as operators that it cannot look into, as KAT's, in CUDA C++,
-is for it. That costs the host some time in each of them, which CUDA graphs leave out.
+Each runs eager, compiled, and compiled with CUDA graphs. The published kernels replace the KAT's rationals. Then
+PyTorch or the compiler computes the LayerNorm and the bias before them, which our kernels fuse.
+
+Compiled code launches our kernels itself. It calls the published kernels as opaque operators, as it would call KAT's
+CUDA C++ kernel. Each such call costs host time, which CUDA graphs avoid.
 """
 
 import functools
@@ -43,17 +44,18 @@ WAYS: dict[str, Callable[[nn.Module], Callable[..., Tensor]]] = {
     "compiled": lambda model: torch.compile(model, dynamic=False),
     "graphs": lambda model: torch.compile(model, dynamic=False, mode="reduce-overhead"),
 }
-"""How a model is called, by name."""
+"""The ways to call a model, by name."""
 
 LEGEND = """\
-  --ways        eager; compiled, by torch.compile; graphs, by torch.compile in mode "reduce-overhead", CUDA graphs
-  --contenders  ours, a KAT; vit, timm's ViT; "flashkat paper" and kat, the KAT with these papers' kernels
+  --ways        eager; compiled (torch.compile); graphs (torch.compile with CUDA graphs, mode "reduce-overhead")
+  --contenders  ours (a KAT); vit (timm's ViT); "flashkat paper" and kat (the KAT with these papers' kernels)
 
-Contenders take turns, so that every ratio is between times of the same minute. Compiling takes half a minute or so for
-each, so that the command runs in parts: what it runs of sizes and ways takes its place in the result, with the
-contenders that were picked; the rest stays, and has to be of the same code, versions and machine. KAT's kernel takes
-seconds a step in training and is measured a few times only. On several GPUs parts may run at once, each with its own
-CUDA_VISIBLE_DEVICES, where there are processors enough that none waits for one. For example:
+Contenders take turns, so that every ratio compares times of the same minute. KAT's kernel takes seconds for a training
+step, and is measured only a few times.
+
+Compiling takes about half a minute for each contender, so the command can run in parts. The cases that it runs replace
+those in the result. All others stay, and must come from the same code, versions and machine. On several GPUs parts may
+run at once, each with its own CUDA_VISIBLE_DEVICES and enough cores. For example:
 
   --sizes tiny --ways eager compiled
   --sizes tiny --ways graphs --contenders ours vit "flashkat paper"
@@ -62,14 +64,14 @@ With --quick, models and batches are toys. That needs no GPU, except with the pa
 
   --quick --output quick.json --contenders ours vit --sizes tiny
 """
-"""What the help of a command that compares models says of them."""
+"""The end of the help of a command that compares models."""
 
-_PATIENCE_US = 1e7  # of a step's measurements: two or more of KAT's kernel, all of the others
+_PATIENCE_US = 1e7  # enough for two or more measurements of KAT's kernel, and for all of the others
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How large everything is: timm's arguments for a model, and the most images in a batch."""
+    """The size of everything: timm's arguments for a model, and the most images in a batch."""
 
     model: Mapping[str, Any]
     most_images: int
@@ -82,7 +84,7 @@ Operator = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def check_device(contenders: Sequence[str], quick: bool) -> None:
-    """End the program with one line where contenders cannot run here, or would not say anything about GPUs."""
+    """End the program with one line if contenders need a GPU and there is none."""
     if not quick:
         require_gpu()
     elif set(contenders).intersection(_PAPERS) and not torch.cuda.is_available():
@@ -90,9 +92,16 @@ def check_device(contenders: Sequence[str], quick: bool) -> None:
 
 
 def make_model(contender: str, size: str, device: str, **kwargs: Any) -> nn.Module:
-    """A model at its random start; ``kwargs`` are timm's, the same for all contenders."""
+    """Make a contender's model with random weights.
+
+    Args:
+        contender: name of the contender.
+        size: "tiny", "small" or "base".
+        device: where to make it.
+        **kwargs: timm's arguments, the same for all contenders.
+    """
     family = "vit" if contender == "vit" else "kat"
-    # timm's own initialisation, for all: KAT's takes a CPU half a minute at size Base, and changes no time.
+    # timm's initialisation for all. KAT's takes half a minute on a CPU at size base, and does not change any time.
     with torch.device(device):
         model = timm.create_model(f"{family}_{size}_patch16_224", weight_init="", **kwargs)
     if family == "kat" and contender != "ours":
@@ -101,7 +110,7 @@ def make_model(contender: str, size: str, device: str, **kwargs: Any) -> nn.Modu
 
 
 def swap_rationals(model: nn.Module, function: Operator) -> None:
-    """Let a model's rationals compute what another function of tensor, numerator and denominator does, in place."""
+    """Replace a model's rationals in place by another function of x, numerator and denominator."""
     for name, module in list(model.named_modules()):
         if isinstance(module, flashkat.GroupRational):
             model.set_submodule(name, _Rational(module, function))
@@ -130,13 +139,13 @@ def _published(contender: str) -> Operator:
     def function(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
         if not torch.compiler.is_compiling():
             return direct(x, a, b)
-        return opaque(x.float(), a, b).to(x.dtype)  # the casts of the published code, open to the compiler
+        return opaque(x.float(), a, b).to(x.dtype)  # the compiler may fuse the casts of the published code
 
     return function
 
 
 def _registered(name: str, forward: Callable[..., Tensor], backward: Callable[..., tuple[Tensor, ...]]) -> Operator:
-    """A forward and a backward pass on float32 tensors as operators that compilers take as they are."""
+    """Register a forward and a backward pass on float32 tensors as opaque operators."""
     ours = "Tensor x, Tensor a, Tensor b"
     schemas = {"forward": f"({ours}) -> Tensor", "backward": f"(Tensor grad, {ours}) -> (Tensor, Tensor, Tensor)"}
 
@@ -163,21 +172,20 @@ def _registered(name: str, forward: Callable[..., Tensor], backward: Callable[..
 def compare(
     case: Row, batch: int, makers: Mapping[str, Callable[[], Call]], measure: Measure, rounds: int
 ) -> list[Row]:
-    """Make contenders, take each one's memory while it alone computes, and time them in turn.
+    """Make contenders, measure the memory of each, and time them in turn.
 
     Args:
-        case: what the rows say of the case.
+        case: the entries of the rows that describe the case.
         batch: images in a step.
-        makers: by name, what makes a contender; what it returns does one step.
-        measure: microseconds of a step.
-        rounds: how often each is measured; one that takes seconds a step, less often.
+        makers: functions by name that make a contender and return its step.
+        measure: returns the microseconds of a step.
+        rounds: measurements of each contender; a slow one gets fewer.
 
     Returns:
-        A row per contender: the case and its ``contender``, ``images_per_s``, the times of a step as of
-        :func:`alternate`, what :func:`_start` says of its first steps, and its speed and memory over the ViT's,
-        ``over_vit`` and ``peak_over_vit``, None where there is nothing to compare with.
+        A row per contender: the case, ``contender``, ``images_per_s``, the times of :func:`alternate`, and the entries
+        of :func:`_start`. ``over_vit`` and ``peak_over_vit`` are speed and memory over the ViT's, None without a ViT.
     """
-    torch.compiler.reset()  # otherwise what was compiled for earlier cases counts towards PyTorch's limit
+    torch.compiler.reset()  # otherwise compilations of earlier cases count towards PyTorch's limit
     steps: dict[str, Call] = {}
     starts: dict[str, Row] = {}
     for name, make in makers.items():
@@ -200,17 +208,17 @@ def compare(
 
 
 def _start(make: Callable[[], Call]) -> tuple[Call, Row]:
-    """A contender after two steps, with ``first_step_s`` and ``peak_gib``.
+    """Make a contender and run two steps, and return it with ``first_step_s`` and ``peak_gib``.
 
-    The first step compiles. The peak is the largest amount of memory in tensors during the second, less what other
-    contenders hold, and None without a GPU. CUDA graphs are recorded in the second step; what replays of them use is
-    allocated then.
+    The first step compiles. The second records CUDA graphs, and allocates all that their replays use. The peak is the
+    largest amount of memory in tensors during the second step, without that of other contenders. It is None without a
+    GPU.
     """
     gc.collect()
-    torch.cuda.empty_cache()  # while a CUDA graph is recorded, unused memory cannot be given back
+    torch.cuda.empty_cache()  # unused memory cannot be released while a CUDA graph is recorded
     held = None
     if torch.cuda.is_available():
-        # cuBLAS keeps 32 MiB from its first call on.
+        # cuBLAS allocates 32 MiB at its first call and keeps them.
         torch.ones(1, 1, device="cuda").mm(torch.ones(1, 1, device="cuda"))
         held = torch.cuda.memory_allocated()
     step = make()

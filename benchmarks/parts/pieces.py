@@ -1,6 +1,6 @@
-"""Results that grow: a benchmark that takes too long for one sitting runs in parts, which add up to one file.
+"""Collect a benchmark's result in parts, which add up to one file.
 
-Parts may run at once, on a GPU each.
+Parts may run at once, each on its own GPU.
 """
 
 import contextlib
@@ -24,25 +24,24 @@ def collect_in_pieces(
     keys: Sequence[str],
     targets: Callable[[list[Row]], list[Row]],
 ) -> None:
-    """Add rows to a benchmark's result as they are measured, so that no more is lost than the piece in work.
+    """Add rows to a benchmark's result as they are measured, so that an interrupt loses one piece at most.
 
     Args:
-        path: the result. A new piece takes the place of the rows there that are of its case, so that all rows of a
-            case took turns with each other.
-        name: the benchmark.
-        settings: what the rows have in common.
-        pieces: the rows of a case each, measured when they are asked for.
-        keys: what tells cases apart.
-        targets: the targets of all rows.
+        path: file of the result. A new piece replaces all rows of its case, which were measured in turn.
+        name: name of the benchmark.
+        settings: the settings that all rows share.
+        pieces: the rows of one case each, measured when they are drawn.
+        keys: the entries of a row that identify its case.
+        targets: returns the targets of all rows.
 
     Raises:
-        SystemExit: the rows in the file are not of this machine, these versions, this commit and these settings.
+        SystemExit: the rows in the file are of another machine, version, commit or setting.
     """
     rows = _earlier_rows(path, settings)
     known = _text(path)
     for piece in pieces:
         with _alone(path.parent):
-            if _text(path) != known:  # another process has added to it
+            if _text(path) != known:  # another process has written
                 rows = _earlier_rows(path, settings)
             new = {_case(row, keys) for row in piece}
             rows = [row for row in rows if _case(row, keys) not in new] + piece
@@ -55,7 +54,7 @@ def collect_in_pieces(
 
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """One process at a time, of those that write to a folder."""
+    """Lock a folder, so that one process writes to it at a time."""
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY)
     try:

@@ -1,1 +1,1 @@
-"""Figures and tables from the committed results."""
+"""Make figures and tables from the committed results."""

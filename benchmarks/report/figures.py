@@ -21,7 +21,7 @@ OUTPUT = ROOT / "docs" / "benchmarks" / "figures"
 
 Document = dict[str, Any]
 
-# The same file for the same result, so that a picture changes only with its numbers.
+# A fixed salt gives the same file for the same result.
 _STYLE: dict[Any, Any] = {"svg.hashsalt": "flashkat", "axes.grid": True, "grid.alpha": 0.3, "axes.spines.top": False}
 _STYLE |= {"axes.spines.right": False, "font.size": 9}
 _WAYS = {"eager": "eager", "compiled": "compiled", "graphs": "compiled, CUDA graphs"}
@@ -29,7 +29,7 @@ _COLOURS = {name: f"C{index}" for index, name in enumerate(LABELS)}
 
 
 def _kernels(document: Document) -> Figure:
-    """Time by width, for both passes in bf16, above the limit that copy bandwidth sets."""
+    """Draw the time by width, for both passes in bf16, with the limit of the copy's bandwidth."""
     figure, panels = _panels(2)
     for axes, direction in zip(panels, ("forward", "backward"), strict=True):
         wanted = {"case": "default", "direction": direction, "dtype": "bf16", "numerator_rows": 1}
@@ -48,7 +48,7 @@ def _kernels(document: Document) -> Figure:
 
 
 def _scaling(document: Document) -> Figure:
-    """Bandwidth by number of elements, for both passes."""
+    """Draw the bandwidth by number of elements, for both passes."""
     figure, panels = _panels(2)
     for axes, direction in zip(panels, ("forward", "backward"), strict=True):
         rows = [row for row in document["rows"] if row["direction"] == direction]
@@ -61,7 +61,7 @@ def _scaling(document: Document) -> Figure:
 
 
 def _rounding(document: Document) -> Figure:
-    """Errors by batch size; contenders that were run at one size are points."""
+    """Draw the errors by batch size. Contenders that ran at one size are points."""
     figure, panels = _panels(2)
     for axes, gradient in zip(panels, ("da", "db"), strict=True):
         for name, found in _by_contender(document["rows"]):
@@ -73,7 +73,7 @@ def _rounding(document: Document) -> Figure:
 
 
 def _host_time(document: Document) -> Figure:
-    """Bars of host time per pair of calls."""
+    """Draw bars of the host time of forward and backward."""
     figure, panels = _panels(2)
     dtypes = sorted({row["dtype"] for row in document["rows"]})
     for axes, dtype in zip(panels, dtypes, strict=False):
@@ -86,7 +86,7 @@ def _host_time(document: Document) -> Figure:
 
 
 def _curves(document: Document) -> Figure:
-    """How far apart the losses' means over some steps are, a panel per model and start."""
+    """Draw the difference of the losses' running means, a panel per model and initialisation."""
     groups: dict[str, list[Row]] = {}
     for row in sorted(document["rows"], key=lambda row: row["pair"]):
         groups.setdefault(row["pair"].partition("-")[0], []).append(row)
@@ -108,7 +108,7 @@ def _curves(document: Document) -> Figure:
 
 
 def _cifar10(document: Document) -> Figure:
-    """Accuracy and training loss over the epochs; averaged weights are dashed."""
+    """Draw accuracy and training loss over the epochs. Averaged weights are dashed."""
     figure, (accuracy, loss) = _panels(2)
     names = list(dict.fromkeys(row["contender"] for row in document["rows"]))
     for row in document["rows"]:
@@ -127,17 +127,17 @@ def _cifar10(document: Document) -> Figure:
 
 
 def _once(axes: Axes, label: str) -> str:
-    """For the legend: a line of the same kind as one before, from another seed, goes without."""
+    """Return a label for the legend, or none if another seed's line has it already."""
     return "_nolegend_" if label in axes.get_legend_handles_labels()[1] else label
 
 
 def _training(document: Document) -> Figure:
-    """Speed over the ViT's by size, a panel per way, in bf16 at the usual batch."""
+    """Draw the speed over the ViT's by size, a panel per way, in bf16 at the usual batch."""
     return _models([row for row in document["rows"] if row["case"] == "bf16"])
 
 
 def _inference(document: Document) -> Figure:
-    """Speed over the ViT's by size, a panel per way, at the largest batch."""
+    """Draw the speed over the ViT's by size, a panel per way, at the largest batch."""
     largest = max(row["batch"] for row in document["rows"])
     return _models([row for row in document["rows"] if row["batch"] == largest])
 
@@ -148,7 +148,7 @@ def _models(rows: list[Row]) -> Figure:
     figure, panels = _panels(len(ways))
     names = [name for name, _ in _by_contender(rows)]
     width = 0.8 / len(names)
-    highest = 1.15 * max(row["over_vit"] or 0 for row in rows)  # with room for a number
+    highest = 1.15 * max(row["over_vit"] or 0 for row in rows)  # room for the label of the highest bar
     for axes, way in zip(panels, ways, strict=True):
         for index, name in enumerate(names):
             found = [row for row in rows if (row["way"], row["contender"]) == (way, name) and row["over_vit"]]
@@ -159,14 +159,14 @@ def _models(rows: list[Row]) -> Figure:
             axes.bar_label(bars, rates, fontsize=6, rotation=90, padding=2)
         axes.set_xticks(range(len(sizes)), [size.capitalize() for size in sizes])
         axes.set(title=_WAYS[way], ylabel="images/s over ViT's; images/s above", ylim=(0, highest))
-    # Not every panel has every contender.
+    # Patches, as not every panel has every contender.
     patches = [Patch(color=_COLOURS[name], label=LABELS[name]) for name in names]
     panels[-1].legend(handles=patches, fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
 
 def _loading(document: Document) -> Figure:
-    """Images per second by number of workers, a panel per kind of images."""
+    """Draw the images per second by number of workers, a panel per kind of images."""
     kinds = list(dict.fromkeys(row["images"] for row in document["rows"]))
     figure, panels = _panels(len(kinds))
     for axes, kind in zip(panels, kinds, strict=True):
@@ -192,7 +192,7 @@ FIGURES: dict[str, Callable[[Document], Figure]] = {
     "curves": _curves,
     "cifar10": _cifar10,
 }
-"""The drawing for a result, by the name of its benchmark."""
+"""The function that draws a result, by the name of its benchmark."""
 
 
 def _panels(count: int) -> tuple[Figure, list[Axes]]:
@@ -213,7 +213,7 @@ def _line(axes: Axes, name: str, x: list[float], y: list[float]) -> None:
 
 
 def draw(results: Path, output: Path) -> list[Path]:
-    """Draw every result that there is, and return the pictures' paths."""
+    """Draw all results of a folder, and return the paths of the figures."""
     paths = []
     for name, figure in FIGURES.items():
         if (results / f"{name}.json").exists():
@@ -225,7 +225,7 @@ def draw(results: Path, output: Path) -> list[Path]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Draw, and say what was drawn."""
+    """Draw all figures, and print their paths."""
     argparse.ArgumentParser(prog="python -m benchmarks.report.figures", description=__doc__).parse_args(argv)
     for path in draw(RESULTS, OUTPUT):
         print(path)

@@ -1,4 +1,4 @@
-"""Write the tables of docs/benchmarks/*.md and of README.md, between two markers each, from the committed results."""
+"""Write the tables of README.md and docs/benchmarks/*.md between their markers, from the committed results."""
 
 import argparse
 import ast
@@ -47,7 +47,7 @@ def _kernels(document: Document) -> str:
 
 
 def _outliers(document: Document) -> list[str]:
-    """Return what numbers cost that take the overflow-safe path."""
+    """Return the text and table about the cost of the overflow-safe path."""
     times: dict[tuple[str, str], dict[str, float]] = {}
     for row in document["rows"]:
         if row["case"] == "outliers":
@@ -213,7 +213,7 @@ def _cifar10(document: Document) -> str:
 
 
 def _mean(values: Sequence[float]) -> str:
-    """Of percentages, and each."""
+    """Return the mean of percentages, and each of several."""
     each = f" ({', '.join(f'{value:.2f}' for value in values)})" if len(values) > 1 else ""
     return f"{statistics.mean(values):.2f}%{each}"
 
@@ -243,7 +243,7 @@ def _inference(document: Document) -> str:
 
 
 def _models(rows: Sequence[Row], key: str) -> str:
-    """A line per case, with our KAT's speed and memory over the ViT's."""
+    """Return a table with a line per case, and our KAT's speed and memory over the ViT's."""
     cases: dict[tuple[Any, str, str], dict[str, Row]] = {}
     for row in rows:
         cases.setdefault((row[key], row["size"], row["way"]), {})[row["contender"]] = row
@@ -304,7 +304,7 @@ SECTIONS: dict[str, Callable[[Document], str]] = {
     "curves": _curves,
     "cifar10": _cifar10,
 }
-"""The text for a result, by the name of its benchmark, in the order of the pages."""
+"""The function that writes a result's text, by the name of its benchmark, in the order of the pages."""
 
 
 def render(name: str, results: Path) -> str:
@@ -317,7 +317,7 @@ def render(name: str, results: Path) -> str:
 
 
 def _verdict(document: Document) -> str:
-    """Return how many targets were met, and those that were not."""
+    """Return how many targets were met, and a table of the others."""
     targets = document["targets"]
     if not targets:
         return ""
@@ -416,7 +416,7 @@ def _in_order(rows: dict[str, Row]) -> Iterable[tuple[str, Row]]:
 
 
 def _median(spread: Row | None, form: str) -> str:
-    """The median of what was measured in several rounds, or nothing."""
+    """Return the formatted median of several rounds, "" without measurements."""
     return "" if spread is None else format(spread["median"], form)
 
 
