@@ -1,14 +1,18 @@
 """How many images/s does ``flashkat train`` reach on 1, 2, 4 and 8 GPUs, next to timm's ViT of the same size?
 
-Each row is a training through the command line, with one process a GPU, fake data and the published recipe's flags.
-KAT and ViT train in turn, on batches of 128 images a GPU.
+Each row is a training through the command line with fake data and the published recipe's flags. Each GPU has a process
+and batches of 128 images. KAT and ViT train in turn.
 
   efficiency    images/s over those of one GPU times the number of GPUs
-  added_ms      what several GPUs add to a step: communication that nothing hides, and waiting for each other
-  all_reduce_ms what NCCL takes to sum up the gradients while nothing else runs
+  added_ms      time that several GPUs add to a step: communication that is not hidden, and waiting for each other
+  all_reduce_ms time that NCCL takes to sum the gradients while nothing else runs
 
-  --ways        default: what flashkat train does unasked; plain: compiled, kernel by kernel; eager: --no-compile;
-                accumulated: four batches an update; fp16: with a scaler; fsdp: compiled, sharded
+  --ways        default: flashkat train without flags about compilation
+                plain: compiled without CUDA graphs
+                eager: --no-compile
+                accumulated: four batches for each update
+                fp16: with a gradient scaler
+                fsdp: compiled, sharded
 """
 
 import argparse
@@ -54,7 +58,7 @@ _RECIPE = (
     *("--mixup", "0.8", "--cutmix", "1.0", "--smoothing", "0.1", "--drop-path", "0.1", "--sched", "cosine"),
     *("--model-ema", "--model-ema-decay", "0.9999", "--model-ema-warmup"),
 )
-_EPOCHS = 4  # the first, which compiles, and the last, which evaluates, do not count
+_EPOCHS = 4  # the first compiles and the last evaluates, so these are not counted
 _BATCHES = {"tiny": 200, "small": 120, "base": 60}
 
 _ONE_OVER_BARE = {"tiny": 0.98, "small": 0.98, "base": 0.98}
@@ -68,16 +72,16 @@ Train = Callable[[str, Sequence[str], int, int], Row]
 def collect(
     sizes: Sequence[str], ways: Sequence[str], contenders: Sequence[str], gpus: Sequence[int], rounds: int, train: Train
 ) -> Iterator[Row]:
-    """Train everything ``rounds`` times in turn: a row for each size, way, number of GPUs and contender.
+    """Train all contenders in turn, and yield a row for each size, way, number of GPUs and contender.
 
     Args:
-        sizes: of the models.
-        ways: names of ``WAYS``.
-        contenders: names of ``CONTENDERS``.
+        sizes: sizes of the models.
+        ways: keys of ``WAYS``.
+        contenders: keys of ``CONTENDERS``.
         gpus: numbers of GPUs.
-        rounds: how often each trains.
-        train: trains a model with flags on so many GPUs for so many batches an epoch, and gives ``images_per_second``
-            (of all GPUs) and ``peak_memory_gib``.
+        rounds: trainings of each contender.
+        train: trains a model, given its name, flags, number of GPUs and batches of an epoch. It returns
+            ``images_per_second`` of all GPUs and ``peak_memory_gib``.
     """
     for size in sizes:
         for way in ways:
@@ -97,7 +101,7 @@ def collect(
 
 
 def compare(rows: list[Row], batch: int) -> list[Row]:
-    """Add to rows how they do next to one GPU, and next to a ViT; in milliseconds, what a step takes longer."""
+    """Add to rows in place: the ratios to one GPU and to a ViT, and the added milliseconds of a step."""
     rates = {(row["size"], row["way"], row["gpus"], row["contender"]): row["images_per_s"] for row in rows}
     for row in rows:
         size, way, gpus, rate = row["size"], row["way"], row["gpus"], row["images_per_s"]
@@ -109,7 +113,7 @@ def compare(rows: list[Row], batch: int) -> list[Row]:
 
 
 def targets(rows: list[Row], bare: dict[str, float]) -> list[Row]:
-    """One GPU over a bare step, two over one, a KAT over a ViT, and accumulated gradients."""
+    """Return the targets: one GPU over a bare step, two over one, a KAT over a ViT, and accumulated gradients."""
     ours = {(row["size"], row["way"], row["gpus"]): row for row in rows if row["contender"] == "ours"}
     found = []
     for size in SIZES:
@@ -128,7 +132,7 @@ def targets(rows: list[Row], bare: dict[str, float]) -> list[Row]:
 
 
 def _train(extra: Sequence[str], batch: int, model: str, flags: Sequence[str], gpus: int, batches: int) -> Row:
-    """Train through the command line; the medians of the epochs that neither compile nor evaluate."""
+    """Train through the command line, and return medians over the epochs that neither compile nor evaluate."""
     with tempfile.TemporaryDirectory() as folder:
         command = [*_launch(gpus), "-m", "flashkat", "train", "--fake-data", "--model", model, *_RECIPE, *flags, *extra]
         command += ["-b", f"{batch}", "--train-num-samples", f"{batch * batches}", "--val-num-samples", f"{batch}"]
@@ -157,14 +161,14 @@ def _run(command: Sequence[str]) -> str:
 
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--gpus", nargs="+", type=int, metavar="N", help="default: those of 1, 2, 4, 8 that are there")
+    parser.add_argument("--gpus", nargs="+", type=int, metavar="N", help="default: 1, 2, 4, 8 up to the number of GPUs")
     parser.add_argument(
-        "--rounds", type=int, default=2, metavar="N", help="of trainings in turn (default: %(default)s)"
+        "--rounds", type=int, default=2, metavar="N", help="trainings of each contender (default: %(default)s)"
     )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Train, write and print."""
+    """Train, write the result and print it."""
     parts = {"sizes": SIZES, "ways": tuple(WAYS), "contenders": tuple(CONTENDERS)}
     args = arguments("scaling_gpus", __doc__ or "", argv, _add_flags, parts)
     require_gpu()

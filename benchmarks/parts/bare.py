@@ -1,7 +1,8 @@
-"""Two bare parts of training, each in processes of its own: a captured step of one GPU, and a sum over several.
+"""Time two bare parts of training: a captured step on one GPU, and an all-reduce over several.
 
-``python -m benchmarks.parts.bare step MODEL SIDE BATCH`` prints images/s of forward, loss, backward, clipping, fused
-AdamW and the average of the weights, compiled, in one CUDA graph: no loader, no mixing, no meters.
+``python -m benchmarks.parts.bare step MODEL SIDE BATCH`` prints the images/s of a compiled step in one CUDA graph. The
+step is forward, loss, backward, clipping, fused AdamW and the average of the weights, without loader, mixing or meters.
+
 ``python -m benchmarks.parts.bare all_reduce BYTES``, started by torchrun, prints milliseconds.
 """
 
@@ -24,7 +25,13 @@ _WARM_UP, _ROUNDS, _CALLS = 5, 5, 20
 
 
 def step(model_name: str, side: int, batch: int) -> float:
-    """Return images/s."""
+    """Return the images/s of a captured training step.
+
+    Args:
+        model_name: name in timm's registry.
+        side: side of the images in pixels.
+        batch: images of a step.
+    """
     torch.set_float32_matmul_precision("high")
     with torch.device("cuda"):
         model = timm.create_model(model_name, weight_init="", img_size=side, drop_path_rate=0.1).train()
@@ -55,7 +62,7 @@ def step(model_name: str, side: int, batch: int) -> float:
 
 
 def all_reduce(size: int) -> float:
-    """Return milliseconds that NCCL takes to sum up so many bytes of float32 over the processes."""
+    """Return the milliseconds that NCCL takes to sum ``size`` bytes of float32 over the processes."""
     torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("nccl")
     summed = torch.ones(size // 4, device="cuda")

@@ -14,7 +14,7 @@ __all__ = ["Compilation", "captures_steps", "choose_for_training", "compile_in_p
 # Triton looks for one of these, after the variable CC.
 _C_COMPILERS = ("gcc", "clang", "cc")
 
-# With these modes PyTorch makes CUDA graphs of the model itself.
+# Modes in which PyTorch itself makes CUDA graphs of the model.
 _GRAPH_MODES = ("reduce-overhead", "max-autotune")
 
 
@@ -84,7 +84,7 @@ def choose_for_training(
 
 
 def captures_steps(compilation: Compilation, device: torch.device) -> bool:
-    """Return whether whole training steps are captured as CUDA graphs: where no mode asks for something else."""
+    """Return whether whole training steps are captured as CUDA graphs: compiled by inductor, without another mode."""
     return device.type == "cuda" and compilation.torchcompile == "inductor" and compilation.torchcompile_mode is None
 
 

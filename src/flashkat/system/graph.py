@@ -1,4 +1,4 @@
-"""CUDA graphs: a function's kernels, recorded once for each kind of arguments and launched together from then on."""
+"""CUDA graphs: record a function's kernels once for each kind of arguments, then launch them together."""
 
 import contextlib
 from collections import Counter
@@ -13,7 +13,7 @@ from ..ops.private import leave_failed_capture
 
 __all__ = ["Captured", "CapturedForward", "Controls"]
 
-# Calls of a kind that run kernel by kernel first: they compile, tune and allocate what stays.
+# Warm-up calls of each kind, without a graph. They compile, tune kernels and allocate workspaces.
 _WARM_UP = 3
 
 
@@ -26,7 +26,7 @@ class _Recording:
 
 @dataclass
 class _Place:
-    """The stream that graphs are captured on, and the memory that they have in common."""
+    """The stream that graphs are captured on, and the memory pool that they share."""
 
     stream: torch.cuda.Stream
     pool: Any = field(default_factory=torch.cuda.graph_pool_handle)
@@ -35,18 +35,17 @@ class _Place:
 class Captured:
     """Call a function of tensors through one CUDA graph for each kind of arguments.
 
-    The first calls of a kind run kernel by kernel. They are calls like all others, and give the same bits as a graph
-    does. A graph's outputs are overwritten by its next run. If a capture fails, the function runs kernel by kernel from
-    then on, and ``say`` gets one line with the reason.
+    The warm-up calls of a kind run without a graph. They count as calls, and give the same bits as the graph. A
+    graph's next run overwrites its outputs. If a capture fails, the function runs without a graph from then on.
 
     Args:
-        function: takes GPU tensors, and keywords that are constants of a graph. It must not keep tensors that it makes,
-            save in the first calls.
+        function: takes GPU tensors, and keywords that are constants of a graph. It must not keep tensors that it
+            makes, except in the warm-up calls.
         device: the GPU.
-        say: told why there is no graph.
-        undo: called after a failed capture, whose kernels never ran, to take back what the host did.
-        agree: says for one process's success whether all processes had it. All of them call it together.
-        share: another instance whose memory and stream this one may use. The two must not run at the same time.
+        say: called once with the reason if there is no graph.
+        undo: called after a failed capture, whose kernels never ran, to undo the host's part.
+        agree: returns whether all processes succeeded, given this one's success. All call it together.
+        share: another instance, whose memory and stream this one uses. The two must not run at the same time.
     """
 
     def __init__(
@@ -59,7 +58,7 @@ class Captured:
         share: "Captured | None" = None,
     ) -> None:
         self._function, self._device, self._say, self._undo, self._agree = function, device, say, undo, agree
-        # PyTorch reuses a graph's memory on the same stream only.
+        # PyTorch reuses a graph's memory only on the same stream.
         self._place: _Place = _Place(torch.cuda.Stream(device)) if share is None else share._place
         self._index = torch.cuda.current_device() if device.index is None else device.index
         self._seen: Counter[Hashable] = Counter()
@@ -90,23 +89,28 @@ class Captured:
         return recording.outputs
 
     def buffer(self, place: int, like: Tensor) -> Tensor:
-        """Return memory for the input at a place, alike another tensor, which graphs read without a copy."""
+        """Return the tensor from which graphs read an input. Passing it as the input saves a copy.
+
+        Args:
+            place: index of the input.
+            like: a tensor of its shape, dtype and strides.
+        """
         kind = _kind(place, like)
         if kind not in self._inputs:
             self._inputs[kind] = torch.empty_like(like)
         return self._inputs[kind]
 
     def close(self) -> None:
-        """Release the graphs. NCCL does not end its communicators before those that hold its kernels."""
+        """Release the graphs. NCCL cannot end a communicator while a graph holds its kernels."""
         self.is_capturing = False
         self._recordings.clear()
         self._inputs.clear()
-        # PyTorch may take no more graphs into a pool that has lost all of its own.
+        # PyTorch may refuse new graphs in a pool whose graphs are all gone.
         self._place.pool = torch.cuda.graph_pool_handle()
 
     @contextlib.contextmanager
     def _beside(self) -> Iterator[None]:
-        """Run on the stream that captures, so that libraries have their workspaces for it."""
+        """Run on the stream that captures, so that libraries allocate their workspaces for it."""
         current, stream = torch.cuda.current_stream(self._device), self._place.stream
         stream.wait_stream(current)
         with torch.cuda.stream(stream):
@@ -118,7 +122,7 @@ class Captured:
         generator = torch.cuda.default_generators[self._index]
         before = generator.clone_state()
         try:
-            # Other threads, which pin memory or watch collectives, may go on.
+            # thread_local: other threads may pin memory or watch collectives meanwhile.
             with torch.cuda.graph(graph, self._place.pool, self._place.stream, capture_error_mode="thread_local"):
                 try:
                     outputs = self._function(*inputs, **constants)
@@ -126,7 +130,7 @@ class Captured:
                     reason = _first_line(error)
                     raise
         except Exception as error:
-            # The end of a capture that failed fails too, and says less.
+            # After a failed capture its end raises too, with a less useful message.
             reason = reason or _first_line(error)
         if reason:
             self._end(graph)
@@ -139,7 +143,7 @@ class Captured:
         return None
 
     def _end(self, graph: torch.cuda.CUDAGraph) -> None:
-        """Take the allocator out of a capture whose end failed, which PyTorch leaves in it (seen with 2.11 to 2.14)."""
+        """End the allocator's part of a failed capture, which PyTorch does not (seen with 2.11 to 2.14)."""
         graph.reset()
         leave_failed_capture(self._index, self._place.pool)
 
@@ -153,13 +157,13 @@ def _first_line(error: Exception) -> str:
 
 
 class CapturedForward(nn.Module):
-    """Call a model, whose weights may change in place, through CUDA graphs.
+    """Call a model through CUDA graphs. Its weights may change in place.
 
-    An output is overwritten by the next call with images of its size.
+    The next call with images of the same size overwrites an output.
 
     Args:
         model: in evaluation mode when called.
-        say: told why there is no graph.
+        say: called once with the reason if there is no graph.
         share: see :class:`Captured`.
     """
 
@@ -173,10 +177,10 @@ class CapturedForward(nn.Module):
 
 
 class Controls:
-    """Numbers in a GPU's memory, for kernels of a graph that read them anew in each run.
+    """Numbers in a GPU's memory, which the kernels of a graph read in each run.
 
     Args:
-        count: how many.
+        count: how many numbers.
         device: the GPU.
     """
 
@@ -185,7 +189,7 @@ class Controls:
         self._set: list[float] = []
 
     def set(self, numbers: list[float]) -> None:
-        """Set all of them, in the order of the current stream."""
+        """Set all numbers, in the order of the current stream."""
         if numbers != self._set:
             # PyTorch keeps the pinned memory until the copy is done.
             self.values.copy_(torch.tensor(numbers, dtype=torch.float32).pin_memory(), non_blocking=True)

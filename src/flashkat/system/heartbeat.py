@@ -1,6 +1,6 @@
-"""Heartbeats of the processes of a run: one that dies or stops ends all others, with one line that names it.
+"""Heartbeats of the processes of a run: if one dies or hangs, all others end and report it in one line.
 
-Processes that wait in a collective of a CUDA graph, or in one of gloo's whose other end is stopped, would wait forever.
+Otherwise they would wait forever in a collective of a CUDA graph, or in one of gloo whose peer is stopped.
 """
 
 import contextlib
@@ -18,17 +18,22 @@ from ..errors import launched_processes
 __all__ = ["watched"]
 
 _INTERVAL_SECONDS = 4.0
-# Without a sign of life for so many intervals, a process counts as dead.
+# A process counts as dead after so many intervals without a heartbeat.
 _PATIENCE = 8
 _LEFT = "left"
 
 
 @contextlib.contextmanager
 def watched(rank: int, size: int, interval: float = _INTERVAL_SECONDS) -> Iterator[None]:
-    """Watch over the processes of a run, which all enter this together; a no-op in a process of its own.
+    """Watch over the processes of a run, which all enter this context together. A single process watches nothing.
 
-    Each process beats through the store of the run (MASTER_ADDR, MASTER_PORT), and watches the next one's beats. It
-    ends, with status 1, when a process has missed eight of them, and when the one that started it has gone.
+    Each process sends heartbeats through the run's store (MASTER_ADDR, MASTER_PORT), and watches the next process. All
+    end with status 1 when a process has missed eight heartbeats. A process also ends when its parent has ended.
+
+    Args:
+        rank: this process's rank.
+        size: number of processes.
+        interval: seconds between two heartbeats.
     """
     if size == 1 or launched_processes() == 1:
         yield
@@ -38,7 +43,7 @@ def watched(rank: int, size: int, interval: float = _INTERVAL_SECONDS) -> Iterat
         yield
     except Exception as error:
         if _is_about_another(error):
-            # Whose end it was is known soon, and said then.
+            # The heartbeats soon show which process has ended, and report it.
             heartbeat.wait()
         heartbeat.stop(failed=True)
         raise
@@ -55,14 +60,14 @@ class _Heartbeat:
         self._prefix = f"flashkat/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
         self._dead = f"{self._prefix}/dead"
         address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        # A connection of its own: on the group's, one waits behind the other.
+        # A connection of its own, as calls on the group's would wait for each other.
         self._store = dist.TCPStore(*address, is_master=False, timeout=timedelta(seconds=_PATIENCE * interval))
         self._threads = [threading.Thread(target=each, daemon=True) for each in (self._beat, self._guard)]
         for thread in self._threads:
             thread.start()
 
     def stop(self, failed: bool = False) -> None:
-        """Leave, with the work done, or have the others end, with an error of one's own to report."""
+        """Stop the heartbeats. After an error, make the other processes end."""
         self._stopped.set()
         self._threads[0].join(self._interval)
         if self._threads[0].is_alive():
@@ -73,16 +78,19 @@ class _Heartbeat:
             self._store.set(self._key(self._rank), _LEFT)
 
     def wait(self) -> None:
-        """Give the threads the time to find out who has gone; they end this process."""
+        """Wait until the threads have found which process has ended. They end this process, too."""
         self._threads[1].join((_PATIENCE + 3) * self._interval)
 
     def _key(self, rank: int) -> str:
         return f"{self._prefix}/beats/{rank}"
 
     def _beat(self) -> None:
-        """Beat, and watch the next process. The clock is one's own beats: a computer that slept wakes up as it was."""
+        """Send heartbeats, and watch the next process.
+
+        Time is counted in this process's own heartbeats, so that a suspended computer does not count as dead.
+        """
         watched, last, missed = (self._rank + 1) % self._size, "", 0
-        with contextlib.suppress(Exception):  # the store has gone: the guard sees it
+        with contextlib.suppress(Exception):  # the store has ended, which the guard notices
             while not self._stopped.wait(self._interval if self._rounds else 0):
                 self._store.set(self._key(self._rank), str(self._rounds))
                 self._rounds += 1
@@ -96,7 +104,7 @@ class _Heartbeat:
                     self._end(f"process {watched} has given no sign of life" if is_first else None)
 
     def _guard(self) -> None:
-        """Watch the process that started this one, and the store, whose calls may never return."""
+        """Watch the parent process, and the store, whose calls may never return."""
         rounds, missed = -1, 0
         while not self._stopped.wait(self._interval):
             if os.getppid() != self._parent:
@@ -104,11 +112,11 @@ class _Heartbeat:
             missed = 0 if self._rounds != rounds else missed + 1
             rounds = self._rounds
             if missed >= _PATIENCE:
-                # Nobody can be asked who speaks.
+                # Without a store the processes cannot agree on which one reports.
                 self._end("process 0, or what started it, has given no sign of life" if self._rank == 1 else None)
 
     def _end(self, reason: str | None) -> None:
-        """End this process at once, whatever its other threads wait for."""
+        """End this process at once, even if other threads wait."""
         if self._stopped.is_set():
             return
         if reason is not None:
@@ -116,12 +124,12 @@ class _Heartbeat:
                 seconds = round(_PATIENCE * self._interval)
                 print(f"flashkat: error: {reason} for {seconds} s: all others end", file=sys.stderr, flush=True)
         if self._rank == 0:
-            # The store may be here, and connections to it that end are told of at length.
+            # The store may be in this process. The others would report lost connections at length.
             time.sleep(2 * self._interval)
         os._exit(1)
 
 
 def _is_about_another(error: Exception) -> bool:
-    """Return whether an error is of a collective, or of a connection between processes."""
+    """Return whether an error comes from a collective or a connection, and so from another process."""
     kinds = (dist.DistBackendError, dist.DistNetworkError, dist.DistStoreError)
     return isinstance(error, kinds) or (isinstance(error, RuntimeError) and "gloo" in str(error).lower())

@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: it finishes its step, and all its processes stop after the same one."""
+"""Stop a run at a signal: it finishes its step, and all its processes stop after the same one."""
 
 import contextlib
 import multiprocessing
@@ -18,12 +18,12 @@ __all__ = ["StopRequest", "Stopped"]
 # Terminals, schedulers and torchrun send these.
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
 
-# Seconds between two looks at what other processes were asked.
+# Seconds between two looks at the store that processes share.
 _INTERVAL = 0.5
 
 
 class Stopped(Exception):  # noqa: N818 - it is no error
-    """A signal has ended a run; its message says how to go on."""
+    """A signal has ended a run. The message says how to resume it."""
 
     def __init__(self, message: str, number: int) -> None:
         super().__init__(message)
@@ -31,10 +31,9 @@ class Stopped(Exception):  # noqa: N818 - it is no error
 
 
 class StopRequest:
-    """Notice a signal to stop. A context manager; the second signal ends the process at once.
+    """A context that notices a signal to stop. A second signal ends the process at once.
 
-    Several processes agree on the step after which they stop: one that stopped earlier would leave the others waiting
-    for it.
+    Several processes agree on the step after which they stop. If one stopped earlier, the others would wait for it.
     """
 
     def __init__(self) -> None:
@@ -50,7 +49,7 @@ class StopRequest:
             self._before = {number: signal.signal(number, self._receive) for number in _SIGNALS}
         if distributed.size() > 1:
             address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-            # A connection of its own: on the group's, one waits behind the other.
+            # A connection of its own, as calls on the group's would wait for each other.
             store = dist.TCPStore(*address, is_master=False)
             self._store = dist.PrefixStore(f"flashkat/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/stop", store)
             threading.Thread(target=self._agree, daemon=True, name="stop request").start()
@@ -63,11 +62,11 @@ class StopRequest:
 
     @property
     def number(self) -> int:
-        """The signal received."""
+        """The number of the received signal."""
         return self._received or signal.SIGTERM
 
     def after_step(self) -> bool:
-        """Count a step, and say whether the run stops after it."""
+        """Count a step, and return whether the run stops after it."""
         self._steps += 1
         if self._store is None:
             return bool(self._received)
@@ -81,7 +80,7 @@ class StopRequest:
         self._received = number
 
     def _agree(self) -> None:
-        """Tell the first process of a signal, and learn from it after which step all stop."""
+        """Tell the first process of a signal, and learn from it the step after which all stop."""
         told, last, looked = False, 0, time.monotonic()
         # The store is gone once the processes leave each other.
         with contextlib.suppress(Exception):
@@ -92,7 +91,7 @@ class StopRequest:
                     self._store.set("asked", str(self._received))
                     told = True
                 if distributed.rank() == 0 and not self._store.check(["step"]) and self._store.check(["asked"]):
-                    # By then every process has looked, at the present rate of steps.
+                    # At the present rate of steps, every process has looked by then.
                     ahead = max(2, round(4 * _INTERVAL * done / seconds))
                     self._store.set("step", str(self._steps + ahead))
                 if self._store.check(["step"]):

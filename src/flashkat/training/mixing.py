@@ -1,4 +1,4 @@
-"""Mixup and cutmix of whole batches, written to where the training step reads its images."""
+"""Mixup and cutmix of whole batches, written into the input of the training step."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,9 +12,12 @@ __all__ = ["Mixer"]
 
 
 class Mixer(Mixup):
-    """Mix images as timm does, in half the passes over memory, and leave those given as they are.
+    """Mix images as timm does, with half the memory traffic, and leave the given images unchanged.
 
-    Modes other than timm's ``batch`` are timm's, in place. ``buffer`` gives the memory for mixed images like others.
+    Modes other than ``batch`` run timm's code, in place.
+
+    Attributes:
+        buffer: returns a tensor for the mixed images, like the given ones.
     """
 
     buffer: Callable[[Tensor], Tensor] = staticmethod(torch.empty_like)

@@ -74,7 +74,12 @@ def wrap(model: nn.Module, device: torch.device, broadcast_buffers: bool = True)
 
 
 def distribute_norms(model: nn.Module, how: str) -> None:
-    """Give every process the same running statistics of batch norms: ``broadcast``, ``reduce`` or neither."""
+    """Give every process the same running statistics of batch norms.
+
+    Args:
+        model: the model, changed in place.
+        how: ``broadcast`` the first process's, ``reduce`` to the mean, or "" for no change.
+    """
     if how and distributed.size() > 1:
         distribute_bn(model, distributed.size(), how == "reduce")
 

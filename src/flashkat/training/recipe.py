@@ -226,7 +226,7 @@ def build_mixup(
         classes: number of classes.
         smoothing: label smoothing of the mixed targets.
         has_views: whether a batch holds several views of each image.
-        on_gpu: whether images are there, where mixing saves passes over memory.
+        on_gpu: whether images are on a GPU. Mixing then saves memory traffic.
 
     Raises:
         InputError: the settings contradict each other.

@@ -1,4 +1,4 @@
-"""One training step: forward, loss and backward of a batch, and the update at the end of a group of batches."""
+"""The training step: forward, loss and backward of a batch, and the update after the last batch of a group."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -22,34 +22,36 @@ from .parallel import BATCH_NORMS, synchronised, wrap
 
 __all__ = ["TrainingStep"]
 
-# Gradients begin on a cache line, so that kernels may load several values at once.
+# Gradients start at multiples of so many elements, so that kernels can load several values at once.
 _ALIGNMENT = 32
 
 
 class TrainingStep:
     """Train a model on one batch at a time.
 
-    With ``capture``, a step runs from one CUDA graph, and the gradients of several processes lie in a flat buffer that
-    NCCL sums up within it. What a graph cannot hold (most of timm's optimisers, averages that are not plain) runs after
-    it. Without, each kernel is launched by the host, and :class:`DistributedDataParallel` or FSDP averages gradients.
-    Both ways train the same.
+    With ``capture``, a step runs from one CUDA graph. The gradients of several processes then lie in a flat buffer,
+    which NCCL averages within the graph. Most of timm's optimisers, and averages that are not plain, cannot be
+    captured. They run after the graph.
+
+    Without ``capture``, the host launches each kernel, and DDP or FSDP averages the gradients. The results are the
+    same.
 
     Args:
-        model: in training mode, on its device, compiled or not; sharded for FSDP. With ``capture`` it must not be
-            compiled in a mode that brings CUDA graphs of its own.
-        loss_function: of logits and targets.
-        optimizer: its groups' learning rates are read at each update, as numbers.
-        scaler: of the loss, enabled for float16.
-        meters: get the loss and accuracy of each batch.
-        precision: autocast, or nothing.
-        average: follows the weights.
-        distillation: adds a teacher to the loss.
-        accumulated: batches of a full group.
-        clip_grad: the bound of gradients; None leaves them.
-        clip_mode: timm's: norm, value or agc.
-        broadcast_buffers: whether all processes take the first one's buffers in each forward pass.
-        capture: whether to use CUDA graphs.
-        say: told once what does not run from a graph, and why.
+        model: in training mode, on its device, compiled or not, sharded for FSDP. With ``capture`` it must not be
+            compiled in a mode with CUDA graphs of its own.
+        loss_function: module from logits and targets to a number.
+        optimizer: the optimiser. Each update reads the learning rates of its groups, which are numbers.
+        scaler: the gradient scaler, enabled for float16.
+        meters: add up the loss and accuracy of each batch.
+        precision: the context of the forward pass.
+        average: the moving average of the weights, if any.
+        distillation: adds a teacher's term to the loss.
+        accumulated: batches of a full group, whose gradients are accumulated.
+        clip_grad: limit of the gradients; None clips nothing.
+        clip_mode: timm's mode of clipping: "norm", "value" or "agc".
+        broadcast_buffers: copy the first process's buffers to the others before each forward pass.
+        capture: use CUDA graphs.
+        say: called with a line for each part that does not run from a graph, and the reason.
     """
 
     def __init__(
@@ -89,7 +91,7 @@ class TrainingStep:
         self._controls: Controls | None = None
         self._updates_on_device = self._averages_on_device = False
         if self._device.type == "cuda" and not isinstance(model, FSDPModule):
-            # Also without graphs, so that both ways have the same bits.
+            # Also without graphs, so that the results have the same bits.
             self._controls = Controls(2 + len(optimizer.param_groups), self._device)
             self._updates_on_device = _reads_rates_from_memory(optimizer)
             self._averages_on_device = isinstance(average, MovingAverage) and average.is_plain(model)
@@ -108,13 +110,13 @@ class TrainingStep:
             self.trained = wrap(model, self._device, broadcast_buffers=broadcast_buffers)
 
     def __call__(self, images: Tensor, target: Tensor, *, group: int = 1, update: int | None = 1) -> None:
-        """Train on a batch; learning rates are those of the optimiser's groups now.
+        """Train on a batch, with the current learning rates of the optimiser's groups.
 
         Args:
             images: (B, C, H, W), on the device.
             target: classes (B,), or their probabilities (B, classes).
-            group: how many batches this one's group has; the last one of an epoch may be short.
-            update: the number of the update that ends with this batch, from 1; None if none does.
+            group: batches of this batch's group; the last group of an epoch may be smaller.
+            update: number of the update after this batch, from 1; None for no update.
         """
         ends = update is not None
         if self._controls is not None:
@@ -133,20 +135,20 @@ class TrainingStep:
             self._average.update(self.model, step=update)
 
     def buffer(self, images: Tensor) -> Tensor:
-        """Return memory for images like these, in which a graph reads them without a copy."""
+        """Return a tensor like ``images``. With CUDA graphs it is their input, so that mixing into it saves a copy."""
         return torch.empty_like(images) if self.captured is None else self.captured.buffer(0, images)
 
     def skipped(self) -> int:
-        """Return how many updates of this process were left out because a gradient was not finite."""
+        """Return how many updates the scaler has skipped because a gradient was not finite."""
         return int(self._skipped)
 
     def close(self) -> None:
-        """Release the graphs, before the processes leave each other."""
+        """Release the graphs. This must come before the process group ends."""
         if self.captured is not None:
             self.captured.close()
 
     def _batch(self, images: Tensor, target: Tensor, ends: bool) -> None:
-        """Do the part of a step that a graph may hold; afterwards gradients are in the flat buffer, or nowhere."""
+        """Run the part of a step that a graph can capture. It leaves gradients in the flat buffer, if anywhere."""
         self._forward_backward(images, target, None, ends)
         if self._gradients is not None:
             self._gradients.take(self._parameters)
@@ -171,22 +173,22 @@ class TrainingStep:
                 if self._distillation is not None:
                     loss = self._distillation(loss, output, images)
             self._measure(output, target, loss)
-            # The average over the group's images; its batches are fewer where the epoch ends.
+            # The average over the group's batches. The epoch's last group may have fewer.
             share = loss
             if self._accumulated > 1:
                 share = loss / (group if self._controls is None else self._controls.values[0])
-            # Autograd has a thread for each GPU. With one that serves nothing, and the thread starts with cold caches.
+            # Autograd's thread for the GPU starts with cold caches. With one GPU it has no use.
             with torch.autograd.set_multithreading_enabled(False):
                 self.scaler.scale(share).backward()
         if self._beside is not None:
             torch.cuda.current_stream(self._device).wait_stream(self._beside)
 
     def _measure(self, output: Tensor, target: Tensor, loss: Tensor) -> None:
-        """Add to the meters, on a GPU beside the backward pass, whose kernels leave room for those."""
+        """Add the batch to the meters. On a GPU this runs on a second stream, at the same time as the backward pass."""
         if self._beside is not None:
             self._beside.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._beside):
-            # Mixed targets count as the class they hold most of.
+            # A mixed target counts as its largest class.
             self.meters.measure(output, target.argmax(1) if target.ndim == 2 else target, loss)
 
     def _update(self) -> None:
@@ -205,14 +207,17 @@ class TrainingStep:
             self._average.approach(self.model, self._controls.values[1])  # type: ignore[union-attr]
 
     def _clipped(self) -> Iterable[Tensor]:
-        """All, save the head with agc, as in timm; from the optimiser, where no modules have to be walked through."""
+        """Return the parameters whose gradients are clipped. As in timm, agc leaves out the head.
+
+        All others come from the optimiser, as walking through the model's modules is slower.
+        """
         return model_parameters(self.model, exclude_head=True) if self._clip_mode == "agc" else self._parameters
 
     @contextmanager
     def _rates(self) -> Iterator[None]:
-        """Have the optimiser read learning rates from the GPU's memory, and its groups be as before afterwards.
+        """Let the optimiser read learning rates from the GPU's memory, and restore its groups at the context's end.
 
-        Schedules and checkpoints, ours and timm's, know them as numbers.
+        Schedules and checkpoints, ours and timm's, need them as numbers.
         """
         if not self._updates_on_device or self._controls is None:
             yield
@@ -233,7 +238,7 @@ class TrainingStep:
             parameter.grad = None
 
     def _forget(self) -> None:
-        """Take back what the host did for kernels that never ran."""
+        """Undo the host's part of a failed capture, whose kernels never ran."""
         self._clear()
         if self.scaler.is_enabled():
             # Setting the scale is the public way to forget that gradients were unscaled.
@@ -241,10 +246,10 @@ class TrainingStep:
 
 
 class _FlatGradients:
-    """The gradients of a model, one after the other in a buffer for each dtype, where one call sums them up.
+    """The gradients of a model in one flat buffer per dtype, which a single call averages over processes.
 
     Args:
-        adds: whether they are added to those of the batches before.
+        adds: accumulate the gradients of several batches.
     """
 
     def __init__(self, adds: bool) -> None:
@@ -254,14 +259,14 @@ class _FlatGradients:
         self._owners: list[Tensor] = []
 
     def take(self, parameters: list[Tensor]) -> None:
-        """Copy the parameters' gradients here, or add them."""
+        """Copy the parameters' gradients to the buffers, or add them."""
         if not self._views:
             self._make([parameter for parameter in parameters if parameter.grad is not None])
         gradients = [parameter.grad for parameter in self._owners if parameter.grad is not None]
         (torch._foreach_add_ if self._adds else torch._foreach_copy_)(self._views, gradients)
 
     def give(self) -> None:
-        """Let the parameters have their gradients, as views of the buffers."""
+        """Set the parameters' gradients to views of the buffers."""
         for parameter, view in zip(self._owners, self._views, strict=True):
             parameter.grad = view
 
@@ -271,7 +276,7 @@ class _FlatGradients:
             dist.all_reduce(buffer, dist.ReduceOp.AVG)
 
     def empty(self) -> None:
-        """Begin a group of batches."""
+        """Set the buffers to zero for the next group, if they accumulate."""
         if self._adds:
             for buffer in self._buffers:
                 buffer.zero_()
@@ -284,13 +289,13 @@ class _FlatGradients:
         buffers = {dtype: torch.zeros(size, dtype=dtype, device=owners[0].device) for dtype, size in sizes.items()}
         self._buffers = list(buffers.values())
         for owner, offset in zip(owners, offsets, strict=True):
-            # Gradients' own strides, as PyTorch has one kernel only for tensors of equal strides.
+            # Use the gradient's strides: PyTorch's multi-tensor kernels need tensors of equal strides.
             like = owner.grad if owner.grad is not None and _is_dense(owner.grad) else owner
             self._views.append(buffers[owner.dtype].as_strided(like.size(), like.stride(), offset))
 
 
 def _is_dense(tensor: Tensor) -> bool:
-    """Return whether a tensor fills a stretch of memory, each element once."""
+    """Return whether a tensor fills a contiguous stretch of memory, each element once."""
     return torch.empty_like(tensor, device="meta").stride() == tensor.stride()
 
 
@@ -305,13 +310,13 @@ def _why_not_captured(model: nn.Module, device: torch.device, broadcast_buffers:
 
 
 def _reads_rates_from_memory(optimizer: torch.optim.Optimizer) -> bool:
-    """Return whether its step is one of PyTorch's fused kernels, which read learning rates and counts on the GPU."""
+    """Return whether the step is one of PyTorch's fused kernels, which read learning rates from the GPU's memory."""
     kinds = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
     return type(optimizer) in kinds and all(group.get("fused") for group in optimizer.param_groups)
 
 
 def _take_from_first(model: nn.Module) -> None:
-    """Give all processes the weights and buffers of the first, as DistributedDataParallel does."""
+    """Broadcast the first process's weights and buffers, as DDP does."""
     for tensor in model.state_dict().values():
         dist.broadcast(tensor, 0)
 

@@ -219,7 +219,7 @@ class RunFolder:
         del self._recoveries[:-2]
 
     def save_images(self, images: Tensor, epoch: int, batch: int) -> None:
-        """Save a batch as one picture, its values stretched to what can be seen."""
+        """Save a batch (B, C, H, W) as one picture, its values scaled to the range of colours."""
         save_image(images.float(), self.path / f"train-batch-{epoch}-{batch}.jpg", padding=0, normalize=True)
 
     def how_to_go_on(self) -> str:
