@@ -1,4 +1,4 @@
-"""Checkpoint files: written whole, read without running code, loaded into a model."""
+"""Write checkpoint files in one step, read them without running code, and load them into models."""
 
 from .io import check_output, read, write, write_weights
 from .load import fit, load_weights, notes_on_average, start_from, weights

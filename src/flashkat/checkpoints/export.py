@@ -1,4 +1,4 @@
-"""``flashkat export``: a KAT's weights as other programs load them."""
+"""Export a KAT's weights in the format of another program: ``flashkat export``."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -24,20 +24,20 @@ def export(
 ) -> int:
     """Write a checkpoint's weights under the names of another program.
 
-    Every tensor is what it was, bit for bit. The file holds the state_dict alone.
+    The tensors keep every bit. The file holds only the state_dict.
 
     Args:
         source: the checkpoint to read.
         output: the file to write, a ``.pth``, ``.pth.tar``, ``.pt``, ``.bin`` or ``.safetensors``.
         format: a key of :data:`flashkat.nn.formats.FORMATS`.
         use_ema: take the averaged weights.
-        say: told what a user should know.
+        say: called with each line for the user.
 
     Returns:
         The number of tensors.
 
     Raises:
-        InputError: the checkpoint is no KAT's, does not fit the format, or the output cannot be written.
+        InputError: the checkpoint is not a KAT's, does not fit the format, or the output cannot be written.
     """
     path = Path(output)
     check_output(path)
@@ -53,15 +53,16 @@ def export(
 
 
 def renamed_for(state: Mapping[str, Tensor], format: str, name: str) -> dict[str, Tensor]:
-    """A KAT's weights under the names of a format, every tensor as it is.
+    """Rename a KAT's weights to a format. The tensors stay as they are.
 
     Args:
         state: a KAT's state_dict in any format.
         format: a key of :data:`flashkat.nn.formats.FORMATS`.
-        name: what to call the weights in errors.
+        name: name of the weights, for errors.
 
     Raises:
-        InputError: an unknown format, weights that are no KAT's, or coefficients that the format's code cannot hold.
+        InputError: the format is unknown, the weights are not a KAT's, or the format's code has other numbers of
+            coefficients.
     """
     if format not in FORMATS:
         raise InputError(f"no format {format!r}: choose one of {', '.join(FORMATS)}")
@@ -97,7 +98,7 @@ def _fits(format: str, role: int, shape: tuple[int, ...]) -> bool:
 
 
 def _coefficients(names: Iterable[str], format: str) -> dict[str, int]:
-    """All coefficients that GR-KANs with these names have in a format: 0 for a numerator, 1 for a denominator."""
+    """List the coefficients of the GR-KANs with these names in a format: 0 is a numerator, 1 a denominator."""
     names = list(names)
     mlps = {match[1]: None for name in names if (match := re.match(r"(blocks\.\d+\.mlp)\.", name))}
     mlps |= {name.rpartition(".act")[0]: None for name in rational_names(names)}

@@ -3,14 +3,14 @@
 A checkpoint's weights are a dictionary from names to tensors. G is the number of groups:
 
 ``timm``
-    This package's own models, in timm's registry. Names are those of timm's Vision Transformer, with two rationals in
-    each MLP: ``blocks.N.mlp.act1.numerator`` (1 or G, m) and ``.denominator`` (1 or G, n), and the same for ``act2``.
+    This package's own models, in timm's registry. Names are those of timm's Vision Transformer. Each MLP has two
+    rationals: ``blocks.N.mlp.act1.numerator`` (1 or G, m) and ``.denominator`` (1 or G, n), and the same for ``act2``.
 ``kat``
-    KAT (Yang & Wang, ICLR 2025): the published weights and what its code trains. The rationals' coefficients are
-    ``weight_numerator`` (1, 6) and ``weight_denominator`` (8, 4); every other name is the same.
+    KAT (Yang & Wang, ICLR 2025): the published weights, and those that its code trains. The rationals' coefficients
+    are ``weight_numerator`` (1, 6) and ``weight_denominator`` (8, 4). All other names are the same.
 ``flashkat``
     The FlashKAT paper's code (Raffel & Chen, AAAI 2026). The coefficients are ``numerator_v`` (1 or G, 6) and
-    ``denominator_v`` (1 or G, 4); every other name is the same.
+    ``denominator_v`` (1 or G, 4). All other names are the same.
 timm's ViT
     The same names without ``act1`` and ``act2``: an MLP is ``mlp.fc1`` and ``mlp.fc2``.
 Google's ViT

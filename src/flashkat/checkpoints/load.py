@@ -1,7 +1,7 @@
-"""Loading weights into a model: whole, in part, or to fine-tune from."""
+"""Load weights into a model: all of them, those that fit, or to fine-tune from."""
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from timm.models import adapt_input_conv, clean_state_dict
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
@@ -10,27 +10,32 @@ from torch import Tensor, nn
 from ..errors import InputError, explain
 from ..nn.formats import rational_names, rename_rationals
 from .formats import compare, describe, model_name
-
-if TYPE_CHECKING:
-    pass
-
 from .io import read
 
 __all__ = ["fit", "load_weights", "notes_on_average", "start_from", "weights"]
 
 
 def notes_on_average(checkpoint: dict[str, Any], use_ema: bool) -> list[str]:
-    """What to tell who takes a checkpoint's own weights where the averaged ones have the better metric."""
+    """Return a note if the trained weights are used, but the averaged ones have the better metric.
+
+    Args:
+        checkpoint: the checkpoint.
+        use_ema: whether the averaged weights are used.
+    """
     if use_ema or checkpoint.get("metric_weights") != "state_dict_ema":
         return []
     return ["These are the trained weights, the averaged ones were better: --use-ema takes those"]
 
 
 def weights(checkpoint: dict[str, Any], use_ema: bool | None = False) -> dict[str, Tensor]:
-    """The state_dict of a checkpoint, or the one of its exponential moving average; None takes that where there is one.
+    """Return a state_dict of a checkpoint.
+
+    Args:
+        checkpoint: the checkpoint, or a state_dict itself.
+        use_ema: take the averaged weights; None takes them if there are any.
 
     Raises:
-        InputError: there is none.
+        InputError: there is no such state_dict.
     """
     average = checkpoint.get("state_dict_ema", checkpoint.get("model_ema"))
     if use_ema and average is None:
@@ -49,10 +54,15 @@ def weights(checkpoint: dict[str, Any], use_ema: bool | None = False) -> dict[st
 
 
 def fit(model: nn.Module, state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
-    """Weights in the names of a model, a Vision Transformer's also at its sizes of image and patches, by timm.
+    """Rename weights to a model's names. For a Vision Transformer, timm also resamples them to its image and patches.
+
+    Args:
+        model: the model.
+        state: weights in any format of :mod:`flashkat.checkpoints.formats`.
+        name: name of the weights, for errors.
 
     Raises:
-        InputError: position or patch embeddings that timm cannot resample.
+        InputError: timm cannot resample the position or patch embedding.
     """
     state = rename_rationals(state, model.state_dict().keys())
     if not isinstance(model, VisionTransformer):
@@ -62,20 +72,20 @@ def fit(model: nn.Module, state: dict[str, Tensor], name: str) -> dict[str, Tens
 
 
 def load_weights(model: nn.Module, state: dict[str, Tensor], name: str, *, partial: bool = False) -> str:
-    """Load a state_dict, in any of the formats of :mod:`flashkat.names`.
+    """Load a state_dict in any format of :mod:`flashkat.checkpoints.formats`.
 
     Args:
-        model: what to load into.
-        state: as from :func:`weights`.
-        name: what to call the weights in errors.
-        partial: load what fits and leave the model's other weights as they are.
+        model: the model to load into, in place.
+        state: a state_dict, as from :func:`weights`.
+        name: name of the weights, for errors.
+        partial: load the tensors that fit, and keep the model's others.
 
     Returns:
-        What did not fit, in a line; empty if all did.
+        A line about the tensors that did not fit, "" if all did.
 
     Raises:
-        InputError: the weights are of another model; says what is missing, unexpected or of another shape. Where
-            ``partial``: nothing fits at all.
+        InputError: the weights do not fit. The message says which are missing, unexpected or of another shape. With
+            ``partial``, no tensor fits at all.
     """
     return _load(model, fit(model, state, name), name, read=state, partial=partial)
 
@@ -83,7 +93,15 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], name: str, *, parti
 def _load(
     model: nn.Module, state: dict[str, Tensor], name: str, *, read: dict[str, Tensor], partial: bool = False
 ) -> str:
-    """``load_weights`` of what fits as far as it can, told apart by the shapes that it was read in."""
+    """Load a fitted state_dict, see :func:`load_weights`.
+
+    Args:
+        model: the model to load into, in place.
+        state: the weights, fitted to the model.
+        name: name of the weights, for errors.
+        read: the weights before fitting, whose shapes errors show.
+        partial: load the tensors that fit.
+    """
     own = model.state_dict()
     found = describe(compare(own, state, rename_rationals(read, own.keys())))
     if not found:
@@ -101,21 +119,21 @@ def start_from(
 ) -> list[str]:
     """Load weights to fine-tune from: a KAT's, or those of a Vision Transformer of the same size.
 
-    What a new task or a ViT cannot give stays as the model was initialised: the rationals at their starting functions
-    where the weights hold none at all, and the classifier where the number of classes is another. The position
-    embedding is resampled to the model's image size, and the patch embedding to its number of channels, both by timm.
+    Weights of a ViT leave the rationals at their starting functions. If the number of classes differs, the classifier
+    keeps its initialisation. The position embedding is resampled to the model's image size, and the patch embedding is
+    adapted to its number of channels, both by timm.
 
     Args:
-        model: what to load into.
+        model: the model to load into, in place.
         path: any file that :func:`read` takes.
-        use_ema: the averaged weights; None, as in timm, where there are any.
-        partial: load what fits, whatever else is missing or beside it.
+        use_ema: take the averaged weights; None takes them if there are any, as in timm.
+        partial: load the tensors that fit, and ignore all others.
 
     Returns:
-        A line for each thing that was not taken from the file.
+        A line for each part that did not come from the file.
 
     Raises:
-        InputError: the file cannot be read, or is of another model but for what is said above.
+        InputError: the file cannot be read, or differs from the model in other ways.
     """
     as_read = weights(read(path), use_ema)
     state = fit(model, as_read, str(path))

@@ -1,6 +1,6 @@
-"""timm's random erasing for a whole batch: a few operations on the device in all, not for each image.
+"""timm's random erasing for a whole batch, with a few operations in all, not for each image.
 
-Image by image, erasing a quarter of a batch takes the training process as long as launching much of a model.
+Image by image, the host needs about as long for a quarter of a batch as to launch most of a model.
 """
 
 import math

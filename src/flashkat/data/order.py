@@ -1,8 +1,8 @@
-"""Which process sees which images in which order, and which random numbers augment an image.
+"""Determine the order of images, each process's share of them, and the random numbers of their augmentation.
 
-An epoch's order depends on the seed and the epoch alone. Global batch k holds the same images for one process as for
-several that draw a share each. An image's augmentation depends on the seed, the epoch and the image's place in that
-order. So neither the number of loader processes nor a resumed run changes it.
+An epoch's order depends only on the seed and the epoch. Global batch k holds the same images for any number of
+processes. An image's augmentation depends on the seed, the epoch and its place in the order. So neither the number of
+workers nor a resumed run changes it.
 """
 
 from collections.abc import Iterator
@@ -30,12 +30,13 @@ __all__ = ["SeededErasing", "evaluation_batches", "own_images", "start_epoch", "
 
 
 class _Passes:
-    """Know which epoch is under way, and from which batch on.
+    """Track the current pass over the data.
 
     Attributes:
-        seed: of the run.
-        epoch, first_batch: of the current pass.
-        passes: how many were begun.
+        seed: seed of the run.
+        epoch: epoch of the current pass.
+        first_batch: the batch that the pass began with.
+        passes: number of passes begun.
     """
 
     def __init__(self, seed: int) -> None:
@@ -56,9 +57,9 @@ class EpochSampler(_Passes, Sampler):
     """Draw a process's share of an epoch: indices, each with the numbers that seed its augmentation.
 
     Args:
-        sampler: of the indices, with ``set_epoch``.
-        seed: of the run.
-        batch_size: of this process.
+        sampler: draws the indices; has ``set_epoch``.
+        seed: seed of the run.
+        batch_size: images of a batch of this process.
     """
 
     def __init__(self, sampler: DistributedSampler | RepeatAugSampler, seed: int, batch_size: int) -> None:
@@ -71,7 +72,7 @@ class EpochSampler(_Passes, Sampler):
         rank, size = distributed.rank(), distributed.size()
         for number, index in enumerate(self.sampler):
             if number >= self.first_batch * self.batch_size:
-                # The loader's processes make the seed. It would take too long in the training process.
+                # The workers make the seed, as that takes too long for the training process.
                 yield index, (self.seed, self.epoch, rank + size * number)
 
     def __len__(self) -> int:
@@ -80,7 +81,7 @@ class EpochSampler(_Passes, Sampler):
 
 
 class _SeededDataset(Dataset):
-    """Take an index together with the numbers of a seed."""
+    """A data set whose index comes with the numbers of a seed for its augmentation."""
 
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
@@ -88,7 +89,7 @@ class _SeededDataset(Dataset):
     def __getitem__(self, drawn: tuple[int, tuple[int, ...]]) -> Any:
         index, seed = drawn[0], seed_of(*drawn[1])
         if get_worker_info() is not None:
-            # Nothing else draws in a loader's process, and saving NumPy's state takes as long as a small image.
+            # Nothing else draws in a worker. Saving NumPy's state takes as long as a small image.
             draw_from(seed)
             return self.dataset[index]
         with isolated(seed):
@@ -110,8 +111,8 @@ class ContinuedLoader(_Passes):
     """Load the next epoch ahead, while training takes an epoch's last batches and evaluates.
 
     Args:
-        loader: over the endless batches of ``order``.
-        order: of its images.
+        loader: the loader of the endless batches of ``order``.
+        order: draws the images.
     """
 
     def __init__(self, loader: DataLoader, order: EpochSampler) -> None:
@@ -125,7 +126,7 @@ class ContinuedLoader(_Passes):
         if self._next_batch != (self.epoch, self.first_batch):
             self.order.start(self.epoch, self.first_batch)
             self._batches = iter(self.loader)
-        # None until the pass ends, so that a pass that is broken off is not continued.
+        # None until the pass ends, so that an interrupted pass is not continued.
         self._next_batch = None
         for _ in range(self.first_batch, len(self)):
             yield next(self._batches)
@@ -133,7 +134,7 @@ class ContinuedLoader(_Passes):
 
     @property
     def sampler(self) -> _Passes:
-        """The loader itself, which knows the current pass: ``order`` is ahead."""
+        """The loader itself, which tracks the current pass, as ``order`` is ahead of it."""
         return self
 
     def __len__(self) -> int:
@@ -142,11 +143,11 @@ class ContinuedLoader(_Passes):
 
 
 class SeededErasing:
-    """Erase in whole batches, from seeds of their own, as this runs a batch ahead of training.
+    """Erase in whole batches, each from its own seed, as the loader runs a batch ahead of training.
 
     Args:
         erasing: timm's settings.
-        order: the sampler of the loader.
+        order: the loader's sampler.
     """
 
     def __init__(self, erasing: RandomErasing, order: _Passes) -> None:
@@ -165,15 +166,15 @@ class SeededErasing:
 def training_batches(
     dataset: Any, batch_size: int, seed: int, *, repeats: int = 0, continued: bool = False, **loading: Any
 ) -> Any:
-    """Make the loader of this process's share, whose order and augmentation are a function of the seed.
+    """Make the loader of this process's share, whose order and augmentation follow from the seed.
 
     A stream keeps its own order and random numbers.
 
     Args:
-        dataset: what to load.
-        batch_size: of this process.
-        seed: of the run.
-        repeats: how many views of an image the processes share; 0 for one each, without timm's RepeatAugSampler.
+        dataset: the data set.
+        batch_size: images of a batch of this process.
+        seed: seed of the run.
+        repeats: views of an image that the processes share, by timm's RepeatAugSampler; 0 shares none.
         continued: load the next epoch ahead, see :class:`ContinuedLoader`.
         **loading: further arguments of DataLoader.
     """
@@ -183,7 +184,7 @@ def training_batches(
     if repeats:
         sampler: Any = RepeatAugSampler(dataset, size, rank, num_repeats=repeats)
     else:
-        # Drops what does not divide among the processes, as a single process drops it with the last batch.
+        # Drops the images that do not divide among the processes. A single process drops them with the last batch.
         sampler = DistributedSampler(dataset, size, rank, seed=seed, drop_last=True)
     order, seeded = EpochSampler(sampler, seed, batch_size), _SeededDataset(dataset)
     loading["generator"] = _own_generator()
@@ -194,12 +195,16 @@ def training_batches(
 
 
 def _own_generator() -> torch.Generator:
-    """Return a generator for a DataLoader, whose first pass would draw from the process's random numbers without."""
+    """Return a generator for a DataLoader, which otherwise draws from the process's random numbers."""
     return torch.Generator().manual_seed(0)
 
 
 def start_epoch(loader: Any, epoch: int, batch: int) -> bool:
-    """Let a loader's next iteration be an epoch from a batch on; return False if it cannot start at that batch."""
+    """Set the epoch and first batch of a loader's next iteration.
+
+    Returns:
+        Whether the loader can start at that batch. Streams only start at the first.
+    """
     order = getattr(loader, "sampler", None)
     if isinstance(order, _Passes):
         order.start(epoch, batch)
@@ -213,7 +218,7 @@ def start_epoch(loader: Any, epoch: int, batch: int) -> bool:
 class _OwnBatches:
     """Take every n-th batch of a loader that is the same in all n processes.
 
-    A process that runs out repeats the last batch with empty targets, so that all take the same number of steps.
+    A process that runs out repeats its last batch with empty targets, so that all take as many steps.
     """
 
     def __init__(self, loader: DataLoader) -> None:
@@ -236,13 +241,13 @@ class _OwnBatches:
 def evaluation_batches(dataset: Any, batch_size: int, **loading: Any) -> Any:
     """Make the loader of this process's share, in order.
 
-    All shares have the same size, so that the processes take the same number of steps. Where that needs more images
-    than there are, the last ones are counted elsewhere, see :func:`own_images`. Every process reads a stream whole and
-    takes its share of the batches.
+    All shares have the same size, so that the processes take the same number of steps. Some shares are padded with
+    images that another process counts, see :func:`own_images`. Every process reads a stream whole and takes its share
+    of the batches.
 
     Args:
-        dataset: what to load.
-        batch_size: of this process.
+        dataset: the data set.
+        batch_size: images of a batch of this process.
         **loading: further arguments of DataLoader.
 
     Raises:
@@ -260,7 +265,7 @@ def evaluation_batches(dataset: Any, batch_size: int, **loading: Any) -> Any:
 
 
 def own_images(loader: Any) -> int | None:
-    """Count the images of an evaluation loader that count, the first ones; None for all of them."""
+    """Return how many of an evaluation loader's first images count in this process. None means all of them."""
     sampler = getattr(loader, "sampler", None)
     if not isinstance(sampler, OrderedDistributedSampler):
         return None
