@@ -472,7 +472,7 @@ def test_export_of_no_checkpoint(refuse, checkpoint, tmp_path):
     ("argv", "words"),
     [
         (["kat_tiny_patch16"], "did you mean 'kat_tiny_patch16_224'"),
-        (["test_resnet"], "test_resnet is no Vision Transformer"),
+        (["test_resnet"], "test_resnet is not a Vision Transformer"),
         (["kat_tiny_patch16_224", "--model-kwargs", "den_groups=7"], "7 groups"),
         (["kat_tiny_patch16_224", "--img-size", "0"], "--img-size"),
         (["kat_tiny_patch16_224", "--model-kwargs", "img_size=8"], "use --img-size"),

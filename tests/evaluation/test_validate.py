@@ -25,7 +25,7 @@ def test_smaller_batches_where_memory_does_not_suffice(validated, tmp_path, monk
     result, err = validated("--checkpoint", checkpoint, "--retry")
     assert result["model"] == MODEL
     assert sizes == [4, 3, 2]
-    assert "trying 2" in err
+    assert "retrying with 2" in err
     with pytest.raises(RuntimeError):
         validated("--checkpoint", checkpoint)
 

@@ -77,14 +77,14 @@ def test_what_a_teacher_sees(teacher, training_config, flags, weights):
     output = model(theirs).detach()
     # The temperature's own divergence from outputs that are the same is 0.
     assert float(distillation(torch.tensor(0.0), output, ours)) == pytest.approx(0, abs=1e-5)
-    assert said == [f"Learning from {name} too: {sum(p.numel() for p in model.parameters()):,} parameters"]
+    assert said == [f"Distilling from {name}: {sum(p.numel() for p in model.parameters()):,} parameters"]
 
 
 def test_training(train, teacher, summary_of, capsys):
     name, _ = teacher
     flags = ["--epochs", 6, "--opt", "adamw", "--lr", 3e-3, "--warmup-epochs", 0, "--kd-temperature", 1]
     with_it = train(*flags, "--kd-model-name", name, "--task-loss-weight", 0, experiment="taught")
-    assert f"Learning from {name} too" in capsys.readouterr().out
+    assert f"Distilling from {name}: " in capsys.readouterr().out
     rows = summary_of(with_it)
     assert rows[-1]["train_loss"] < 0.7 * rows[0]["train_loss"]
     taught = torch.load(with_it / "last.pth.tar", weights_only=True)
@@ -98,7 +98,7 @@ def test_going_on_and_mixing_and_an_average(train, teacher, summary_of, capsys):
     first = train("--epochs", 1, *flags, experiment="first")
     capsys.readouterr()
     rest = train("--epochs", 2, *flags, "--resume", first / "last.pth.tar", experiment="rest")
-    assert "Learning from" in capsys.readouterr().out
+    assert "Distilling from" in capsys.readouterr().out
     assert len(summary_of(rest)) == 2
 
 
@@ -115,5 +115,5 @@ def test_bad_input(teacher, images, tmp_path, capsys):
 
     assert "need a teacher: give --kd-model-name" in refused("--task-loss-weight", 0.5)
     assert "give --distill-loss-weight too" in refused("--kd-model-name", name, "--task-loss-weight", 1.5)
-    assert "tells 2 classes apart, the data has 5" in refused("--kd-model-name", name, "--num-classes", 5)
+    assert "has 2 classes, the data has 5: give a teacher" in refused("--kd-model-name", name, "--num-classes", 5)
     assert "did you mean 'vit_" in refused("--kd-model-name", "vit_tiny_patch16_22")

@@ -321,7 +321,8 @@ def test_what_cannot_be_resumed(train, refused, tmp_path):
     err = refused("--resume", last, "--model", "vit_small_patch16_224")
     assert "is of a run of kat_tiny_patch16_224, not vit_small_patch16_224: give --model kat_tiny_patch16_224" in err
     err = refused("--resume", last, "--num-classes", 5)
-    assert "is of a run of another model than the flags ask for, its args.yaml has them for -c" in err
+    assert "the flags give another model than that of" in err
+    assert "take the flags of its args.yaml, with -c" in err
     assert "2 of another shape (head.weight" in err
     # Another name of the same model is not what is wrong.
     err = refused("--resume", last, "--model", "flash_kat_tiny_patch16_224", "--num-classes", 5)
@@ -336,7 +337,7 @@ def test_what_cannot_be_resumed(train, refused, tmp_path):
     assert "has all of its 1 epochs: give more --epochs" in refused("--resume", last, "--epochs", 1)
     assert "no checkpoint at" in refused("--resume", tmp_path / "none.pth.tar")
     torch.save(torch.load(last, weights_only=True)["state_dict"], tmp_path / "weights.pth")
-    assert "holds weights but no run that could be continued" in refused("--resume", tmp_path / "weights.pth")
+    assert "holds weights, but not the state of a run: " in refused("--resume", tmp_path / "weights.pth")
 
 
 def test_other_classes_cannot_be_resumed(train, refused, tmp_path):

@@ -45,7 +45,7 @@ def read_valid_labels(path: str, model: Any) -> list[int] | None:
     outputs = model.num_classes
     wrong = [label for label in labels if not 0 <= label < outputs]
     if wrong or not labels:
-        raise InputError(f"--valid-labels {path} has to name some of the outputs 0 to {outputs - 1}, not {wrong[:1]}")
+        raise InputError(f"--valid-labels {path} must list outputs from 0 to {outputs - 1}, not {wrong[:1]}")
     return labels
 
 

@@ -80,7 +80,5 @@ class Meters:
         """
         *sums, count = distributed.total(self.sums())
         if not count:
-            raise InputError(
-                "a whole pass over the data gave no images: see what its files hold, and --input-key and --target-key"
-            )
+            raise InputError("a whole pass over the data gave no images: check its files, --input-key and --target-key")
         return Metrics(*(value / count for value in sums))

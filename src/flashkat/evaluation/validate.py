@@ -83,7 +83,7 @@ def validate_on(config: Config, device: torch.device, say: Say) -> Result:
             smaller = decay_batch_step(size)
             if not config.evaluation.retry or not smaller or not check_batch_size_retry(str(error)):
                 raise
-            say(f"Batches of {size} do not work ({str(error).splitlines()[0]}), trying {smaller}")
+            say(f"Batches of {size} failed ({str(error).splitlines()[0]}), retrying with {smaller}")
             size = smaller
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -172,5 +172,5 @@ def _parallel(model: nn.Module, compilation: Compilation, gpus: int, device: tor
     if gpus == 1:
         return model
     if device.type != "cuda" or gpus > torch.cuda.device_count():
-        raise InputError(f"--num-gpu {gpus}, but there are {torch.cuda.device_count()} GPUs")
+        raise InputError(f"--num-gpu {gpus} is more than the {torch.cuda.device_count()} GPUs: give fewer")
     return nn.DataParallel(model, device_ids=list(range(gpus)))

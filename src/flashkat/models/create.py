@@ -55,10 +55,12 @@ def create_model(name: str, **kwargs: Any) -> nn.Module:
             model = timm.create_model(name, **arguments)
         except LocalEntryNotFoundError as error:
             if constants.HF_HUB_OFFLINE:
-                raise InputError(f"{name} was not downloaded before, and HF_HUB_OFFLINE forbids it now") from error
+                raise InputError(
+                    f"{name} was not downloaded before, and HF_HUB_OFFLINE forbids it now: unset that"
+                ) from error
             raise UnreachableError(
-                f"cannot download {name}, the Hugging Face Hub cannot be reached: give weights of your own, or set "
-                "HF_HUB_OFFLINE=1 to make do with what was downloaded before"
+                f"cannot download {name}, the Hugging Face Hub cannot be reached: give a weights file, or set "
+                "HF_HUB_OFFLINE=1 to use earlier downloads"
             ) from error
         except Exception as error:
             wrong = _wrong_argument(name, arguments, str(error))

@@ -36,7 +36,7 @@ class Compilation:
 def require_backend(asked: Compilation) -> None:
     """Raise InputError if a mode is given without a backend."""
     if asked.torchcompile_mode and not asked.torchcompile:
-        raise InputError("--torchcompile-mode needs --torchcompile, where training is not compiled by default")
+        raise InputError("--torchcompile-mode needs --torchcompile, as nothing is compiled by default here: give both")
 
 
 def choose_for_training(
@@ -79,7 +79,7 @@ def choose_for_training(
     if reason:
         require_backend(asked)
         return asked, [f"The model is not compiled: {reason}"]
-    line = "Compiling the model, which takes a minute or two, once; --no-compile leaves it out"
+    line = "Compiling the model once, which takes a minute or two. --no-compile avoids it"
     return replace(asked, torchcompile="inductor"), [line]
 
 

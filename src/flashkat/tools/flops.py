@@ -88,7 +88,7 @@ def flops(
         # Models of other kinds do not take these two. If the user's arguments are wrong, this raises again.
         model = create_model(name, **arguments)
     if not isinstance(model, VisionTransformer):
-        raise InputError(f"{name} is no Vision Transformer, whose parts these are")
+        raise InputError(f"{name} is not a Vision Transformer: give the name of a ViT or a KAT")
     size = model.patch_embed.img_size
     parts = count(model, (model.patch_embed.proj.in_channels, *size))
     total = Cost(sum(part.flops for part in parts.values()), sum(part.parameters for part in parts.values()))

@@ -102,10 +102,10 @@ def build_distillation(
     teacher: Any = create_model(name, **arguments)
     if teacher.num_classes != student.num_classes:
         raise InputError(
-            f"--kd-model-name {name} tells {teacher.num_classes} classes apart, the data has "
-            f"{student.num_classes}: give a teacher of these"
+            f"--kd-model-name {name} has {teacher.num_classes} classes, the data has {student.num_classes}: "
+            "give a teacher of the same classes"
         )
-    say(f"Learning from {name} too: {sum(p.numel() for p in teacher.parameters()):,} parameters")
+    say(f"Distilling from {name}: {sum(p.numel() for p in teacher.parameters()):,} parameters")
     (mean, std), (their_mean, their_std) = (
         [torch.tensor(each[name], dtype=torch.float64) for name in ("mean", "std")]
         for each in (images, resolve_model_data_config(teacher))

@@ -191,9 +191,9 @@ def build_schedule(
     if options["decay_epochs"] is None:  # timm's default differs between schedules
         del options["decay_epochs"]
     if settings.sched == "plateau" and settings.sched_on_updates:
-        raise InputError("--sched plateau goes by evaluations: leave out --sched-on-updates")
+        raise InputError("--sched plateau changes the rate after evaluations: leave out --sched-on-updates")
     if settings.lr_noise is not None and len(settings.lr_noise) > 2:
-        raise InputError(f"--lr-noise takes where noise begins, and perhaps ends, not {len(settings.lr_noise)} numbers")
+        raise InputError(f"--lr-noise takes a first and maybe a last epoch, not {len(settings.lr_noise)} numbers")
     with explain(f"cannot make --sched {settings.sched}"):
         scheduler, epochs = _timms_schedule(optimizer, **options, updates_per_epoch=updates_per_epoch)
     if scheduler is None:

@@ -216,7 +216,7 @@ def read_resumed(path: str, classes: list[str]) -> dict[str, Any]:
     checkpoint = checkpoints.read(path)
     if not isinstance(checkpoint.get("run", {}), dict) or "epoch" not in checkpoint:
         raise InputError(
-            f"{path} holds weights but no run that could be continued: start from them, with --initial-checkpoint"
+            f"{path} holds weights, but not the state of a run: start from the weights, with --initial-checkpoint"
         )
     check_run(checkpoint, path)
     trained = checkpoint.get("classes")
@@ -254,7 +254,8 @@ def load_resumed_weights(
         raise InputError(f"{path} is of a run of {arch}, not {name}: give --model {arch}")
     if differences:
         raise InputError(
-            f"{path} is of a run of another model than the flags ask for, its args.yaml has them for -c: {differences}"
+            f"the flags give another model than that of {path}: take the flags of its args.yaml, with -c. "
+            f"The weights differ: {differences}"
         )
     model.load_state_dict(state)
 

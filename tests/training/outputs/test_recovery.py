@@ -43,7 +43,7 @@ def test_a_bad_one_is_passed_over_with_a_line(tmp_path, fault):
     said = []
     assert newest_good(tmp_path, said.append) == good
     (line,) = said
-    assert line.startswith("Not going on from last.pth.tar: ")
+    assert line.startswith("Not resuming from last.pth.tar: ")
 
 
 def test_finite():

@@ -37,11 +37,11 @@ def newest_good(folder: Path, say: Callable[[str], None]) -> str:
         try:
             checkpoint = checkpoints.read(path)
         except InputError as error:
-            say(f"Not going on from {path.name}: {error}")
+            say(f"Not resuming from {path.name}: {error}")
             continue
         if "epoch" in checkpoint and is_finite(checkpoint):
             return str(path)
-        say(f"Not going on from {path.name}: its numbers are not finite")
+        say(f"Not resuming from {path.name}: its numbers are not finite")
     return ""
 
 
