@@ -34,7 +34,7 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(scope="session", autouse=True)
 def compiled_where_asked_for():
-    """Training decides as on a CPU: on a GPU each of many runs would compile first, for longer than it trains."""
+    """Let training choose as on a CPU. On a GPU each run would compile for longer than it trains."""
     if not HAS_GPU:
         yield
         return

@@ -1,4 +1,4 @@
-"""Other people's models and files, small and written afresh: what ours have to load, and what loads ours."""
+"""Small copies of other programs' models and files, which ours load or which load ours."""
 
 from functools import partial
 

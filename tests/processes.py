@@ -108,7 +108,7 @@ def _command(argv, recompiles):
 
 
 def interrupted(command, folder):
-    """Start a training in a folder and interrupt it after its second epoch; its exit status and what it had to say."""
+    """Start a training in a folder, interrupt it after its second epoch, and return its exit status and errors."""
     process = subprocess.Popen(
         [str(word) for word in command],
         cwd=folder,

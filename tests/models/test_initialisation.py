@@ -140,7 +140,7 @@ def test_heads_and_blocks_are_drawn_independently(mimetic):
 
 
 def test_attention_looks_at_itself_from_the_start(mimetic):
-    """What the scheme is for: a token's query matches its own key best."""
+    """The scheme's purpose: a token's query matches its own key best."""
     x = torch.randn(32, WIDTH, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     query, key, _ = query_key_value(mimetic.blocks[0].attn)
     scores = (x @ query.mT) @ (x @ key.mT).mT

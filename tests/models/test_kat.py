@@ -263,7 +263,7 @@ def test_forward_is_the_head_on_the_class_token_of_the_features():
 
 
 def tokens_after_each_block(model, x):
-    """What flows out of each block, by forward hooks."""
+    """Return the output of each block, by forward hooks."""
     outputs = []
     hooks = [block.register_forward_hook(lambda *arguments: outputs.append(arguments[-1])) for block in model.blocks]
     model(x)

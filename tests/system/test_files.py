@@ -1,4 +1,4 @@
-"""Files that are the old one or the new one, never a part."""
+"""A replaced file is the old one or the new one, never a part."""
 
 import os
 import threading

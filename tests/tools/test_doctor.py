@@ -173,7 +173,7 @@ def test_every_gpu_is_asked(monkeypatch):
 
 
 def test_the_report_looks_without_warning(monkeypatch, capability):
-    """Of a GPU that has to do without: the reason is in the report."""
+    """For a GPU without Triton the reason is in the report, so the warning is suppressed."""
     monkeypatch.setitem(sys.modules, "triton", None)
     capability((9, 0))
     monkeypatch.setattr(doctor, "_devices", lambda: [torch.device("cuda", 0)])

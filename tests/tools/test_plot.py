@@ -99,7 +99,7 @@ def test_formats(checkpoint, tmp_path, name, start):
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """What the command draws: models, ranges, titles and figures."""
+    """Record what the command draws: models, ranges, titles and figures."""
     calls = []
 
     def draw(model, ranges=None, title=""):

@@ -1,4 +1,4 @@
-"""The average is timm's, for whatever tensors it is over."""
+"""The average equals timm's for all dtypes and devices."""
 
 import copy
 

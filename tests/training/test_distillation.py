@@ -1,4 +1,4 @@
-"""Learning from a teacher: the loss by its formula, the teacher's own normalisation, training by the real command."""
+"""Distillation: the loss by its formula, the teacher's own normalisation, training by the real command."""
 
 import pytest
 import timm
@@ -15,7 +15,7 @@ MEAN, STD = [0.1, 0.2, 0.3], [0.5, 0.25, 0.125]
 
 @pytest.fixture
 def teacher(tmp_path):
-    """A small ViT in a folder, as timm reads it, that tells two classes apart and has images normalised its own way."""
+    """Write a small ViT of two classes, with its own normalisation, to a folder as timm reads it."""
     torch.manual_seed(5)
     model_args, normalisation = {**KWARGS, "img_size": 8}, {"mean": MEAN, "std": STD}
     model = timm.create_model("vit_tiny_patch16_224", num_classes=2, pretrained_cfg_overlay=normalisation, **model_args)

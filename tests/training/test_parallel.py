@@ -16,7 +16,7 @@ from flashkat.cli.main import main
 FLAGS = ["-j", 0, "--device", "cpu", "--epochs", 2, "--opt", "sgd", "--lr", 0.1, "--warmup-epochs", 0]
 FLAGS += ["--no-aug", "--model-ema", "--model-ema-decay", 0.9, "--model-ema-warmup"]
 
-# What two runs need not have in common.
+# Columns that may differ between two runs.
 TIMES = ("images_per_second", "data_wait", "seconds")
 
 ROOT = Path(__file__).parents[2]

@@ -1,4 +1,4 @@
-"""What the flags make: the model, its optimiser, the schedule, mixing, the loss."""
+"""The parts that the flags build: model, optimiser, schedule, mixing, loss."""
 
 import math
 import warnings

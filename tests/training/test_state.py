@@ -1,4 +1,4 @@
-"""A run that is stopped and resumed goes on as if nothing had happened."""
+"""A run that is stopped and resumed gives the same results as an uninterrupted one."""
 
 import csv
 import shutil

@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from by itself."""
+"""The checkpoint that ``--resume auto`` picks."""
 
 import csv
 import os
@@ -65,7 +65,7 @@ STEADY = ["--opt", "adamw", "--lr", 1e-3, "--warmup-epochs", 0, "--model-ema"]
 
 
 def contents(folder, columns=("epoch", "train_loss", "eval_loss", "eval_top1", "eval_ema_top1", "lr")):
-    """What a run left, without times."""
+    """Return the files of a run, without times."""
     names = {path.name for path in folder.iterdir() if not path.name.startswith("recovery")}
     with (folder / "summary.csv").open(newline="") as file:
         rows = [[row[name] for name in columns] for row in csv.DictReader(file)]
