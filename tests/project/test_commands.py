@@ -79,7 +79,7 @@ def test_dist_train_launches_that_many_processes(command, torchrun):
     done = command("bash", ROOT / "dist_train.sh", 8, "data", *RECIPE, PYTHON=str(python))
     assert done.returncode == 0, done.stderr
     words = called()
-    assert words == ["-m", "flashkat.launch", "8", "data", *RECIPE]
+    assert words == ["-m", "flashkat.cli.launch", "8", "data", *RECIPE]
 
 
 def test_the_recipe_of_flashkats_users_runs_to_its_end(command, images, tmp_path):
