@@ -1,4 +1,4 @@
-"""What all launches share: kernels with their arguments, the current device, and numbers of programs."""
+"""Launch Triton kernels with little host time: stored arguments, the current device, and numbers of programs."""
 
 import functools
 import warnings

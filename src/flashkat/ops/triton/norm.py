@@ -118,7 +118,7 @@ class NormForward:
     def __call__(
         self, x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor, numerator: Tensor, denominator: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """See :func:`forward`; of dense tensors, on the current device."""
+        """Launch the kernel on dense tensors of the current device, see :func:`forward`."""
         results = _results(x, self.total, self.out)
         self.main(x, branch, weight, bias, numerator, denominator, *results)
         return results
@@ -189,7 +189,10 @@ class NormBackward:
         numerator: Tensor,
         denominator: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """See :func:`backward`; of dense tensors, on the current device. Any may be ``grad_total`` if there is none."""
+        """Launch the kernels on dense tensors of the current device, see :func:`backward`.
+
+        Without a gradient of the sum, ``grad_total`` is any tensor.
+        """
         grad_x, grad_branch = _gradients(total, self.x, self.branch)
         parameters = weight, bias, numerator, denominator
         grads = tuple(map(torch.empty_like, parameters))
@@ -222,7 +225,7 @@ def forward_launch(
     device: torch.device, rows: int, channels: int, dtypes: tuple[torch.dtype, ...], coefficients: Coefficients,
     eps: float,
 ) -> NormForward:  # fmt: skip
-    """What there is to launch for x, branch, result, weight and bias of these ``dtypes``."""
+    """Return the launch for x, branch, result, weight and bias of these ``dtypes``."""
     total = torch.promote_types(dtypes[0], dtypes[1])
     view = Rows.choose(channels, vector_of(total, *dtypes[:3]))
     constants = {
@@ -241,7 +244,7 @@ def backward_launches(
     device: torch.device, rows: int, channels: int, dtypes: tuple[torch.dtype, ...], coefficients: Coefficients,
     has_grad_total: bool,
 ) -> NormBackward:  # fmt: skip
-    """What there is to launch for these ``dtypes`` of both gradients, the sum, x, branch, weight and bias."""
+    """Return the launches for these ``dtypes`` of both gradients, the sum, x, branch, weight and bias."""
     view = Rows.choose(channels, vector_of(*dtypes[:5]))
     programs = view.programs(rows, settings.ROW_BACKWARD_WARPS, device)
     width = _width(view, coefficients)

@@ -19,7 +19,7 @@ from .launcher import Coefficients, Launch, coefficients_of, constants_of, evenl
 _TRITON_DTYPE = {torch.float32: tl.float32, torch.float64: tl.float64}
 
 Strides = tuple[int, int, int]
-# Of a tensor, dtype and strides.
+# The dtype and strides of a tensor.
 Layout = tuple[torch.dtype, tuple[int, ...]]
 
 
@@ -191,7 +191,16 @@ def forward_launch(
     device: torch.device, shape: torch.Size, dim: int, layouts: tuple[Layout, ...], coefficients: Coefficients,
     bias: torch.dtype | None,
 ) -> Launch | None:  # fmt: skip
-    """What there is to launch for x and its result of these layouts; None where they have no view."""
+    """Return the launch for x and its result of these layouts, or None if the kernels cannot view them.
+
+    Args:
+        device: the GPU.
+        shape: shape of x.
+        dim: dimension of the channels.
+        layouts: dtype and strides of x and of the result.
+        coefficients: shapes and dtypes of the coefficients.
+        bias: dtype of the bias, if any.
+    """
     view = _view(shape, dim, layouts, max(coefficients[0][0], coefficients[1][0]))
     if view is None:
         return None
@@ -209,7 +218,7 @@ def backward_launches(
     device: torch.device, shape: torch.Size, dim: int, layouts: tuple[Layout, ...], coefficients: Coefficients,
     bias: torch.dtype | None,
 ) -> RationalBackward | None:  # fmt: skip
-    """What there is to launch for x, the gradient and that of x of these layouts; None where they have no view."""
+    """Return the launches for x, the gradient and grad_x of these layouts, or None if the kernels cannot view them."""
     view = _view(shape, dim, layouts, max(coefficients[0][0], coefficients[1][0]))
     if view is None:
         return None
@@ -220,7 +229,7 @@ def backward_launches(
     folds = [channels if rows == 1 else math.gcd(view.width, channels) for rows in (rows_a, rows_b)]
     per_program = [triton.cdiv(view.channels, fold) for fold in folds]
     sums_a, sums_b = (count * programs for count in per_program)
-    # Of as many programs as there can be: another batch size must not compile another kernel.
+    # For the most programs possible, so that another batch size does not compile another kernel.
     longest = max(per_program[0] // rows_a, per_program[1] // rows_b) * _most_programs(view, per_processor, device)
     block = min(settings.SUM_BLOCK, triton.next_power_of_2(longest))
     constants = _constants(view, layouts[0][0], coefficients)
@@ -259,7 +268,7 @@ def backward_launches(
 
 
 def _view(shape: torch.Size, dim: int, layouts: tuple[Layout, ...], groups: int) -> View | None:
-    """How the kernels see tensors of these strides; None where one of them cannot be seen as three dimensions."""
+    """Return the kernels' view of tensors of these strides, or None if one does not fit (outer, channels, inner)."""
     sizes = outer_channels_inner(shape, dim)
     strides: list[Any] = []
     for _, stride in layouts:
@@ -272,7 +281,10 @@ def _view(shape: torch.Size, dim: int, layouts: tuple[Layout, ...], groups: int)
 
 
 def _grid(view: View, per_processor: int, device: torch.device) -> tuple[int, int]:
-    """Blocks of channels, and programs for each, which all have the same number of runs of tiles, or one less."""
+    """Return the numbers of blocks of channels and of programs for each.
+
+    The runs of tiles are spread evenly: all programs have the same number, or one less.
+    """
     runs = view.batches * triton.cdiv(view.positions, view.tile()[0] * view.unroll())
     return _blocks(view), evenly(runs, _most_programs(view, per_processor, device))
 
@@ -282,7 +294,7 @@ def _blocks(view: View) -> int:
 
 
 def _most_programs(view: View, per_processor: int, device: torch.device) -> int:
-    """How many programs there can be for each block of channels, however large the batch is."""
+    """Return the most programs for each block of channels, for any batch size."""
     return max(1, per_processor * processors(device) // _blocks(view))
 
 

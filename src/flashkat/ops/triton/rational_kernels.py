@@ -1,21 +1,24 @@
 """Triton kernels of the group-wise rational function: forward, backward, and the last stage of the backward's sums.
 
-A tensor is seen with four dimensions, (batches, positions, channels, V): a thread works on vectors of V elements that
-share their coefficients. Where memory allows, a vector is contiguous and takes one 16-byte access; otherwise
-(CONTIGUOUS false) its elements are far apart and it is neighbouring threads that are contiguous, each with one channel
-or, with PAIRS, with two. What counts as a channel here may be a chunk of V channels of the same group. Strides are in
-units of V elements where vectors are contiguous, and of two with PAIRS but for that of the channels, which is 1.
-``rational.py`` chooses the view.
+The kernels view a tensor as (batches, positions, channels, V). A thread works on vectors of V elements that share
+their coefficients. ``rational.py`` chooses the view:
 
-A program keeps to one block of channels, so that it loads its coefficients once, and takes every k-th run of UNROLL
-tiles (V, BLOCK_POSITIONS, BLOCK_CHANNELS) of it. It computes all of them the plain way (``arithmetic.py`` has the
-formulas) and notes the largest |x|; in the seldom case that plain was not right, it does its tiles once more, in slices
-of one element per thread, so that the careful way, seldom taken, costs the plain one no registers.
+- With CONTIGUOUS, a vector is contiguous in memory and takes one 16-byte access. A channel may then stand for a chunk
+  of V channels of one group. Strides are in units of V elements.
+- Otherwise the elements of a vector are far apart, and neighbouring threads access neighbouring channels.
+- With PAIRS each thread has two channels. Strides are in units of two elements, and that of channels is 1.
 
-Dtypes: x, out, grad and grad_x are float64, float32, bfloat16 or float16, each its own; arithmetic is float32, or
-float64 for float64 inputs. Only x is saved between the passes. The sums for da and db are taken over V, and for 16-bit
-inputs over UNROLL tiles, in that dtype, from there on in float64, in a fixed order: over a program's runs, then over
-programs. No atomics, the same bits every run.
+A program keeps to one block of channels, so that it loads its coefficients once. It takes every k-th run of UNROLL
+tiles (V, BLOCK_POSITIONS, BLOCK_CHANNELS). It computes them the plain way (formulas: ``arithmetic.py``), and records
+the largest |x|. If plain arithmetic may have overflowed, it repeats its tiles on the overflow-safe path. That path
+takes slices of one element per thread, so that it costs the plain one no registers.
+
+x, out, grad and grad_x are float64, float32, bfloat16 or float16, each on its own. Arithmetic is float32, or float64
+for float64 inputs. Only x is saved between the passes.
+
+The sums for da and db start in the dtype of the arithmetic: over V, and for 16-bit inputs over UNROLL tiles. From there
+on they are float64, over a program's runs, then over programs. The order is fixed and there are no atomics, so every
+run gives the same bits.
 """
 
 import triton
@@ -38,7 +41,7 @@ _SATURATED = tl.constexpr(2.0 ** (SUM_EXPONENT.value - 1))
 
 @triton.jit
 def _find(run, positions, BATCHED: tl.constexpr, LENGTH: tl.constexpr):
-    """The batch and the first position of a run of LENGTH positions, int64 and int32."""
+    """Return the batch (int64) and the first position (int32) of a run of LENGTH positions."""
     if BATCHED:
         runs = tl.cdiv(positions, LENGTH)
         return tl.cast(run // runs, tl.int64), (run % runs) * LENGTH
@@ -48,21 +51,21 @@ def _find(run, positions, BATCHED: tl.constexpr, LENGTH: tl.constexpr):
 
 @triton.jit
 def _inside(start, vector, position, channel_mask, positions, size, CONTIGUOUS: tl.constexpr):
-    """The mask (V or 1, P, C) of a tile that begins at position ``start``."""
+    """Return the mask (V or 1, P, C) of a tile that begins at position ``start``."""
     mask = (position < positions - start)[None, :, None] & channel_mask[None, None, :]
     if not CONTIGUOUS:
-        # Vectors deal ``size`` elements out to V runs of ``positions``; the last runs may be short.
+        # ``size`` elements are split into V runs of ``positions``. The last runs may be short.
         mask = mask & (vector.to(tl.int64)[:, None] * positions + position[None, :] < size - start)[:, :, None]
     return mask
 
 
 @triton.jit
 def _pattern(strides, vector, position, channel, V: tl.constexpr, CONTIGUOUS: tl.constexpr, PAIRS: tl.constexpr):
-    """Offsets (V, P, C) within a tile."""
+    """Return the offsets (V, P, C) within a tile."""
     _, by_vector, by_position, by_channel = strides
     by_channel = channel.to(tl.int64) * by_channel
     by_position = position.to(tl.int64) * by_position
-    # That the compiler sees the multiples makes one access of what is contiguous.
+    # The factors tell the compiler that vectors are aligned, so that it makes one access of each.
     if CONTIGUOUS:
         return (by_position[:, None] + by_channel[None, :])[None, :, :] * V + vector[:, None, None]
     else:
@@ -72,7 +75,7 @@ def _pattern(strides, vector, position, channel, V: tl.constexpr, CONTIGUOUS: tl
 
 @triton.jit
 def _begin(pointer, strides, batch, start, V: tl.constexpr, CONTIGUOUS: tl.constexpr, PAIRS: tl.constexpr):
-    """The pointer at which a tile begins."""
+    """Return the pointer at which a tile begins."""
     by_batch, _, by_position, _ = strides
     offset = batch * by_batch + tl.cast(start, tl.int64) * by_position
     return pointer + offset * (V if CONTIGUOUS else 2 if PAIRS else 1)
@@ -80,21 +83,21 @@ def _begin(pointer, strides, batch, start, V: tl.constexpr, CONTIGUOUS: tl.const
 
 @triton.jit
 def _channels_of_block(channels, BLOCK_CHANNELS: tl.constexpr, PAIRS: tl.constexpr):
-    """The channels that a program keeps to, and which of them there are."""
+    """Return the channels of a program, and the mask of those that exist."""
     c = tl.program_id(0) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
     return c, c < (channels // 2 * 2 if PAIRS else channels)
 
 
 @triton.jit
 def _load_bias(pointer, vector, channel, channel_mask, V: tl.constexpr, COMPUTE: tl.constexpr):
-    """What is added to the elements of each channel's vectors, (V or 1, 1, C)."""
+    """Load the bias of each channel's vectors, (V or 1, 1, C)."""
     offsets = (channel * V)[None, None, :] + vector[:, None, None]
     return tl.load(pointer + offsets, mask=channel_mask[None, None, :], other=0.0).to(COMPUTE)
 
 
 @triton.jit
 def add_in_memory(pointers, values, mask, before):
-    """Store values, or if something came before, add them to what some thread stored then."""
+    """Store values, or add them to those that another thread stored before."""
     tl.debug_barrier()
     values += tl.where(before > 0, tl.load(pointers, mask=mask, other=0.0), 0.0)
     tl.debug_barrier()
@@ -118,9 +121,10 @@ def forward_kernel(
     BLOCK_POSITIONS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, UNROLL: tl.constexpr, STAGES: tl.constexpr,
     BIAS: tl.constexpr,
 ):  # fmt: skip
-    """out = F(x), or with a BIAS for each of V times the channels, whose vectors are contiguous, out = F(x + bias).
+    """Store out = F(x), or with BIAS out = F(x + bias).
 
-    Numerator (1 or G, M) and denominator (1 or G, N) are contiguous; ``width`` channels are a group.
+    Numerator (1 or G, M) and denominator (1 or G, N) are contiguous. A group has ``width`` channels. With BIAS vectors
+    are contiguous, and the bias has V numbers for each channel.
     """
     c, channel_mask = _channels_of_block(channels, BLOCK_CHANNELS, PAIRS)
     group = c // width
@@ -188,13 +192,14 @@ def backward_kernel(
     NUMERATOR_FOLD: tl.constexpr, DENOMINATOR_FOLD: tl.constexpr, PRECISE: tl.constexpr, EARLY: tl.constexpr,
     BIAS: tl.constexpr,
 ):  # fmt: skip
-    """grad_x = g F'(x), or g F'(x + bias), and each program's share of the sums for da and db, and for dbias.
+    """Store grad_x = g F'(x), or g F'(x + bias), and each program's share of the sums for da, db and dbias.
 
-    ``partial`` is contiguous float64: (M, channels / NUMERATOR_FOLD, programs of a block of channels) for da, and the
-    like for db without the factor s(b). A sum takes in FOLD channels that share their coefficients. ``bias_partial``
-    is float32, (programs of a block, V channels). PRECISE is for inputs of more than 16 bits: terms round less, and
-    each tile's are added to the float64 sums, not each run's. EARLY lets the kernel that adds the sums up come onto the
-    device before this one ends.
+    ``partial`` is contiguous float64. Its da is (M, channels / NUMERATOR_FOLD, programs of a block of channels), and
+    its db is alike, without the factor s(b). A sum is over FOLD channels that share their coefficients.
+    ``bias_partial`` is float32, (programs of a block, V channels).
+
+    PRECISE is for inputs of more than 16 bits. Terms then round less, and each tile is added to the float64 sums, not
+    each run. EARLY lets the kernel that adds up the sums start on the device before this one ends.
     """
     c, channel_mask = _channels_of_block(channels, BLOCK_CHANNELS, PAIRS)
     group = c // width

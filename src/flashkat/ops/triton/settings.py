@@ -1,7 +1,7 @@
 """The settings of the launches, the same for every GPU. Nothing is tuned at a first call.
 
 A launch follows by rule from these, and from sizes, strides, dtypes and the number of multiprocessors. The rules are in
-``rational.py`` and ``norm.py``. What is compiled depends on channels, groups, dtypes and layout. It does not depend on
+``rational.py`` and ``norm.py``. Compiled code depends on channels, groups, dtypes and layout. It does not depend on
 the batch size or the sequence length. For channels-first images it depends on how their size divides into tiles.
 """
 
