@@ -41,7 +41,7 @@ class _Activation(nn.Module):
             table.copy_(coefficients.expand_as(table))
 
     def forward(self, x: Tensor) -> Tensor:
-        """The rational of each group; ValueError where the channels of ``x`` do not divide into the groups."""
+        """Apply each group's rational. Raise ValueError if the channels of ``x`` do not divide into the groups."""
         return rational(x, *(getattr(self, name) for name in self._names), dim=self._dim)
 
 
@@ -134,7 +134,7 @@ class FlashKAT_Group(_Activation):  # noqa: N801
         self.m, self.n = m, n
 
     def forward(self, x: Tensor) -> Tensor:
-        """The rational of each group; ValueError where ``x`` has other channels than ``in_features``."""
+        """Apply each group's rational. Raise ValueError if ``x`` does not have ``in_features`` channels."""
         if x.ndim and x.shape[-1] != self.in_features:
             raise ValueError(f"expected {self.in_features} channels in dim -1, got x of shape {tuple(x.shape)}")
         return super().forward(x)

@@ -46,7 +46,7 @@ _TAIL_REACH = 8 / 3
 
 
 def starting_coefficients(name: str, m: int = 6, n: int = 4) -> tuple[Tensor, Tensor]:
-    """Coefficients for a named starting function.
+    """Return the coefficients of a named starting function.
 
     Args:
         name: a key of :data:`FUNCTIONS`.
@@ -148,7 +148,7 @@ def fit(
 
 
 def variance_gain(name: str, m: int = 6, n: int = 4) -> float:
-    """alpha = Var[x] / E[F(x)^2] for x ~ N(0, 1), for a named starting function F.
+    """Return alpha = Var[x] / E[F(x)^2] for x ~ N(0, 1), for a named starting function F.
 
     Weights of variance alpha / d_in after F keep the variance of their input (Yang & Wang, ICLR 2025, section 4.4).
     """

@@ -1,7 +1,7 @@
 """Plain Horner arithmetic on a chunk (outer, channels, inner), by PyTorch's own operators.
 
-Each operator is a pass over arrays in cache, and its time is that of the arrays it touches. So chunks share scratch,
-operators work in place, and a result's own memory is scratch until it is filled.
+Each operator is a pass over arrays in cache, and is memory-bound. So chunks share scratch, operators work in place,
+and a result's own memory is scratch until it is filled.
 """
 
 from typing import NamedTuple
@@ -17,7 +17,7 @@ _POWERS = {torch.float32: 2.0**36, torch.float64: 2.0**300}
 _GRADIENTS = {torch.float32: (2.0**-60, 2.0**30), torch.float64: (2.0**-600, 2.0**300)}
 
 BLOCK = 8
-"""Rows that are summed before the sums go on in float64; a chunk is best of a multiple of them."""
+"""Rows that are summed in the dtype of the arithmetic. Their sums are added in float64. Chunks are best multiples."""
 
 
 class Polynomials(NamedTuple):
@@ -54,7 +54,7 @@ class Coefficients:
         self._of_channels: dict[tuple[int, int], Polynomials] = {}
 
     def polynomials(self, channels: slice) -> Polynomials:
-        """The coefficients for some of the channels."""
+        """Return the coefficients for a slice of the channels."""
         key = channels.start, channels.stop
         if key not in self._of_channels:
             p, q, dp, dq = (list(part.unbind(0)) for part in self._table[:, channels].split(self._lengths))
@@ -63,7 +63,7 @@ class Coefficients:
         return self._of_channels[key]
 
     def stay_plain(self, size: Tensor) -> bool:
-        """Whether powers of |x| = ``size`` stay far inside the float range; False where there is a NaN."""
+        """Return whether powers of |x| = ``size`` stay far inside the float range. A NaN gives False."""
         reach = max(float(size.amax()), 1.0)  # in this order, which keeps a NaN
         # A product, since a float power raises on overflow.
         bound = self._largest
@@ -73,7 +73,7 @@ class Coefficients:
 
 
 class Scratch:
-    """Contiguous arrays without content, each made when first asked for and used again for every chunk."""
+    """Uninitialised contiguous arrays, each made at its first use and reused for every chunk."""
 
     # As many as forward and backward name, and more where x and the result cannot take the place of some. The sums of
     # blocks of rows, in both precisions, take the memory of less than half an array.
@@ -84,7 +84,7 @@ class Scratch:
         self._arrays: dict[str, Tensor] = {}
 
     def array(self, name: str, chunk: Tensor) -> Tensor:
-        """The array ``name`` in the shape of ``chunk``."""
+        """Return the array ``name`` in the shape of ``chunk``."""
         size = chunk.numel()
         array = self._arrays.get(name, self._empty)
         if array.numel() < size:
@@ -92,20 +92,20 @@ class Scratch:
         return array[:size].view(chunk.shape)
 
     def filled(self, name: str, chunk: Tensor) -> Tensor:
-        """``chunk`` itself where it is as good as an array, else a copy of it in the array ``name``."""
+        """Return ``chunk`` itself if it can serve as an array, else a copy of it in the array ``name``."""
         return chunk if self.is_array(chunk) else self.array(name, chunk).copy_(chunk)
 
     def array_or(self, chunk: Tensor, name: str) -> Tensor:
-        """``chunk`` itself where it is as good as an array, else the array ``name``."""
+        """Return ``chunk`` itself if it can serve as an array, else the array ``name``."""
         return chunk if self.is_array(chunk) else self.array(name, chunk)
 
     def is_array(self, chunk: Tensor) -> bool:
-        """Whether ``chunk`` is as good as an array."""
+        """Return whether ``chunk`` can serve as an array: it has the dtype and is contiguous."""
         return chunk.dtype == self._empty.dtype and chunk.is_contiguous()
 
 
 def forward(x: Tensor, output: Tensor, c: Coefficients, f: Polynomials, scratch: Scratch) -> bool:
-    """Write F(x) to ``output``, or return False where plain arithmetic will not do."""
+    """Write F(x) to ``output``, or return False if plain arithmetic might overflow."""
     x = scratch.filled("x", x)
     size = torch.abs(x, out=scratch.array("size", x))
     if not c.stay_plain(size):
@@ -118,7 +118,7 @@ def forward(x: Tensor, output: Tensor, c: Coefficients, f: Polynomials, scratch:
 def backward(g: Tensor, x: Tensor, grad_x: Tensor, c: Coefficients, f: Polynomials, scratch: Scratch) -> Tensor | None:
     """Write the gradient of x to ``grad_x``, and return sums for da and db without the factor s(b).
 
-    The sums are (m + n, channels) in float64. None where plain arithmetic will not do.
+    The sums are (m + n, channels) in float64. The result is None if plain arithmetic might overflow.
     """
     x = scratch.filled("x", x)
     size = torch.abs(x, out=scratch.array("size", x))
@@ -141,9 +141,9 @@ def backward(g: Tensor, x: Tensor, grad_x: Tensor, c: Coefficients, f: Polynomia
 
 
 def _sums_of_powers(term: Tensor, x: Tensor, count: int) -> list[Tensor]:
-    """Sums over all positions of term * x^i, i < count, each (channels,) in float64. ``term`` is overwritten."""
-    # PyTorch's float32 sums are accurate over few rows, not over all. A thread that sums blocks of rows has them in its
-    # cache from multiplying them, which one that sums columns has not.
+    """Return the sums over all positions of term * x^i, i < count, each (channels,) in float64. Overwrite ``term``."""
+    # PyTorch's float32 sums are accurate over few rows, not over all. A thread that sums blocks of rows still has them
+    # in its cache from the multiplication. One that sums columns does not.
     outer, channels, inner = term.shape
     rows = 1 if inner >= BLOCK else BLOCK if outer % BLOCK == 0 else outer
     blocks = term.new_empty(outer // rows, channels)
@@ -158,7 +158,10 @@ def _sums_of_powers(term: Tensor, x: Tensor, count: int) -> list[Tensor]:
 
 
 def _gradient_stays_plain(g: Tensor, dtype: torch.dtype) -> bool:
-    """Whether products with the largest gradient neither overflow nor underflow; smaller ones add nothing to a sum."""
+    """Return whether products with the largest gradient neither overflow nor underflow.
+
+    Those with much smaller gradients may underflow, as they add nothing to a sum.
+    """
     low, high = (float(end) for end in torch.aminmax(g))
     least, most = _GRADIENTS[dtype]
     size = max(-low, high)
@@ -176,7 +179,7 @@ def _horner(coefficients: list[Tensor], x: Tensor, out: Tensor) -> Tensor:
 
 
 def _negate_unless_negative(value: Tensor, x: Tensor, scratch: Tensor) -> None:
-    """value *= -s(x), with s(0) = +1."""
+    """Multiply ``value`` in place by -s(x), with s(0) = +1."""
     # A mask and torch.where take twenty times as long. This multiplies by -1 wherever -x > 0 does not hold.
     torch.neg(x, out=scratch)
     torch.ops.aten.leaky_relu_backward.grad_input(value, scratch, -1.0, False, grad_input=value)

@@ -11,12 +11,12 @@ SUM_EXPONENT = 960
 
 
 def wide_device(device: torch.device) -> torch.device:
-    """Where float64 arithmetic for ``device`` runs: Apple's GPUs have none."""
+    """Return the device of float64 arithmetic for ``device``: the CPU for Apple's GPUs, which have none."""
     return torch.device("cpu") if device.type == "mps" else device
 
 
 def forward(x: Tensor, a: list[Tensor], one_b: list[Tensor]) -> Tensor:
-    """F(x) for a chunk (outer, channels, inner), with (channels, 1) coefficients of P and Q."""
+    """Return F(x) for a chunk (outer, channels, inner), with (channels, 1) coefficients of P and Q."""
     a, one_b = _widen(a), _widen(one_b)
     f, e = _split(wide(x))
     p, ep = _scaled_polynomial(a, f, e)
@@ -25,7 +25,7 @@ def forward(x: Tensor, a: list[Tensor], one_b: list[Tensor]) -> Tensor:
 
 
 def backward(g: Tensor, x: Tensor, a: list[Tensor], one_b: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """grad_x, and (m + n, channels) sums for da and db, the latter without the factor s(b).
+    """Return grad_x, and the sums (m + n, channels) for da and db. Those for db lack the factor s(b).
 
     Terms of the sums saturate, so that opposite ones cancel instead of making a NaN.
     """
@@ -54,12 +54,12 @@ def backward(g: Tensor, x: Tensor, a: list[Tensor], one_b: list[Tensor]) -> tupl
 
 
 def _power_of_two(exponent: Tensor) -> Tensor:
-    """2^exponent in float64, exact, for exponents of normal numbers."""
+    """Return 2^exponent in float64, exact, for exponents of normal numbers."""
     return ((exponent.long() + 1023) << 52).view(torch.float64)
 
 
 def wide(tensor: Tensor) -> Tensor:
-    """``tensor`` in float64, on a device that has it."""
+    """Return ``tensor`` in float64, on a device that has it."""
     return tensor.to(wide_device(tensor.device), torch.float64)
 
 
@@ -68,13 +68,16 @@ def _widen(tensors: list[Tensor]) -> list[Tensor]:
 
 
 def _split(value: Tensor) -> tuple[Tensor, Tensor]:
-    """value = mantissa * 2^exponent with 0.5 <= |mantissa| < 1; zero has its own exponent; inf and NaN become NaN."""
+    """Split value = mantissa * 2^exponent with 0.5 <= |mantissa| < 1.
+
+    Zero has the exponent ``_ZERO_EXPONENT``. NaN and inf become NaN.
+    """
     mantissa, exponent = torch.frexp(value)
     return mantissa + (value - value), torch.where(value == 0, _ZERO_EXPONENT, exponent)
 
 
 def _scale(value: Tensor, exponent: Tensor) -> Tensor:
-    """value * 2^exponent in two exact halves, so that only the result itself can round, overflow or underflow."""
+    """Return value * 2^exponent by two exact factors, so that only the result itself can round or overflow."""
     exponent = exponent.clamp(-2040, 2040)
     half = exponent >> 1
     return value * _power_of_two(half) * _power_of_two(exponent - half)
@@ -87,7 +90,7 @@ def _shift_down(value: Tensor, exponent: Tensor) -> Tensor:
 def _scaled_polynomial(
     coefficients: list[Tensor], f: Tensor, e: Tensor, derivative: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """sum_i c_i (f 2^e)^i, or its derivative, as a value and an exponent: a sum relative to the largest term."""
+    """Return sum_i c_i (f 2^e)^i, or its derivative, as a value and an exponent: that of the largest term."""
     terms = [(1, *_split(c)) for c in coefficients]
     if derivative:
         terms = [(i, mantissa, exponent) for i, (_, mantissa, exponent) in enumerate(terms)][1:]

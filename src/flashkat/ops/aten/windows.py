@@ -28,7 +28,7 @@ _SCRATCH = 0.45
 
 
 def forward(x: Tensor, numerator: Tensor, denominator: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
-    """F(x) as ``dtype``; see :func:`flashkat.rational` for the arguments, which are taken as valid."""
+    """Return F(x) in ``dtype``. The arguments are those of :func:`flashkat.rational`, and are not checked."""
     output = Output(x, dim, dtype)
     if x.numel() == 0:
         return output.finish()
@@ -40,7 +40,7 @@ def forward(x: Tensor, numerator: Tensor, denominator: Tensor, dim: int, dtype: 
 def backward(
     grad: Tensor, x: Tensor, numerator: Tensor, denominator: Tensor, dim: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients with respect to x, numerator and denominator, each in the dtype of what it belongs to."""
+    """Return the gradients with respect to x, numerator and denominator, each in the dtype of its tensor."""
     output = Output(x, dim, x.dtype)
     if x.numel() == 0:
         return output.finish(), torch.zeros_like(numerator), torch.zeros_like(denominator)
@@ -98,7 +98,7 @@ def fill_gradients(
 
 
 def coefficient_gradients(sums: Tensor, numerator: Tensor, denominator: Tensor) -> tuple[Tensor, Tensor]:
-    """da and db from sums (m + n, channels or groups) that lack the factor s(b)."""
+    """Return da and db from sums (m + n, channels or groups) that lack the factor s(b)."""
     m = numerator.shape[1]
     overflow = sums.abs() >= 2.0 ** (aten_scaled.SUM_EXPONENT - 1)
     sums = torch.where(overflow, sums * torch.inf, sums)
@@ -107,12 +107,12 @@ def coefficient_gradients(sums: Tensor, numerator: Tensor, denominator: Tensor) 
 
 
 def _sum_over_channels(sums: Tensor, coefficients: Tensor) -> Tensor:
-    """(count, C) sums per channel to sums per row of the coefficients, (rows, count)."""
+    """Add up sums per channel (count, C) to sums per row of the coefficients (rows, count)."""
     return sums.unflatten(1, (len(coefficients), -1)).sum(2).T.to(coefficients).contiguous()
 
 
 def _chunk_elements(x3: Tensor, arrays: float) -> int:
-    """How many elements a chunk holds that takes ``arrays`` of scratch."""
+    """Return the number of elements of a chunk that takes ``arrays`` of scratch."""
     on_cpu = x3.device.type == "cpu"
     most = _CHUNK_ELEMENTS_PER_THREAD * torch.get_num_threads() if on_cpu else _CHUNK_ELEMENTS_ON_GPUS
     return max(_SMALLEST_CHUNK_ELEMENTS, min(most, int(_SCRATCH * x3.numel() / arrays)))
@@ -147,7 +147,7 @@ def windows(region: Window, elements: int) -> Iterator[Window]:
 
 
 def _even_step(span: slice, most: int, multiple: int = 1) -> int:
-    """A step of at most ``most`` that cuts the span about evenly, where it can a multiple of ``multiple``."""
+    """Return a step of at most ``most`` that cuts the span about evenly, if possible a multiple of ``multiple``."""
     size = span.stop - span.start
     if most > multiple:
         most -= most % multiple

@@ -4,10 +4,11 @@
 block, and reports blocks whose numbers are too large for plain arithmetic. ``aten/windows.py`` does those again.
 
 The code runs on the OpenMP threads of PyTorch's own operators, as many as ``torch.get_num_threads`` says. They do not
-survive a fork: a forked child must stay on one thread, as the workers of PyTorch's data loaders do. Without an OpenMP
-of GNU's protocol, there is one thread. macOS was not tried.
+survive a fork, so a forked child must stay on one thread. Workers of PyTorch's data loaders do. Without an OpenMP of
+GNU's protocol there is one thread. macOS was not tried.
 
-What follows from shapes, strides and dtypes is computed once and kept, since small calls are host-bound.
+The plan of a call depends on shapes, strides and dtypes. It is computed once and kept, since small calls are
+host-bound.
 """
 
 import ctypes
@@ -92,7 +93,7 @@ def _openmp() -> int | None:
 
 
 def forward(x: Tensor, numerator: Tensor, denominator: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
-    """As ``aten.forward``."""
+    """Return F(x) in ``dtype``, as ``aten.windows.forward`` does."""
     plan = _plan(_layout(x), dtype, None, _layout(numerator), _layout(denominator), dim)
     if plan is None or not _in_memory(x, numerator, denominator):
         return aten.forward(x, numerator, denominator, dim, dtype)
@@ -102,7 +103,7 @@ def forward(x: Tensor, numerator: Tensor, denominator: Tensor, dim: int, dtype: 
 def backward(
     grad: Tensor, x: Tensor, numerator: Tensor, denominator: Tensor, dim: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As ``aten.backward``."""
+    """Return the gradients of x, numerator and denominator, as ``aten.windows.backward`` does."""
     plan = _plan(_layout(x), x.dtype, _layout(grad), _layout(numerator), _layout(denominator), dim)
     if plan is None or not _in_memory(x, numerator, denominator, grad):
         return aten.backward(grad, x, numerator, denominator, dim)
@@ -125,7 +126,7 @@ def _layout(tensor: Tensor) -> _Layout:
 
 @dataclass(frozen=True)
 class _Plan:
-    """What a call does, whatever the numbers. A tensor without a view of three dimensions is copied."""
+    """The parts of a call that do not depend on its numbers. A tensor without a three-dimensional view is copied."""
 
     call: _Call
     sizes: tuple[int, int, int]  # (outer, channels, inner)

@@ -1,4 +1,4 @@
-"""The formulas of the Triton kernels for one tile, in two ways: plain, and scaled for numbers that are far from 1.
+"""The formulas of the Triton kernels for one tile: plain, and scaled (overflow-safe).
 
     F = P / Q,   P = sum_i a_i x^i,   Q = 1 + sum_j |b_j| |x|^j,   s(v) = -1 for v < 0, else +1
     dx   = g (P' / Q - s(x) T P / Q^2),   T = sum_j j |b_j| |x|^(j-1)
@@ -6,31 +6,30 @@
     db_j = sum -g P / Q^2 |x|^j s(b_j)
 
 A tile has shape (V, P, C): the V elements of a thread's vector, positions, channels. Coefficients are tuples of M and N
-tensors of shape (1, 1, C), those of the denominator absolute values. Arithmetic has the dtype of the tile, float32 or
-float64. The sums for da and db are taken over V, the plain ones in that dtype; the caller adds them up in float64, and
+tensors (1, 1, C). Those of the denominator are absolute values. Arithmetic has the dtype of the tile, float32 or
+float64. A tile's sums for da and db are over V, the plain ones in that dtype. The caller adds them up in float64, and
 applies s(b_j).
 
-Plain is Horner's scheme, and for the gradients h = g / Q, from which all else is a product: dx = h (P' - s(x) T P/Q),
-terms h x^i and h P/Q |x|^j. Sums over V in float32 round as well; where inputs are float32 and sums should be as good
-as theirs, PRECISE makes up for it with terms that round less. It is right while :func:`stays_plain` holds: then no
-intermediate value overflows unless a result or a sum does. (Where |g| < 2^-126 Q, h loses bits as any number below the
-normal range does.)
+Plain arithmetic is Horner's scheme. The gradients are products of h = g / Q: dx = h (P' - s(x) T P/Q), with terms
+h x^i and h P/Q |x|^j. It is right while :func:`stays_plain` holds: no intermediate value overflows unless a result or
+a sum does. For |g| < 2^-126 Q, h is subnormal and loses bits. For float32 inputs PRECISE makes terms that round less,
+as the sums over V round too.
 
-Scaled keeps numbers as a mantissa and an integer exponent, so that nothing overflows before the result itself does:
-finite in, finite (or correctly infinite) out.
+Scaled arithmetic keeps numbers as a mantissa and an integer exponent. Nothing overflows before the result itself does,
+so finite inputs give finite or correctly infinite results.
 """
 
 import torch
 import triton
 import triton.language as tl
 
-# Known beforehand: compilers may compile where no device can be asked.
+# A constant, as compilers may run without a device.
 _HAS_PTX = tl.constexpr(torch.version.hip is None and not triton.knobs.runtime.interpret)
-# (M + N + 1) max(1, |a|, |b|) max(1, |x|)^degree bounds P and Q. Below these powers of two, the product of P and T, at
-# most N times the square of the bound, is a float32 (float64) number.
+# (M + N + 1) max(1, |a|, |b|) max(1, |x|)^degree bounds P and Q. The product of P and T is at most N times its square.
+# Below these powers of two that is a float32 (float64) number.
 _PLAIN_F32 = tl.constexpr(2.0**60)
 _PLAIN_F64 = tl.constexpr(2.0**480)
-# The exponent that stands for zero: any power or product of it stays far below every true exponent, within int32.
+# The exponent of zero. Powers and products of it stay far below every true exponent, within int32.
 _ZERO_EXPONENT = tl.constexpr(-(2**20))
 # Terms of a float64 sum saturate here, so that opposite ones cancel instead of making a NaN.
 SUM_EXPONENT = tl.constexpr(960)
@@ -38,7 +37,7 @@ SUM_EXPONENT = tl.constexpr(960)
 
 @triton.jit
 def load_coefficients(pointer, row, mask, COUNT: tl.constexpr, ABSOLUTE: tl.constexpr, COMPUTE: tl.constexpr):
-    """A tuple of COUNT tensors (1, 1, C): the coefficients, or their absolute values, of each channel's ``row``."""
+    """Load the coefficients, or their absolute values, of each channel's ``row``: COUNT tensors (1, 1, C)."""
     coefficients = ()
     for i in tl.static_range(COUNT):
         value = tl.load(pointer + row * COUNT + i, mask=mask, other=0.0).to(COMPUTE)
@@ -50,7 +49,7 @@ def load_coefficients(pointer, row, mask, COUNT: tl.constexpr, ABSOLUTE: tl.cons
 
 @triton.jit
 def largest_coefficient(a, b, M: tl.constexpr, N: tl.constexpr):
-    """(M + N + 1) max(1, |a|, |b|), a scalar."""
+    """Return (M + N + 1) max(1, |a|, |b|), a scalar."""
     largest = tl.maximum(tl.abs(a[0]), 1.0)
     for i in tl.static_range(1, M):
         largest = tl.maximum(largest, tl.abs(a[i]))
@@ -61,7 +60,7 @@ def largest_coefficient(a, b, M: tl.constexpr, N: tl.constexpr):
 
 @triton.jit
 def stays_plain(reach, largest, M: tl.constexpr, N: tl.constexpr):
-    """Whether plain arithmetic is right for all |x| <= reach; a NaN does not matter, either way propagates it."""
+    """Return whether plain arithmetic is right for all |x| <= reach. A NaN may give either, as both propagate it."""
     reach = tl.maximum(reach, 1.0)
     bound = largest
     for _ in tl.static_range(M - 1 if M > N else N):
@@ -77,7 +76,7 @@ def stays_plain(reach, largest, M: tl.constexpr, N: tl.constexpr):
 
 @triton.jit
 def reciprocal(q):
-    """1 / q for q >= 1 that is not near the largest number, within a unit in the last place."""
+    """Return 1 / q within a unit in the last place, for q >= 1 far from the largest number."""
     if _HAS_PTX and q.dtype == tl.float32:
         return tl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [q], q.dtype, is_pure=True, pack=1)
     else:
@@ -86,7 +85,7 @@ def reciprocal(q):
 
 @triton.jit
 def _numerator(x, a, M: tl.constexpr):
-    """P and P'."""
+    """Return P and P'."""
     zero = tl.zeros_like(x)
     value = a[M - 1] + zero
     derivative = zero
@@ -98,7 +97,7 @@ def _numerator(x, a, M: tl.constexpr):
 
 @triton.jit
 def _denominator(u, b, N: tl.constexpr):
-    """Q, T, and what the last rounding took from Q (while Q < 2^24 exactly), for u = |x|."""
+    """Return Q, T, and the rounding error of Q's last step, for u = |x|. The error is exact while Q < 2^24."""
     zero = tl.zeros_like(u)
     value = zero + 1.0
     derivative = zero
@@ -117,7 +116,7 @@ def _denominator(u, b, N: tl.constexpr):
 
 @triton.jit
 def plain_value(x, a, b, M: tl.constexpr, N: tl.constexpr):
-    """F(x) of a tile."""
+    """Return F(x) of a tile."""
     p, _ = _numerator(x, a, M)
     q, _, _ = _denominator(tl.abs(x), b, N)
     return p / q
@@ -125,7 +124,7 @@ def plain_value(x, a, b, M: tl.constexpr, N: tl.constexpr):
 
 @triton.jit
 def plain_gradients(g, x, a, b, M: tl.constexpr, N: tl.constexpr, PRECISE: tl.constexpr):
-    """dx of a tile, and its terms of the sums for da and db, a tuple of M + N tensors (P, C)."""
+    """Return dx of a tile, and its sums for da and db: a tuple of M + N tensors (P, C)."""
     u = tl.abs(x)
     p, dp = _numerator(x, a, M)
     q, dq, rest = _denominator(u, b, N)
@@ -133,13 +132,13 @@ def plain_gradients(g, x, a, b, M: tl.constexpr, N: tl.constexpr, PRECISE: tl.co
     y = p * r
     h = g * r
     if PRECISE:
-        # By what h Q, with what Q lacks, leaves of g: after this h has its own rounding and little more.
+        # A Newton step with the residual g - h (Q + rest). After it h has little more than its own rounding error.
         h = tl.fma(r, tl.fma(-h, rest, tl.fma(-h, q, g)), h)
     dx = h * (dp - tl.where(x < 0, -dq, dq) * y)
     z = h * y
     terms = ()
     if PRECISE:
-        # One power after the other: of squares each has the rounding of the square, too.
+        # Power by power: with squares, each term would also have the rounding error of the square.
         for i in tl.static_range(M):
             if i > 0:
                 h = h * x
@@ -148,7 +147,7 @@ def plain_gradients(g, x, a, b, M: tl.constexpr, N: tl.constexpr, PRECISE: tl.co
             z = z * u
             terms = terms + (-tl.sum(z, axis=0),)
     else:
-        # By squares: fewer products, as the odd powers join the sum in one instruction.
+        # With squares there are fewer products: an odd power is a fused multiply-add into the sum.
         square = x * x
         for i in tl.static_range(M):
             if i > 0 and i % 2 == 0:
@@ -163,7 +162,7 @@ def plain_gradients(g, x, a, b, M: tl.constexpr, N: tl.constexpr, PRECISE: tl.co
 
 @triton.jit
 def add_terms(sums, terms, COUNT: tl.constexpr):
-    """``terms`` added to ``sums``, in the dtype of the latter."""
+    """Return ``sums`` plus ``terms``, in the dtype of the sums."""
     total = ()
     for k in tl.static_range(COUNT):
         total = total + (sums[k] + terms[k].to(sums[k].dtype),)
@@ -175,7 +174,7 @@ def add_terms(sums, terms, COUNT: tl.constexpr):
 
 @triton.jit
 def _power_of_two(exponent, like):
-    """2^exponent in the dtype of ``like``, for exponents of normal numbers."""
+    """Return 2^exponent in the dtype of ``like``, for exponents of normal numbers."""
     if like.dtype == tl.float64:
         return ((exponent.to(tl.int64) + 1023) << 52).to(tl.float64, bitcast=True)
     else:
@@ -184,7 +183,10 @@ def _power_of_two(exponent, like):
 
 @triton.jit
 def _split(value):
-    """value = mantissa * 2^exponent with 1 <= |mantissa| < 2; zero has its own exponent; NaN and inf become NaN."""
+    """Split value = mantissa * 2^exponent with 1 <= |mantissa| < 2.
+
+    Zero has the exponent ``_ZERO_EXPONENT``. NaN and inf become NaN.
+    """
     if value.dtype == tl.float64:
         tiny = tl.abs(value) < 2.0**-1022
         bits = tl.where(tiny, value * 2.0**64, value).to(tl.int64, bitcast=True)
@@ -207,7 +209,7 @@ def _split(value):
 
 @triton.jit
 def _scale(value, exponent):
-    """value * 2^exponent in two exact halves, so that only the result itself can round, overflow or underflow."""
+    """Return value * 2^exponent by two exact factors, so that only the result itself can round or overflow."""
     if value.dtype == tl.float64:
         exponent = tl.minimum(tl.maximum(exponent, -2040), 2040)
     else:
@@ -218,7 +220,7 @@ def _scale(value, exponent):
 
 @triton.jit
 def _shift_down(value, exponent):
-    """value * 2^exponent for exponent <= 0; what falls below the smallest normal factor does not matter to a sum."""
+    """Return value * 2^exponent for exponent <= 0. Factors below the smallest normal one do not matter in a sum."""
     if value.dtype == tl.float64:
         return value * _power_of_two(tl.maximum(exponent, -1022), value)
     else:
@@ -227,16 +229,16 @@ def _shift_down(value, exponent):
 
 @triton.jit
 def _to_sum(value, exponent):
-    """value * 2^exponent, saturated, summed over V in float64."""
+    """Sum value * 2^exponent over V in float64, saturated."""
     value = value.to(tl.float64)
     return tl.sum(value * _power_of_two(tl.minimum(tl.maximum(exponent, -1022), SUM_EXPONENT), value), axis=0)
 
 
 @triton.jit
 def _scaled_polynomial(x, e, coefficients, COUNT: tl.constexpr, FIRST: tl.constexpr):
-    """sum_i c_i (x 2^e)^i and its derivative, each as a value and an exponent: sums relative to the largest term.
+    """Return sum_i c_i (x 2^e)^i and its derivative, each as a value and an exponent.
 
-    With FIRST = 1 the coefficients are c_1, c_2, ... and c_0 is 1.
+    Sums are relative to the largest term. With FIRST = 1 the coefficients are c_1, c_2, ... and c_0 is 1.
     """
     zero = tl.zeros_like(x)
     top = e * 0 + (0 if FIRST == 1 else _ZERO_EXPONENT)
@@ -261,7 +263,7 @@ def _scaled_polynomial(x, e, coefficients, COUNT: tl.constexpr, FIRST: tl.conste
 
 @triton.jit
 def scaled_value(x, a, b, M: tl.constexpr, N: tl.constexpr):
-    """As ``plain_value``."""
+    """Return F(x) of a tile on the overflow-safe path."""
     f, e = _split(x)
     p, ep, _, _ = _scaled_polynomial(f, e, a, M, 0)
     q, eq, _, _ = _scaled_polynomial(tl.abs(f), e, b, N, 1)
@@ -270,7 +272,7 @@ def scaled_value(x, a, b, M: tl.constexpr, N: tl.constexpr):
 
 @triton.jit
 def scaled_gradients(g, x, a, b, M: tl.constexpr, N: tl.constexpr):
-    """As ``plain_gradients``, with float64 terms."""
+    """Return dx and the sums of ``plain_gradients`` on the overflow-safe path, the sums in float64."""
     f, e = _split(x)
     fg, eg = _split(g)
     u = tl.abs(f)

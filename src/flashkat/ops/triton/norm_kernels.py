@@ -2,20 +2,20 @@
 
     total = x + branch,   z = (total - mean) rstd weight + bias,   out = F(z)
 
-with mean and rstd = 1 / sqrt(variance + eps) over the channels of each row. The backward pass computes z anew, and has
-all gradients in one pass over memory: with dz = g F'(z) and w = dz weight, and averages over the channels,
+with mean and rstd = 1 / sqrt(variance + eps) over the channels of each row. The backward pass recomputes z, and
+computes all gradients in one pass over memory. With dz = g F'(z), w = dz weight and averages over the channels:
 
     dtotal  = g_total + rstd (w - average(w) - n average(w n)),   n = (total - mean) rstd
     dweight = sum over rows of dz n,   dbias = sum over rows of dz,   da and db as in ``arithmetic.py`` with x = z
 
-Rows are contiguous. A program takes runs of BLOCK_ROWS whole rows, each in CHUNKS tiles (V, BLOCK_ROWS, BLOCK_VECTORS)
-of vectors of V channels that share their coefficients; a thread keeps the same channels throughout, so that it loads
-coefficients once and adds up its sums in registers. As in ``rational_kernels.py`` all is computed the plain way, and
-again with care in the seldom case that this was not right. Each sum has a fixed order.
+Rows are contiguous. A program takes runs of BLOCK_ROWS whole rows, in CHUNKS tiles (V, BLOCK_ROWS, BLOCK_VECTORS).
+The V channels of a vector share their coefficients. A thread keeps its channels, so that it loads coefficients once
+and adds up its sums in registers. As in ``rational_kernels.py``, a program repeats its work on the overflow-safe path
+if plain arithmetic may have overflowed. Each sum has a fixed order.
 
-Dtypes: x, branch, total, out and gradients are float32, bfloat16 or float16, each its own; arithmetic is float32. Sums
-for da and db are float32 over the V channels of a vector, and from there on float64. Those for weight and bias are
-float32 over a program's rows, and float64 over programs.
+x, branch, total, out and gradients are float32, bfloat16 or float16, each on its own. Arithmetic is float32. Sums for
+da and db are float32 over the V channels of a vector, then float64. Those for weight and bias are float32 over a
+program's rows, and float64 over programs.
 """
 
 import triton
@@ -35,20 +35,20 @@ from .rational_kernels import add_in_memory, add_up_coefficients, add_up_columns
 
 @triton.jit
 def _vectors(chunk, CHANNELS: tl.constexpr, V: tl.constexpr, BLOCK_VECTORS: tl.constexpr):
-    """The vectors of a chunk, and which of them there are."""
+    """Return the vectors of a chunk, and the mask of those that exist."""
     vectors = chunk * BLOCK_VECTORS + tl.arange(0, BLOCK_VECTORS)
     return vectors, vectors < CHANNELS // V
 
 
 @triton.jit
 def _offsets(vectors, CHANNELS: tl.constexpr, V: tl.constexpr, BLOCK_ROWS: tl.constexpr):
-    """Offsets (V, R, C) within a run of rows."""
+    """Return the offsets (V, R, C) within a run of rows."""
     return _offsets_of_first(vectors, CHANNELS, V, BLOCK_ROWS) + tl.arange(0, V)[:, None, None]
 
 
 @triton.jit
 def _offsets_of_first(vectors, CHANNELS: tl.constexpr, V: tl.constexpr, BLOCK_ROWS: tl.constexpr):
-    """Those (1, R, C) of the first channel of each vector."""
+    """Return the offsets (1, R, C) of the first channel of each vector."""
     return (tl.arange(0, BLOCK_ROWS)[:, None] * CHANNELS + vectors[None, :] * V)[None, :, :]
 
 
@@ -56,14 +56,14 @@ def _offsets_of_first(vectors, CHANNELS: tl.constexpr, V: tl.constexpr, BLOCK_RO
 def _tile(
     chunk, row_mask, CHANNELS: tl.constexpr, V: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_VECTORS: tl.constexpr
 ):  # fmt: skip
-    """The offsets of a chunk of a run of rows, and which of them there are, (1, R, C)."""
+    """Return the offsets (V, R, C) of a chunk of a run of rows, and the mask (1, R, C) of those that exist."""
     vectors, mask = _vectors(chunk, CHANNELS, V, BLOCK_VECTORS)
     return _offsets(vectors, CHANNELS, V, BLOCK_ROWS), (row_mask[:, None] & mask[None, :])[None, :, :]
 
 
 @triton.jit
 def _load_per_channel(pointer, CHANNELS: tl.constexpr, CHUNKS: tl.constexpr, V: tl.constexpr, BLOCK: tl.constexpr):
-    """A number per channel, as a tuple of CHUNKS tensors (V, 1, C)."""
+    """Load a number per channel, as a tuple of CHUNKS tensors (V, 1, C)."""
     found = ()
     for k in tl.static_range(CHUNKS):
         vectors, mask = _vectors(k, CHANNELS, V, BLOCK)
@@ -77,7 +77,7 @@ def _load_coefficients(
     pointer, width, COUNT: tl.constexpr, SHARED: tl.constexpr, ABSOLUTE: tl.constexpr,
     CHANNELS: tl.constexpr, CHUNKS: tl.constexpr, V: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The coefficients of each chunk one after the other, or once if they are SHARED."""
+    """Load the coefficients of all chunks as one tuple, or only once if they are SHARED."""
     found = ()
     for k in tl.static_range(1 if SHARED else CHUNKS):
         vectors, mask = _vectors(k, CHANNELS, V, BLOCK)
@@ -92,7 +92,7 @@ def _load_parameters(
     M: tl.constexpr, N: tl.constexpr, NUMERATOR_SHARED: tl.constexpr, DENOMINATOR_SHARED: tl.constexpr,
     CHANNELS: tl.constexpr, CHUNKS: tl.constexpr, V: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """weight, bias, numerator and denominator, for all chunks."""
+    """Load weight, bias, numerator and denominator, for all chunks."""
     weight = _load_per_channel(weight_ptr, CHANNELS, CHUNKS, V, BLOCK)
     bias = _load_per_channel(bias_ptr, CHANNELS, CHUNKS, V, BLOCK)
     a = _load_coefficients(numerator_ptr, width, M, NUMERATOR_SHARED, False, CHANNELS, CHUNKS, V, BLOCK)
@@ -102,7 +102,7 @@ def _load_parameters(
 
 @triton.jit
 def _pick(values, chunk: tl.constexpr, COUNT: tl.constexpr, SHARED: tl.constexpr):
-    """COUNT of ``values``, those of a chunk."""
+    """Return the COUNT values of a chunk."""
     return _slice(values, 0 if SHARED else chunk * COUNT, COUNT)
 
 
@@ -116,7 +116,7 @@ def _slice(values, BEGIN: tl.constexpr, COUNT: tl.constexpr):
 
 @triton.jit
 def _over_row(values, CHUNKS: tl.constexpr, CHANNELS: tl.constexpr):
-    """The average over channels of a tuple of chunks, (1, R, 1)."""
+    """Return the average over the channels of a tuple of chunks, (1, R, 1)."""
     total = values[0]
     for k in tl.static_range(1, CHUNKS):
         total += values[k]
@@ -130,7 +130,7 @@ def _forward_rows(
     CHANNELS: tl.constexpr, CHUNKS: tl.constexpr, V: tl.constexpr, BLOCK_ROWS: tl.constexpr,
     BLOCK_VECTORS: tl.constexpr,
 ):  # fmt: skip
-    """A run of rows, forward; returns the largest |z| of each thread's vectors, (R, C)."""
+    """Compute a run of rows, forward, and return the largest |z| of each thread's vectors, (R, C)."""
     row = tl.arange(0, BLOCK_ROWS)
     row_mask = row < rows - start
     base = tl.cast(start, tl.int64) * CHANNELS
@@ -179,9 +179,9 @@ def _stays_plain(
 def _careful_place(
     start, slice, rows, CHANNELS: tl.constexpr, V: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_VECTORS: tl.constexpr
 ):  # fmt: skip
-    """Offsets (1, R, C) of a channel per vector and their mask; there are V such slices of each chunk.
+    """Return the offsets (1, R, C) of one channel per vector and their mask. Each chunk has V such slices.
 
-    That no function returns both places and what is loaded lets compilers see which tensors a kernel writes to.
+    No function returns both offsets and loaded values, so that compilers see which tensors a kernel writes to.
     """
     row = tl.arange(0, BLOCK_ROWS)
     vectors, mask = _vectors(slice // V, CHANNELS, V, BLOCK_VECTORS)
@@ -195,7 +195,7 @@ def _careful_tile(
     M: tl.constexpr, N: tl.constexpr, NUMERATOR_SHARED: tl.constexpr, DENOMINATOR_SHARED: tl.constexpr,
     CHANNELS: tl.constexpr, V: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_VECTORS: tl.constexpr,
 ):  # fmt: skip
-    """n, z, weight, rstd and coefficients of a slice, all read anew: little code, for what seldom runs."""
+    """Load or compute n, z, weight, rstd and coefficients of a slice anew: little code, as this seldom runs."""
     row = tl.arange(0, BLOCK_ROWS)
     row_mask = row < rows - start
     vectors, mask = _vectors(slice // V, CHANNELS, V, BLOCK_VECTORS)
@@ -221,9 +221,9 @@ def add_norm_forward_kernel(
     CHANNELS: tl.constexpr, CHUNKS: tl.constexpr, V: tl.constexpr, BLOCK_ROWS: tl.constexpr,
     BLOCK_VECTORS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """total, mean and rstd (rows,), and out.
+    """Store total, mean and rstd (rows,), and out.
 
-    ``width`` vectors are a group; numerator (1 or G, M) and denominator (1 or G, N) are contiguous.
+    A group has ``width`` vectors. Numerator (1 or G, M) and denominator (1 or G, N) are contiguous.
     """
     weight, bias, a, b = _load_parameters(
         weight_ptr, bias_ptr, numerator_ptr, denominator_ptr, width,
@@ -256,7 +256,7 @@ def add_norm_forward_kernel(
 
 @triton.jit
 def _add_to(sums, terms, chunk: tl.constexpr, COUNT: tl.constexpr, SHARED: tl.constexpr, CHUNKS: tl.constexpr):
-    """``sums`` of all chunks, with those of one chunk added to its own, or to the only ones if they are SHARED."""
+    """Return the sums of all chunks plus one chunk's terms. If they are SHARED, all chunks have the same sums."""
     total = ()
     for i in tl.static_range(COUNT if SHARED else CHUNKS * COUNT):
         if SHARED or (i >= chunk * COUNT and i < (chunk + 1) * COUNT):
@@ -274,7 +274,7 @@ def _backward_rows(
     GRAD_TOTAL: tl.constexpr, GRAD_BRANCH: tl.constexpr, CHANNELS: tl.constexpr, CHUNKS: tl.constexpr, V: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_VECTORS: tl.constexpr,
 ):  # fmt: skip
-    """A run of rows, backward; returns the largest |z| (R, C), and the sums with this run's terms."""
+    """Compute a run of rows, backward, and return the largest |z| (R, C) and the sums with this run's terms."""
     row = tl.arange(0, BLOCK_ROWS)
     row_mask = row < rows - start
     base = tl.cast(start, tl.int64) * CHANNELS
@@ -323,11 +323,13 @@ def add_norm_backward_kernel(
     BLOCK_ROWS: tl.constexpr, BLOCK_VECTORS: tl.constexpr, STAGES: tl.constexpr, FOLD: tl.constexpr,
     EARLY: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of total, with that of its other uses if GRAD_TOTAL, and each program's share of the sums.
+    """Store the gradient of total, and each program's share of the sums.
 
-    Written twice if GRAD_BRANCH, in two dtypes. ``partial`` is float64, (M, sums, programs) for da, then the like for
-    db without the factor s(b): a program has one sum for what all channels share, else one for every FOLD vectors.
-    ``channel_partial`` is float32, (programs, 2, CHANNELS) for weight and bias.
+    GRAD_TOTAL adds the gradient of total's other uses. GRAD_BRANCH writes the gradient twice, in two dtypes.
+
+    ``partial`` is float64: (M, sums, programs) for da, then (N, sums, programs) for db without the factor s(b). A
+    program has one sum if all channels share the coefficients, else one for every FOLD vectors. ``channel_partial`` is
+    float32, (programs, 2, CHANNELS) for weight and bias.
     """
     weight, bias, a, b = _load_parameters(
         weight_ptr, bias_ptr, numerator_ptr, denominator_ptr, width,
@@ -401,7 +403,7 @@ def _places(
     partial_ptr, chunk, i: tl.constexpr, SHARED: tl.constexpr, VECTORS: tl.constexpr, BLOCK_VECTORS: tl.constexpr,
     FOLD: tl.constexpr,
 ):  # fmt: skip
-    """Where this program's sums for a coefficient and a chunk are, and which of them there are."""
+    """Return the pointers to this program's sums for a coefficient and a chunk, and the mask of those that exist."""
     folds: tl.constexpr = 1 if SHARED else BLOCK_VECTORS // FOLD
     rows: tl.constexpr = 1 if SHARED else VECTORS // FOLD
     fold = tl.arange(0, folds) + (0 if SHARED else chunk * folds)
@@ -422,9 +424,9 @@ def _backward_carefully(
     GRAD_TOTAL: tl.constexpr, GRAD_BRANCH: tl.constexpr, CHANNELS: tl.constexpr, CHUNKS: tl.constexpr, V: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_VECTORS: tl.constexpr, FOLD: tl.constexpr,
 ):  # fmt: skip
-    """A program's rows once more, a channel per vector at a time, with sums in memory.
+    """Repeat a program's rows on the overflow-safe path, one channel per vector at a time, with sums in memory.
 
-    And each row twice: a result needs its row's averages of dz, and nothing holds all of a row's dz in float32.
+    It computes each row twice. A gradient needs the row's averages of dz, and no memory holds a row's dz in float32.
     """
     first, step = tl.program_id(0), tl.num_programs(0)
     tl.debug_barrier()  # other threads have written results of theirs where this one will
@@ -474,7 +476,7 @@ def _add_sums_in_memory(
     partial_ptr, sums, slice, before, COUNT: tl.constexpr, SHARED: tl.constexpr, CHANNELS: tl.constexpr,
     V: tl.constexpr, BLOCK_VECTORS: tl.constexpr, FOLD: tl.constexpr,
 ):  # fmt: skip
-    """As ``_store_sums``, a slice of the channels at a time."""
+    """Add the sums of a slice of channels to those in memory, placed as by ``_store_sums``."""
     for i in tl.static_range(COUNT):
         pointers, mask = _places(partial_ptr, slice // V, i, SHARED, CHANNELS // V, BLOCK_VECTORS, FOLD)
         values = _fold(sums[i], SHARED, BLOCK_VECTORS, FOLD)
@@ -492,7 +494,7 @@ def sum_norm_partials_kernel(
     M: tl.constexpr, N: tl.constexpr, CHANNELS: tl.constexpr, BLOCK: tl.constexpr, BLOCK_PROGRAMS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """da and db as in ``kernels.py``, a program each, then dweight and dbias, a program for BLOCK_COLUMNS numbers."""
+    """Store da and db, a program for each number, then dweight and dbias, a program for BLOCK_COLUMNS numbers."""
     index = tl.program_id(0)
     coefficients = numerator_rows * M + denominator_rows * N
     if EARLY:

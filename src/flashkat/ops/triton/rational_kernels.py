@@ -295,7 +295,7 @@ def backward_kernel(
 
 @triton.jit
 def _store_sums(partial_ptr, sums, k, channels, BLOCK_CHANNELS: tl.constexpr, FOLD: tl.constexpr):
-    """Fold (P, C) sums for coefficient ``k`` and store them where they belong in (coefficients, folds, programs)."""
+    """Fold (P, C) sums for coefficient ``k`` and store them in (coefficients, folds, programs)."""
     folds: tl.constexpr = BLOCK_CHANNELS // FOLD
     fold = tl.program_id(0) * folds + tl.arange(0, folds)
     row = (k * tl.cdiv(channels, FOLD) + fold).to(tl.int64)
@@ -319,9 +319,9 @@ def sum_partials_kernel(
     M: tl.constexpr, N: tl.constexpr, BLOCK: tl.constexpr, BLOCK_PROGRAMS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
     EARLY: tl.constexpr, BIAS: tl.constexpr,
 ):  # fmt: skip
-    """da and db, a program per coefficient, then with a BIAS dbias, a program for BLOCK_COLUMNS numbers.
+    """Store da and db, a program for each number, then with BIAS dbias, a program for BLOCK_COLUMNS numbers.
 
-    EARLY if it may be on the device before the partial sums are there.
+    With EARLY this kernel may start before the partial sums are written, and waits for them.
     """
     index = tl.program_id(0)
     if EARLY:
@@ -342,7 +342,7 @@ def sum_partials_kernel(
 def add_up_columns(
     partial_ptr, column, programs, columns, BLOCK_PROGRAMS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr
 ):  # fmt: skip
-    """The sums over programs of some of the columns of (programs, columns), in float64."""
+    """Return the sums over programs of a block of columns of (programs, columns), in float64."""
     total = tl.zeros((BLOCK_PROGRAMS, BLOCK_COLUMNS), tl.float64)
     for begin in tl.range(0, programs, BLOCK_PROGRAMS, num_stages=1):
         program = begin + tl.arange(0, BLOCK_PROGRAMS)
@@ -358,7 +358,10 @@ def add_up_coefficients(
     numerator_sums, denominator_sums, numerator_rows, denominator_rows,
     M: tl.constexpr, N: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Number ``index`` of da and db from the partial sums, M of ``numerator_sums`` numbers and N of those of db."""
+    """Store number ``index`` of da and db, from the partial sums.
+
+    These are M rows of ``numerator_sums`` numbers, then N rows of ``denominator_sums`` numbers.
+    """
     for_b = index - numerator_rows * M
     if for_b < 0:
         length = numerator_sums // numerator_rows
