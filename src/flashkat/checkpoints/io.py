@@ -1,11 +1,11 @@
-"""Checkpoint files: writing them whole, reading them without running code, loading weights into a model.
+"""Checkpoint files: write them in one step, and read them without running code.
 
-A checkpoint of a run has timm's layout: a dictionary with ``arch``, ``args``, ``epoch``, ``metric``, ``state_dict``,
-``optimizer``, and where there are any ``amp_scaler`` and ``state_dict_ema``; ``classes`` names the outputs in order.
-Everything in it is a tensor, a number, a string, or a list or dictionary of them.
+A run's checkpoint has timm's layout. It is a dictionary with ``arch``, ``args``, ``epoch``, ``metric``, ``state_dict``
+and ``optimizer``, and if used ``amp_scaler`` and ``state_dict_ema``. ``classes`` names the outputs in order. It holds
+only tensors, numbers, strings, and lists or dictionaries of these.
 
-Read are also bare state_dicts, those under ``model`` and ``model_ema`` as DeiT's code writes them, ``.safetensors``,
-and Google's ``.npz``. What the weights in them are called is the matter of :mod:`flashkat.names`.
+Other files that can be read are bare state_dicts, those under ``model`` and ``model_ema`` as in DeiT's code,
+``.safetensors``, and Google's ``.npz``. :mod:`flashkat.checkpoints.formats` knows the names of their weights.
 """
 
 import argparse
@@ -31,7 +31,7 @@ __all__ = ["check_output", "read", "write", "write_weights"]
 _ARGUMENTS = type(argparse.ArgumentParser().parse_args([]))
 _SAFE_GLOBALS: list[Any] = [_ARGUMENTS, *SAFE_NUMPY]
 
-# What other programs write under these names may be anything.
+# The types of these entries. Other programs may write other types under the same names.
 _ENTRIES: dict[Any, type] = {"arch": str, "args": dict, "classes": list, "epoch": int}
 
 # In the metadata of safetensors, which other programs ignore.
@@ -53,8 +53,8 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     Every checksum that the file has is compared with what it holds.
 
     Raises:
-        InputError: the file is missing, may not be read, is truncated or damaged, no checkpoint, claims to hold more
-            than it can, or would need to run code to load; an ``.npz`` is not of one of Google's original ViTs.
+        InputError: the file cannot be read, is damaged or no checkpoint, or would need to run code to load. Or an
+            ``.npz`` is not one of Google's original ViTs.
     """
     path = Path(path)
     if path.is_dir():
@@ -89,13 +89,13 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _is_zip(path: Path) -> bool:
-    """Whether torch will read a file as an archive; older ones are pickles."""
+    """Return whether torch will read a file as a zip archive. Older files are pickles."""
     with path.open("rb") as file:
         return file.read(4) == b"PK\x03\x04"
 
 
 def _without_misfits(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """A checkpoint whose entries beside the weights are what their names promise; others are left out."""
+    """Drop the entries of a checkpoint that do not have the type of their name."""
     if isinstance(checkpoint.get("args"), _ARGUMENTS):
         checkpoint["args"] = vars(checkpoint["args"])
     kept: dict[str, Any] = {
@@ -110,7 +110,7 @@ def _without_misfits(checkpoint: dict[str, Any]) -> dict[str, Any]:
 
 
 def _needs_code(path: Path, error: Exception) -> bool:
-    """Whether torch refused a whole file for the functions or classes that it names."""
+    """Return whether torch refused a complete file because it names functions or classes."""
     if not isinstance(error, pickle.UnpicklingError):
         return False
     try:

@@ -1,4 +1,4 @@
-"""What a checkpoint says of its run, checked before training goes on with it: counters, rates, rows, random states."""
+"""Check the entries of a run's checkpoint before it is resumed: counters, rates, rows, random states."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -13,19 +13,19 @@ __all__ = ["check_run"]
 
 _MOST = 2**31 - 1
 
-# What torch's ReduceLROnPlateau remembers.
+# The entries in the state of torch's ReduceLROnPlateau.
 _PLATEAU = {
     *("mode", "factor", "patience", "cooldown", "cooldown_counter", "eps", "threshold", "threshold_mode", "best"),
     *("num_bad_epochs", "mode_worse", "last_epoch", "_last_lr", "min_lrs", "default_min_lr"),
 }
-# Of an optimiser's groups; others may be text or lists too.
+# Numbers in an optimiser's groups. Other entries may be text or lists too.
 _RATES = ("lr", "initial_lr", "lr_scale", "weight_decay", "eps", "momentum", "dampening", "alpha")
 
 Check = Callable[[Any], bool]
 
 
 def check_run(checkpoint: Mapping[str, Any], path: str) -> None:
-    """Raise InputError, with the entry's name, where a checkpoint of a run is none that training can go on with.
+    """Raise InputError, with the entry's name, if a run's checkpoint cannot be resumed.
 
     Args:
         checkpoint: as :func:`flashkat.checkpoints.read` gives it. Entries may be missing.
@@ -146,7 +146,7 @@ def _is_group(group: Any) -> bool:
 
 
 def _is_optimizer(state: Any) -> bool:
-    """What torch's optimisers write; other things under the name are told later, with what to do."""
+    """Return whether this may be the state_dict of an optimiser. A later check reports types other than dict."""
     return not isinstance(state, dict) or (
         _list_of(_is_group)(state.get("param_groups"))
         and isinstance(state.get("state"), dict)
@@ -156,7 +156,7 @@ def _is_optimizer(state: Any) -> bool:
 
 
 def _are_alike(states: Iterable[Mapping[str, Any]]) -> bool:
-    """Whether what is kept for one weight is of the type that is kept for the others under the same name."""
+    """Return whether entries of the same name have the same type in the states of all weights."""
     kinds: dict[str, type] = {}
     for state in states:
         for name, value in state.items():

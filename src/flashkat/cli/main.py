@@ -1,4 +1,4 @@
-"""The ``flashkat`` command: parses, calls, and turns a user's mistakes into one line and exit status 2."""
+"""The ``flashkat`` command: parse the flags, run a subcommand, and report bad input in one line with status 2."""
 
 import argparse
 import os
@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt as error:
         return _fail(program, f"interrupted{error}", status=130)
     except BrokenPipeError:
-        # The reader of our output has gone; a second failure when Python flushes would only confuse.
+        # The reader of our output has ended. Python would report a second failure when it flushes.
         sys.stderr.close()
         return 1
     except OSError as error:  # names too long, disks full, files that went away
@@ -54,12 +54,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(argv: list[str] | None = None) -> NoReturn:
-    """The process of a command: :func:`main`, then the end."""
+    """Run :func:`main`, and end the process with its status."""
     leave(main(argv))
 
 
 def _is_memory_short(error: Exception) -> bool:
-    # PyTorch says it on CPUs by words alone.
+    # On CPUs only PyTorch's message tells.
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
 
 
@@ -109,7 +109,7 @@ def _version() -> str:
 
 
 def _note(line: str) -> None:
-    """What is beside a command's result."""
+    """Print a line that is not part of a command's result."""
     print(printable(line), file=sys.stderr, flush=True)
 
 
@@ -123,7 +123,7 @@ def _train(args: argparse.Namespace) -> None:
     from .sections import training_config
 
     if args.local_rank is not None:
-        # As older launchers pass it; newer ones set the variable.
+        # Older launchers pass the flag. Newer ones set the variable.
         os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     result = train(training_config(args))
     if is_primary():

@@ -33,28 +33,28 @@ __all__ = [
 ]
 
 
-# The most that a whole number may be; PyTorch counts in 64 bits, and multiplies.
+# The largest whole number. PyTorch multiplies such numbers in 64 bits.
 _MOST = 2**31 - 1
 
-# As shells and YAML write them; the word "false" would count as true.
+# Booleans as shells and YAML write them. As a string, "false" would count as true.
 _BOOLEANS = {"true": "True", "false": "False"}
 
 
-# Code to import or to run: a file may not ask for it, nor for models that are downloaded or read from elsewhere.
+# Flags that import or run code, and that name models. A file may set neither to something outside timm's registry.
 _CODE = ("device_modules", "dataset_trust_remote_code")
 _MODELS = ("model", "kd_model_name")
 _PLACES = ("data_dir", "train_split", "val_split", "split")
 
 
 class _Refused:
-    """A value that a file may not set; an error, unless the command line sets another."""
+    """A value that a file may not set. It is an error unless the command line overrides it."""
 
     def __init__(self, message: str) -> None:
         self.message = message
 
 
 def _refusal(name: str, value: Any, flag: str, where: str) -> str:
-    """Say why a ``--config`` file may not give a flag this value; empty where it may."""
+    """Return why a ``--config`` file may not give a flag this value, "" if it may."""
     typed = f"the command line alone may, with {flag}"
     if name in _CODE and value:
         return f"{where}: a file may not ask for code to be run: {typed}"
@@ -68,8 +68,8 @@ def _refusal(name: str, value: Any, flag: str, where: str) -> str:
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are one line, and that takes no abbreviations.
 
-    Where there is a ``--config`` flag, the YAML file that it names gives values that the command line overrides.
-    ``checks`` are called with what was parsed, and raise ArgumentTypeError for what does not go together.
+    If there is a ``--config`` flag, its YAML file gives values, which the command line overrides. ``checks`` are called
+    with the parsed flags, and raise ArgumentTypeError if these contradict each other.
     """
 
     def __init__(self, **kwargs) -> None:
@@ -255,7 +255,7 @@ class ModelKwargs(KeyValues):
 
 
 def number(kind: type, low: float, high: float = math.inf, above: bool = False) -> Callable[[str], float]:
-    """A converter for argparse: an int or a float from ``low``, or above it, to ``high``."""
+    """Make a converter for argparse: to an int or a float from ``low``, or above it, to ``high``."""
     top = min(high, _MOST) if kind is int and high == math.inf else high
 
     def convert(text: str) -> float:

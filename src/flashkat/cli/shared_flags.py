@@ -23,18 +23,18 @@ _ROOTLESS = ("hfds/", "hfids/", "tfds/")
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:
-    """The file of flags."""
+    """Add the flag of a file with flags."""
     parser.add_argument(
         "-c",
         "--config",
         default="",
         metavar="FILE",
-        help="YAML file of flags, such as a run's args.yaml; typed ones win",
+        help="YAML file of flags, such as a run's args.yaml. Flags of the command line override it",
     )
 
 
 def add_data_dir(parser: argparse.ArgumentParser, text: str) -> None:
-    """The data set's folder, as an argument and as a flag; a check that there is one goes to the parser."""
+    """Add the data set's folder, as an argument and as a flag, and a check that one is given."""
     parser.add_argument("data_dir", nargs="?", default=argparse.SUPPRESS, metavar="DIR", help=text)
     parser.add_argument("--data-dir", default=None, metavar="DIR", help="the same as DIR, as a flag")
 
@@ -47,7 +47,7 @@ def add_data_dir(parser: argparse.ArgumentParser, text: str) -> None:
 
 
 def add_dataset(group: argparse._ArgumentGroup) -> None:
-    """What kind of data set it is, and how it is read."""
+    """Add the flags of the kind of data set, and of how it is read."""
     group.add_argument(
         "--dataset",
         default="",
@@ -85,7 +85,7 @@ def add_dataset(group: argparse._ArgumentGroup) -> None:
 
 
 def add_data(parser: argparse.ArgumentParser, batch_size: int) -> None:
-    """Image size, normalisation, batches and loader."""
+    """Add the flags of image size, normalisation, batches and loader."""
     group = parser.add_argument_group("data")
     add_dataset(group)
     group.add_argument(
@@ -130,16 +130,16 @@ def add_data(parser: argparse.ArgumentParser, batch_size: int) -> None:
 
 
 def add_model(parser: argparse.ArgumentParser, model_default: str | None) -> argparse._ArgumentGroup:
-    """The model and where its weights come from; returns the group, for flags of one command alone."""
+    """Add the flags of the model and its weights, and return their group for a command's own flags."""
     group = parser.add_argument_group("model")
-    shown = model_default or f"the one that the checkpoint names; without a checkpoint {DEFAULT_MODEL}"
+    shown = model_default or f"the checkpoint's, or {DEFAULT_MODEL} without a checkpoint"
     group.add_argument(
         "-m", "--model", default=model_default, metavar="NAME", help=f"name in timm's registry (default: {shown})"
     )
     group.add_argument(
         "--pretrained",
         action="store_true",
-        help="published weights; validate takes them without being told, where there is no --checkpoint",
+        help="take published weights, which validate does by default without --checkpoint",
     )
     group.add_argument(
         "--num-classes", type=positive, metavar="N", help="number of classes (default: as many as the data set lists)"
@@ -148,30 +148,32 @@ def add_model(parser: argparse.ArgumentParser, model_default: str | None) -> arg
         "--gp", metavar="POOL", help="global pooling before the head: token, avg, max (default: the model's)"
     )
     add_model_kwargs(group)
-    group.add_argument("--partial", action="store_true", help="load what fits of weights that are of another model")
-    group.add_argument("--fast-norm", action="store_true", help="layer norms in the autocast dtype, not in float32")
+    group.add_argument("--partial", action="store_true", help="load the tensors that fit, and leave out the others")
+    group.add_argument(
+        "--fast-norm", action="store_true", help="compute layer norms in the autocast dtype, not in float32"
+    )
     return group
 
 
 def add_model_kwargs(parser: argparse._ActionsContainer) -> None:
-    """What else the model takes."""
+    """Add the flag of more arguments of the model."""
     parser.add_argument(
         "--model-kwargs",
         nargs="*",
         default={},
         action=ModelKwargs,
         metavar="KEY=VALUE",
-        help="more arguments of the model, such as m=6 n=4 num_groups=1 den_groups=8, in place of all that a --config "
-        "gives; a checkpoint's own are kept where only others are given",
+        help="more arguments of the model, such as m=6 n=4 num_groups=1 den_groups=8. They replace all of a --config, "
+        "and are added to a checkpoint's",
     )
 
 
 def add_device(parser: argparse.ArgumentParser, compiles: bool = False) -> argparse._ArgumentGroup:
-    """Device, precision and compilation; returns the group, for flags of one command alone.
+    """Add the flags of device, precision and compilation, and return their group for a command's own flags.
 
     Args:
-        parser: to add to.
-        compiles: whether the command does so without being told, so that there is a flag against it.
+        parser: the parser.
+        compiles: whether the command compiles by default, so that it has ``--no-compile``.
     """
     group = parser.add_argument_group("device")
     group.add_argument("--device", metavar="NAME", help="cpu, cuda or cuda:N (default: a GPU if there is one)")

@@ -14,7 +14,7 @@ Command = Callable[[argparse.Namespace], int | None]
 
 
 def add_data_commands(parser: argparse.ArgumentParser, write: Command, check: Command) -> None:
-    """The commands of ``flashkat data``, and the functions that run them."""
+    """Add the commands of ``flashkat data``, and the functions that run them."""
     # The name of the outer command is what errors begin with.
     commands = parser.add_subparsers(dest="name", metavar="digits|check", required=True)
     digits = commands.add_parser("digits", help="write 1,797 handwritten digits, 8 x 8 pixels, as image files")
@@ -26,7 +26,7 @@ def add_data_commands(parser: argparse.ArgumentParser, write: Command, check: Co
 
 
 def add_plot_arguments(parser: argparse.ArgumentParser) -> None:
-    """All flags of ``flashkat plot``."""
+    """Add all flags of ``flashkat plot``."""
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="of flashkat train, or weights of the model --model")
     parser.add_argument(
         "-o", "--output", metavar="FILE", help="a .png, .svg or .pdf (default: rationals.png beside it)"
@@ -36,7 +36,7 @@ def add_plot_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_export_arguments(parser: argparse.ArgumentParser) -> None:
-    """All flags of ``flashkat export``."""
+    """Add all flags of ``flashkat export``."""
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a KAT's, of flashkat train or of other programs")
     parser.add_argument(
         "-o", "--output", required=True, metavar="FILE", help="a .pth, .pth.tar, .pt, .bin or .safetensors"
@@ -51,7 +51,7 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_flops_arguments(parser: argparse.ArgumentParser) -> None:
-    """All flags of ``flashkat flops``."""
+    """Add all flags of ``flashkat flops``."""
     parser.add_argument("model", metavar="MODEL", help="a KAT or a Vision Transformer in timm's registry")
     parser.add_argument("--img-size", type=positive, metavar="N", help="image side in pixels (default: the model's)")
     parser.add_argument("--num-classes", type=positive, metavar="N", help="number of classes (default: the model's)")

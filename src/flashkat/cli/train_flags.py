@@ -11,9 +11,9 @@ __all__ = ["add_training_arguments"]
 
 
 def add_training_arguments(parser: argparse.ArgumentParser) -> None:
-    """All flags of ``flashkat train``."""
+    """Add all flags of ``flashkat train``."""
     add_config(parser)
-    add_data_dir(parser, "data set in the ImageNet layout: train/CLASS/* and val/CLASS/*; or where --dataset is")
+    add_data_dir(parser, "folder with train/CLASS/* and val/CLASS/*, or the place of the --dataset")
     add_data(parser, batch_size=128)
     _add_splits(parser)
     _add_model(parser)
@@ -42,10 +42,16 @@ def _add_splits(parser: argparse.ArgumentParser) -> None:
         help="evaluation split, '' for none (default: validation; folders may be val, valid or eval too)",
     )
     group.add_argument(
-        "--train-num-samples", type=positive, metavar="N", help="training samples of data that does not say (wds/)"
+        "--train-num-samples",
+        type=positive,
+        metavar="N",
+        help="training samples of data that does not give their number (wds/)",
     )
     group.add_argument(
-        "--val-num-samples", type=positive, metavar="N", help="evaluation samples of data that does not say (wds/)"
+        "--val-num-samples",
+        type=positive,
+        metavar="N",
+        help="evaluation samples of data that does not give their number (wds/)",
     )
     group.add_argument(
         "-vb",
@@ -64,12 +70,12 @@ def _add_splits(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--use-multi-epochs-loader",
         action="store_true",
-        help="load an epoch's first batches while the one before ends; needs workers, and data that is not streamed",
+        help="load the next epoch's first batches while an epoch ends (needs workers, and data that is not streamed)",
     )
     group.add_argument(
         "--fake-data",
         action="store_true",
-        help="train on one random batch held on the device, for the model's speed without the loader's; needs no DIR",
+        help="train on one random batch held on the device, to measure speed without the loader (needs no DIR)",
     )
 
 
@@ -78,17 +84,17 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--pretrained-path",
         metavar="FILE",
-        help="weights to start from, of a KAT or a ViT; head, position and patch embeddings are adapted",
+        help="weights to start from, of a KAT or a ViT. Head, position and patch embeddings are adapted",
     )
     group.add_argument(
-        "--initial-checkpoint", default="", metavar="FILE", help="the same; loaded last where both are given"
+        "--initial-checkpoint", default="", metavar="FILE", help="the same, loaded last if both are given"
     )
     group.add_argument(
         "--resume",
         default="",
         metavar="FILE",
-        help="go on with the run of this checkpoint, in its folder unless --output or --experiment name another; auto: "
-        "with the newest good checkpoint of --output/--experiment, or from the start",
+        help="resume the run of this checkpoint, in its folder unless --output or --experiment name another. auto "
+        "takes the newest good checkpoint of --output/--experiment, or starts anew",
     )
     group.add_argument(
         "--no-resume-opt", action="store_true", help="resume without the state of the optimiser and loss scaler"
@@ -101,7 +107,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 def _add_device(parser: argparse.ArgumentParser) -> None:
     group = add_device(parser, compiles=True)
     group.add_argument(
-        "--no-tf32", action="store_true", help="multiply float32 numbers as such, on GPUs too (default: in TF32 there)"
+        "--no-tf32", action="store_true", help="compute float32 products on GPUs in float32 (default: in TF32)"
     )
     group.add_argument(
         "--grad-accum-steps", type=positive, default=1, metavar="N", help="batches per update (default: 1)"
@@ -114,17 +120,30 @@ def _add_device(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--no-ddp-bb", action="store_true", help="do not broadcast buffers between processes")
     group.add_argument(
-        "--local-rank", "--local_rank", type=count, metavar="N", help="this process's number; torchrun sets it itself"
+        "--local-rank",
+        "--local_rank",
+        type=count,
+        metavar="N",
+        help="index of this process on its node, which torchrun sets itself",
     )
 
 
 def _add_optimizer(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("optimiser")
-    group.add_argument("--opt", default="sgd", metavar="NAME", help="any of timm's optimisers (default: sgd)")
-    group.add_argument("--opt-eps", type=size, metavar="F", help="its epsilon (default: its own)")
-    group.add_argument("--opt-betas", type=amount, nargs="+", metavar="F", help="its betas (default: its own)")
+    group.add_argument("--opt", default="sgd", metavar="NAME", help="name of an optimiser of timm (default: sgd)")
     group.add_argument(
-        "--opt-kwargs", nargs="*", default={}, action=KeyValues, metavar="KEY=VALUE", help="more arguments of it"
+        "--opt-eps", type=size, metavar="F", help="the optimiser's epsilon (default: the optimiser's own)"
+    )
+    group.add_argument(
+        "--opt-betas", type=amount, nargs="+", metavar="F", help="the optimiser's betas (default: the optimiser's own)"
+    )
+    group.add_argument(
+        "--opt-kwargs",
+        nargs="*",
+        default={},
+        action=KeyValues,
+        metavar="KEY=VALUE",
+        help="more arguments of the optimiser",
     )
     group.add_argument("--momentum", type=amount, default=0.9, metavar="F", help="momentum, where used (default: 0.9)")
     group.add_argument("--weight-decay", type=amount, default=2e-5, metavar="F", help="weight decay (default: 2e-5)")
@@ -204,7 +223,7 @@ def _add_learning_rate(parser: argparse.ArgumentParser) -> None:
 
 def _add_schedule(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("schedule")
-    group.add_argument("--sched", default="cosine", metavar="NAME", help="any of timm's schedules (default: cosine)")
+    group.add_argument("--sched", default="cosine", metavar="NAME", help="name of a schedule of timm (default: cosine)")
     group.add_argument("--sched-on-updates", action="store_true", help="step the schedule with every update")
     group.add_argument("--epochs", type=positive, default=300, metavar="N", help="epochs to train (default: 300)")
     group.add_argument(
@@ -234,7 +253,7 @@ def _add_schedule(parser: argparse.ArgumentParser) -> None:
         type=size,
         default=0.1,
         metavar="F",
-        help="factor of step, multistep and plateau; power of poly (default: 0.1)",
+        help="factor of step, multistep and plateau, or power of poly (default: 0.1)",
     )
     group.add_argument(
         "--patience-epochs", type=count, default=10, metavar="N", help="epochs that plateau waits (default: 10)"
@@ -243,7 +262,7 @@ def _add_schedule(parser: argparse.ArgumentParser) -> None:
 
 def _add_augmentation(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("augmentation")
-    group.add_argument("--no-aug", action="store_true", help="none of it")
+    group.add_argument("--no-aug", action="store_true", help="no augmentation")
     group.add_argument(
         "--train-crop-mode",
         choices=["rrc", "rkrc", "rkrr"],
@@ -433,7 +452,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         type=number(int, 0, 10),
         default=0,
         metavar="N",
-        help="evaluate the mean output for N views: the image, its mirror image, both from four corners (default: 0)",
+        help="average the outputs of N views: the image, its mirror image, both shifted to each corner (default: 0)",
     )
     group.add_argument("--log-wandb", action="store_true", help="log to Weights & Biases too")
     group.add_argument("--wandb-project", metavar="NAME", help="its project")

@@ -36,7 +36,7 @@ def add_validation_arguments(parser: argparse.ArgumentParser) -> None:
         type=number(int, 0, 10),
         default=0,
         metavar="N",
-        help="evaluate the mean output for N views: the image, its mirror image, both from four corners (default: 0)",
+        help="average the outputs of N views: the image, its mirror image, both shifted to each corner (default: 0)",
     )
     group.add_argument(
         "--real-labels", default="", metavar="FILE", help="JSON file of ImageNet's reassessed labels to evaluate with"

@@ -23,7 +23,7 @@ def check_mode(data: Data, augmentation: Augmentation) -> None:
 def mend_posterize(transform: Any) -> None:
     """Let the posterising of a transform, or of several, take 0 bits, which timm's policies draw.
 
-    Up to Pillow 12.0 an image of 0 bits was black. Pillow 13.0 raises an error. What is drawn stays the same.
+    Up to Pillow 12.0 an image of 0 bits was black. Pillow 13.0 raises an error. The random numbers stay the same.
     """
     if isinstance(transform, AugmentOp):
         if transform.aug_fn is posterize:
@@ -32,7 +32,7 @@ def mend_posterize(transform: Any) -> None:
         for each in transform:
             mend_posterize(each)
     else:
-        # Of compositions, RandAugment and AugMix, and AutoAugment.
+        # The attributes of compositions, of RandAugment and AugMix, and of AutoAugment.
         for name in ("transforms", "ops", "policy"):
             mend_posterize(getattr(transform, name, ()))
 

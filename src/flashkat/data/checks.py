@@ -1,4 +1,4 @@
-"""What the samples of a data set hold, looked at once when it is opened, and not when a worker comes upon it."""
+"""Check the samples of a data set once, when it is opened, not when a worker reads them."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -16,14 +16,14 @@ def check_class_map(path: str) -> None:
 
 
 def check_columns(reader: Any, source: str) -> None:
-    """Raise InputError unless data of Hugging Face's has the columns that images and classes are read from.
+    """Raise InputError unless a Hugging Face data set has the columns of images and classes.
 
     Args:
-        reader: timm's, of ``hfds/``.
-        source: how a message names the data set.
+        reader: timm's reader of ``hfds/``.
+        source: the data set's name, for errors.
     """
     table, image = reader.dataset, reader.image_key
-    # timm's cast to images makes a column that is not there: one without values.
+    # timm's cast to images creates a missing column, without values.
     is_made = table.data.column(image).null_count == len(table)
     columns = [name for name in table.column_names if name != image or not is_made]
     _require(columns, image, "--input-key", source)
@@ -31,7 +31,7 @@ def check_columns(reader: Any, source: str) -> None:
 
 
 def check_streamed_columns(reader: Any, source: str) -> None:
-    """As :func:`check_columns`, for timm's reader of ``hfids/``, which also needs images that are said to be such."""
+    """Check as :func:`check_columns` for ``hfids/``, whose image column must have the type of an image."""
     columns = reader.builder.info.features
     if not columns:  # unknown before a sample has been read
         with explain(f"cannot read {source}"):
@@ -46,12 +46,12 @@ def check_streamed_columns(reader: Any, source: str) -> None:
 def check_shards(reader: Any, source: str, readers: int) -> None:
     """Raise InputError unless the shards of a WebDataset are there, and the first sample holds an image and a class.
 
-    timm's reader warns of samples that it cannot read, leaves them out and goes on, with none at all if need be.
+    timm's reader itself only warns of samples that it cannot read, and leaves them out, even if none is left.
 
     Args:
-        reader: timm's, of ``wds/``; of its shards, those elsewhere (https:, pipe:) are not looked at.
-        source: how a message names the data set.
-        readers: workers of all processes that need a shard each, or they would have fewer batches than the others.
+        reader: timm's reader of ``wds/``. Shards elsewhere (https:, pipe:) are not checked.
+        source: the data set's name, for errors.
+        readers: workers of all processes. Each needs a shard, or it would have fewer batches than the others.
     """
     names = reader.split_info.filenames
     paths = [Path(reader.root, name) for name in names if ":" not in name]
@@ -73,7 +73,7 @@ def check_shards(reader: Any, source: str, readers: int) -> None:
     # Any of several names will do.
     if not set(reader.input_key.split(";")) & set(keys):
         _require(keys, reader.input_key, "--input-key", source)
-    # A target key names a field of the JSON beside the image; one that names a file is left to the reader.
+    # A target key names a field of the JSON beside the image. The reader checks one that names a file.
     if (reader.target_key or "cls") not in keys:
         _require(keys, "json" if reader.target_key or reader.split_info.alt_label else "cls", "--target-key", source)
 

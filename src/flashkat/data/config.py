@@ -1,4 +1,4 @@
-"""What a run reads and how it changes images: the sections of the configuration that are about data."""
+"""The sections of the configuration for data and augmentation."""
 
 import os
 from collections.abc import Sequence
@@ -95,14 +95,14 @@ def data_config(
     """Resolve input size, crop, interpolation, mean and standard deviation as timm does.
 
     Args:
-        model: its defaults apply where ``data`` gives none.
+        model: gives the defaults of settings that ``data`` leaves open.
         data: the section of the configuration.
-        name: what an error calls the model.
-        use_test_size: take the model's size and crop for tests, where it has such.
+        name: the model's name, for errors.
+        use_test_size: take the model's size and crop for tests, if it has them.
         crop_mode: how evaluation crops; None takes the model's.
 
     Raises:
-        InputError: values that do not fit the model's channels.
+        InputError: the values do not fit the model's channels.
     """
     channels = data.channels
     for flag in ("mean", "std"):

@@ -31,7 +31,7 @@ _PACKAGES = {
 _STREAMED = ("hfids", "wds", "tfds")
 _SHARDS_HINT = "; where no _info.json lists its splits, the split names shards, such as 'train-{000..099}.tar'"
 
-# What timm opens of torchvision's.
+# The data sets of torchvision that timm opens.
 _TORCHVISION = (
     *("cifar10", "cifar100", "mnist", "kmnist", "fashion_mnist", "qmnist"),
     *("inaturalist", "places365", "imagenet", "image_folder"),
@@ -77,9 +77,9 @@ class Stream(Labelled, IterableImageDataset):
                 yield self.transform(as_mode(image, self.mode)), self._checked(target)
 
     def read_whole(self) -> None:
-        """Let this process read all samples and no share; timm's shares repeat some and leave others out, to be even.
+        """Let this process read all samples. timm's shares repeat some and leave others out, to have the same size.
 
-        To be called before a loader is made.
+        Call this before making a loader.
         """
         self.reader.dist_rank, self.reader.dist_num_replicas = 0, 1
 
@@ -110,15 +110,15 @@ def open_dataset(
     num_classes: int | None = None,
     seed: int = 42,
 ) -> Any:
-    """The split of the data set that ``--dataset`` and the data folder name.
+    """Open a split of the data set that ``--dataset`` and the data folder name.
 
     Args:
         data: the section of the configuration.
-        split: its name.
-        is_training: whether it is shuffled, where that is the data set's work and not the loader's.
-        num_samples: how many samples it has, where it does not say.
-        num_classes: how many classes fake data has.
-        seed: of the order of data that is streamed.
+        split: the split's name.
+        is_training: shuffle the split if it is streamed. Loaders shuffle others.
+        num_samples: number of samples of data that does not give it.
+        num_classes: number of classes of fake data.
+        seed: seed of the order of streamed data.
 
     Raises:
         InputError: there is no such data set, it cannot be read, or a package is not installed.
@@ -188,8 +188,8 @@ def _open(data: Data, split: str, mode: str, *, is_training: bool, num_samples: 
 
 
 def _torchvision_hint(data: Data) -> str:
-    """What may help where a data set of torchvision's cannot be opened."""
-    # Of "torch/NAME", or "torch/anything/NAME", as timm reads it.
+    """Return a hint for a data set of torchvision that cannot be opened."""
+    # timm takes "torch/NAME" and "torch/anything/NAME".
     name = data.dataset.split("/", 2)[-1].lower()
     if name not in (*_TORCHVISION, "inat", "folder"):
         return "; " + did_you_mean(name, _TORCHVISION, f"there are {', '.join(_TORCHVISION)}")
@@ -197,7 +197,7 @@ def _torchvision_hint(data: Data) -> str:
 
 
 def image_count(dataset: Any) -> int:
-    """How many images a data set has for all processes together."""
+    """Return how many images a data set has for all processes together."""
     return dataset.reader.num_samples if isinstance(dataset, Stream) else len(dataset)
 
 

@@ -21,12 +21,12 @@ SPLIT_NAMES = {"test", *(name for names in _SPLIT_FOLDERS.values() for name in n
 
 
 class Labelled:
-    """What data sets have in common: the labels they give out are classes of the model, as soon as these are counted.
+    """A data set whose labels are checked against the number of classes, once ``num_classes`` is set.
 
-    A label beyond them is an error here, in a loader's process; on a GPU it would end the whole program.
+    A label beyond it is an error in a worker. On a GPU it would end the whole program.
 
     Attributes:
-        notes: what a user should know of the data set.
+        notes: lines for the user about the data set.
     """
 
     source: str
@@ -44,10 +44,10 @@ class Labelled:
 
 
 class Numbered(Labelled):
-    """A data set whose images are asked for by number.
+    """A data set whose images are indexed by number.
 
     Attributes:
-        bad: takes note of images that cannot be read, which others then replace; None raises an error for each.
+        bad: records images that cannot be read, which others then replace; None raises an error for each.
     """
 
     transform: Any

@@ -18,7 +18,7 @@ __all__ = ["as_mode", "formats", "image_mode", "image_suffixes", "open_image", "
 # Pillow only identifies these, or runs another program to read them (EPS: Ghostscript).
 _UNREADABLE = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 
-# What a model sees has 8 bits per channel: these end as grey.
+# Models see 8 bits per channel. Images in these modes become grey.
 _GREY_BY_RANGE = ("1", "F", "I", "I;16", "I;16B", "I;16L", "I;16N")
 _MODES = ("L", "LA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", *_GREY_BY_RANGE)
 _DEFAULT_MODES = {1: "L", 3: "RGB"}
@@ -84,7 +84,7 @@ def as_mode(image: Image.Image, mode: str) -> Image.Image:
 
 
 def _eight_bits(pixels: np.ndarray) -> np.ndarray:
-    """Scale pixels to 8 bits: integers from 16 bits, floats from the least range of 1, 255 and 65,535 that holds them.
+    """Scale pixels to 8 bits: integers from 16 bits, floats from the smallest usual range that holds them.
 
     Raises:
         ValueError: there are larger numbers.

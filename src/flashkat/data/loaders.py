@@ -21,7 +21,7 @@ from .order import SeededErasing, evaluation_batches, training_batches
 
 __all__ = ["Batches", "check_augmentation", "evaluation_loader", "training_loader"]
 
-# What timm's transform and the section of the configuration call the same.
+# Settings that have the same name in timm's transform and in the section of the configuration.
 _AUGMENTATION = ("no_aug", "train_crop_mode", "scale", "ratio", "hflip", "vflip", "color_jitter", "color_jitter_prob")
 
 

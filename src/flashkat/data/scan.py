@@ -40,12 +40,12 @@ class _Found:
 
 @dataclass
 class _Left:
-    """What a scan leaves out, by the reason."""
+    """The files that a scan leaves out, by reason."""
 
     paths: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
     def add(self, reason: str, *paths: str) -> None:
-        """Leave files out for a reason."""
+        """Add files that are left out for a reason."""
         if paths:
             self.paths[reason] += paths
 
@@ -155,7 +155,7 @@ def _reason(name: str) -> str | None:
 
 def _files(root: Path, left: _Left) -> Iterator[_Found]:
     """Find the images below a folder, following links."""
-    # Real paths of the folders above each one, so that a link to one of these is no endless way down.
+    # The real paths of the folders above each one, so that a link to one of these does not loop forever.
     stack: list[tuple[tuple[str, ...], frozenset[Path]]] = [((), frozenset())]
     while stack:
         parts, above = stack.pop()

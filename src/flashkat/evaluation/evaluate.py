@@ -88,8 +88,17 @@ def evaluate(
 ) -> dict[str, Metrics]:
     """Evaluate models in one pass over all batches of a loader.
 
-    Several processes evaluate a share each, and get the averages over all. ``on_batch`` sees those of the share so far,
-    of the first model. Where images ``may_skip``, those that another one stands for are not counted.
+    Several processes evaluate a share each.
+
+    Args:
+        models: by name; each gives logits (B, classes).
+        loader: yields images (B, C, H, W) and labels (B,), on the models' device.
+        precision: the context of the forward passes.
+        on_batch: called after each batch with its index and the first model's meters of this process.
+        may_skip: whether bad images are skipped. Their replacements are not counted.
+
+    Returns:
+        By name, the averages over the images of all processes.
     """
     meters = {name: Meters() for name in models}
     for model in models.values():

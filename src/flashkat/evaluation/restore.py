@@ -97,7 +97,7 @@ def restore(model: Model, trained: Trained, data: Data, say: Callable[[str], Non
 
 
 def _completed(model: Model, data: Data, arguments: dict[str, Any], file: str) -> tuple[Model, Data]:
-    """Fill in what the sections leave open with a checkpoint's arguments, once they are checked."""
+    """Fill the settings that are not given with a checkpoint's arguments, after checking these."""
     stored = arguments.get("model_kwargs", {}).items()
     kwargs = check_arguments({key: value for key, value in stored if key not in model.model_kwargs}, file)
     is_sized = data.img_size is not None or data.input_size is not None

@@ -1,7 +1,7 @@
-"""What a file may say of a model: numbers within bounds and words, never a place to read, write or load from.
+"""Check a model's arguments that come from a file: only words and numbers within bounds, no paths or addresses.
 
-The arguments in a checkpoint, in an ``args.yaml`` and in the ``config.json`` of a folder or of the Hub come from
-whoever made the file. timm's ``create_model`` also takes paths and addresses; only the command line may give those.
+Checkpoints, ``args.yaml`` and the ``config.json`` of a folder or the Hub may come from an untrusted author. timm's
+``create_model`` also takes paths and addresses. Only the command line may give those.
 """
 
 import os
@@ -22,7 +22,7 @@ SOURCES = ("hf_hub:", "hf-hub:", "local-dir:")
 _WORD = re.compile(r"[A-Za-z0-9_-]{0,32}")
 _NAME = re.compile(r"[\w.-]{1,200}")
 
-# The numbers of a model may be so many times those of its file, or so many more: a larger image has more positions.
+# A model may have so many times the numbers of its file, or so many more. A larger image has more positions.
 _GROWTH, _FREE = 4, 10**8
 
 
@@ -85,7 +85,7 @@ _ARCHITECTURE: dict[str, _Rule] = {
     **dict.fromkeys(("norm_layer", "act_layer", "embed_norm_layer"), _TEXT),
 }
 
-# What a checkpoint's arguments and a model's configuration say of images.
+# The settings of images in a checkpoint's arguments and in a model's configuration.
 _IMAGES: dict[str, _Rule] = {
     "img_size": _SIDE,
     "in_chans": _CHANNELS,
@@ -140,7 +140,7 @@ def check_arguments(arguments: Any, source: str) -> dict[str, Any]:
 
 
 def check_images(settings: Mapping[str, Any], source: str) -> None:
-    """Raise InputError, with the name, for what a file says of images that is of no sensible type or size."""
+    """Raise InputError, with the setting's name, if a file's settings of images have a wrong type or size."""
     for key, rule in _IMAGES.items():
         _check(key, settings.get(key), rule, source)
 
@@ -168,7 +168,7 @@ def _check_memory(arguments: Mapping[str, Any], source: str) -> None:
 
 
 def check_fits_file(name: str, arguments: Mapping[str, Any], held: int, source: str) -> None:
-    """Raise InputError where a file asks for a model of many more numbers than it has itself.
+    """Raise InputError if a file asks for a model of many more numbers than it holds.
 
     Args:
         name: the model.
@@ -183,7 +183,7 @@ def check_fits_file(name: str, arguments: Mapping[str, Any], held: int, source: 
                 model = timm.create_model(name, weight_init="skip", **arguments)
             except (TypeError, AssertionError):  # it does not take that
                 model = timm.create_model(name, **arguments)
-    except Exception:  # also models that cannot be made without memory; making it tells
+    except Exception:  # some models cannot be made without memory, so creating it finds the error
         return
     numbers = sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers()))
     if numbers > _GROWTH * held + _FREE:

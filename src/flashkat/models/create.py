@@ -23,7 +23,10 @@ _UNKNOWN_ARGUMENT = re.compile(r"^(\w+)\.__init__\(\) got an unexpected keyword 
 
 
 def check_model_name(name: str) -> None:
-    """Raise InputError, with the nearest name, unless a model is registered as this; hubs and folders are not asked."""
+    """Raise InputError, with the most similar name, unless timm has a model of this name.
+
+    Names on a hub and names of folders pass unchecked.
+    """
     if name.startswith(SOURCES) or timm.is_model(name):
         return
     typed, all_of_them = name.lower(), "timm.list_models() has them all"
@@ -73,7 +76,7 @@ def create_model(name: str, **kwargs: Any) -> nn.Module:
 
 
 def _check_configuration(name: str, given: dict[str, Any]) -> None:
-    """Raise InputError unless the configuration of a folder or repository is an architecture, but for what is given."""
+    """Raise InputError unless a folder's or repository's configuration describes only an architecture and images."""
     source, _, place = name.partition(":")
     load = load_model_config_from_path if source == "local-dir" else load_model_config_from_hf
     images, architecture, arguments = load(place)

@@ -1,4 +1,4 @@
-"""Files that a command leaves: whether they can be written, and that they are whole at every moment."""
+"""Check that files can be written, and replace them in one step."""
 
 import contextlib
 import os
@@ -22,10 +22,10 @@ def check_writable(path: Path) -> None:
 
 @contextlib.contextmanager
 def replaced(path: Path) -> Iterator[Path]:
-    """A name to write a file under that takes the place of ``path`` once it is whole; one that failed is removed.
+    """Yield a temporary name to write to, which replaces ``path`` in one step at the end. After an error it is removed.
 
-    File and folder are flushed to the disk, so that a power cut leaves the old file or the new one, too. What is no
-    ordinary file, such as a terminal, is written to itself.
+    File and folder are flushed to the disk, so that even a power cut leaves the old file or the new one. A path that is
+    not an ordinary file, such as a terminal, is written directly.
     """
     if path.exists() and not path.is_file():
         yield path
@@ -39,7 +39,7 @@ def replaced(path: Path) -> Iterator[Path]:
         with contextlib.suppress(OSError):  # some network file systems flush no folders
             _flush(path.parent)
     finally:
-        # Of two names of one file the first stays, too.
+        # If both names are links to one file, replace() leaves the first.
         partial.unlink(missing_ok=True)
 
 

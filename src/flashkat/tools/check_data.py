@@ -22,7 +22,7 @@ _AT_ONCE = 64
 
 
 class _Look(NamedTuple):
-    """What is found in an image's file: format, mode and size, or why it cannot be read."""
+    """The format, mode and size of an image's file, or the reason why it cannot be read."""
 
     format: str = ""
     mode: str = ""
@@ -31,7 +31,7 @@ class _Look(NamedTuple):
 
 
 class _Looks(Dataset):
-    """What is found in each file of a split."""
+    """Data set of the findings in each file of a split."""
 
     def __init__(self, images: Images) -> None:
         self._images = images

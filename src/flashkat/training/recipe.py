@@ -193,7 +193,7 @@ def build_schedule(
     if settings.sched == "plateau" and settings.sched_on_updates:
         raise InputError("--sched plateau changes the rate after evaluations: leave out --sched-on-updates")
     if settings.lr_noise is not None and len(settings.lr_noise) > 2:
-        raise InputError(f"--lr-noise takes a first and maybe a last epoch, not {len(settings.lr_noise)} numbers")
+        raise InputError(f"--lr-noise takes one or two shares of the epochs, not {len(settings.lr_noise)} numbers")
     with explain(f"cannot make --sched {settings.sched}"):
         scheduler, epochs = _timms_schedule(optimizer, **options, updates_per_epoch=updates_per_epoch)
     if scheduler is None:

@@ -141,7 +141,7 @@ def _train(asked: Config, device: torch.device) -> Result:
     datasets = [dataset for dataset in (train_set, val_set) if dataset is not None]
     for dataset in datasets:
         dataset.num_classes = classes
-    # From here on the configuration says what was settled. What was asked for is what another run may read.
+    # From here on config has the settled values. asked goes to args.yaml, which another run may read.
     config = replace(asked, model=replace(asked.model, num_classes=classes), compilation=compilation)
     data, runtime = config.data, config.runtime
     notes: list[str] = [note for dataset in datasets for note in dataset.notes]
