@@ -61,7 +61,7 @@ def test_an_interrupt_is_told_in_one_line(images, tmp_path):
     command = ["bash", ROOT / "dist_train.sh", 2, images, *FLAGS, "--epochs", 100000]
     status, err = interrupted(command, tmp_path)
     assert status == 130
-    assert err.startswith("flashkat train: error: interrupted")
+    assert err.startswith("flashkat train: error: stopped")
     assert err.count("\n") == 1
 
 

@@ -72,6 +72,6 @@ def test_shards_that_give_no_images(shards, split, tmp_path, capsys):
             add(archive, f"{shard}.cls", b"1")
     flags = ["--img-size", 8, *MODEL_KWARGS, "-j", 0, "-b", 4, "--epochs", 1, "--output", tmp_path / "output"]
     assert main([str(flag) for flag in ("train", tmp_path, *SHARDS, *flags)]) == 2
-    error = "flashkat train: error: a whole pass over the data gave no images: see what its files hold"
+    error = "flashkat train: error: a whole pass over the data gave no images: check its files"
     assert error in capsys.readouterr().err
     assert not (tmp_path / "output").exists()

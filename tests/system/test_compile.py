@@ -214,7 +214,7 @@ def test_a_default_is_said(train, monkeypatch, capsys):
     folder = train()
     args = yaml.safe_load((folder / "args.yaml").read_text())
     assert (args["torchcompile"], args["torchcompile_mode"]) == (None, None)
-    assert capsys.readouterr().out.count("Compiling the model, which takes a minute or two, once; --no-compile") == 1
+    assert capsys.readouterr().out.count("Compiling the model once, which takes a minute or two. --no-compile") == 1
     args = yaml.safe_load((train("--no-compile") / "args.yaml").read_text())
     assert (args["torchcompile"], args["no_compile"]) == (None, True)
     train("-c", folder / "args.yaml", "--no-compile")
