@@ -21,7 +21,6 @@ __all__ = [
     "explain",
     "is_installed",
     "launched_processes",
-    "printable",
     "quiet",
     "require",
     "require_package",
@@ -130,11 +129,6 @@ def require(*modules: str) -> None:
 def _package(module: str) -> str:
     """Return the name of the package to install for a module."""
     return _PACKAGES.get(module, module.replace("_", "-"))
-
-
-def printable(name: str) -> str:
-    """Return a file's name with escapes in place of what a terminal would act on."""
-    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in name)
 
 
 def launched_processes() -> int:

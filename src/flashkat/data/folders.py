@@ -5,7 +5,8 @@ from typing import Any
 
 from timm.data import ImageDataset
 
-from ..errors import InputError, explain, printable
+from ..errors import InputError, explain
+from ..system.terminal import printable_name
 from .bad_images import SKIPPED, BadImages
 from .images import read_image
 from .scan import scan
@@ -108,7 +109,7 @@ class ImageFolder(Numbered, ImageDataset):
 
     def name(self, index: int) -> str:
         file = self.filename(index, absolute=True)
-        return printable(str(file)) if file else super().name(index)
+        return printable_name(str(file)) if file else super().name(index)
 
     @property
     def classes(self) -> list[str]:

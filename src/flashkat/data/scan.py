@@ -13,7 +13,8 @@ from typing import IO
 from timm.data.readers.class_map import load_class_map
 from timm.data.readers.reader import Reader
 
-from ..errors import InputError, printable
+from ..errors import InputError
+from ..system.terminal import printable_name
 from .images import image_suffixes
 
 __all__ = ["Images", "scan"]
@@ -53,7 +54,7 @@ class _Left:
         """Return a line with the counts, or none."""
         counts = []
         for reason, paths in self.paths.items():
-            (one, several), first = reason.split("|"), printable(min(paths))
+            (one, several), first = reason.split("|"), printable_name(min(paths))
             counts.append(f"{len(paths)} {several} ({first}, ...)" if len(paths) > 1 else f"1 {one} ({first})")
         return [f"{root}: left out {', '.join(counts)}"] if counts else []
 
@@ -218,7 +219,7 @@ def _tar(file: IO[bytes], begin: int, end: int, left: _Left) -> Iterator[tuple[t
         # The first member has been read already, and may be all.
         while (archive.firstmember or archive.offset < end) and (member := archive.next()):  # type: ignore[attr-defined]
             if member.offset_data + member.size > end:
-                raise InputError(f"the archive {file.name} is cut off in {printable(member.name)}")
+                raise InputError(f"the archive {file.name} is cut off in {printable_name(member.name)}")
             parts = tuple(part for part in member.name.split("/") if part not in ("", "."))
             if any(part.startswith(".") for part in parts):
                 left.add(_HIDDEN, member.name)

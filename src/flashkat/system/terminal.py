@@ -1,6 +1,6 @@
 """Text for a terminal: what is printed cannot move the cursor, change colours or hide what was printed before."""
 
-__all__ = ["printable"]
+__all__ = ["printable", "printable_name"]
 
 _MOST = 2000
 
@@ -15,3 +15,8 @@ def printable(text: str) -> str:
     )
     half = _MOST // 2
     return shown if len(shown) <= _MOST else f"{shown[:half]} ... {shown[-half:]}"
+
+
+def printable_name(name: str) -> str:
+    """Return a file's name in one line, with escapes for what does not print."""
+    return printable(name).replace("\n", "\\n").replace("\t", "\\t")

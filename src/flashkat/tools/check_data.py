@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader, Dataset
 from ..data.folders import SPLIT_NAMES
 from ..data.images import as_mode, open_image
 from ..data.scan import Images, scan
-from ..errors import InputError, explain, printable, require
+from ..errors import InputError, explain, require
+from ..system.terminal import printable_name
 
 __all__ = ["check_data"]
 
@@ -48,7 +49,7 @@ class _Looks(Dataset):
         except Exception as error:  # Pillow raises almost anything
             # Pillow adds the object that it reads from.
             reason = (str(error).strip() or type(error).__name__).splitlines()[0].split(" <")[0]
-            return _Look(fault=printable(reason))
+            return _Look(fault=printable_name(reason))
         return found
 
 
@@ -74,7 +75,7 @@ def check_data(folder: str) -> tuple[str, bool]:
     for path, images in found.items():
         looks = _look(images, path.name)
         faults = [
-            f"{printable(images.filename(index))}: {look.fault}" for index, look in enumerate(looks) if look.fault
+            f"{printable_name(images.filename(index))}: {look.fault}" for index, look in enumerate(looks) if look.fault
         ]
         others = sorted({name for other in found.values() for name in other.class_to_idx} - {*images.class_to_idx})
         lines += [
@@ -85,7 +86,7 @@ def check_data(folder: str) -> tuple[str, bool]:
                     "modes": _counts(look.mode for look in looks if not look.fault),
                     "sizes": _sizes([look.size for look in looks if not look.fault]),
                     "alike": "; ".join(_alike(images.class_to_idx)),
-                    "missing": printable(", ".join(others)),
+                    "missing": printable_name(", ".join(others)),
                     "broken": str(len(faults) or ""),
                 }
             ),
@@ -112,7 +113,7 @@ def _look(images: Images, name: str) -> list[_Look]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = min(cores, math.ceil(len(images) / _AT_ONCE))
     loader: Any = DataLoader(_Looks(images), batch_size=_AT_ONCE, num_workers=workers, collate_fn=list)
-    bar = track(loader, printable(name), console=Console(stderr=True), disable=not sys.stderr.isatty())
+    bar = track(loader, printable_name(name), console=Console(stderr=True), disable=not sys.stderr.isatty())
     return [look for batch in bar for look in batch]
 
 
@@ -137,5 +138,5 @@ def _alike(names: Iterable[str]) -> list[str]:
     """Find names of classes that differ in case, spaces or the way that Unicode writes them alone."""
     groups = defaultdict(list)
     for name in names:
-        groups["".join(unicodedata.normalize("NFKC", name).casefold().split())].append(printable(name))
+        groups["".join(unicodedata.normalize("NFKC", name).casefold().split())].append(printable_name(name))
     return [" and ".join(group) for group in groups.values() if len(group) > 1]
