@@ -39,9 +39,9 @@ def test_after_a_failure_the_old_file_is_there(tmp_path, error):
     assert names(tmp_path) == ["file.json"]
 
 
-def test_what_an_interrupted_program_left_is_no_obstacle(tmp_path):
-    (tmp_path / "file.json.partial").write_text("half")
+def test_processes_write_to_names_of_their_own(tmp_path):
     with replaced(tmp_path / "file.json") as partial:
+        assert str(os.getpid()) in partial.name
         assert not partial.exists()
         partial.write_text("whole")
     assert names(tmp_path) == ["file.json"]

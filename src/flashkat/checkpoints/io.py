@@ -9,8 +9,10 @@ Other files that can be read are bare state_dicts, those under ``model`` and ``m
 """
 
 import argparse
+import errno
 import os
 import pickle
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -39,11 +41,24 @@ _DIGEST = "flashkat_digest"
 
 _SUFFIXES = (".pth", ".pth.tar", ".pt", ".bin", ".safetensors")
 
+# Bytes left on a disk that count as none.
+_LITTLE = 2**20
+
 
 def write(path: Path, checkpoint: dict[str, Any]) -> None:
-    """Write a checkpoint so that at every moment ``path`` is a whole file, the old one or the new one."""
+    """Write a checkpoint so that at every moment ``path`` is a whole file, the old one or the new one.
+
+    Raises:
+        OSError: it cannot be written. The old file stays.
+    """
     with replaced(path) as partial:
-        torch.save(checkpoint, partial)
+        try:
+            torch.save(checkpoint, partial)
+        except RuntimeError as error:
+            # PyTorch's writer does not say what the system said.
+            is_full = shutil.disk_usage(path.parent).free < _LITTLE
+            code = errno.ENOSPC if is_full else errno.EIO
+            raise OSError(code, os.strerror(code), str(path)) from error
         seal(partial)
 
 

@@ -30,8 +30,8 @@ def replaced(path: Path) -> Iterator[Path]:
     if path.exists() and not path.is_file():
         yield path
         return
-    partial = path.with_name(f"{path.name}.partial")
-    partial.unlink(missing_ok=True)
+    # Two processes that write one file must not write to one temporary file.
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         yield partial
         _flush(partial)

@@ -72,6 +72,7 @@ class _Writer:
 
     def __init__(self, state: TrainingState, parts: Parts) -> None:
         self._state, self._folder, self._say, self._datasets = state, parts.folder, parts.progress.say, parts.datasets
+        self._fault: OSError | None = None
 
     def write_epoch(self, row: dict[str, Any], is_best: bool) -> None:
         """Write an epoch's checkpoint and its row of the summary."""
@@ -91,8 +92,13 @@ class _Writer:
             if self._folder is not None:
                 self._folder.save_recovery(checkpoint, self._state.epoch, update)
 
+    def finish(self) -> None:
+        """Raise the error of the last checkpoint if it could not be written."""
+        if self._fault is not None:
+            raise self._fault
+
     def _checkpoint(self) -> dict[str, Any]:
-        state = self._state
+        state, self._fault = self._state, None
         ema = None if state.ema is None else state.ema.module.state_dict()
         if distributed.total([not is_finite([state.model.state_dict(), state.optimizer.state_dict(), ema])])[0]:
             good = None if self._folder is None else self._folder.newest()
@@ -109,6 +115,7 @@ class _Writer:
         try:
             yield
         except OSError as error:
+            self._fault = error
             self._say(
                 f"Cannot write to {error.filename or 'the folder of the run'}: {error.strerror or error}. Training "
                 "goes on, and writes again at its next checkpoint"
@@ -129,7 +136,7 @@ def run_epochs(state: TrainingState, parts: Parts, config: Config) -> None:
         DivergedError: the loss or the weights are no longer finite.
         Stopped: a signal asked the run to stop.
     """
-    output, average, folder, progress = config.output, config.average, parts.folder, parts.progress
+    output, average, progress = config.output, config.average, parts.progress
     writer, models = _Writer(state, parts), _averages(state, average)
     to_evaluate = _to_evaluate(models, parts, config)
     hint: str | None = _WAIT_HINT
@@ -138,7 +145,7 @@ def run_epochs(state: TrainingState, parts: Parts, config: Config) -> None:
         if parts.stop.after_step():
             # All batches of the epoch are done. Only its evaluation is left.
             writer.write_recovery(-(-state.batch // config.parallel.grad_accum_steps) - 1)
-            raise Stopped("" if folder is None else folder.how_to_go_on(), parts.stop.number)
+            raise _stopped(parts)
 
     for epoch in range(state.epoch, state.epochs):
         if not state.batch:
@@ -177,6 +184,7 @@ def run_epochs(state: TrainingState, parts: Parts, config: Config) -> None:
         if hint and wait is not None and wait > _WAIT_WORTH_A_HINT:
             progress.say(hint.format(share=wait))
             hint = None
+    writer.finish()
 
 
 def _averages(state: TrainingState, average: Average) -> dict[str, nn.Module]:
@@ -240,8 +248,14 @@ def _train_epoch(state: TrainingState, parts: Parts, config: Config, writer: _Wr
         if is_update and (is_due or is_asked_to_stop):
             writer.write_recovery(updates - 1)
         if is_asked_to_stop:
-            raise Stopped("" if folder is None else folder.how_to_go_on(), parts.stop.number)
+            raise _stopped(parts)
     return state.meters.metrics(), rate
+
+
+def _stopped(parts: Parts) -> Stopped:
+    """Return what ends the run. All processes know how to go on, since any of them may be the one that says it."""
+    message = "" if parts.folder is None else parts.folder.how_to_go_on()
+    return Stopped(distributed.gather(message)[0], parts.stop.number)
 
 
 def _left(loader: Any, state: TrainingState) -> Iterable[Any]:

@@ -149,7 +149,8 @@ def _train(asked: Config, device: torch.device) -> Result:
         notes.append("There is no evaluation, as --val-split is empty, and no best checkpoint")
     is_automatic = config.resume.resume == AUTO
     if is_automatic:
-        newest = newest_good(folder_of(config.output, config.model.name), notes.append)
+        own_folder, is_primary = folder_of(config.output, config.model.name), distributed.is_primary()
+        newest = newest_good(own_folder, notes.append) if is_primary else ""
         # Files may change between the reads of two processes.
         config = replace(config, resume=replace(config.resume, resume=distributed.gather(newest)[0]))
     resume = config.resume.resume

@@ -137,7 +137,7 @@ def test_discarding_leaves_what_others_made(make, tmp_path):
     assert list((tmp_path / "new").iterdir()) == [second.path]
 
 
-@pytest.mark.parametrize("name", ["last.pth.tar", "last.pth.tar.partial", "recovery-0-2.pth.tar"])
+@pytest.mark.parametrize("name", ["last.pth.tar", "last.pth.tar.1.partial", "recovery-0-2.pth.tar"])
 def test_a_run_with_a_checkpoint_is_kept(make, name):
     folder = make()
     (folder.path / name).write_bytes(b"weights")

@@ -174,6 +174,15 @@ def test_a_disk_that_is_full_for_a_while(images, tmp_path, monkeypatch, capsys):
     assert torch.load(tmp_path / "run" / "last.pth.tar", weights_only=True)["epoch"] == 1
 
 
+def test_a_disk_that_stays_full_is_a_failure(images, tmp_path, monkeypatch, capsys):
+    def write(path, checkpoint):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr("flashkat.checkpoints.write", write)
+    assert command(images, tmp_path, "--epochs", 1) == 2
+    assert capsys.readouterr().err.endswith("last.pth.tar: No space left on device\n")
+
+
 def test_other_flags_are_listed(images, tmp_path, capsys):
     assert command(images, tmp_path, "--epochs", 1) == 0
     more = ["--mixup", 0.5, "--smoothing", 0.2, "--resume", tmp_path / "run" / "last.pth.tar"]

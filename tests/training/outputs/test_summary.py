@@ -27,10 +27,12 @@ def test_best_says_which_weights_it_is_of(train, summary_of, monkeypatch):
 
 
 def test_best_of_rows():
-    rows = [{"eval_top1": 10.0, "eval_loss": 2.0}, {"lr": 0.1}, {"eval_top1": 30.0, "eval_ema_top1": 30.0}]
-    assert best_of(rows, "top1") == {"metric": 30.0, "weights": "state_dict"}
-    assert best_of([*rows, {"eval_ema_top1": 31.0}], "top1") == {"metric": 31.0, "weights": "state_dict_ema"}
-    assert best_of([*rows, {"eval_loss": 1.0}], "loss") == {"metric": 1.0, "weights": "state_dict"}
+    first = {"epoch": 0, "eval_top1": 10.0, "eval_loss": 2.0}
+    rows = [first, {"epoch": 1, "lr": 0.1}, {"epoch": 2, "eval_top1": 30.0, "eval_ema_top1": 30.0}]
+    assert best_of(rows, "top1") == {"metric": 30.0, "weights": "state_dict", "epoch": 2}
+    better = [*rows, {"epoch": 3, "eval_ema_top1": 31.0}]
+    assert best_of(better, "top1") == {"metric": 31.0, "weights": "state_dict_ema", "epoch": 3}
+    assert best_of([*rows, {"epoch": 3, "eval_loss": 1.0}], "loss")["epoch"] == 3
     assert best_of(rows, "top5") == {}
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from ... import checkpoints
 from ...errors import InputError
@@ -52,7 +53,9 @@ def is_finite(value: Any) -> bool:
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
+    if isinstance(value, DTensor):
+        yield value.to_local()  # every process looks at its own share
+    elif isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping):
         for name, each in value.items():

@@ -25,7 +25,7 @@ def best_of(rows: Iterable[dict[str, Any]], metric: str) -> dict[str, Any]:
         The value as ``metric``, its ``weights`` and its ``epoch``; empty if no row has the metric.
     """
     found = [
-        {"metric": row[f"{prefix}_{metric}"], "weights": weights, "epoch": row.get("epoch")}
+        {"metric": row[f"{prefix}_{metric}"], "weights": weights, "epoch": row["epoch"]}
         for row in rows
         for weights, prefix in PREFIXES.items()
         if f"{prefix}_{metric}" in row
