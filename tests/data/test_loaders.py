@@ -1,5 +1,9 @@
 """Batches of images: shapes, order, augmentation, layout, views."""
 
+import os
+import signal
+import time
+import types
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +31,7 @@ from flashkat.data.folders import open_split
 from flashkat.data.loaders import Batches
 from flashkat.errors import InputError
 from flashkat.system import distributed
+from flashkat.system.device import Runtime
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -306,3 +311,36 @@ def test_worker_seeding(folder, given, seeding):
     training_loader(open_dataset(args, "train"), CONFIG, args, CPU)
     ((drawn, seeded),) = torch.utils.data.DataLoader(Draws(), 1, num_workers=1, worker_init_fn=given["worker_init_fn"])
     assert (drawn == seeded) == (seeding == "all")
+
+
+# --- workers that stop ------------------------------------------------------------------------------------------------
+
+
+class Stuck(torch.utils.data.Dataset):
+    """A data set whose workers are killed, or wait for ever."""
+
+    def __init__(self, kill):
+        self.kill = kill
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        if self.kill:
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(3600)
+
+
+@pytest.mark.parametrize(("kill", "words"), [(True, "is killed by signal|exited unexpectedly"), (False, "timed out")])
+def test_a_worker_that_gives_nothing_is_an_error(kill, words):
+    loader = torch.utils.data.DataLoader(Stuck(kill), num_workers=1, timeout=60 if kill else 2)
+    with pytest.raises(InputError, match=rf"loading images stopped: DataLoader .*({words})"):
+        next(iter(Batches(loader, Runtime(), CPU)))
+
+
+def test_too_little_shared_memory_is_said_before_workers_start(folder, monkeypatch):
+    monkeypatch.setattr("flashkat.data.loaders.shutil.disk_usage", lambda path: types.SimpleNamespace(free=1000))
+    config = args_of(folder, "-j", 2)
+    with pytest.raises(InputError, match=r"2 workers hold batches of .* give fewer --workers"):
+        training_loader(open_dataset(config, "train"), CONFIG, config, CPU)
+    assert training_loader(open_dataset(config, "train"), CONFIG, args_of(folder, "-j", 0), CPU)

@@ -4,7 +4,7 @@ import argparse
 import os
 
 from ..models.config import DEFAULT_MODEL
-from .parser import Instead, ModelKwargs, finite, fraction, positive, processes, share, size
+from .parser import Instead, ModelKwargs, amount, finite, fraction, positive, processes, share, size
 
 __all__ = [
     "INTERPOLATIONS",
@@ -103,6 +103,13 @@ def add_data(parser: argparse.ArgumentParser, batch_size: int) -> None:
         default=min(4, os.cpu_count() or 1),
         metavar="N",
         help="loader processes (default: 4, or the number of cores where that is less)",
+    )
+    group.add_argument(
+        "--loader-timeout",
+        type=amount,
+        default=600.0,
+        metavar="SECONDS",
+        help="stop if workers give no batch for so long; 0 waits for ever (default: 600)",
     )
     group.add_argument(
         "--pin-mem",

@@ -1,7 +1,10 @@
 """Batches of a data set, in a fixed order, on the model's device."""
 
+import math
+import shutil
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +26,9 @@ __all__ = ["Batches", "check_augmentation", "evaluation_loader", "training_loade
 
 # Settings that have the same name in timm's transform and in the section of the configuration.
 _AUGMENTATION = ("no_aug", "train_crop_mode", "scale", "ratio", "hflip", "vflip", "color_jitter", "color_jitter_prob")
+
+# Batches that each worker holds ready, as in PyTorch.
+_PREFETCHED = 2
 
 
 class _Repeated(Dataset):
@@ -65,6 +71,7 @@ def training_loader(
     if isinstance(dataset, FakeImages):
         return Batches(_Resident(dataset, config, runtime, device), runtime, device)
     _check_training(dataset, data, augmentation)
+    _check_shared_memory(data, config, data.batch_size)
     splits = augmentation.aug_splits
     erasing = {
         "re_prob": augmentation.reprob,
@@ -120,11 +127,26 @@ def _loading(data: Data, device: torch.device) -> dict[str, Any]:
     """Return the arguments of a DataLoader that do not concern its order."""
     return {
         "num_workers": data.workers,
+        "timeout": data.loader_timeout if data.workers else 0,
         "collate_fn": default_collate if data.no_prefetcher else fast_collate,
         "pin_memory": data.pin_mem and device.type == "cuda",
         "worker_init_fn": _seed_numpy if data.worker_seeding == "all" else None,
         "persistent_workers": data.workers > 0,
     }
+
+
+def _check_shared_memory(data: Data, config: dict[str, Any], batch_size: int) -> None:
+    """Raise InputError if the batches that workers hold ready do not fit into shared memory: they would hang or die."""
+    shared = Path("/dev/shm")
+    if not data.workers or not shared.is_dir():
+        return
+    image = math.prod(config["input_size"]) * (torch.float32.itemsize if data.no_prefetcher else 1)
+    needed, free = data.workers * _PREFETCHED * batch_size * image, shutil.disk_usage(shared).free
+    if needed > free:
+        raise InputError(
+            f"{data.workers} workers hold batches of {needed / 2**20:.0f} MiB in {shared}, which has "
+            f"{free / 2**20:.0f}: give fewer --workers, a smaller --batch-size, or docker run a larger --shm-size"
+        )
 
 
 def _seed_numpy(worker: int) -> None:
@@ -210,6 +232,7 @@ def evaluation_loader(
         if isinstance(dataset, Stream):
             dataset.read_whole()
             dataset.set_loader_cfg(num_workers=data.workers)
+        _check_shared_memory(data, config, batch_size)
         loader = evaluation_batches(dataset, batch_size, **_loading(data, device))
         loader = _prefetched(loader, config, data, runtime, device)
     return Batches(loader, runtime, device)
@@ -257,7 +280,20 @@ class Batches:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         self.waited = 0.0
         last = time.perf_counter()
-        for images, target in self.loader:
+        batches = iter(self.loader)
+        while True:
+            try:
+                images, target = next(batches)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                # PyTorch's words for a worker that was killed, or gives nothing for too long.
+                if not str(error).startswith("DataLoader"):
+                    raise
+                raise InputError(
+                    f"loading images stopped: {str(error).splitlines()[0]}; try fewer --workers, or a longer "
+                    "--loader-timeout for slow storage"
+                ) from error
             _keep_until_used(images, target)
             images = images.to(self.device, self._dtype, non_blocking=True).contiguous(memory_format=self._layout)
             target = target.to(self.device, non_blocking=True)

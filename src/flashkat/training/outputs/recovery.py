@@ -17,7 +17,16 @@ __all__ = ["differences", "is_finite", "newest_good"]
 _HARMLESS = {
     *("config", "amp_impl", "local_rank", "output", "experiment", "resume", "log_interval", "recovery_interval"),
     *("checkpoint_hist", "val_interval", "save_images", "log_wandb", "wandb_project", "wandb_tags", "wandb_resume_id"),
-    *("workers", "pin_mem", "device", "torchcompile", "no_compile", "torchcompile_mode", "synchronize_step"),
+    *(
+        "workers",
+        "loader_timeout",
+        "pin_mem",
+        "device",
+        "torchcompile",
+        "no_compile",
+        "torchcompile_mode",
+        "synchronize_step",
+    ),
     *("validation_batch_size", "data_dir", "start_epoch", "use_multi_epochs_loader", "lr"),
 }
 
