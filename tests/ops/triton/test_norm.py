@@ -28,7 +28,8 @@ NAMES = ("grad_x", "grad_branch", "grad_weight", "grad_bias", "grad_numerator", 
         ((1, 16), {"groups": 2}),
         # Powers that overflow: done again with care.
         ((7, 64), {"groups": 4, "dtypes": (F32, F32, F32), "scale": 1e5}),
-        ((40, 192), {"scale": 1e5, "rows": 8}),  # several runs of a program
+        # Several runs of a program, minutes in the interpreter.
+        pytest.param((40, 192), {"scale": 1e5, "rows": 8}, marks=pytest.mark.slow),
         ((9, 192), {"scale": 1e5}),
     ],
 )
