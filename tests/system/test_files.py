@@ -39,6 +39,20 @@ def test_after_a_failure_the_old_file_is_there(tmp_path, error):
     assert names(tmp_path) == ["file.json"]
 
 
+def test_a_file_is_flushed_through_a_descriptor_that_may_write(tmp_path, monkeypatch):
+    """As Windows asks for. A folder is never open to write."""
+    opened, open_file = [], os.open
+
+    def noted(path, flags):
+        opened.append((path, flags))
+        return open_file(path, flags)
+
+    monkeypatch.setattr("flashkat.system.files.os.open", noted)
+    with replaced(tmp_path / "file.json") as partial:
+        partial.write_text("whole")
+    assert opened[-2:] == [(partial, os.O_RDWR), (tmp_path, os.O_RDONLY)]
+
+
 def test_processes_write_to_names_of_their_own(tmp_path):
     with replaced(tmp_path / "file.json") as partial:
         assert str(os.getpid()) in partial.name

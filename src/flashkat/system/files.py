@@ -34,17 +34,17 @@ def replaced(path: Path) -> Iterator[Path]:
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         yield partial
-        _flush(partial)
+        _flush(partial, os.O_RDWR)  # Windows flushes nothing that is only open to read
         partial.replace(path)
-        with contextlib.suppress(OSError):  # some network file systems flush no folders
-            _flush(path.parent)
+        with contextlib.suppress(OSError):  # some network file systems flush no folders, and Windows opens none
+            _flush(path.parent, os.O_RDONLY)
     finally:
         # If both names are links to one file, replace() leaves the first.
         partial.unlink(missing_ok=True)
 
 
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+def _flush(path: Path, flags: int) -> None:
+    descriptor = os.open(path, flags)
     try:
         os.fsync(descriptor)
     finally:
