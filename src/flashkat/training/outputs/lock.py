@@ -5,7 +5,7 @@ import json
 import os
 import socket
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ...errors import InputError
 
@@ -17,39 +17,60 @@ _NAME = ".lock"
 class Lock:
     """A lock on a folder, held until :meth:`release` or until this process ends.
 
+    Windows and file systems without locks have none.
+
     Raises:
         InputError: another process holds the lock. The message names it and its host.
     """
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / _NAME
-        self._file = self._path.open("a+")
+        self._file: IO[str] | None = None
         try:
             import fcntl
         except ImportError:  # Windows
             return
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            holder = self._holder()
-            self._file.close()
-            raise InputError(
-                f"process {holder.get('process', '?')} on {holder.get('host', 'another host')} writes to {folder}: "
-                "wait for its end, or give another --experiment"
-            ) from error
+        while self._file is None:
+            file = self._path.open("a+")
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                holder = _holder(file)
+                file.close()
+                raise InputError(
+                    f"process {holder.get('process', '?')} on {holder.get('host', 'another host')} writes to {folder}: "
+                    "wait for its end, or give another --experiment"
+                ) from error
+            except OSError:
+                file.close()
+                return
+            if _is_at(self._path, file):
+                self._file = file
+            else:  # its holder removed it before this process locked it
+                file.close()
         self._file.truncate(0)
         self._file.write(json.dumps({"host": socket.gethostname(), "process": os.getpid()}))
         self._file.flush()
 
-    def _holder(self) -> dict[str, Any]:
-        with contextlib.suppress(OSError, ValueError):
-            self._file.seek(0)
-            found = json.loads(self._file.read())
-            return found if isinstance(found, dict) else {}
-        return {}
-
     def release(self) -> None:
         """Let other processes write to the folder."""
-        if not self._file.closed:
+        if self._file is not None:
             self._path.unlink(missing_ok=True)
             self._file.close()
+            self._file = None
+
+
+def _holder(file: IO[str]) -> dict[str, Any]:
+    with contextlib.suppress(OSError, ValueError):
+        file.seek(0)
+        found = json.loads(file.read())
+        return found if isinstance(found, dict) else {}
+    return {}
+
+
+def _is_at(path: Path, file: IO[str]) -> bool:
+    """Return whether a path still names an open file."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
