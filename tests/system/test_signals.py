@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 
@@ -35,3 +36,54 @@ with StopRequest():
     done = subprocess.run([sys.executable, "-c", code], timeout=50, stderr=subprocess.PIPE, check=False)
     assert done.returncode == 128 + signal.SIGTERM
     assert done.stderr == b""
+
+
+# Steps of three processes, slow at first and then fast. The second one receives a signal in a slow step, and the third
+# one later. Each process prints its number of steps.
+PROCESSES = """
+import os, signal, time
+import torch.distributed as dist
+from flashkat.system.signals import StopRequest
+
+def work(rank):
+    dist.init_process_group("gloo", rank=rank, world_size=3)
+    with StopRequest() as stop:
+        for step in range(1_000_000):
+            dist.barrier()
+            if step < 2:
+                time.sleep(0.9)
+            if (rank, step) == (1, 1):
+                os.kill(os.getpid(), signal.SIGTERM)
+            if stop.after_step():
+                break
+        if rank == 2:
+            os.kill(os.getpid(), signal.SIGTERM)  # its first one
+        dist.barrier()
+        os.write(1, f"{step} {stop.number}\\n".encode())
+        dist.barrier()
+
+children = []
+for rank in range(3):
+    child = os.fork()
+    if not child:
+        work(rank)
+        os._exit(0)
+    children.append(child)
+for child in children:
+    assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the processes are forks")
+def test_several_processes_stop_after_the_same_step_however_fast_it_comes():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    environment = {**os.environ, **meeting, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", PROCESSES]
+    done = subprocess.run(command, env=environment, timeout=120, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 3
+    assert len(set(lines)) == 1
+    assert lines[0].endswith(f" {signal.SIGTERM.value}")

@@ -1,11 +1,9 @@
 """Stop a run at a signal: it finishes its step, and all its processes stop after the same one."""
 
-import contextlib
 import multiprocessing
 import os
 import signal
 import threading
-import time
 from types import FrameType
 from typing import Any
 
@@ -34,13 +32,15 @@ class StopRequest:
     """A context that notices a signal to stop. A second signal ends the process at once.
 
     Several processes agree on the step after which they stop. If one stopped earlier, the others would wait for it.
+    Each tells the first one its number of steps, and begins only one more until the first one has named the last step.
     """
 
     def __init__(self) -> None:
-        self._received = 0
+        self._received = self._heard_of = 0
         self._steps = 0
+        self._told: int | None = None
         self._stop_after: int | None = None
-        self._done = threading.Event()
+        self._counting, self._agreed, self._done = threading.Lock(), threading.Event(), threading.Event()
         self._before: dict[int, Any] = {}
         self._store: Any = None
 
@@ -62,14 +62,18 @@ class StopRequest:
 
     @property
     def number(self) -> int:
-        """The number of the received signal."""
-        return self._received or signal.SIGTERM
+        """The number of the signal that this process, or else another one, has received."""
+        return self._received or self._heard_of or signal.SIGTERM
 
     def after_step(self) -> bool:
         """Count a step, and return whether the run stops after it."""
-        self._steps += 1
+        with self._counting:
+            self._steps += 1
+            has_told = self._told is not None
         if self._store is None:
             return bool(self._received)
+        if has_told:
+            self._agreed.wait()
         return self._stop_after is not None and self._steps >= self._stop_after
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
@@ -80,21 +84,26 @@ class StopRequest:
         self._received = number
 
     def _agree(self) -> None:
-        """Tell the first process of a signal, and learn from it the step after which all stop."""
-        told, last, looked = False, 0, time.monotonic()
-        # The store is gone once the processes leave each other.
-        with contextlib.suppress(Exception):
+        """Tell the first process of a signal and of this one's steps, and learn from it after which step all stop."""
+        ranks = range(distributed.size())
+        try:
             while not self._done.wait(_INTERVAL):
-                now = time.monotonic()
-                done, seconds, last, looked = self._steps - last, now - looked, self._steps, now
-                if self._received and not told:
+                if self._received and self._told is None:
                     self._store.set("asked", str(self._received))
-                    told = True
-                if distributed.rank() == 0 and not self._store.check(["step"]) and self._store.check(["asked"]):
-                    # At the present rate of steps, every process has looked by then.
-                    ahead = max(2, round(4 * _INTERVAL * done / seconds))
-                    self._store.set("step", str(self._steps + ahead))
-                if self._store.check(["step"]):
-                    self._received = self._received or int(self._store.get("asked"))
-                    self._stop_after = int(self._store.get("step"))
+                if self._told is None and self._store.check(["asked"]):
+                    # Not as received here: this process's own signal may come later, and is its first one.
+                    self._heard_of = int(self._store.get("asked"))
+                    with self._counting:
+                        self._told = self._steps
+                    self._store.set(f"steps/{distributed.rank()}", str(self._told))
+                if distributed.rank() == 0 and self._store.check([f"steps/{rank}" for rank in ranks]):
+                    # Every process has ended this step, or is in it and waits at its end.
+                    last = 1 + max(int(self._store.get(f"steps/{rank}")) for rank in ranks)
+                    self._store.set("last", str(last))
+                if self._store.check(["last"]):
+                    self._stop_after = int(self._store.get("last"))
                     return
+        except Exception:
+            return  # the store is gone once the processes leave each other
+        finally:
+            self._agreed.set()
