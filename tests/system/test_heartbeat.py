@@ -19,6 +19,7 @@ import os, sys, time
 from datetime import timedelta
 import torch, torch.distributed as dist
 from flashkat.system.heartbeat import watched
+from flashkat.system.signals import Stopped
 
 size, role, interval = int(sys.argv[1]), sys.argv[2], float(sys.argv[3])
 os.environ["WORLD_SIZE"] = str(size)
@@ -37,6 +38,9 @@ def work(rank):
         os.write(1, f"{rank} {os.getpid()}\\n".encode())
         if role == "fails" and rank == 1:
             raise ValueError("of its own")
+        if role == "stops":
+            time.sleep(3 * (size - rank) * interval)
+            raise Stopped("", 15)
         for _ in range(3 if role == "ends" else 1_000_000):
             # A process that sleeps does not notice what has happened to another, one in a collective does.
             if role == "sleeps":
@@ -151,6 +155,12 @@ def test_one_that_fails_ends_all_others_and_speaks_for_itself(start):
     run = start("fails")
     run.wait(0, 1, 2)
     assert run.end() == ([1, 2, 1], ["ValueError"])
+
+
+def test_one_that_stops_at_a_signal_lets_the_others_stop_too(start):
+    run = start("stops")
+    run.wait(0, 1, 2)
+    assert run.end() == ([2, 2, 2], [])  # the launcher's status for an error
 
 
 def test_those_that_end_first_are_not_missed(start):

@@ -14,6 +14,7 @@ from datetime import timedelta
 import torch.distributed as dist
 
 from ..errors import launched_processes
+from .signals import Stopped
 
 __all__ = ["watched"]
 
@@ -45,7 +46,8 @@ def watched(rank: int, size: int, interval: float = _INTERVAL_SECONDS) -> Iterat
         if _is_about_another(error):
             # The heartbeats soon show which process has ended, and report it.
             heartbeat.wait()
-        heartbeat.stop(failed=True)
+        # All processes stop at a signal. None may end another, which still has to say so.
+        heartbeat.stop(failed=not isinstance(error, Stopped))
         raise
     except BaseException:
         heartbeat.stop()
