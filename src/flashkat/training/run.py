@@ -185,7 +185,10 @@ def _train(asked: Config, device: torch.device) -> Result:
     except FinishedError:
         if not is_automatic:
             raise
-        return Result(Path(resume).parent, resumed["run"]["history"], resumed["run"]["best"])
+        run = resumed.get("run", {})
+        return Result(
+            Path(resume).parent if distributed.is_primary() else None, run.get("history", []), run.get("best", {})
+        )
 
     folder = None
     if distributed.is_primary():

@@ -43,7 +43,9 @@ def test_a_bad_one_is_passed_over_with_a_line(tmp_path, fault):
     said = []
     assert newest_good(tmp_path, said.append) == good
     (line,) = said
+    reasons = {"truncated": "truncated or damaged", "nan": "not finite", "no run": "not the state of a run"}
     assert line.startswith("Not resuming from last.pth.tar: ")
+    assert reasons[fault] in line
 
 
 def test_finite():
@@ -122,6 +124,16 @@ def test_all_epochs_done_is_no_failure(images, tmp_path, capsys):
         assert command(images, tmp_path, "--epochs", 1, "--resume", "auto") == 0
     assert capsys.readouterr().out.count("Epoch 1/1") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_all_epochs_done_by_timm_is_no_failure(images, tmp_path):
+    """timm's checkpoints have no entry ``run``."""
+    assert command(images, tmp_path, "--epochs", 1) == 0
+    path = tmp_path / "run" / "last.pth.tar"
+    checkpoint = torch.load(path, weights_only=True)
+    del checkpoint["run"]
+    torch.save(checkpoint, path)
+    assert command(images, tmp_path, "--epochs", 1, "--resume", "auto") == 0
 
 
 def test_a_signal_writes_a_recovery_and_says_how_to_go_on(train, images, tmp_path, monkeypatch, capsys):

@@ -49,9 +49,12 @@ def newest_good(folder: Path, say: Callable[[str], None]) -> str:
         except InputError as error:
             say(f"Not resuming from {path.name}: {error}")
             continue
-        if "epoch" in checkpoint and is_finite(checkpoint):
+        if "epoch" not in checkpoint:
+            say(f"Not resuming from {path.name}: it holds weights, but not the state of a run")
+        elif is_finite(checkpoint):
             return str(path)
-        say(f"Not resuming from {path.name}: its numbers are not finite")
+        else:
+            say(f"Not resuming from {path.name}: its numbers are not finite")
     return ""
 
 
