@@ -1,5 +1,6 @@
 import csv
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -174,6 +175,16 @@ def test_a_file_in_the_way(make, tmp_path, below):
     with pytest.raises(InputError, match=f"cannot write to {tmp_path / 'results' / below}: "):
         make(output=tmp_path / "results" / below)
     assert (tmp_path / "results").read_text() == "precious"
+
+
+def test_a_folder_that_cannot_be_filled_is_not_left_behind(make, tmp_path, monkeypatch):
+    def write_text(path, text):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", write_text)
+    with pytest.raises(InputError, match="No space left on device"):
+        make("--experiment", "a", output=tmp_path / "results")
+    assert not (tmp_path / "results").exists()
 
 
 def test_a_name_that_is_too_long(make, tmp_path):

@@ -97,6 +97,7 @@ class RunFolder:
             if continued is not None and resume:
                 self._finish(Path(resume), best.get("epoch"))
         except OSError as error:
+            self._give_up()
             raise InputError(f"cannot write to {self.path}: {error.strerror}") from error
         self._ranked: list[tuple[Path, float]] = []
         for row in self._rows:
@@ -108,9 +109,12 @@ class RunFolder:
         try:
             self._log = open_wandb(wandb or Wandb(), self.path.name, dict(flags))
         except BaseException:
-            self.close()
-            discard_if_empty(self.made)
+            self._give_up()
             raise
+
+    def _give_up(self) -> None:
+        self.close()
+        discard_if_empty(self.made)
 
     def close(self) -> None:
         """Let other processes write to the folder."""
