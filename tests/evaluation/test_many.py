@@ -1,6 +1,7 @@
 """Lists of models and of checkpoints."""
 
 import csv
+import sys
 
 import pytest
 import timm
@@ -9,6 +10,8 @@ from huggingface_hub.utils import LocalEntryNotFoundError
 from tiny import weights
 
 from flashkat.cli.main import main
+from flashkat.errors import InputError
+from flashkat.system import distributed
 
 
 def test_a_folder_of_checkpoints(validated, tmp_path):
@@ -81,3 +84,21 @@ def test_a_list_of_failures_is_one(validated, tmp_path):
     torch.save({"state_dict": {"other": torch.zeros(1)}}, tmp_path / "weights.pth")
     assert "is of another model" in validated("--checkpoint", tmp_path, status=2)
     assert not (tmp_path / "results-all.csv").exists()
+
+
+@pytest.mark.parametrize(("processes", "passes"), [(1, 2), (2, 1)])
+def test_one_of_several_processes_does_not_go_on_alone(validated, tmp_path, monkeypatch, processes, passes):
+    """Its sums of the next checkpoint would be added to the others' of this one."""
+    (tmp_path / "weights").mkdir()
+    for name in ("a.pth", "b.pth"):
+        weights(tmp_path / "weights" / name)
+    begun = []
+
+    def fail(*arguments):
+        begun.append(1)
+        monkeypatch.setattr(distributed, "size", lambda: processes)
+        raise InputError("cannot decode the image a.png")
+
+    monkeypatch.setattr(sys.modules["flashkat.evaluation.validate"], "evaluate", fail)
+    assert "error: cannot decode the image a.png" in validated("--checkpoint", tmp_path / "weights", status=2)
+    assert len(begun) == passes

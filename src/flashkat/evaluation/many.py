@@ -13,7 +13,7 @@ from ..system import distributed
 from ..system.files import check_writable
 from .config import Config
 from .results import write_results
-from .validate import Say, check_processes, prepare, validate_on
+from .validate import PassError, Say, check_processes, prepare, validate_on
 
 __all__ = ["validate_all"]
 
@@ -92,8 +92,9 @@ def _each(jobs: list[tuple[str, Config]], device: torch.device, say: Say) -> lis
     for name, config in jobs:
         try:
             row = validate_on(config, device, say).row()
-        except UnreachableError:
-            raise  # every further download would take as long to fail
+        except (UnreachableError, PassError):
+            # Every further download would take as long to fail. After a pass, the other processes wait for this one.
+            raise
         except InputError as error:
             errors.append(error)
             say(f"{config.trained.checkpoint or name} is left out: {error}")

@@ -24,9 +24,13 @@ from .metrics import Meters
 from .restore import restore
 from .results import ClassAverages, Clock, Result, progress_line
 
-__all__ = ["prepare", "validate"]
+__all__ = ["PassError", "prepare", "validate"]
 
 Say = Callable[[str], None]
+
+
+class PassError(InputError):
+    """A pass over the data failed in one of several processes. The others wait for it."""
 
 
 def validate(config: Config, say: Say = lambda line: None) -> Result:
@@ -140,9 +144,12 @@ def _validate(config: Config, device: torch.device, say: Say) -> Result:
         model.register_forward_hook(lambda module, images, output: real_labels.add_result(output))
     averages = ClassAverages(settings.metrics_avg, model) if settings.metrics_avg else None
     batches: Any = averages.seeing(loader) if averages else loader
-    (metrics,) = evaluate(
-        {found.name: model}, batches, autocast(runtime, device), report, data.skip_bad_images
-    ).values()
+    try:
+        (metrics,) = evaluate(
+            {found.name: model}, batches, autocast(runtime, device), report, data.skip_bad_images
+        ).values()
+    except InputError as error:
+        raise (PassError(str(error)) if distributed.size() > 1 else error) from error.__cause__
     if bad := bad_image_names([dataset]):
         say(f"Images that cannot be read, which do not count: {len(bad)}")
     for name in bad:
