@@ -27,8 +27,8 @@ _BEFORE = """\
 | `--workers` | at most the number of cores | 4 |
 
 On GPUs, training compiles the model, uses TF32 for float32 products, and takes PyTorch's fused optimisers.
-On one GPU it uses CUDA graphs too. Every loader pins memory. These flags bring timm's defaults back: `--no-compile`,
-`--no-tf32`, `--opt-kwargs fused=False`, `--no-pin-mem`.
+Each whole step is a CUDA graph, on one GPU and on several. Every loader pins memory. These flags bring timm's
+defaults back: `--no-compile`, `--no-tf32`, `--opt-kwargs fused=False`, `--no-pin-mem`.
 
 **Data.**
 

@@ -229,6 +229,6 @@ def add_device(parser: argparse.ArgumentParser, compiles: bool = False) -> argpa
         "--torchcompile-mode",
         metavar="MODE",
         help="torch.compile's mode, such as max-autotune"
-        + (" (default: reduce-overhead, CUDA graphs, on one GPU)" if compiles else ""),
+        + (" (default on GPUs: none, and whole steps are CUDA graphs)" if compiles else ""),
     )
     return group

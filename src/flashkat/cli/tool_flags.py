@@ -1,4 +1,4 @@
-"""The flags of ``flashkat plot``, ``flashkat export`` and ``flashkat flops``."""
+"""The flags of ``flashkat plot``, ``export``, ``flops`` and ``data``."""
 
 import argparse
 from collections.abc import Callable
