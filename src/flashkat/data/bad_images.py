@@ -91,16 +91,21 @@ def list_bad_images(datasets: Sequence[Any], folder: Path | None) -> list[str]:
     Raises:
         InputError: there are more than ``--max-bad-images`` allows.
     """
-    names, notes = bad_image_names(datasets), []
-    if names and folder is not None:
-        file = folder / "bad-images.txt"
-        known = file.read_text().splitlines() if file.exists() else []
-        listed = list(dict.fromkeys([*known, *names]))
-        if len(listed) > len(known):
-            with replaced(file) as partial:
-                partial.write_text("".join(f"{name}\n" for name in listed))
-            notes = [f"Images that cannot be read, in whose place others were taken: {len(listed)}, see {file}"]
-    for dataset in datasets:
-        if bad := getattr(dataset, "bad", None):
-            bad.check()
-    return notes
+    names = bad_image_names(datasets)
+    try:
+        return [] if folder is None else _add(names, folder / "bad-images.txt")
+    finally:  # in every process alike, also in one that could not write
+        for dataset in datasets:
+            if bad := getattr(dataset, "bad", None):
+                bad.check()
+
+
+def _add(names: list[str], file: Path) -> list[str]:
+    """Add names to a file that lacks them, and return a line on that, or none."""
+    known = file.read_text(encoding="utf-8").splitlines() if names and file.exists() else []
+    listed = list(dict.fromkeys([*known, *names]))
+    if len(listed) == len(known):
+        return []
+    with replaced(file) as partial:
+        partial.write_text("".join(f"{name}\n" for name in listed), encoding="utf-8")
+    return [f"Images that cannot be read, in whose place others were taken: {len(listed)}, see {file}"]
