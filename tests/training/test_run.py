@@ -39,12 +39,11 @@ def built(train, monkeypatch):
     """What a run is built of for some flags, without the run."""
 
     def build(*flags):
-        parts = []
-        monkeypatch.setattr("flashkat.training.run.run_epochs", lambda *args: parts.extend(args))
+        calls = []
+        monkeypatch.setattr("flashkat.training.run.run_epochs", lambda *args: calls.append(args))
         train(*flags)
-        names = ["state", "train_loader", "val_loader", "loss", "distillation", "mixup"]
-        names += ["precision", "folder", "progress", "args"]
-        return dict(zip(names, parts, strict=True))
+        ((state, parts, _config),) = calls
+        return {"state": state, "loss": parts.step.loss_function, "mixup": parts.mixup, "precision": parts.precision}
 
     return build
 

@@ -73,7 +73,7 @@ class TrainingStep:
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.model, self.optimizer, self.scaler, self.meters = model, optimizer, scaler, meters
-        self._loss_function, self._distillation, self._precision = loss_function, distillation, precision
+        self.loss_function, self._distillation, self._precision = loss_function, distillation, precision
         self._average, self._accumulated = average, accumulated
         self._clip_grad, self._clip_mode = clip_grad, clip_mode
         self._device = next(model.parameters()).device
@@ -169,7 +169,7 @@ class TrainingStep:
         with synchronised(self.trained, now=ends):
             with self._precision:
                 output = self.trained(images)
-                loss = self._loss_function(output, target)
+                loss = self.loss_function(output, target)
                 if self._distillation is not None:
                     loss = self._distillation(loss, output, images)
             self._measure(output, target, loss)
