@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -401,12 +402,17 @@ def test_loss_of_mixed_targets(args):
         (["--jsd-loss"], "give --aug-splits 3"),
         (["--jsd-loss", "--aug-splits", 2, "--bce-loss"], "leave one out"),
         (["--bce-sum"], "need --bce-loss"),
-        (["--bce-loss", "--smoothing", 1], "cannot make the loss"),
     ],
 )
 def test_losses_that_cannot_be(args, flags, words):
     with pytest.raises(InputError, match=words):
         loss_of(args(*flags))
+
+
+def test_smoothing_that_timm_refuses(args):
+    config = args("--bce-loss")
+    with pytest.raises(InputError, match="cannot make the loss"):
+        loss_of(replace(config, loss=replace(config.loss, smoothing=1.0)))
 
 
 def test_mixing_that_cannot_be(args):
