@@ -55,7 +55,12 @@ def test_valid_labels(validated, tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("7\n1\n2\n", "outputs 0 to 4, not [7]"), ("a\n", "one a line"), ("0\n1\n", "has 5 classes"), ("", "some of")],
+    [
+        ("7\n1\n2\n", "outputs from 0 to 4, not [7]"),
+        ("a\n", "one a line"),
+        ("0\n1\n", "has 5 classes"),
+        ("", "outputs from 0 to 4, not []"),
+    ],
 )
 def test_valid_labels_that_are_not(validated, tmp_path, text, words):
     (tmp_path / "labels.txt").write_text(text)

@@ -8,8 +8,10 @@ from flashkat.evaluation.metrics import Meters
 from flashkat.system import distributed
 
 
-def updated(output, target):
+def updated(output, target, earlier=None):
     meters = Meters()
+    if earlier is not None:
+        meters.add(earlier)
     meters.update(output, target, torch.nn.functional.cross_entropy(output, target))
     return meters
 
@@ -28,8 +30,7 @@ def test_sums_go_on_where_others_stopped():
     generator = torch.Generator().manual_seed(0)
     scores = torch.randn(9, 7, generator=generator)
     target = torch.randint(0, 7, (9,), generator=generator)
-    resumed = updated(scores[:2], target[:2])
-    resumed.add(updated(scores[2:], target[2:]).sums())
+    resumed = updated(scores[2:], target[2:], earlier=updated(scores[:2], target[:2]).sums())
     found, expected = resumed.metrics(), updated(scores, target).metrics()
     assert found.loss == pytest.approx(expected.loss)
     assert (found.top1, found.top5) == pytest.approx((expected.top1, expected.top5))

@@ -40,4 +40,4 @@ def test_views(validated, tmp_path):
 def test_more_gpus_than_there_are(validated, tmp_path):
     checkpoint = weights(tmp_path / "weights.pth")
     err = validated("--checkpoint", checkpoint, "--device", "cpu", "--num-gpu", 2, status=2)
-    assert "--num-gpu 2, but" in err
+    assert "--num-gpu 2 is more than the" in err
