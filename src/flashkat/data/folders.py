@@ -11,7 +11,7 @@ from .bad_images import SKIPPED, BadImages
 from .images import read_image
 from .scan import scan
 
-__all__ = ["SPLIT_NAMES", "Labelled", "Numbered", "open_split", "ordered"]
+__all__ = ["SPLIT_NAMES", "Labelled", "Numbered", "is_archive", "open_split", "ordered"]
 
 _SPLIT_FOLDERS = {
     "train": ("train", "training"),
@@ -137,10 +137,9 @@ def open_split(root: str | Path, split: str, class_map: str = "", mode: str = "R
         InputError: a folder that is not there, or has no class folders or no images.
     """
     root = Path(root)
-    is_archive = root.is_file() and root.suffix == ".tar"
-    if not root.is_dir() and not is_archive:
+    if not root.is_dir() and not is_archive(root):
         raise InputError(f"no data folder at {root}")
-    folder = root if is_archive else _split_folder(root, split)
+    folder = root if is_archive(root) else _split_folder(root, split)
     if class_map and not (Path(class_map).is_file() or (folder / class_map).is_file()):
         raise InputError(f"no class map at {class_map}")
     if folder.is_dir() and not any(path.is_dir() for path in folder.iterdir()):
@@ -149,11 +148,16 @@ def open_split(root: str | Path, split: str, class_map: str = "", mode: str = "R
         return ImageFolder(folder, scan(folder, class_map), mode=mode)
 
 
+def is_archive(path: Path) -> bool:
+    """Return whether a path is an archive of images."""
+    return path.is_file() and path.suffix == ".tar"
+
+
 def _split_folder(root: Path, split: str) -> Path:
     synonyms = next((names for names in _SPLIT_FOLDERS.values() if split in names), (split,))
     for name in (split, *synonyms):
         for path in (root / name, root / f"{name}.tar"):
-            if path.is_dir() or (path.is_file() and path.suffix == ".tar"):
+            if path.is_dir() or is_archive(path):
                 return path
     others = {name for names in _SPLIT_FOLDERS.values() for name in names}
     if synonyms == _SPLIT_FOLDERS["val"] and not any((root / name).is_dir() for name in others):

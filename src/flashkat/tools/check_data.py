@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from torch.utils.data import DataLoader, Dataset
 
-from ..data.folders import SPLIT_NAMES
+from ..data.folders import SPLIT_NAMES, is_archive
 from ..data.images import as_mode, open_image
 from ..data.scan import Images, scan
 from ..errors import InputError, explain, require
@@ -98,7 +98,7 @@ def check_data(folder: str) -> tuple[str, bool]:
 
 
 def _splits(root: Path) -> list[Path]:
-    if root.is_file() and root.suffix == ".tar":
+    if is_archive(root):
         return [root]
     if not root.is_dir():
         raise InputError(f"no data folder at {root}")
