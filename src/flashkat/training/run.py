@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -149,10 +150,7 @@ def _train(asked: Config, device: torch.device) -> Result:
         notes.append("There is no evaluation, as --val-split is empty, and no best checkpoint")
     is_automatic = config.resume.resume == AUTO
     if is_automatic:
-        own_folder, is_primary = folder_of(config.output, config.model.name), distributed.is_primary()
-        newest = newest_good(own_folder, notes.append) if is_primary else ""
-        # Files may change between the reads of two processes.
-        config = replace(config, resume=replace(config.resume, resume=distributed.gather(newest)[0]))
+        config = _with_newest(config, notes.append)
     resume = config.resume.resume
     resumed = read_resumed(resume, train_set.classes)
     model = build_model(config.model, data, is_resumed=bool(resume), say=notes.append)
@@ -190,15 +188,20 @@ def _train(asked: Config, device: torch.device) -> Result:
             Path(resume).parent if distributed.is_primary() else None, run.get("history", []), run.get("best", {})
         )
 
+    updates = state.epochs * -(-len(train_loader) // config.parallel.grad_accum_steps)
+    notes += [
+        *_about_resuming(config, resumed, state),
+        *about_teacher,
+        *length_notes(config.schedule, config.average, updates),
+        *about_compiling,
+    ]
     folder = None
     if distributed.is_primary():
-        flags = {**config.flags(), **vars(asked.compilation)}
-        size = images["input_size"][-1]
         folder = RunFolder(
             config.output,
             config.model.name,
-            size,
-            flags,
+            images["input_size"][-1],
+            {**config.flags(), **vars(asked.compilation)},
             resume=resume,
             is_automatic=is_automatic,
             history=state.history,
@@ -218,20 +221,13 @@ def _train(asked: Config, device: torch.device) -> Result:
             evaluated = image_count(val_set) if val_set is not None else "no"
             counts = f"{image_count(train_set)} training and {evaluated} evaluation images"
             progress.say(f"{counts}, {classes} classes")
-            if resumed:
-                notes.append(f"Continuing {resume} in epoch {state.epoch + 1}, after {state.updates} updates")
-                notes += differences(resumed.get("args", {}), config.flags())
-                if "state_dict_ema" in resumed and state.ema is None:
-                    notes.append("Its averaged weights are left out, as this run has no --model-ema")
-            updates = state.epochs * -(-len(train_loader) // config.parallel.grad_accum_steps)
-            about_length = length_notes(config.schedule, config.average, updates)
-            for note in (*notes, *about_teacher, *about_length, *about_compiling):
+            for note in notes:
                 progress.say(note)
-            step = _build_step(state, loss, distillation, config, device, progress.say)
+            precision = autocast(runtime, device)
+            step = _build_step(state, loss, distillation, config, device, precision, progress.say)
             if isinstance(mixup, Mixer):
                 mixup.buffer = step.buffer
             with contextlib.closing(step), StopRequest() as stop:
-                precision = autocast(runtime, device)
                 parts = Parts(step, train_loader, val_loader, mixup, precision, folder, progress, stop, datasets)
                 run_epochs(state, parts, config)
     except BaseException as error:
@@ -244,6 +240,25 @@ def _train(asked: Config, device: torch.device) -> Result:
         if folder is not None:
             folder.close()
     return Result(None if folder is None else folder.path, state.history, state.best)
+
+
+def _with_newest(config: Config, say: Callable[[str], None]) -> Config:
+    """Return the configuration that resumes the newest good checkpoint of the run's folder, if there is one."""
+    newest = newest_good(folder_of(config.output, config.model.name), say) if distributed.is_primary() else ""
+    # Files may change between the reads of two processes.
+    return replace(config, resume=replace(config.resume, resume=distributed.gather(newest)[0]))
+
+
+def _about_resuming(config: Config, resumed: dict[str, Any], state: TrainingState) -> list[str]:
+    """Return lines on where a resumed run continues, and what it changes; none for a new run."""
+    if not resumed:
+        return []
+    left_out = "state_dict_ema" in resumed and state.ema is None
+    return [
+        f"Continuing {config.resume.resume} in epoch {state.epoch + 1}, after {state.updates} updates",
+        *differences(resumed.get("args", {}), config.flags()),
+        *(["Its averaged weights are left out, as this run has no --model-ema"] if left_out else []),
+    ]
 
 
 def _learning_rate(config: Config) -> float:
@@ -322,6 +337,7 @@ def _build_step(
     distillation: Distillation | None,
     config: Config,
     device: torch.device,
+    precision: AbstractContextManager,
     say: Callable[[str], None],
 ) -> TrainingStep:
     """Build the step. The state has been restored: loading an optimiser replaces its tensors."""
@@ -331,7 +347,7 @@ def _build_step(
         state.optimizer,
         state.scaler,
         state.meters,
-        precision=autocast(config.runtime, device),
+        precision=precision,
         average=state.ema,
         distillation=distillation,
         accumulated=config.parallel.grad_accum_steps,
