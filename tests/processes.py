@@ -1,4 +1,4 @@
-"""Trainings in processes of their own: as a terminal runs them, as torchrun does, and several quickly made ones."""
+"""Trainings in processes of their own, as a terminal or torchrun runs them or quickly made, and calls in threads."""
 
 import multiprocessing
 import os
@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from dataclasses import dataclass
 
 import torch
@@ -129,3 +130,19 @@ def interrupted(command, folder):
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
     return process.returncode, err
+
+
+def from_threads(count, function):
+    """Call a function from several threads at once, and return all results."""
+    found = {}
+
+    def call(number):
+        found[number] = function()
+
+    callers = [threading.Thread(target=call, args=(number,)) for number in range(count)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert len(found) == count  # no call has raised an error
+    return list(found.values())

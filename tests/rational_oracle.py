@@ -2,6 +2,14 @@
 
 import torch
 
+CASES = [
+    {},
+    {"shape": (2, 8, 3), "dim": 1, "shared": (False, True)},
+    {"shape": (4,), "m": 1, "n": 0, "shared": (False, False)},
+    {"shape": (2, 4), "m": 3, "n": 2, "shared": (True, True), "groups": 1},
+]
+"""Arguments of :func:`leaves`: the last and another dimension, few coefficients, and each way to share them."""
+
 
 def by_formula(x, numerator, denominator, groups):
     """P(x) / Q(x) in float64, group by group and power by power, channels last."""
@@ -25,3 +33,19 @@ def perturb(module, seed=0, size=0.3):
 
 def noise(*shape, seed=1, **kwargs):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(**kwargs)
+
+
+def leaves(device, dtype=torch.float64, shape=(3, 5, 8), groups=4, m=6, n=4, dim=-1, shared=(True, False)):
+    """x, numerator and denominator, which require gradients."""
+    generator = torch.Generator().manual_seed(11)
+    x = torch.randn(shape, generator=generator, dtype=torch.float64)
+    a = torch.randn(1 if shared[0] else groups, m, generator=generator, dtype=torch.float64)
+    b = torch.randn(1 if shared[1] else groups, n, generator=generator, dtype=torch.float64)
+    return [tensor.to(device, dtype).requires_grad_() for tensor in (x, a, b)]
+
+
+def with_gradient(shape, groups=4, dim=-1, dtype=torch.float32, m=6, n=4):
+    """The gradient of the result, x, numerator, denominator and the dimension, for the paths themselves."""
+    generator = torch.Generator().manual_seed(11)
+    x, g = (torch.randn(shape, generator=generator).to(dtype) for _ in range(2))
+    return g, x, torch.randn(1, m, generator=generator), torch.randn(groups, n, generator=generator), dim

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from rational_oracle import leaves
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -9,14 +10,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import flashkat
 from flashkat.ops import add_norm_rational, linear_rational, rational_reference
 from flashkat.ops.call import Call, has_kernels, has_memory, look
-
-
-def _inputs(device, dtype=torch.float64, shape=(3, 5, 8), groups=4, m=6, n=4, dim=-1, shared=(True, False)):
-    generator = torch.Generator().manual_seed(11)
-    x = torch.randn(shape, generator=generator, dtype=torch.float64)
-    a = torch.randn(1 if shared[0] else groups, m, generator=generator, dtype=torch.float64)
-    b = torch.randn(1 if shared[1] else groups, n, generator=generator, dtype=torch.float64)
-    return [tensor.to(device, dtype).requires_grad_() for tensor in (x, a, b)]
 
 
 class Watcher(TorchDispatchMode):
@@ -32,7 +25,7 @@ class Watcher(TorchDispatchMode):
 
 
 def test_those_who_watch_see_the_operator_and_get_the_same(device):
-    x, a, b = inputs = _inputs(device, torch.float32)
+    x, a, b = inputs = leaves(device, torch.float32)
     alone = flashkat.rational(x, a, b)
     alone = alone, *torch.autograd.grad(alone, inputs, torch.ones_like(alone))
     with Watcher() as watcher:
@@ -90,7 +83,7 @@ def test_kernels_are_for_sizes_that_are_not_numbers_yet(monkeypatch):
 
 def test_transforms_of_torch_func_see_the_definition(device):
     """Where an operator's derivative would be zero or an error."""
-    x, a, b = (tensor.detach() for tensor in _inputs(device, torch.float64))
+    x, a, b = (tensor.detach() for tensor in leaves(device, torch.float64))
     v = torch.randn(x.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64).to(device)
 
     def ours(x, a, b):
@@ -111,7 +104,7 @@ def test_transforms_of_torch_func_see_the_definition(device):
 
 
 def test_many_gradients_at_once(device):
-    inputs = _inputs(device, torch.float64)
+    inputs = leaves(device, torch.float64)
     y = flashkat.rational(*inputs, dim=2)
     grads = torch.randn(3, *y.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64).to(device)
     for higher in (False, True):
@@ -175,7 +168,7 @@ def test_the_doors_of_the_larger_operators_say_what_is_wrong():
 
 
 def test_a_plain_call(device):
-    inputs = _inputs(device, torch.float32)
+    inputs = leaves(device, torch.float32)
     assert look(*inputs) == Call(True, False, None)
     assert look(*(each.detach() for each in inputs)).plain
     with torch.autocast(device, torch.bfloat16):
@@ -188,7 +181,7 @@ class Subclass(torch.Tensor):
 
 
 def test_no_plain_call(device):
-    x, a, b = (each.detach() for each in _inputs(device, torch.float32))
+    x, a, b = (each.detach() for each in leaves(device, torch.float32))
     assert not look(x.to("meta"), a, b).plain
     assert not look(x, a.as_subclass(Subclass), b).plain
     with Watcher():

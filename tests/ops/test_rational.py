@@ -3,30 +3,15 @@
 import pytest
 import torch
 from oracle import assert_close, exact
+from rational_oracle import CASES, leaves
 
 import flashkat
 from flashkat.ops import rational_reference
 
 
-def _inputs(device, dtype=torch.float64, shape=(3, 5, 8), groups=4, m=6, n=4, dim=-1, shared=(True, False)):
-    generator = torch.Generator().manual_seed(11)
-    x = torch.randn(shape, generator=generator, dtype=torch.float64)
-    a = torch.randn(1 if shared[0] else groups, m, generator=generator, dtype=torch.float64)
-    b = torch.randn(1 if shared[1] else groups, n, generator=generator, dtype=torch.float64)
-    return [tensor.to(device, dtype).requires_grad_() for tensor in (x, a, b)]
-
-
-CASES = [
-    {},
-    {"shape": (2, 8, 3), "dim": 1, "shared": (False, True)},
-    {"shape": (4,), "m": 1, "n": 0, "shared": (False, False)},
-    {"shape": (2, 4), "m": 3, "n": 2, "shared": (True, True), "groups": 1},
-]
-
-
 @pytest.mark.parametrize("case", CASES)
 def test_first_and_second_derivatives(device, case):
-    inputs = _inputs(device, **case)
+    inputs = leaves(device, **case)
     dim = case.get("dim", -1)
 
     def function(x, a, b):
@@ -37,7 +22,7 @@ def test_first_and_second_derivatives(device, case):
 
 
 def test_third_derivative_equals_the_definitions(device):
-    x, a, b = _inputs(device)
+    x, a, b = leaves(device)
 
     def third(function):
         value = function(x, a, b)
@@ -50,7 +35,7 @@ def test_third_derivative_equals_the_definitions(device):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_second_derivatives_keep_dtypes(device, dtype):
-    x, a, b = _inputs(device, torch.float32)
+    x, a, b = leaves(device, torch.float32)
     x = x.detach().to(dtype).requires_grad_()
     (slope,) = torch.autograd.grad(flashkat.rational(x, a, b).sum(), x, create_graph=True)
     second = torch.autograd.grad(slope.float().sum(), (x, a, b))
@@ -58,7 +43,7 @@ def test_second_derivatives_keep_dtypes(device, dtype):
 
 
 def test_only_what_needs_a_gradient_gets_one(device):
-    x, a, b = _inputs(device, torch.float32)
+    x, a, b = leaves(device, torch.float32)
     flashkat.rational(x.detach(), a, b.detach()).sum().backward()
     assert x.grad is None
     assert b.grad is None
@@ -67,7 +52,7 @@ def test_only_what_needs_a_gradient_gets_one(device):
 
 
 def test_second_backward_through_a_retained_graph_is_the_same(device):
-    inputs = _inputs(device, torch.float32)
+    inputs = leaves(device, torch.float32)
     value = flashkat.rational(*inputs).sum()
     first = torch.autograd.grad(value, inputs, retain_graph=True)
     second = torch.autograd.grad(value, inputs)
@@ -75,7 +60,7 @@ def test_second_backward_through_a_retained_graph_is_the_same(device):
 
 
 def test_inference_mode_and_no_grad(device):
-    inputs = _inputs(device, torch.float32)
+    inputs = leaves(device, torch.float32)
     expected = flashkat.rational(*inputs)
     with torch.inference_mode():
         assert torch.equal(flashkat.rational(*inputs), expected)
@@ -86,7 +71,7 @@ def test_inference_mode_and_no_grad(device):
 @pytest.mark.parametrize("x_dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("autocast_dtype", [torch.bfloat16, torch.float16])
 def test_autocast_sets_the_output_dtype_and_nothing_else(device, x_dtype, autocast_dtype):
-    x, a, b = _inputs(device, torch.float32)
+    x, a, b = leaves(device, torch.float32)
     x = x.detach().to(x_dtype).requires_grad_()
     with torch.autocast(device, autocast_dtype):
         value = flashkat.rational(x, a, b)
@@ -101,7 +86,7 @@ def test_autocast_sets_the_output_dtype_and_nothing_else(device, x_dtype, autoca
 
 
 def test_autocast_switched_off_inside_is_respected(device):
-    inputs = _inputs(device, torch.float32)
+    inputs = leaves(device, torch.float32)
     with torch.autocast(device, torch.bfloat16), torch.autocast(device, enabled=False):
         assert flashkat.rational(*inputs).dtype == torch.float32
 
@@ -146,7 +131,7 @@ def test_x_and_coefficients_on_different_devices():
 @pytest.mark.gpu
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 def test_runs_on_a_gpu_that_is_not_the_current_one():
-    inputs = _inputs("cuda:1", torch.float32)
+    inputs = leaves("cuda:1", torch.float32)
     assert torch.cuda.current_device() == 0
     value = flashkat.rational(*inputs)
     value.sum().backward()

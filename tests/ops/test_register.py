@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from oracle import assert_close, exact
+from rational_oracle import CASES, leaves
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.testing import CompileCounter
 from torch._inductor.utils import fresh_cache
@@ -20,25 +21,9 @@ from flashkat.ops.triton import settings
 F32, F16, BF16, F64 = torch.float32, torch.float16, torch.bfloat16, torch.float64
 
 
-def _inputs(device, dtype=torch.float64, shape=(3, 5, 8), groups=4, m=6, n=4, dim=-1, shared=(True, False)):
-    generator = torch.Generator().manual_seed(11)
-    x = torch.randn(shape, generator=generator, dtype=torch.float64)
-    a = torch.randn(1 if shared[0] else groups, m, generator=generator, dtype=torch.float64)
-    b = torch.randn(1 if shared[1] else groups, n, generator=generator, dtype=torch.float64)
-    return [tensor.to(device, dtype).requires_grad_() for tensor in (x, a, b)]
-
-
-CASES = [
-    {},
-    {"shape": (2, 8, 3), "dim": 1, "shared": (False, True)},
-    {"shape": (4,), "m": 1, "n": 0, "shared": (False, False)},
-    {"shape": (2, 4), "m": 3, "n": 2, "shared": (True, True), "groups": 1},
-]
-
-
 def test_opcheck(device):
     for case in CASES:
-        inputs = _inputs(device, torch.float32, **case)
+        inputs = leaves(device, torch.float32, **case)
         dim = case.get("dim", -1)
         torch.library.opcheck(torch.ops.flashkat.rational, (*inputs, dim))
         torch.library.opcheck(torch.ops.flashkat.rational, (*inputs, dim, torch.bfloat16))
@@ -47,7 +32,7 @@ def test_opcheck(device):
 
 
 def test_opcheck_on_permuted_and_sliced_input(device):
-    _, a, b = _inputs(device, torch.float32)
+    _, a, b = leaves(device, torch.float32)
     base = torch.randn(8, 6, 5, device=device)
     for x in (base.permute(1, 2, 0), base.permute(2, 1, 0)[:, ::2], base[:, :1, :1].expand(8, 6, 5).permute(1, 2, 0)):
         torch.library.opcheck(torch.ops.flashkat.rational, (x.detach().requires_grad_(), a, b, -1))
@@ -60,7 +45,7 @@ NEEDS_COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="inducto
 @pytest.mark.parametrize("autocast", [False, True])
 def test_compiles_whole_and_equals_eager(device, backend, autocast):
     torch._dynamo.reset()
-    x, a, b = _inputs(device, torch.float32)
+    x, a, b = leaves(device, torch.float32)
 
     def function(x, a, b):
         # Powers of two, which no compiler can round otherwise than eager mode does.
@@ -82,7 +67,7 @@ def test_compiles_whole_and_equals_eager(device, backend, autocast):
 
 def test_new_batch_sizes_do_not_recompile(device):
     torch._dynamo.reset()
-    _, a, b = _inputs(device, torch.float32)
+    _, a, b = leaves(device, torch.float32)
     counter = CompileCounter()
     compiled = torch.compile(flashkat.rational, fullgraph=True, backend=counter, dynamic=True)
     for batch in (2, 3, 7, 64):
@@ -92,7 +77,7 @@ def test_new_batch_sizes_do_not_recompile(device):
 
 
 def test_exports_with_a_dynamic_batch(device):
-    x, a, b = _inputs(device, torch.float32)
+    x, a, b = leaves(device, torch.float32)
 
     class Module(torch.nn.Module):
         def __init__(self):
@@ -109,7 +94,7 @@ def test_exports_with_a_dynamic_batch(device):
 
 def test_fake_and_meta_tensors_have_the_results_metadata(device):
     x = torch.randn(2, 3, 8, 4, device=device).to(memory_format=torch.channels_last)
-    _, a, b = _inputs(device, torch.float32)
+    _, a, b = leaves(device, torch.float32)
     real = flashkat.rational(x, a, b, dim=2)
     meta = flashkat.rational(x.to("meta"), a.to("meta"), b.to("meta"), dim=2)
     assert (meta.shape, meta.stride(), meta.dtype) == (real.shape, real.stride(), real.dtype)

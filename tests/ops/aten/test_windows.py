@@ -1,22 +1,16 @@
 """What is particular to the path of PyTorch's own operators: its windows, its scratch, its threads."""
 
-import threading
-
 import pytest
 import torch
 from oracle import assert_close, exact
+from processes import from_threads
+from rational_oracle import with_gradient
 from torch.profiler import ProfilerActivity, profile
 
 from flashkat.ops.aten import windows as aten
 from flashkat.ops.cpu import native
 
 FACTOR = 24
-
-
-def _inputs(shape, groups=4, dim=-1, dtype=torch.float32):
-    generator = torch.Generator().manual_seed(11)
-    x, g = (torch.randn(shape, generator=generator).to(dtype) for _ in range(2))
-    return g, x, torch.randn(1, 6, generator=generator), torch.randn(groups, 4, generator=generator), dim
 
 
 def _run(g, x, a, b, dim):
@@ -40,13 +34,6 @@ def small_chunks(monkeypatch):
     return shrink
 
 
-@pytest.fixture
-def threads():
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("shape", [(1, 1, 1), (3, 8, 5), (197, 12, 1), (1000, 3, 1), (2, 5, 300), (1, 700, 1)])
 @pytest.mark.parametrize("elements", [1, 2, 7, 64, 100, 2**20])
 def test_windows_cover_every_element_once_and_keep_the_limit(shape, elements):
@@ -62,13 +49,13 @@ def test_windows_cover_every_element_once_and_keep_the_limit(shape, elements):
 @pytest.mark.parametrize(("shape", "dim"), [((67, 12), -1), ((3, 12, 29), 1), ((2, 12, 4, 4), 1), ((12,), 0)])
 def test_results_do_not_depend_on_where_windows_end(small_chunks, shape, dim, elements):
     small_chunks(elements)
-    _check(*_inputs(shape, dim=dim))
+    _check(*with_gradient(shape, dim=dim))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_one_outlier_leaves_all_other_results_as_they_are(small_chunks, dtype):
     small_chunks(64)
-    g, x, a, b, dim = _inputs((64, 12), dtype=dtype)
+    g, x, a, b, dim = with_gradient((64, 12), dtype=dtype)
     before = aten.forward(x, a, b, dim, dtype)
     x[17, 5] = 1e30
     after = aten.forward(x, a, b, dim, dtype)
@@ -78,7 +65,7 @@ def test_one_outlier_leaves_all_other_results_as_they_are(small_chunks, dtype):
 
 
 def test_channels_last_in_memory_is_as_good_as_channels_first():
-    g, x, a, b, dim = _inputs((2, 12, 9, 5), dim=1)
+    g, x, a, b, dim = with_gradient((2, 12, 9, 5), dim=1)
     first = _run(g, x, a, b, dim)
     last = _run(*(t.to(memory_format=torch.channels_last) for t in (g, x)), a, b, dim)
     mixed = _run(g, x.to(memory_format=torch.channels_last), a, b, dim)
@@ -90,39 +77,29 @@ def test_channels_last_in_memory_is_as_good_as_channels_first():
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_any_number_of_threads_gives_the_right_result_and_the_same_bits_again(threads, count):
     threads(count)
-    inputs = _inputs((520, 96))
+    inputs = with_gradient((520, 96))
     _check(*inputs)
     for left, right in zip(_run(*inputs), _run(*inputs), strict=True):
         assert torch.equal(left, right)
 
 
 def test_several_threads_may_call_at_once():
-    inputs = _inputs((300, 96))
-    expected, found = _run(*inputs), {}
-
-    def call(key):
-        found[key] = _run(*inputs)
-
-    callers = [threading.Thread(target=call, args=(key,)) for key in range(4)]
-    for caller in callers:
-        caller.start()
-    for caller in callers:
-        caller.join()
-    assert len(found) == len(callers)
-    for results in found.values():
+    inputs = with_gradient((300, 96))
+    expected = _run(*inputs)
+    for results in from_threads(4, lambda: _run(*inputs)):
         for left, right in zip(expected, results, strict=True):
             torch.testing.assert_close(left, right)
 
 
 def test_inputs_are_left_untouched():
     """Not even counted as changed, which autograd would refuse."""
-    inputs = _inputs((40, 12))
+    inputs = with_gradient((40, 12))
     _run(*inputs)
     assert [tensor._version for tensor in inputs[:4]] == [0] * 4
 
 
 def test_inference_mode():
-    _, x, a, b, dim = _inputs((40, 12))
+    _, x, a, b, dim = with_gradient((40, 12))
     expected = aten.forward(x, a, b, dim, x.dtype)
     with torch.inference_mode():
         assert torch.equal(aten.forward(x, a, b, dim, x.dtype), expected)
@@ -142,7 +119,7 @@ def _extra_memory(call, results):
 
 @pytest.mark.parametrize(("shape", "dim"), [((8, 197, 768), -1), ((8, 768, 196), 1)])
 def test_extra_memory_stays_under_half_of_x(shape, dim):
-    g, x, a, b, dim = _inputs(shape, dim=dim)
+    g, x, a, b, dim = with_gradient(shape, dim=dim)
     size = x.numel() * x.element_size()
     assert 0 < _extra_memory(lambda: aten.forward(x, a, b, dim, x.dtype), size) < size / 2
     assert 0 < _extra_memory(lambda: aten.backward(g, x, a, b, dim), size) < size / 2
@@ -151,7 +128,7 @@ def test_extra_memory_stays_under_half_of_x(shape, dim):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("shape", "dim"), [((8, 197, 768), -1), ((8, 768, 196), 1)])
 def test_the_compiled_path_takes_much_less(native_library, shape, dim, dtype):
-    g, x, a, b, dim = _inputs(shape, dim=dim, dtype=dtype)
+    g, x, a, b, dim = with_gradient(shape, dim=dim, dtype=dtype)
     size = x.numel() * x.element_size()
     assert 0 < _extra_memory(lambda: native.forward(x, a, b, dim, x.dtype), size) < size / 20
     assert 0 < _extra_memory(lambda: native.backward(g, x, a, b, dim), size) < size / 20

@@ -5,12 +5,13 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
 import torch
 from oracle import assert_close, exact
+from processes import from_threads
+from rational_oracle import with_gradient
 
 from flashkat.ops.aten import windows as aten
 from flashkat.ops.cpu import native
@@ -22,19 +23,6 @@ ROOT = Path(__file__).parents[3]
 @pytest.fixture(autouse=True)
 def library(request):
     request.getfixturevalue("native_library")
-
-
-@pytest.fixture
-def threads():
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
-def _inputs(shape=(8, 197, 96), groups=4, dim=-1, dtype=torch.float32, m=6, n=4):
-    generator = torch.Generator().manual_seed(11)
-    x, g = (torch.randn(shape, generator=generator).to(dtype) for _ in range(2))
-    return g, x, torch.randn(1, m, generator=generator), torch.randn(groups, n, generator=generator), dim
 
 
 def _run(g, x, a, b, dim):
@@ -55,12 +43,12 @@ def _equal(left, right):
 )
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_many_blocks_and_ragged_ends(shape, dim, dtype):
-    _check(*_inputs(shape, dim=dim, dtype=dtype))
+    _check(*with_gradient(shape, dim=dim, dtype=dtype))
 
 
 @pytest.mark.parametrize(("shape", "dim"), [((8, 197, 96), -1), ((4, 96, 400), 1)])
 def test_the_number_of_threads_does_not_change_a_bit(threads, shape, dim):
-    inputs = _inputs(shape, dim=dim)
+    inputs = with_gradient(shape, dim=dim)
     threads(1)
     expected = _run(*inputs)
     for count in (2, 3, 5):
@@ -77,19 +65,9 @@ def test_finds_the_threads_that_pytorch_runs_on():
 
 def test_several_threads_may_call_at_once(threads):
     threads(2)
-    inputs = _inputs()
-    expected, found = _run(*inputs), {}
-
-    def call(key):
-        found[key] = _run(*inputs)
-
-    callers = [threading.Thread(target=call, args=(key,)) for key in range(4)]
-    for caller in callers:
-        caller.start()
-    for caller in callers:
-        caller.join()
-    assert len(found) == len(callers)
-    assert all(_equal(results, expected) for results in found.values())
+    inputs = with_gradient((8, 197, 96))
+    expected = _run(*inputs)
+    assert all(_equal(results, expected) for results in from_threads(4, lambda: _run(*inputs)))
 
 
 def _in_child(connection, inputs):
@@ -101,7 +79,7 @@ def _in_child(connection, inputs):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_forked_child_on_one_thread_works(threads):
     threads(2)
-    inputs = _inputs()
+    inputs = with_gradient((8, 197, 96))
     expected = _run(*inputs)[1].numpy().tobytes()
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
@@ -116,7 +94,7 @@ def test_a_forked_child_on_one_thread_works(threads):
 @pytest.mark.parametrize(("shape", "dim", "place"), [((8, 197, 96), -1, (5, 100, 7)), ((4, 96, 400), 1, (2, 50, 399))])
 @pytest.mark.parametrize("wild", [1e30, -3e38, float("nan")])
 def test_one_outlier_leaves_other_blocks_as_they_are(shape, dim, place, wild):
-    g, x, a, b, dim = _inputs(shape, dim=dim)
+    g, x, a, b, dim = with_gradient(shape, dim=dim)
     before = _run(g, x, a, b, dim)
     x[place] = wild
     after = _run(g, x, a, b, dim)
@@ -149,19 +127,19 @@ def test_every_16_bit_number_is_read_and_written_as_pytorch_does(dtype):
 
 
 def test_lazily_negated_input():
-    _, x, a, b, dim = _inputs((64, 16))
+    _, x, a, b, dim = with_gradient((64, 16))
     lazy = torch._neg_view(x)
     assert torch.equal(native.forward(lazy, a, b, dim, x.dtype), native.forward(-x, a, b, dim, x.dtype))
 
 
 def test_zeros_without_memory():
-    _, x, a, b, dim = _inputs((64, 16))
+    _, x, a, b, dim = with_gradient((64, 16))
     empty = torch._efficientzerotensor(x.shape)
     assert torch.equal(native.forward(empty, a, b, dim, x.dtype), native.forward(0 * x, a, b, dim, x.dtype))
 
 
 def test_more_coefficients_than_the_library_takes():
-    _check(*_inputs((40, 16), m=18, n=3))
+    _check(*with_gradient((40, 16), m=18, n=3))
 
 
 def test_sums_are_nearly_as_accurate_as_the_terms():

@@ -3,19 +3,12 @@
 import pytest
 import torch
 from oracle import assert_close, exact
+from rational_oracle import leaves
 
 import flashkat
 
 pytest.importorskip("triton")
 from flashkat.ops.triton import launcher
-
-
-def _inputs(device, dtype=torch.float64, shape=(3, 5, 8), groups=4, m=6, n=4, dim=-1, shared=(True, False)):
-    generator = torch.Generator().manual_seed(11)
-    x = torch.randn(shape, generator=generator, dtype=torch.float64)
-    a = torch.randn(1 if shared[0] else groups, m, generator=generator, dtype=torch.float64)
-    b = torch.randn(1 if shared[1] else groups, n, generator=generator, dtype=torch.float64)
-    return [tensor.to(device, dtype).requires_grad_() for tensor in (x, a, b)]
 
 
 @pytest.mark.gpu
@@ -43,7 +36,7 @@ def test_launches_that_are_used_again_fit_what_they_get():
 
 @pytest.mark.gpu
 def test_cuda_graph_replay():
-    x, a, b = _inputs("cuda", torch.float32, shape=(2, 197, 192), groups=8)
+    x, a, b = leaves("cuda", torch.float32, shape=(2, 197, 192), groups=8)
 
     def step():
         return [*torch.autograd.grad(flashkat.rational(x, a, b).sum(), (x, a, b))]
