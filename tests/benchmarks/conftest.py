@@ -15,6 +15,17 @@ def device():
 
 
 @pytest.fixture
+def clock():
+    """Measures one millisecond for each call."""
+
+    def measure(call):
+        call()
+        return 1000.0
+
+    return measure
+
+
+@pytest.fixture
 def no_code(monkeypatch):
     """A compiler that generates none."""
     compile_model = torch.compile

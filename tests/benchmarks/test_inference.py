@@ -13,11 +13,6 @@ pytestmark = pytest.mark.usefixtures("no_code")
 CONTENDERS = list(contenders.CONTENDERS)
 
 
-def _one_millisecond(call):
-    call()
-    return 1000.0
-
-
 def _row(speed, peak=1.0, way="compiled", contender="ours", **case):
     ratios = {"over_vit": speed, "peak_over_vit": peak}
     return {"size": "tiny", "way": way, "contender": contender, **ratios, **case}
@@ -31,9 +26,9 @@ def _of(found, where):
     return _verdicts(target for target in found if target["name"].endswith(where))
 
 
-def test_every_contender_of_inference_has_a_row(device):
+def test_every_contender_of_inference_has_a_row(device, clock):
     plan = inference.Plan(("tiny",), ("eager", "graphs"), scale=contenders.TOY, rounds=1)
-    rows = [row for piece in inference.collect(plan, device, _one_millisecond) for row in piece]
+    rows = [row for piece in inference.collect(plan, device, clock) for row in piece]
     assert [row["contender"] for row in rows] == CONTENDERS * 4
     assert [row["images_per_s"] for row in rows if row["contender"] == "ours"] == [2000.0, 1000.0] * 2
 

@@ -8,11 +8,6 @@ pytest.importorskip("triton")
 from benchmarks import loading
 
 
-def _one_millisecond(call):
-    call()
-    return 1000.0
-
-
 def test_loading_counts_images_within_its_windows(monkeypatch):
     now = [0.0]
 
@@ -26,20 +21,20 @@ def test_loading_counts_images_within_its_windows(monkeypatch):
     assert loading._rates(batches(), plan, workers=2) == [32.0] * 3
 
 
-def test_loading_runs(tmp_path):
+def test_loading_runs(tmp_path, clock):
     folder = loading.Folder(20, 40, 30, ".jpg", 16, 4)
     loading.write_images(tmp_path, folder)
     assert len(list(tmp_path.glob("train/*/*.jpg"))) == 20
     plan = loading.Plan((1,), batch=4, windows=1, window_s=0.0)
-    ((row,),) = loading.collect(plan, {"toys": folder}, torch.device("cpu"), _one_millisecond)
+    ((row,),) = loading.collect(plan, {"toys": folder}, torch.device("cpu"), clock)
     assert (row["images"], row["pixels"], row["workers"]) == ("toys", 16, 1)
     assert row["images_per_s"] > 0
     assert row["over_step"] is None
 
 
 @pytest.mark.gpu
-def test_loading_is_held_against_a_training_step(tmp_path):
+def test_loading_is_held_against_a_training_step(tmp_path, clock):
     folder = loading.Folder(20, 40, 30, ".jpg", 32, 16)
     plan = loading.Plan((1,), batch=2, windows=1, window_s=0.0)
-    ((row,),) = loading.collect(plan, {"toys": folder}, torch.device("cuda"), _one_millisecond)
+    ((row,),) = loading.collect(plan, {"toys": folder}, torch.device("cuda"), clock)
     assert row["step_images_per_s"] == 2000.0

@@ -13,11 +13,6 @@ pytestmark = pytest.mark.usefixtures("no_code")
 CONTENDERS = list(contenders.CONTENDERS)
 
 
-def _one_millisecond(call):
-    call()
-    return 1000.0
-
-
 def _training(**picked):
     return training.Plan(("tiny",), scale=contenders.TOY, rounds=1, **picked)
 
@@ -35,25 +30,25 @@ def _of(found, where):
     return _verdicts(target for target in found if target["name"].endswith(where))
 
 
-def test_every_contender_of_a_training_case_has_a_row(device):
+def test_every_contender_of_a_training_case_has_a_row(device, clock):
     plan = _training(ways=("eager", "compiled"), cases=("bf16",))
-    rows = [row for piece in training.collect(plan, device, _one_millisecond) for row in piece]
+    rows = [row for piece in training.collect(plan, device, clock) for row in piece]
     assert [(row["way"], row["contender"]) for row in rows] == [(way, name) for way in plan.ways for name in CONTENDERS]
     assert {(row["images_per_s"], row["over_vit"]) for row in rows} == {(2000.0, 1.0)}
     speed = [target for target in training.targets(rows) if "images/s" in target["name"] and target["value"]]
     assert sorted((target["value"], target["limit"]) for target in speed) == [(1.0, 0.9), (1.0, 1.0)]
 
 
-def test_every_case_of_training_runs(device):
+def test_every_case_of_training_runs(device, clock):
     plan = _training(ways=("eager",), contenders=("ours",))
-    pieces = list(training.collect(plan, device, _one_millisecond))
+    pieces = list(training.collect(plan, device, clock))
     assert [row["case"] for (row,) in pieces] == list(training.CASES)
     assert [row["over_vit"] for (row,) in pieces] == [None] * len(pieces)
 
 
-def test_sizes_that_a_case_does_not_have_are_left_out(device):
+def test_sizes_that_a_case_does_not_have_are_left_out(device, clock):
     plan = training.Plan(("base",), cases=("bf16-1024",))
-    assert list(training.collect(plan, device, _one_millisecond)) == []
+    assert list(training.collect(plan, device, clock)) == []
 
 
 def test_targets_of_training():

@@ -12,11 +12,6 @@ from benchmarks.parts import common, contenders
 pytestmark = pytest.mark.usefixtures("no_code")
 
 
-def _one_millisecond(call):
-    call()
-    return 1000.0
-
-
 @pytest.mark.parametrize("way", ["eager", "compiled"])
 def test_published_kernels_take_the_place_of_ours_and_agree(way, device):
     x = torch.randn(2, 3, 32, 32, device=device, generator=torch.Generator(device).manual_seed(0))
@@ -53,9 +48,9 @@ def test_ratios_are_over_the_vit_of_the_same_turns():
 
 
 @pytest.mark.parametrize("module", [training, inference])
-def test_quick_commands_add_to_their_result(module, monkeypatch, tmp_path):
+def test_quick_commands_add_to_their_result(module, monkeypatch, tmp_path, clock):
     monkeypatch.setenv("FLASHKAT_COMMIT", "abc")
-    monkeypatch.setattr(module, "StepTimer", lambda: _one_millisecond)
+    monkeypatch.setattr(module, "StepTimer", lambda: clock)
     flags = ["--quick", "--output", str(tmp_path / "result.json"), "--ways", "eager", "--contenders", "ours", "vit"]
     flags += ["--cases", "bf16"] if module is training else []
     precision = torch.get_float32_matmul_precision()
