@@ -35,3 +35,20 @@ def weights(path, answer=None, classes=5):
         model.head.bias.data[answer] = 1
     torch.save(model.state_dict(), path)
     return path
+
+
+def checkpoint():
+    """The checkpoint of a linear layer, with the entries that training writes."""
+    torch.manual_seed(0)
+    return {
+        "arch": "net",
+        "args": {"lr": 0.1, "scale": [0.08, 1.0], "aa": None},
+        "classes": ["cat", "dog"],
+        "epoch": 3,
+        "state_dict": {"weight": torch.randn(2, 3), "bias": torch.randn(2)},
+    }
+
+
+def same(a, b):
+    """Whether two state_dicts hold the same bits under the same names."""
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)

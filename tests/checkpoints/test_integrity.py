@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny import same
 
 from flashkat import checkpoints
 from flashkat.errors import InputError
@@ -25,10 +26,6 @@ def content():
     generator = torch.Generator().manual_seed(0)
     state = {name: torch.randn(8, 5, generator=generator) for name in ("model.a", "model.b")}
     return {"arch": "net", "epoch": 3, "state_dict": state, "run": {"history": [{"epoch": 0, "lr": 0.1}]}}
-
-
-def same(one, other):
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 def written(path):

@@ -5,34 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from foreign import MakesFile
 from hypothesis import example, given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
+from tiny import checkpoint, same
 from torch import nn
 
 from flashkat import checkpoints
 from flashkat.errors import InputError
-
-
-class MakesFile:
-    """Makes a file when it is unpickled by a pickle that runs code."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (Path(self.path),)
-
-
-def content():
-    torch.manual_seed(0)
-    return {
-        "arch": "net",
-        "args": {"lr": 0.1, "scale": [0.08, 1.0], "aa": None},
-        "classes": ["cat", "dog"],
-        "epoch": 3,
-        "state_dict": {"weight": torch.randn(2, 3), "bias": torch.randn(2)},
-    }
 
 
 def saved(value, **options):
@@ -41,11 +22,7 @@ def saved(value, **options):
     return file.getvalue()
 
 
-WHOLE = saved(content())
-
-
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+WHOLE = saved(checkpoint())
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------
@@ -53,8 +30,8 @@ def same(a, b):
 
 def test_what_is_written_is_read(tmp_path):
     path = tmp_path / "last.pth.tar"
-    checkpoints.write(path, content())
-    found, expected = checkpoints.read(path), content()
+    checkpoints.write(path, checkpoint())
+    found, expected = checkpoints.read(path), checkpoint()
     assert same(found.pop("state_dict"), expected.pop("state_dict"))
     assert found == expected
     assert [file.name for file in tmp_path.iterdir()] == ["last.pth.tar"]
@@ -64,7 +41,7 @@ def test_what_is_written_is_read(tmp_path):
 
 def test_writing_replaces_the_whole_file_or_nothing(tmp_path, monkeypatch):
     path = tmp_path / "last.pth.tar"
-    checkpoints.write(path, content())
+    checkpoints.write(path, checkpoint())
     before = path.read_bytes()
 
     def power_cut(checkpoint, file):
@@ -102,7 +79,7 @@ def test_folder(tmp_path):
 def test_arguments_in_a_namespace_become_a_dictionary(tmp_path):
     path = tmp_path / "timm.pth.tar"
     args = argparse.Namespace(model_kwargs={"m": 5}, lr=0.1, mean=(0.5, 0.5, 0.5))
-    torch.save({**content(), "args": args}, path)
+    torch.save({**checkpoint(), "args": args}, path)
     assert checkpoints.read(path)["args"] == {"model_kwargs": {"m": 5}, "lr": 0.1, "mean": (0.5, 0.5, 0.5)}
 
 
@@ -114,14 +91,14 @@ def test_reading_leaves_torchs_safe_globals_alone(tmp_path):
 
 
 def test_legacy_files(tmp_path):
-    (tmp_path / "old.pth").write_bytes(saved(content(), _use_new_zipfile_serialization=False))
-    assert same(checkpoints.read(tmp_path / "old.pth")["state_dict"], content()["state_dict"])
+    (tmp_path / "old.pth").write_bytes(saved(checkpoint(), _use_new_zipfile_serialization=False))
+    assert same(checkpoints.read(tmp_path / "old.pth")["state_dict"], checkpoint()["state_dict"])
 
 
 def test_safetensors(tmp_path):
-    save_file(content()["state_dict"], tmp_path / "a.safetensors")
+    save_file(checkpoint()["state_dict"], tmp_path / "a.safetensors")
     found = checkpoints.read(tmp_path / "a.safetensors")
-    assert same(found["state_dict"], content()["state_dict"])
+    assert same(found["state_dict"], checkpoint()["state_dict"])
 
 
 def test_what_may_not_be_read(tmp_path, monkeypatch):
@@ -146,7 +123,7 @@ def test_truncated(tmp_path, length):
 
 @given(st.data())
 def test_truncated_safetensors(tmp_path, data):
-    save_file(content()["state_dict"], tmp_path / "whole.safetensors")
+    save_file(checkpoint()["state_dict"], tmp_path / "whole.safetensors")
     whole = (tmp_path / "whole.safetensors").read_bytes()
     (tmp_path / "cut.safetensors").write_bytes(whole[: data.draw(st.integers(0, len(whole) - 1))])
     with pytest.raises(InputError, match="truncated or damaged"):
@@ -154,7 +131,7 @@ def test_truncated_safetensors(tmp_path, data):
 
 
 def test_truncated_legacy_file(tmp_path):
-    whole = saved(content(), _use_new_zipfile_serialization=False)
+    whole = saved(checkpoint(), _use_new_zipfile_serialization=False)
     for length in range(len(whole)):
         (tmp_path / "cut.pth").write_bytes(whole[:length])
         with pytest.raises(InputError):

@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 from foreign import FLASHKAT, KAT, existing_code, google_arrays, images, ours, save, translated, vit, write_npz
+from tiny import checkpoint, same
 from torch import nn
 
 from flashkat import checkpoints
@@ -27,25 +28,10 @@ def load(path, model=None, **options):
     return model
 
 
-def content():
-    torch.manual_seed(0)
-    return {
-        "arch": "net",
-        "args": {"lr": 0.1, "scale": [0.08, 1.0], "aa": None},
-        "classes": ["cat", "dog"],
-        "epoch": 3,
-        "state_dict": {"weight": torch.randn(2, 3), "bias": torch.randn(2)},
-    }
-
-
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
-
-
 @pytest.mark.parametrize("wrap", [lambda s: {"state_dict": s, "epoch": 1}, lambda s: {"model": s}, lambda s: s])
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod."])
 def test_weights_in_the_usual_places(wrap, prefix):
-    state = content()["state_dict"]
+    state = checkpoint()["state_dict"]
     found = checkpoints.weights(wrap({prefix + name: value for name, value in state.items()}))
     assert same(found, state)
 
@@ -72,7 +58,7 @@ def test_a_state_dict_that_is_none(checkpoint):
 
 
 def test_load():
-    model, source = nn.Linear(3, 2), content()["state_dict"]
+    model, source = nn.Linear(3, 2), checkpoint()["state_dict"]
     checkpoints.load_weights(model, source, "a.pth")
     assert same(model.state_dict(), source)
 
@@ -88,7 +74,7 @@ def test_load():
     ],
 )
 def test_weights_of_another_model(change, words):
-    model, state = nn.Linear(3, 2), content()["state_dict"]
+    model, state = nn.Linear(3, 2), checkpoint()["state_dict"]
     before = {name: value.clone() for name, value in model.state_dict().items()}
     change(state)
     with pytest.raises(InputError, match=rf"^a\.pth is of another model than Linear as asked for: {words}$"):

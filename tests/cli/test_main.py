@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from foreign import google_arrays
+from foreign import MakesFile, google_arrays
 from PIL import Image
 from processes import interrupted, started
 
@@ -287,16 +287,6 @@ def refuse_to_read(refuse, images):
         return refuse(*places[reader], "-j", "0", *flags)
 
     return run
-
-
-class MakesFile:
-    """Makes a file when it is unpickled by a pickle that runs code."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (Path(self.path),)
 
 
 @pytest.mark.parametrize("reader", READERS)

@@ -10,6 +10,7 @@ import pytest
 import timm
 import torch
 import yaml
+from foreign import MakesFile
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -270,14 +271,6 @@ def test_configurations_in_folders(change, words, tmp_path, images, capsys):
     err = capsys.readouterr().err
     assert err.count("\n") == 1
     assert words in err
-
-
-class MakesFile:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return open, (str(self.path), "w")
 
 
 def test_a_class_map_is_text(tmp_path, images, capsys, nothing_is_reached):
