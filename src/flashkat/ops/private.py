@@ -10,16 +10,12 @@ unfused path.
    definition. The public way is ``setup_context``: a call then takes 100 us in place of 18 (torch 2.14.1, CPU).
 3. ``torch.nn.modules.module._has_any_global_hook`` and a module's dictionaries of hooks. A fused operator must not
    pass by a hook. Without it, no modules are fused.
-4. ``torch._subclasses.functional_tensor.FunctionalTensorMode``. In this mode compilers look into the operators. Without
-   it, compiled code calls the operators whole.
+4. ``torch._subclasses.functional_tensor.FunctionalTensorMode``. In this mode compilers take the formula for small
+   tensors. Without it, compiled code always calls the operators.
 5. ``torch._inductor.config``. In CUDA graphs a launch costs the host nothing, so fewer small tensors take the formula.
    Without it, tensors in CUDA graphs take the formula as others do.
 6. ``torch._C._cuda_endAllocateToPool`` and ``_cuda_releasePool``. PyTorch leaves its allocator in a capture that failed
    (seen with 2.11 to 2.14). Without them, memory of that capture stays taken.
-
-``torch.library.triton_op`` could replace 4. A call of the registered operator then takes 28 us in place of 19
-(torch 2.14.1, CPU). It also warns on import where Triton is missing, and needs a second, opaque operator for CPUs and
-symbolic sizes.
 """
 
 import contextlib

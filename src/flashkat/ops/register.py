@@ -31,8 +31,8 @@ def register(
 ) -> None:
     """Define an operator ``torch.ops.flashkat.NAME``.
 
-    torch.compile looks into an operator on GPU tensors and launches the kernels itself. For small tensors it takes
-    ``formula``. Exporters keep the operator. So do compilers where a size is a symbol.
+    torch.compile calls the operator whole. For small tensors on a GPU it takes ``formula``, unless a size is a symbol.
+    Exporters keep the operator.
 
     Args:
         signature: the name and the schema.
@@ -51,18 +51,17 @@ def register(
             torch.compiler.is_exporting()
             or not all(isinstance(size, int) for size in sizes)
             or not is_triton(tensors[0].device)
+            or not _is_fused(tensors[0], tensors[-2:])
         ):
             return mode.__torch_dispatch__(op, types, args, kwargs)
         with mode:
-            if formula is not None and _is_fused(tensors[0], tensors[-2:]):
-                return formula(*args, **kwargs)
-            return function(*args, **kwargs)
+            return formula(*args, **kwargs)
 
     qualified = f"flashkat::{name}"
     _LIBRARY.define(signature, tags=_TAGS)
     torch.library.impl(_LIBRARY, name, "CompositeExplicitAutograd")(function)
     torch.library.register_fake(qualified, fake, lib=_LIBRARY)
-    if private.FunctionalTensorMode is not None:
+    if formula is not None and private.FunctionalTensorMode is not None:
         torch.library.register_torch_dispatch(qualified, private.FunctionalTensorMode, decompose, lib=_LIBRARY)
     if differentiate is not None:
         torch.library.register_autograd(qualified, differentiate, setup_context=save, lib=_LIBRARY)

@@ -111,18 +111,6 @@ def test_an_unknown_triton_compiles_by_its_front_door(kernel, monkeypatch):
     assert kernel.calls == [("compile", (2, 3, 1))] * 2
 
 
-class Traced(torch.Tensor):
-    @classmethod
-    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
-        raise NotImplementedError
-
-
-def test_tracers_tensors_are_told_from_subclasses():
-    x = torch.ones(3)
-    assert launcher._is_traced(torch.Tensor._make_subclass(Traced, x))
-    assert not launcher._is_traced(x.as_subclass(type("Named", (torch.Tensor,), {})))
-
-
 @pytest.mark.parametrize(("runs", "most"), [(1, 1), (7, 3), (100, 32), (5, 8), (132 * 4 + 1, 132)])
 def test_programs_have_the_same_number_of_runs_or_one_less(runs, most):
     programs = launcher.evenly(runs, most)

@@ -8,10 +8,9 @@ from typing import Any
 import torch
 import triton
 from torch import Tensor
-from torch.library import wrap_triton
 from triton.runtime import driver
 
-from ..layout import PLAIN_TYPES, VECTOR_BYTES
+from ..layout import VECTOR_BYTES
 
 _NEWEST_TRITON = (3, 8)
 
@@ -51,9 +50,6 @@ class Launch:
         self._compiled: Any = None
 
     def __call__(self, *tensors: Tensor) -> None:
-        if type(tensors[0]) not in PLAIN_TYPES and _is_traced(tensors[0]):
-            self._trace(tensors)
-            return
         pointers, bits = [], 0
         for tensor in tensors:
             pointer = tensor.data_ptr()
@@ -70,19 +66,6 @@ class Launch:
         compiled.run(
             *self._grid, stream, compiled.function, compiled.packed_metadata, None, None, None, *pointers, *self._rest
         )
-
-    def _trace(self, tensors: tuple[Tensor, ...]) -> None:
-        """Put the launch into a compiler's graph."""
-        # Compilers do not pass the option of an early launch on.
-        constants = {**self._constants, **({"EARLY": False} if "EARLY" in self._constants else {})}
-        wrap_triton(self._kernel)[self._grid](
-            *tensors, *self._numbers, **constants, num_warps=self._options["num_warps"]
-        )  # fmt: skip
-
-
-def _is_traced(tensor: Tensor) -> bool:
-    """Return whether a compiler has put its own tensor in place of this one."""
-    return type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__
 
 
 def on(device: torch.device) -> AbstractContextManager:

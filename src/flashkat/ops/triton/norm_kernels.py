@@ -179,10 +179,7 @@ def _stays_plain(
 def _careful_place(
     start, slice, rows, CHANNELS: tl.constexpr, V: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_VECTORS: tl.constexpr
 ):  # fmt: skip
-    """Return the offsets (1, R, C) of one channel per vector and their mask. Each chunk has V such slices.
-
-    No function returns both offsets and loaded values, so that compilers see which tensors a kernel writes to.
-    """
+    """Return the offsets (1, R, C) of one channel per vector and their mask. Each chunk has V such slices."""
     row = tl.arange(0, BLOCK_ROWS)
     vectors, mask = _vectors(slice // V, CHANNELS, V, BLOCK_VECTORS)
     offsets = tl.cast(start, tl.int64) * CHANNELS + _offsets_of_first(vectors, CHANNELS, V, BLOCK_ROWS) + slice % V
