@@ -27,6 +27,8 @@ from pathlib import Path
 import timm
 import torch
 
+import flashkat  # noqa: F401  registers the models
+
 from .parts.common import ROOT, Row, arguments, finish, require_gpu, save, show, target
 
 __all__ = ["CONTENDERS", "WAYS", "collect", "targets"]
