@@ -43,8 +43,21 @@ def register(
         differentiate: ``backward`` of the derivative.
     """
     name = signature.partition("(")[0]
+    qualified = f"flashkat::{name}"
+    _LIBRARY.define(signature, tags=_TAGS)
+    torch.library.impl(_LIBRARY, name, "CompositeExplicitAutograd")(function)
+    torch.library.register_fake(qualified, fake, lib=_LIBRARY)
+    if formula is not None and private.FunctionalTensorMode is not None:
+        rule = _formula_rule(formula)
+        torch.library.register_torch_dispatch(qualified, private.FunctionalTensorMode, rule, lib=_LIBRARY)
+    if differentiate is not None:
+        torch.library.register_autograd(qualified, differentiate, setup_context=save, lib=_LIBRARY)
 
-    def decompose(mode, op, types, args, kwargs):
+
+def _formula_rule(formula: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the rule by which a compiler takes a formula in place of an operator, for small tensors on a GPU."""
+
+    def rule(mode: Any, op: Any, types: Any, args: Any, kwargs: Any) -> Any:
         tensors = [each for each in args if isinstance(each, Tensor)]
         sizes = [size for tensor in tensors for size in (*tensor.shape, *tensor.stride())]
         if (
@@ -57,14 +70,7 @@ def register(
         with mode:
             return formula(*args, **kwargs)
 
-    qualified = f"flashkat::{name}"
-    _LIBRARY.define(signature, tags=_TAGS)
-    torch.library.impl(_LIBRARY, name, "CompositeExplicitAutograd")(function)
-    torch.library.register_fake(qualified, fake, lib=_LIBRARY)
-    if formula is not None and private.FunctionalTensorMode is not None:
-        torch.library.register_torch_dispatch(qualified, private.FunctionalTensorMode, decompose, lib=_LIBRARY)
-    if differentiate is not None:
-        torch.library.register_autograd(qualified, differentiate, setup_context=save, lib=_LIBRARY)
+    return rule
 
 
 # Up to this degree, a power of a float32 times a float32 coefficient stays below 2^1023.
