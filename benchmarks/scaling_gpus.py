@@ -3,8 +3,7 @@
 Each row is a training through the command line with fake data and the published recipe's flags. Each GPU has a process
 and batches of 128 images. KAT and ViT train in turn.
 
-  efficiency    images/s over those of one GPU times the number of GPUs
-  added_ms      time that several GPUs add to a step: communication that is not hidden, and waiting for each other
+  over_vit      images/s over the ViT's
   all_reduce_ms time that NCCL takes to sum the gradients while nothing else runs
 
   --ways        default: flashkat train without flags about compilation
@@ -13,10 +12,14 @@ and batches of 128 images. KAT and ViT train in turn.
                 accumulated: four batches for each update
                 fp16: with a gradient scaler
                 fsdp: compiled, sharded
+                bare: one GPU, the step alone in one CUDA graph
+
+A result adds up from several calls, for example one for each size.
 """
 
 import argparse
 import csv
+import functools
 import statistics
 import subprocess
 import sys
@@ -29,9 +32,10 @@ import torch
 
 import flashkat  # noqa: F401  registers the models
 
-from .parts.common import ROOT, Row, arguments, finish, require_gpu, save, show, target
+from .parts.common import ROOT, Row, arguments, require_gpu, target
+from .parts.pieces import collect_in_pieces
 
-__all__ = ["CONTENDERS", "WAYS", "collect", "targets"]
+__all__ = ["CONTENDERS", "SIZES", "WAYS", "collect", "efficiency", "targets"]
 
 CONTENDERS = {"ours": "kat_{}_patch16_224", "vit": "vit_{}_patch16_224"}
 SIZES = ("tiny", "small", "base")
@@ -42,6 +46,7 @@ WAYS = {
     "accumulated": ("--grad-accum-steps", "4"),
     "fp16": ("--amp-dtype", "float16"),
     "fsdp": ("--fsdp", "--torchcompile", "inductor"),
+    "bare": (),
 }
 _RECIPE = (
     *(
@@ -68,13 +73,23 @@ _EFFICIENCY = {"tiny": 0.96, "small": 0.96, "base": 0.97}
 _OVER_VIT = {"tiny": 0.99, "small": 1.03, "base": 1.03}
 _ACCUMULATED = 0.97
 
+# Entries that identify a piece of the result: the trainings that took turns.
+_CASE = ("size", "way", "gpus")
+
 Train = Callable[[str, Sequence[str], int, int], Row]
+Bare = Callable[..., float]
 
 
 def collect(
-    sizes: Sequence[str], ways: Sequence[str], contenders: Sequence[str], gpus: Sequence[int], rounds: int, train: Train
-) -> Iterator[Row]:
-    """Train all contenders in turn, and yield a row for each size, way, number of GPUs and contender.
+    sizes: Sequence[str],
+    ways: Sequence[str],
+    contenders: Sequence[str],
+    gpus: Sequence[int],
+    rounds: int,
+    train: Train,
+    bare: Bare,
+) -> Iterator[list[Row]]:
+    """Train the contenders in turn, and yield the rows of each size, way and number of GPUs.
 
     Args:
         sizes: sizes of the models.
@@ -84,52 +99,78 @@ def collect(
         rounds: trainings of each contender.
         train: trains a model, given its name, flags, number of GPUs and batches of an epoch. It returns
             ``images_per_second`` of all GPUs and ``peak_memory_gib``.
+        bare: times a part of training, given the number of GPUs and the arguments of ``parts/bare.py``.
     """
     for size in sizes:
         for way in ways:
+            if way == "bare":
+                yield [
+                    _row(size, way, 1, name, [bare(1, "step", CONTENDERS[name].format(size)) for _ in range(rounds)])
+                    for name in contenders
+                ]
+                continue
             for number in (each for each in gpus if each > 1 or way != "fsdp"):
-                found: dict[str, list[Row]] = {name: [] for name in contenders}
-                for _ in range(rounds):
-                    for name in contenders:
-                        print(size, way, f"{number} GPUs", name, file=sys.stderr, flush=True)
-                        found[name].append(train(CONTENDERS[name].format(size), WAYS[way], number, _BATCHES[size]))
-                for name, rows in found.items():
-                    rates = [row["images_per_second"] for row in rows]
-                    yield {
-                        **{"size": size, "way": way, "gpus": number, "contender": name},
-                        **{"images_per_s": statistics.median(rates), "min": min(rates), "max": max(rates)},
-                        "peak_gib": max(row["peak_memory_gib"] for row in rows),
-                    }
+                yield _piece(size, way, number, contenders, rounds, train, bare)
 
 
-def compare(rows: list[Row], batch: int) -> list[Row]:
-    """Add to rows in place: the ratios to one GPU and to a ViT, and the added milliseconds of a step."""
-    rates = {(row["size"], row["way"], row["gpus"], row["contender"]): row["images_per_s"] for row in rows}
+def _piece(
+    size: str, way: str, gpus: int, contenders: Sequence[str], rounds: int, train: Train, bare: Bare
+) -> list[Row]:
+    found: dict[str, list[Row]] = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name in contenders:
+            print(size, way, f"{gpus} GPUs", name, file=sys.stderr, flush=True)
+            found[name].append(train(CONTENDERS[name].format(size), WAYS[way], gpus, _BATCHES[size]))
+    rows = []
+    for name, trained in found.items():
+        row = _row(size, way, gpus, name, [each["images_per_second"] for each in trained])
+        rows.append({**row, "peak_gib": max(each["peak_memory_gib"] for each in trained)})
+    rates = {row["contender"]: row["images_per_s"] for row in rows}
     for row in rows:
-        size, way, gpus, rate = row["size"], row["way"], row["gpus"], row["images_per_s"]
-        one, vit = rates.get((size, way, 1, row["contender"])), rates.get((size, way, gpus, "vit"))
-        row["over_vit"] = None if vit is None else round(rate / vit, 4)
-        row["efficiency"] = None if one is None else round(rate / (gpus * one), 4)
-        row["added_ms"] = None if one is None else round(1e3 * batch * (gpus / rate - 1 / one), 3)
+        row["over_vit"] = round(row["images_per_s"] / rates["vit"], 4) if "vit" in rates else None
+        if way == "default" and gpus > 1:
+            row["all_reduce_ms"] = round(bare(gpus, "all_reduce", CONTENDERS[row["contender"]].format(size)), 3)
     return rows
 
 
-def targets(rows: list[Row], bare: dict[str, float]) -> list[Row]:
+def _row(size: str, way: str, gpus: int, contender: str, rates: list[float]) -> Row:
+    return {
+        **{"size": size, "way": way, "gpus": gpus, "contender": contender},
+        **{"images_per_s": round(statistics.median(rates), 1), "min": round(min(rates), 1)},
+        "max": round(max(rates), 1),
+    }
+
+
+def efficiency(rows: Sequence[Row], row: Row) -> float | None:
+    """Return a row's images/s over those of one GPU times its number of GPUs, or None if one GPU was not measured."""
+    rate = _rates(rows).get((row["size"], row["way"], 1, row["contender"]))
+    return None if rate is None else row["images_per_s"] / (row["gpus"] * rate)
+
+
+def _rates(rows: Sequence[Row]) -> dict[tuple[str, str, int, str], float]:
+    return {(row["size"], row["way"], row["gpus"], row["contender"]): row["images_per_s"] for row in rows}
+
+
+def targets(rows: list[Row]) -> list[Row]:
     """Return the targets: one GPU over a bare step, two over one, a KAT over a ViT, and accumulated gradients."""
-    ours = {(row["size"], row["way"], row["gpus"]): row for row in rows if row["contender"] == "ours"}
-    found = []
+    rates, found = _rates(rows), []
+
+    def over(size: str, way: str, gpus: int, contender: str, other: tuple[str, int, str]) -> float | None:
+        rate, by = rates.get((size, way, gpus, contender)), rates.get((size, *other))
+        return rate / by if rate and by else None
+
     for size in SIZES:
-        one, two = (ours.get((size, "default", gpus), {}) for gpus in (1, 2))
-        rate, summed = one.get("images_per_s"), ours.get((size, "accumulated", 1), {}).get("images_per_s")
-        over_bare = rate / bare[size] if rate and size in bare else None
-        found += [
-            target(f"{size}: one GPU over a bare captured step", over_bare, _ONE_OVER_BARE[size], at_least=True),
-            target(f"{size}: two GPUs over twice one", two.get("efficiency"), _EFFICIENCY[size], at_least=True),
-            target(f"{size}: images/s over ViT's, two GPUs", two.get("over_vit"), _OVER_VIT[size], at_least=True),
-            target(
-                f"{size}: accumulated over not", summed / rate if summed and rate else None, _ACCUMULATED, at_least=True
+        doubled = over(size, "default", 2, "ours", ("default", 1, "ours"))
+        values = {
+            "one GPU over a bare captured step": (
+                over(size, "default", 1, "ours", ("bare", 1, "ours")),
+                _ONE_OVER_BARE[size],
             ),
-        ]
+            "two GPUs over twice one": (doubled and doubled / 2, _EFFICIENCY[size]),
+            "images/s over ViT's, two GPUs": (over(size, "default", 2, "ours", ("default", 2, "vit")), _OVER_VIT[size]),
+            "accumulated over not": (over(size, "accumulated", 1, "ours", ("default", 1, "ours")), _ACCUMULATED),
+        }
+        found += [target(f"{size}: {name}", value, limit, at_least=True) for name, (value, limit) in values.items()]
     return found
 
 
@@ -147,8 +188,14 @@ def _train(extra: Sequence[str], batch: int, model: str, flags: Sequence[str], g
     }
 
 
-def _bare(gpus: int, *what: object) -> float:
-    return float(_run([*_launch(gpus), "-m", "benchmarks.parts.bare", *map(str, what)]).split()[-1])
+def _bare(side: int, batch: int, gpus: int, what: str, model: str) -> float:
+    """Time a part of training in processes of its own: "step" gives images/s, "all_reduce" milliseconds."""
+    if what == "step":
+        given = [model, side, batch]
+    else:
+        made = timm.create_model(model, weight_init="", img_size=side)
+        given = [4 * sum(parameter.numel() for parameter in made.parameters())]
+    return float(_run([*_launch(gpus), "-m", "benchmarks.parts.bare", what, *map(str, given)]).split()[-1])
 
 
 def _launch(gpus: int) -> list[str]:
@@ -178,7 +225,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     batch, side, extra = (8, 32, ["--img-size", "32"]) if args.quick else (128, 224, [])
     settings = {
         "flags": " ".join((*_RECIPE, *extra)),
-        "ways": {name: " ".join(WAYS[name]) for name in args.ways},
+        "ways": {name: " ".join(flags) for name, flags in WAYS.items()},
         "batch_per_gpu": batch,
         "timing": f"median of {_EPOCHS - 2} epochs, then of {args.rounds} rounds, contenders in turn; min, max",
     }
@@ -186,22 +233,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     def train(model: str, flags: Sequence[str], number: int, batches: int) -> Row:
         return _train(extra, batch, model, flags, number, 5 if args.quick else batches)
 
-    rows: list[Row] = []
-    for row in collect(args.sizes, args.ways, args.contenders, gpus, args.rounds, train):
-        rows.append(row)
-        save(args.output, "scaling_gpus", settings, compare(rows, batch), [])
-    bare = {size: _bare(1, "step", CONTENDERS["ours"].format(size), side, batch) for size in args.sizes}
-    for size in args.sizes:
-        model = timm.create_model(CONTENDERS["ours"].format(size), weight_init="", img_size=side)
-        gradients = 4 * sum(parameter.numel() for parameter in model.parameters())
-        for number in (number for number in gpus if number > 1):
-            milliseconds = _bare(number, "all_reduce", gradients)
-            for row in rows:
-                if (row["size"], row["gpus"]) == (size, number):
-                    row["all_reduce_ms"] = round(milliseconds, 3)
-    settings["bare_images_per_s"] = {size: round(rate, 1) for size, rate in bare.items()}
-    show("scaling_gpus", rows)
-    finish(args.output, "scaling_gpus", settings, rows, targets(rows, bare))
+    pieces = collect(
+        args.sizes, args.ways, args.contenders, gpus, args.rounds, train, functools.partial(_bare, side, batch)
+    )
+    collect_in_pieces(args.output, "scaling_gpus", settings, pieces, _CASE, targets)
 
 
 if __name__ == "__main__":

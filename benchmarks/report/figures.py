@@ -181,8 +181,28 @@ def _loading(document: Document) -> Figure:
     return figure
 
 
+def _scaling_gpus(document: Document) -> Figure:
+    """Draw the images per second by number of GPUs, a panel per size, with a line for perfect scaling."""
+    rows = [row for row in document["rows"] if row["way"] == "default"]
+    sizes = [size for size in SIZES if any(row["size"] == size for row in rows)]
+    figure, panels = _panels(len(sizes))
+    for axes, size in zip(panels, sizes, strict=True):
+        for name, found in _by_contender([row for row in rows if row["size"] == size]):
+            found.sort(key=lambda row: row["gpus"])
+            numbers = [row["gpus"] for row in found]
+            _line(axes, name, numbers, [row["images_per_s"] / 1e3 for row in found])
+            if name == "ours" and numbers[0] == 1:
+                one = found[0]["images_per_s"] / 1e3
+                axes.plot(numbers, [one * number for number in numbers], "k:", label="one GPU times their number")
+        axes.set(xlabel="GPUs", ylabel="thousand images/s", title=size.capitalize(), ylim=(0, None))
+        axes.set_xticks(sorted({row["gpus"] for row in rows}))
+    panels[-1].legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
 FIGURES: dict[str, Callable[[Document], Figure]] = {
     "training": _training,
+    "scaling_gpus": _scaling_gpus,
     "inference": _inference,
     "loading": _loading,
     "kernels": _kernels,

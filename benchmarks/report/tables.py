@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .. import scaling_gpus
 from ..parts.common import LABELS, RESULTS, ROOT, Row, read
 from ..parts.contenders import SIZES, WAYS
 
@@ -292,8 +293,38 @@ def _delivered(row: Row) -> str:
     return f"{row['images_per_s']:,.0f}{share}"
 
 
+def _scaling_gpus(document: Document) -> str:
+    rows, batch = document["rows"], document["settings"]["batch_per_gpu"]
+    ways = list(document["settings"]["ways"])
+    rows = sorted(rows, key=lambda row: (SIZES.index(row["size"]), ways.index(row["way"]), row["gpus"]))
+    table = []
+    for row in rows:
+        share = scaling_gpus.efficiency(rows, row) if row["gpus"] > 1 else None
+        # Milliseconds of a step on several GPUs that one GPU does not need.
+        added = None if share is None else 1e3 * batch * row["gpus"] / row["images_per_s"] * (1 - share)
+        table.append(
+            [
+                *(row["size"], row["way"], str(row["gpus"]), LABELS[row["contender"]]),
+                *(f"{row['images_per_s']:,.0f}", _optional(share, ".3f"), _optional(added, ".2f")),
+                *(_optional(row.get(key), form) for key, form in (("all_reduce_ms", ".2f"), ("over_vit", ".3f"))),
+                _optional(row.get("peak_gib"), ".2f"),
+            ]
+        )
+    header = ["size", "way", "GPUs", "model", "images/s", "efficiency", "added ms", "all-reduce ms", "over ViT", "GiB"]
+    text = (
+        "Images per second of all GPUs together. *Efficiency* is that over one GPU's times the number of GPUs. "
+        "*Added ms* is what a step takes longer than on one GPU. *All-reduce ms* is the time of the sum alone."
+    )
+    return f"{text}\n\n{_markdown(header, table)}"
+
+
+def _optional(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
 SECTIONS: dict[str, Callable[[Document], str]] = {
     "training": _training,
+    "scaling_gpus": _scaling_gpus,
     "inference": _inference,
     "loading": _loading,
     "kernels": _kernels,

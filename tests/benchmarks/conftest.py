@@ -127,6 +127,23 @@ DOCUMENTS = {
         ],
         [],
     ),
+    "scaling_gpus": (
+        {"batch_per_gpu": 128, "ways": {"default": "", "bare": ""}},
+        [
+            {"size": "tiny", "way": "bare", "gpus": 1, "contender": "ours", "images_per_s": 16100.0},
+            *(
+                {
+                    "size": "tiny", "way": "default", "gpus": gpus, "contender": name, "images_per_s": rate,
+                    "over_vit": over, "peak_gib": 2.345, **({"all_reduce_ms": 0.25} if gpus > 1 else {}),
+                }
+                for gpus, name, rate, over in (
+                    (1, "ours", 16000.0, 1.0), (1, "vit", 16000.0, 1.0),
+                    (2, "ours", 31360.0, 1.0316), (2, "vit", 30400.0, 1.0),
+                )
+            ),
+        ],
+        [],
+    ),
     "cpu": (
         {},
         [

@@ -64,6 +64,13 @@ def test_models_and_loading(results):
     assert "| photographs, 224 px | 250 (12%) | 500 (25%) | 4,000 (200%) |" in text
 
 
+def test_several_gpus(results):
+    text = _all(results)
+    assert "| tiny | default | 1 | ours | 16,000 |  |  |  | 1.000 | 2.35 |" in text
+    assert "| tiny | default | 2 | ours | 31,360 | 0.980 | 0.16 | 0.25 | 1.032 | 2.35 |" in text
+    assert "| tiny | bare | 1 | ours | 16,100 |  |  |  |  |  |" in text
+
+
 def _change(path, change):
     document = json.loads(path.read_text())
     document["rows"] = change(document["rows"])
