@@ -15,11 +15,15 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate, get_worker_info
 
 from ..errors import InputError, explain
+from ..ops.dispatch import is_triton
 from ..system import distributed
 from ..system.device import Runtime
 from .augment import mend_posterize
+from .batched.batches import Collate, Drawing
+from .batched.steps import Recipe, UnsupportedError
 from .config import Augmentation, Data
 from .datasets import FakeImages, Stream
+from .images import image_mode
 from .order import SeededErasing, evaluation_batches, training_batches
 
 __all__ = ["Batches", "check_augmentation", "evaluation_loader", "training_loader"]
@@ -80,19 +84,24 @@ def training_loader(
         # Without splits timm spares the first half of a batch.
         "re_num_splits": (splits or 2) if augmentation.resplit else 0,
     }
+    transform = {
+        **_shared_settings(config, data),
+        **{name: getattr(augmentation, name) for name in _AUGMENTATION},
+        "is_training": True,
+        "grayscale_prob": augmentation.grayscale_prob or 0.0,
+        "gaussian_blur_prob": augmentation.gaussian_blur_prob or 0.0,
+        "auto_augment": augmentation.aa,
+        "interpolation": augmentation.train_interpolation,
+        **erasing,
+    }
     with explain("cannot load images like this"):
-        dataset.transform = create_transform(
-            **_shared_settings(config, data),
-            **{name: getattr(augmentation, name) for name in _AUGMENTATION},
-            is_training=True,
-            grayscale_prob=augmentation.grayscale_prob or 0.0,
-            gaussian_blur_prob=augmentation.gaussian_blur_prob or 0.0,
-            auto_augment=augmentation.aa,
-            interpolation=augmentation.train_interpolation,
-            separate=splits > 0,
-            **erasing,
-        )
-        mend_posterize(dataset.transform)
+        loading = _loading(data, device)
+        drawing = _drawing(transform, data, augmentation) if augments_on(device) else None
+        if drawing is None:
+            dataset.transform = create_transform(**transform, separate=splits > 0)
+            mend_posterize(dataset.transform)
+        else:
+            dataset.transform, loading["collate_fn"] = drawing, Collate(drawing.recipe.fill)
         is_stream = isinstance(dataset, Stream)
         if is_stream:
             if data.epoch_repeats:
@@ -108,13 +117,32 @@ def training_loader(
             runtime.seed,
             repeats=augmentation.aug_repeats,
             continued=data.use_multi_epochs_loader,
-            **_loading(data, device),
+            **loading,
         )
         loader = _prefetched(loader, config, data, runtime, device, **({} if augmentation.no_aug else erasing))
     # timm draws what is erased in a stream from the process's random numbers.
     if getattr(loader, "random_erasing", None) and not is_stream:
         loader.random_erasing = SeededErasing(loader.random_erasing, loader.sampler)
     return Batches(loader, runtime, device)
+
+
+def augments_on(device: torch.device) -> bool:
+    """Return whether images can be augmented on a device after the workers have cropped them."""
+    return device.type == "cuda" and is_triton(device)
+
+
+def _drawing(transform: dict[str, Any], data: Data, augmentation: Augmentation) -> Drawing | None:
+    """Return a transform that leaves the augmentation to the GPU, where the images are the same ones.
+
+    None is for images that are not in colour, and for an augmentation that the GPU does not know. Workers do that.
+    """
+    if augmentation.no_aug or augmentation.aug_splits or data.no_prefetcher or image_mode(data) != "RGB":
+        return None
+    primary, secondary, _ = create_transform(**transform, separate=True)
+    try:
+        return Drawing(primary, Recipe(secondary.transforms)) if secondary.transforms else None
+    except UnsupportedError:
+        return None
 
 
 def _shared_settings(config: dict[str, Any], data: Data) -> dict[str, Any]:

@@ -1,0 +1,72 @@
+"""Batches whose augmentation is drawn in the loader's workers, and applied on the GPU."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .steps import Recipe, Step, as_table
+
+__all__ = ["Collate", "Drawing", "DrawnBatch"]
+
+
+class Drawing:
+    """A data set's transform: crop and flip an image, and draw its further steps.
+
+    Args:
+        primary: timm's transform of crop and flips.
+        recipe: draws the steps.
+    """
+
+    def __init__(self, primary: Callable[[Image.Image], Image.Image], recipe: Recipe) -> None:
+        self.primary, self.recipe = primary, recipe
+
+    def __call__(self, image: Image.Image) -> tuple[np.ndarray, list[Step]]:
+        image = self.primary(image)
+        return np.asarray(image), self.recipe.draw(image.size)
+
+
+@dataclass
+class DrawnBatch:
+    """Images and the steps to apply to them. timm's prefetcher takes it for a tensor of images.
+
+    Attributes:
+        images: (B, H, W, 3) in uint8.
+        steps: their steps, see :func:`flashkat.data.batched.steps.as_table`.
+        fill: the colour of places that an affine map leaves empty.
+    """
+
+    images: Tensor
+    steps: Tensor
+    fill: tuple[int, ...]
+
+    def pin_memory(self) -> "DrawnBatch":
+        """Return a copy in pinned memory, as PyTorch's loader asks for."""
+        return DrawnBatch(self.images.pin_memory(), self.steps.pin_memory(), self.fill)
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> Tensor:
+        """Return the augmented images (B, 3, H, W) in uint8 on a GPU. The steps run on the current stream."""
+        from .augment import apply_steps  # imports Triton, which only GPUs need
+
+        images, steps = (each.to(device, non_blocking=non_blocking) for each in (self.images, self.steps))
+        return apply_steps(images, steps, self.fill).permute(0, 3, 1, 2).contiguous()
+
+
+class Collate:
+    """Put the images of :class:`Drawing` and their labels together.
+
+    Args:
+        fill: see :class:`DrawnBatch`.
+    """
+
+    def __init__(self, fill: tuple[int, ...]) -> None:
+        self.fill = fill
+
+    def __call__(self, batch: Sequence[tuple[Any, int]]) -> tuple[DrawnBatch, Tensor]:
+        drawn, labels = zip(*batch, strict=True)
+        images, steps = zip(*drawn, strict=True)
+        return DrawnBatch(torch.from_numpy(np.stack(images)), as_table(steps), self.fill), torch.tensor(labels)

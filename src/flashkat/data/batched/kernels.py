@@ -1,0 +1,216 @@
+"""The Triton kernels of a step: histograms, tables, and the step itself.
+
+Each follows Pillow's arithmetic to the bit: float32 where Pillow's C code has it, float64 where it has double. So
+launches turn off fused multiply-adds.
+
+Images are uint8 (B, H, W, 3), contiguous. A step's row holds the operation and up to six numbers, see ``steps.py``.
+"""
+
+import triton
+import triton.language as tl
+
+from .steps import NUMBERS, Operation
+
+__all__ = ["count_kernel", "step_kernel", "table_kernel"]
+
+_ROW = tl.constexpr(1 + NUMBERS)
+_INVERT = tl.constexpr(int(Operation.INVERT))
+_POSTERIZE = tl.constexpr(int(Operation.POSTERIZE))
+_SOLARIZE = tl.constexpr(int(Operation.SOLARIZE))
+_SOLARIZE_ADD = tl.constexpr(int(Operation.SOLARIZE_ADD))
+_BRIGHTNESS = tl.constexpr(int(Operation.BRIGHTNESS))
+_CONTRAST = tl.constexpr(int(Operation.CONTRAST))
+_AUTOCONTRAST = tl.constexpr(int(Operation.AUTOCONTRAST))
+_EQUALIZE = tl.constexpr(int(Operation.EQUALIZE))
+_COLOR = tl.constexpr(int(Operation.COLOR))
+_SHARPNESS = tl.constexpr(int(Operation.SHARPNESS))
+_BILINEAR = tl.constexpr(int(Operation.BILINEAR))
+_NOTHING = tl.constexpr(int(Operation.NOTHING))
+
+
+@triton.jit
+def _grey(red, green, blue):
+    """Return Pillow's conversion to grey, of int32 values."""
+    return (red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16
+
+
+@triton.jit
+def _blended(first, second, factor):
+    """Return Pillow's ``Image.blend`` of int32 values: truncated, within [0, 255]."""
+    value = first.to(tl.float32) + factor * (second - first).to(tl.float32)
+    return tl.minimum(tl.maximum(value, 0.0), 255.0).to(tl.int32)
+
+
+@triton.jit
+def count_kernel(images, steps, counts, pixels, BLOCK: tl.constexpr):
+    """Count the values of images whose step needs it: (B, 3, 256) for each channel, or for grey in the first row."""
+    image = tl.program_id(0).to(tl.int64)
+    operation = tl.load(steps + image * _ROW).to(tl.int32)
+    is_grey = operation == _CONTRAST
+    if is_grey | (operation == _AUTOCONTRAST) | (operation == _EQUALIZE):
+        offsets = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+        inside = offsets < pixels
+        places = images + image * pixels * 3 + offsets * 3
+        red = tl.load(places, inside, 0).to(tl.int32)
+        green = tl.load(places + 1, inside, 0).to(tl.int32)
+        blue = tl.load(places + 2, inside, 0).to(tl.int32)
+        row = counts + image * 768
+        if is_grey:
+            tl.atomic_add(row + _grey(red, green, blue), 1, inside)
+        else:
+            tl.atomic_add(row + red, 1, inside)
+            tl.atomic_add(row + 256 + green, 1, inside)
+            tl.atomic_add(row + 512 + blue, 1, inside)
+
+
+@triton.jit
+def table_kernel(steps, counts, tables, pixels):
+    """Fill the tables (B, 3, 256) in uint8 of the operations from INVERT to EQUALIZE: a program for each channel."""
+    image, channel = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    operation = tl.load(steps + image * _ROW).to(tl.int32)
+    if (operation >= _INVERT) & (operation <= _EQUALIZE):
+        number = tl.load(steps + image * _ROW + 1)
+        value = tl.arange(0, 256)
+        count = tl.load(counts + image * 768 + (0 if operation == _CONTRAST else channel) * 256 + value)
+        table = value
+        if operation == _INVERT:
+            table = 255 - value
+        elif operation == _POSTERIZE:
+            bits = tl.minimum(number, 8.0).to(tl.int32)
+            table = (value >> (8 - bits)) << (8 - bits)
+        elif operation == _SOLARIZE:
+            table = tl.where(value < number, value, 255 - value)
+        elif operation == _SOLARIZE_ADD:
+            table = tl.where(value < 128, tl.minimum(value + number.to(tl.int32), 255), value)
+        elif operation == _BRIGHTNESS:
+            table = _blended(tl.zeros_like(value), value, number.to(tl.float32))
+        elif operation == _CONTRAST:
+            total = tl.sum(count * value.to(tl.int64)).to(tl.float64)
+            mean = (total / pixels.to(tl.float64) + 0.5).to(tl.int32)
+            table = _blended(tl.zeros_like(value) + mean, value, number.to(tl.float32))
+        elif operation == _AUTOCONTRAST:
+            low = tl.min(tl.where(count > 0, value, 255))
+            high = tl.max(tl.where(count > 0, value, 0))
+            if high > low:
+                scale = 255.0 / (high - low).to(tl.float64)
+                stretched = value.to(tl.float64) * scale + -low.to(tl.float64) * scale
+                table = tl.minimum(tl.maximum(stretched, 0.0), 255.0).to(tl.int32)
+        else:
+            high = tl.max(tl.where(count > 0, value, 0))
+            step = (pixels - tl.sum(tl.where(value == high, count, 0))) // 255
+            if step > 0:
+                before = step // 2 + tl.cumsum(count, 0) - count
+                table = tl.minimum(before // step, 255)
+        tl.store(tables + image * 768 + channel * 256 + value, table.to(tl.uint8))
+
+
+@triton.jit
+def _smooth(places, row: tl.constexpr, inside):
+    """Return Pillow's filter SMOOTH of the pixels at ``places``, whose neighbours exist: 5 of 13 parts, and 1 each."""
+    total = 4 * tl.load(places, inside, 0).to(tl.int32)
+    for down in tl.static_range(-1, 2):
+        for right in tl.static_range(-1, 2):
+            total += tl.load(places + (down * row + right * 3), inside, 0).to(tl.int32)
+    return (2 * total + 13) // 26
+
+
+@triton.jit
+def _cubic(first, second, third, fourth, distance):
+    """Return Pillow's cubic interpolation between the second and third of four float64 values."""
+    linear = third - first
+    square = 2 * (first - second) + third - fourth
+    cube = second - first + fourth - third
+    return second + distance * (linear + distance * (square + distance * cube))
+
+
+@triton.jit
+def _cubic_row(places, first, second, third, fourth, distance, inside):
+    return _cubic(
+        tl.load(places + first, inside, 0).to(tl.float64),
+        tl.load(places + second, inside, 0).to(tl.float64),
+        tl.load(places + third, inside, 0).to(tl.float64),
+        tl.load(places + fourth, inside, 0).to(tl.float64),
+        distance,
+    )
+
+
+@triton.jit
+def _within(value, low, high):
+    return tl.minimum(tl.maximum(value, low), high)
+
+
+@triton.jit
+def step_kernel(
+    images, steps, tables, out, HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
+    RED: tl.constexpr, GREEN: tl.constexpr, BLUE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Write each image's step to ``out``. RED, GREEN and BLUE fill what an affine map leaves empty."""
+    image = tl.program_id(0).to(tl.int64)
+    row = steps + image * _ROW
+    operation = tl.load(row).to(tl.int32)
+    offsets = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = offsets < HEIGHT * WIDTH
+    source = images + image * (HEIGHT * WIDTH * 3)
+    target = out + image * (HEIGHT * WIDTH * 3) + offsets * 3
+    if operation <= _SHARPNESS:
+        places = source + offsets * 3
+        red = tl.load(places, inside, 0).to(tl.int32)
+        green = tl.load(places + 1, inside, 0).to(tl.int32)
+        blue = tl.load(places + 2, inside, 0).to(tl.int32)
+        if (operation >= _INVERT) & (operation <= _EQUALIZE):
+            table = tables + image * 768
+            red = tl.load(table + red).to(tl.int32)
+            green = tl.load(table + 256 + green).to(tl.int32)
+            blue = tl.load(table + 512 + blue).to(tl.int32)
+        elif operation == _COLOR:
+            factor = tl.load(row + 1).to(tl.float32)
+            grey = _grey(red, green, blue)
+            red, green, blue = _blended(grey, red, factor), _blended(grey, green, factor), _blended(grey, blue, factor)
+        elif operation == _SHARPNESS:
+            factor = tl.load(row + 1).to(tl.float32)
+            y, x = offsets // WIDTH, offsets % WIDTH
+            # Pillow's filter leaves the border as it is.
+            inner = inside & (y > 0) & (y < HEIGHT - 1) & (x > 0) & (x < WIDTH - 1)
+            red = _blended(tl.where(inner, _smooth(places, WIDTH * 3, inner), red), red, factor)
+            green = _blended(tl.where(inner, _smooth(places + 1, WIDTH * 3, inner), green), green, factor)
+            blue = _blended(tl.where(inner, _smooth(places + 2, WIDTH * 3, inner), blue), blue, factor)
+        tl.store(target, red.to(tl.uint8), inside)
+        tl.store(target + 1, green.to(tl.uint8), inside)
+        tl.store(target + 2, blue.to(tl.uint8), inside)
+    else:
+        x, y = (offsets % WIDTH).to(tl.float64) + 0.5, (offsets // WIDTH).to(tl.float64) + 0.5
+        from_x = tl.load(row + 1) * x + tl.load(row + 2) * y + tl.load(row + 3)
+        from_y = tl.load(row + 4) * x + tl.load(row + 5) * y + tl.load(row + 6)
+        found = inside & (from_x >= 0) & (from_x < WIDTH) & (from_y >= 0) & (from_y < HEIGHT)
+        from_x, from_y = from_x - 0.5, from_y - 0.5
+        left, top = tl.floor(from_x), tl.floor(from_y)
+        right_share, down_share = from_x - left, from_y - top
+        column, line = left.to(tl.int32), top.to(tl.int32)
+        x1 = _within(column, 0, WIDTH - 1) * 3
+        x2 = _within(column + 1, 0, WIDTH - 1) * 3
+        y1 = _within(line, 0, HEIGHT - 1) * (WIDTH * 3)
+        y2 = _within(line + 1, 0, HEIGHT - 1) * (WIDTH * 3)
+        for channel in tl.static_range(3):
+            places = source + channel
+            if operation == _BILINEAR:
+                a = tl.load(places + y1 + x1, found, 0).to(tl.float64)
+                b = tl.load(places + y1 + x2, found, 0).to(tl.float64)
+                c = tl.load(places + y2 + x1, found, 0).to(tl.float64)
+                d = tl.load(places + y2 + x2, found, 0).to(tl.float64)
+                upper, lower = a + (b - a) * right_share, c + (d - c) * right_share
+                value = upper + (lower - upper) * down_share
+            else:
+                x0 = _within(column - 1, 0, WIDTH - 1) * 3
+                x3 = _within(column + 2, 0, WIDTH - 1) * 3
+                y0 = _within(line - 1, 0, HEIGHT - 1) * (WIDTH * 3)
+                y3 = _within(line + 2, 0, HEIGHT - 1) * (WIDTH * 3)
+                value = _cubic(
+                    _cubic_row(places + y0, x0, x1, x2, x3, right_share, found),
+                    _cubic_row(places + y1, x0, x1, x2, x3, right_share, found),
+                    _cubic_row(places + y2, x0, x1, x2, x3, right_share, found),
+                    _cubic_row(places + y3, x0, x1, x2, x3, right_share, found),
+                    down_share,
+                )
+            fill = RED if channel == 0 else (GREEN if channel == 1 else BLUE)
+            value = tl.where(found, _within(value, 0.0, 255.0).to(tl.int32), fill)
+            tl.store(target + channel, value.to(tl.uint8), inside)
