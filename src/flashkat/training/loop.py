@@ -179,7 +179,7 @@ def run_epochs(state: TrainingState, parts: Parts, config: Config) -> None:
         state.history = [*state.history, row]
         writer.write_epoch(row, is_best)
         progress.say(_epoch_line(row, state.epochs, is_best))
-        if state.scaler.is_enabled() and (skipped := parts.step.skipped()):
+        if state.scaler.is_enabled() and (skipped := parts.step.bad_updates.read()[0]):
             progress.say(f"{skipped} updates so far were left out: gradients were not finite in float16")
         if hint and wait is not None and wait > _WAIT_WORTH_A_HINT:
             progress.say(hint.format(share=wait))
