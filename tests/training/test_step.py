@@ -11,6 +11,7 @@ from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 from timm.utils import dispatch_clip_grad
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import flashkat  # noqa: F401  registers the models
 from flashkat.evaluation.metrics import Meters
@@ -244,6 +245,33 @@ def test_bad_updates_are_left_out_where_the_loss_alone_is_bad():
         assert same == leaves_out
 
 
+class Waits(TorchDispatchMode):
+    """Counts how often the host reads a number of a tensor, for which it would wait on a GPU."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function is torch.ops.aten._local_scalar_dense.default
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("options", "count"),
+    [({"fused": True}, 0), ({"opt": "adam", "fused": True, "clip": (0.5, "norm")}, 0), ({"opt": "lion"}, 2)],
+    ids=str,
+)
+def test_fused_kernels_leave_out_updates_without_a_wait(options, count):
+    training = Training("cpu", leaves_out=True, **options)
+    data = spoiled(batches(2, "cpu"), [1], float("nan"))
+    with Waits() as waits:
+        for update, (images, target) in enumerate(data, start=1):
+            training.step(images, target, update=update)
+    assert waits.count == count
+    assert training.step.bad_updates.read()[0] == 1
+
+
 @pytest.mark.parametrize("options", [*LEFT_OUT.values(), {"teacher": True}, {"soft": True}], ids=str)
 def test_good_updates_have_the_same_bits(options):
     states = []
@@ -262,6 +290,8 @@ def test_finding_leaves_no_trace(options):
     for finds in (True, False):
         training = Training("cpu", leaves_out=True, keeps=True, model=with_norm, **options)
         torch.manual_seed(3)
+        # A run that is resumed after its last batch has no update yet.
+        assert training.step.find() is None
         training.epoch(data[:2])
         assert not finds or training.step.find() is None
         training.epoch(bad[2:4])
