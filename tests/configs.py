@@ -35,8 +35,8 @@ def optimizer_of(model, config):
 
 
 def fused(config, device):
-    scales_loss = config.runtime.amp and config.runtime.amp_dtype == "float16"
-    return optimizer.is_fused(config.optimizer, device, scales_loss, config.parallel.fsdp)
+    may_skip = config.runtime.scales_loss or config.nonfinite.limit > 0
+    return optimizer.is_fused(config.optimizer, device, may_skip, config.parallel.fsdp)
 
 
 def loss_of(config):

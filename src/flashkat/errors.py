@@ -52,7 +52,7 @@ class UnreachableError(InputError):
 
 
 class DivergedError(RuntimeError):
-    """The loss or the weights are no longer finite. The message says when, then what usually helps."""
+    """Loss, gradients or weights are no longer finite. The message says when, then what usually helps."""
 
 
 @contextlib.contextmanager

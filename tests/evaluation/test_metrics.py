@@ -1,10 +1,12 @@
 """Loss and accuracy, over batches and processes."""
 
+import math
+
 import pytest
 import torch
 
 from flashkat.errors import InputError
-from flashkat.evaluation.metrics import Meters
+from flashkat.evaluation.metrics import Meters, Metrics
 from flashkat.system import distributed
 
 
@@ -47,3 +49,20 @@ def test_averages_are_over_all_processes(monkeypatch):
 def test_a_pass_without_images_is_an_error():
     with pytest.raises(InputError, match="a whole pass over the data gave no images"):
         Meters().metrics()
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_batches_that_are_not_finite_can_be_left_out(bad):
+    meters, scores, target = Meters(), torch.eye(6), torch.arange(6)
+    for loss in (bad, 0.5, bad, 1.0):
+        meters.measure(scores if math.isfinite(loss) else scores.flip(0), target, torch.tensor(loss), only_finite=True)
+        meters.count += len(target)
+        if loss is bad and meters.count == 6:
+            # They are no pass without images.
+            assert all(map(math.isnan, vars(meters.metrics()).values()))
+    assert meters.metrics() == Metrics(0.75, 100, 100)
+    assert meters.sums() == [9.0, 1200.0, 1200.0, 12]
+    meters.reset()
+    meters.update(scores, target, torch.tensor(bad))
+    assert not math.isfinite(meters.metrics().loss)
+    assert meters.metrics().top1 == 100

@@ -2,7 +2,7 @@
 
 import pytest
 
-from flashkat.training.config import Config, Mixing, Output, Schedule
+from flashkat.training.config import Config, Mixing, Nonfinite, Output, Schedule
 
 
 @pytest.mark.parametrize(
@@ -18,6 +18,11 @@ from flashkat.training.config import Config, Mixing, Output, Schedule
 def test_mixing(given, is_on, images):
     mixing = Mixing(**given)
     assert (mixing.is_on, mixing.images(8)) == (is_on, images)
+
+
+@pytest.mark.parametrize(("steps", "finds", "limit"), [(0, False, 0), (0, True, 1), (5, False, 5), (5, True, 5)])
+def test_finding_stops_at_the_first_bad_step_unless_told_otherwise(steps, finds, limit):
+    assert Nonfinite(max_bad_steps=steps, find_nonfinite=finds).limit == limit
 
 
 def test_flags_are_of_every_section_and_of_plain_types():

@@ -1,16 +1,21 @@
 """The loop itself, on models and batches small enough to follow by hand."""
 
 import copy
+import os
+import re
 from contextlib import nullcontext
 
 import pytest
+import tiny
 import torch
+from processes import forked, free_port
 from timm.data import Mixup
 from timm.loss import SoftTargetCrossEntropy
 from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3
 from torch import nn
 
+from flashkat.cli.main import main, run
 from flashkat.errors import DivergedError
 from flashkat.evaluation.metrics import Metrics
 from flashkat.training import loop
@@ -293,7 +298,7 @@ def test_checkpoint_has_timms_layout(start):
 def test_a_loss_that_is_no_number_stops_the_run(start, broken, found, value):
     train = batches(4)
     train[broken][0][0, 0] = value
-    with pytest.raises(DivergedError, match=rf"the loss is (nan|inf) in epoch 1, batch {found}: try a lower --lr"):
+    with pytest.raises(DivergedError, match=rf"the loss is (nan|inf) in epoch 1, batch {found}, at .* 0\.1: try"):
         start(flags=["--epochs", 3], train=train)
 
 
@@ -304,3 +309,222 @@ def test_a_loss_that_is_no_number_is_found_every_epoch(start):
     with pytest.raises(DivergedError, match="in epoch 2, batch 1"):
         start(flags=["--epochs", 3], train=train, recorder=recorder)
     assert len(recorder.lines) == 1
+
+
+# --- numbers that are not finite, in the real command -----------------------------------------------------------------
+
+
+class SteepAtZero(nn.Module):
+    """Finite, but not its gradient."""
+
+    def forward(self, x):
+        return x + (x * 0).abs().sqrt()
+
+
+def arguments(images, output, *flags):
+    argv = ["train", images, *tiny.FLAGS, "-j", 0, "-b", 4, "--output", output, "--experiment", "run", "--device"]
+    return [str(argument) for argument in [*argv, "cpu", "--warmup-epochs", 0, "--epochs", 2, *flags]]
+
+
+@pytest.fixture
+def diverge(images, tmp_path, capsys):
+    """The one line that a training ends with whose numbers are no longer finite."""
+
+    def run(*flags):
+        assert main(arguments(images, tmp_path, *flags)) == 1
+        out, err = capsys.readouterr()
+        assert err.count("\n") == 1
+        return out, err
+
+    return run
+
+
+@pytest.fixture
+def spoil(monkeypatch):
+    """Puts a NaN into the images of some batches of a training, by their number from 1."""
+
+    def spoil(*numbers):
+        call, calls = TrainingStep.__call__, []
+
+        def spoiled(self, images, target, **how):
+            calls.append(1)
+            images = images.clone()
+            if len(calls) in numbers:
+                images[1, 0, 2, 2] = float("nan")
+            call(self, images, target, **how)
+
+        monkeypatch.setattr(TrainingStep, "__call__", spoiled)
+
+    return spoil
+
+
+@pytest.fixture
+def with_module(monkeypatch):
+    """Puts a module in the place of another of the model."""
+    from flashkat.training import run
+
+    def put(name, module):
+        build = run.build_model
+
+        def built(*args, **kwargs):
+            model = build(*args, **kwargs)
+            model.set_submodule(name, module)
+            return model
+
+        monkeypatch.setattr(run, "build_model", built)
+
+    return put
+
+
+FIRST = "The first number that is not finite is in"
+
+
+def test_an_exploding_learning_rate_is_found_in_its_layer(diverge, tmp_path):
+    _, err = diverge("--lr", 1e12, "--recovery-interval", 1, "--find-nonfinite")
+    assert err.startswith(
+        "flashkat train: error: the loss or gradients are not finite in update 2 (epoch 1, batch 2), at the learning "
+        f"rate 1e+12. {FIRST} the output of norm (LayerNorm): "
+        f"go on with --resume {tmp_path / 'run' / 'recovery-0-0.pth.tar'}, and try a lower --lr"
+    )
+
+
+def test_an_exploding_learning_rate_in_the_last_update(diverge):
+    _, err = diverge("--lr", 1e30, "--epochs", 1, "-b", 16, "--find-nonfinite")
+    assert re.search(rf"the loss is (nan|inf) after epoch 1, at the learning rate 1e\+30. {FIRST} the output of ", err)
+
+
+def test_an_image_is_found(diverge, spoil):
+    spoil(3)
+    _, err = diverge("--find-nonfinite")
+    assert "in update 3 (epoch 1, batch 3)" in err
+    assert f"{FIRST} the images of the batch, before the model: try" in err
+
+
+def test_weights_of_a_resumed_checkpoint_are_found(diverge, images, tmp_path):
+    assert main(arguments(images, tmp_path / "before", "--epochs", 1)) == 0
+    path = tmp_path / "before" / "run" / "last.pth.tar"
+    saved = torch.load(path, weights_only=True)
+    saved["state_dict"]["blocks.0.mlp.fc1.weight"][0, 0] = float("nan")
+    torch.save(saved, path)
+    _, err = diverge("--resume", path, "--find-nonfinite")
+    assert "in update 5 (epoch 2, batch 1)" in err
+    assert f"{FIRST} the weight blocks.0.mlp.fc1.weight, which is not finite before this update: " in err
+
+
+@pytest.mark.parametrize(("dtype", "size"), [("float16", 1e6), ("bfloat16", 3e38)])
+def test_a_layer_that_overflows_in_half_precision_is_found(diverge, tmp_path, dtype, size):
+    weights = torch.load(tiny.weights(tmp_path / "start.pth", classes=2), weights_only=True)
+    weights["blocks.0.attn.qkv.weight"].fill_(size)
+    torch.save(weights, tmp_path / "start.pth")
+    half = ["--amp", "--amp-dtype", dtype, "--initial-checkpoint", tmp_path / "start.pth"]
+    out, err = diverge(*half, "--find-nonfinite", "--max-bad-steps", 2)
+    place = f"{FIRST} the output of blocks.0.attn.qkv (Linear)"
+    assert f"Left out 1 of the updates up to 1: the loss or gradients were not finite. {place}" in out
+    assert f"in updates 1 to 2 (epoch 1, batch 2), at the learning rate 0.00156. {place}: try" in err
+
+
+@pytest.mark.parametrize("more", [[], ["--grad-checkpointing"], ["--torchcompile", "aot_eager"]], ids=str)
+def test_a_gradient_alone_is_found(diverge, with_module, more):
+    with_module("blocks.0.ls2", SteepAtZero())
+    _, err = diverge("--find-nonfinite", *more)
+    assert f"{FIRST} the backward pass of blocks.0.ls2 (SteepAtZero), from SqrtBackward0: try" in err
+
+
+def test_what_does_not_happen_again_is_said(diverge, with_module):
+    class Once(nn.Module):
+        calls = 0
+
+        def forward(self, x):
+            self.calls += 1
+            return x * torch.inf if self.calls == 2 else x
+
+    with_module("blocks.0.ls1", Once())
+    _, err = diverge("--find-nonfinite")
+    assert "in update 2 (epoch 1, batch 2)" in err
+    assert "Run again eagerly, with hooks, all numbers of its last update are finite: try" in err
+
+
+def test_finding_nothing_changes_nothing(images, tmp_path):
+    flags = ["--drop", 0.2, "--mixup", 0.4, "--model-ema"]
+    assert main(arguments(images, tmp_path / "plain", *flags)) == 0
+    assert main(arguments(images, tmp_path / "finds", *flags, "--find-nonfinite")) == 0
+    one, other = (
+        torch.load(tmp_path / name / "run" / "last.pth.tar", weights_only=True) for name in ("plain", "finds")
+    )
+    assert tiny.same(one["state_dict"], other["state_dict"])
+    assert tiny.same(one["state_dict_ema"], other["state_dict_ema"])
+
+
+def test_the_scale_of_float16_needs_a_number_of_steps(refused):
+    err = refused("--amp", "--amp-dtype", "float16", "--find-nonfinite")
+    assert "--find-nonfinite would stop at the first update that float16 leaves out" in err
+    assert "give --max-bad-steps 20" in err
+
+
+def test_bad_updates_are_left_out(images, tmp_path, spoil, summary_of, capsys):
+    spoil(2, 3, 6)
+    assert main(arguments(images, tmp_path, "--max-bad-steps", 3, "--log-interval", 1)) == 0
+    out = capsys.readouterr().out
+    assert re.findall(r"Left out (\d) of the updates up to (\d)", out) == [("1", "2"), ("2", "3"), ("3", "6")]
+    assert "nan" not in out
+    rows = summary_of(tmp_path / "run")
+    assert all(0 < row["train_loss"] < 5 for row in rows)
+    saved = torch.load(tmp_path / "run" / "last.pth.tar", weights_only=True)
+    assert all(tensor.isfinite().all() for tensor in saved["state_dict"].values())
+    assert saved["run"]["updates"] == 8
+
+
+@pytest.mark.parametrize("log", [1, 50])
+def test_so_many_bad_updates_in_a_row_stop_the_run(diverge, spoil, tmp_path, log):
+    """They are told by their numbers, also if good ones came after, before the run looked."""
+    spoil(1, 5, 6)
+    out, err = diverge("--max-bad-steps", 2, "--log-interval", log, "--lr", 0.01)
+    # The host looks at batches 1 and 4 of an epoch, if not at all.
+    seen = "epoch 2, batch 2" if log == 1 else "epoch 2, batch 4"
+    assert f"the loss or gradients are not finite in updates 5 to 6 ({seen}), at the learning rate 0.005: " in err
+    assert f"go on with --resume {tmp_path / 'run' / 'last.pth.tar'}, and try a lower --lr" in err
+    assert "Left out 1 of the updates up to 1: the loss or gradients were not finite\n" in out
+
+
+def test_accumulated_batches_are_one_update(diverge, spoil):
+    spoil(3)
+    _, err = diverge("--grad-accum-steps", 2, "--find-nonfinite")
+    assert f"in update 2 (epoch 1, batch 4), at the learning rate 0.00313. {FIRST} the images" in err
+
+
+def train_with_a_fault(*argv):
+    """The second of two processes alone has a NaN in the first image of its third batch."""
+    call, calls = TrainingStep.__call__, []
+
+    def spoiled(self, images, target, **how):
+        calls.append(1)
+        images = images.clone()
+        if len(calls) == 3 and os.environ["RANK"] == "1":
+            images[0, 0, 0, 0] = float("nan")
+        call(self, images, target, **how)
+
+    TrainingStep.__call__ = spoiled
+    run(list(argv))
+
+
+def in_two_processes(folder, *argv):
+    meeting = {"MASTER_ADDR": "localhost", "MASTER_PORT": free_port(), "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
+    environments = [{**meeting, "RANK": rank, "LOCAL_RANK": rank} for rank in range(2)]
+    return forked(folder, train_with_a_fault, argv, environments)
+
+
+@pytest.mark.parametrize("parallel", [[], ["--fsdp"]], ids=str)
+def test_processes_leave_out_the_same_updates(images, tmp_path, parallel):
+    flags = ["-b", 2, *parallel, "--find-nonfinite", "--recovery-interval", 2]
+    done = in_two_processes(tmp_path, *arguments(images, tmp_path, *flags))
+    assert done.status == [1, 1]
+    assert done.stderr.count("flashkat train: error: ") == 1
+    assert f"in update 3 (epoch 1, batch 3), at the learning rate 0.00156. {FIRST} the images of the" in done.stderr
+    assert f"go on with --resume {tmp_path / 'run' / 'recovery-0-1.pth.tar'}, and try" in done.stderr
+    done = in_two_processes(
+        tmp_path, *arguments(images, tmp_path / "goes on", "--max-bad-steps", 2, "-b", 2, *parallel)
+    )
+    assert done.status == [0, 0], done.stderr
+    assert "Left out 1 of the updates up to 4: the loss or gradients were not finite\n" in done.stdout
+    saved = torch.load(tmp_path / "goes on" / "run" / "last.pth.tar", weights_only=True)
+    assert all(tensor.isfinite().all() for tensor in saved["state_dict"].values())

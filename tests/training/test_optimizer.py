@@ -115,6 +115,8 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda")
         (["--opt", "momentum", "--amp"], True),
         # Its first step may be skipped.
         (["--opt", "sgd", "--amp", "--amp-dtype", "float16"], False),
+        (["--opt", "sgd", "--max-bad-steps", 3], False),
+        (["--opt", "adamw", "--find-nonfinite"], True),
         (["--opt", "sgd", "--fsdp"], False),
         (["--opt", "lamb"], False),
         (["--opt", "adamw", "--opt-kwargs", "foreach=True"], False),

@@ -371,7 +371,9 @@ def test_diverging_run_stops_with_one_line(images, tmp_path, capsys, lr):
     out, err = capsys.readouterr()
     assert status == 1
     assert len(err.splitlines()) == 1
-    assert re.match(r"flashkat train: error: the loss is (nan|inf) in epoch \d, batch \d: try a lower --lr", err)
+    assert re.match(r"flashkat train: error: the loss is (nan|inf) in epoch \d, batch \d, at .*: try a lower --lr", err)
+    assert f"at the learning rate {float(lr):.3g}: " in err
+    assert err.endswith("--find-nonfinite names the layer where it begins\n")
     assert "9/9" not in out
 
 

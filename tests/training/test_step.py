@@ -11,6 +11,7 @@ from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 from timm.utils import dispatch_clip_grad
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import flashkat  # noqa: F401  registers the models
 from flashkat.evaluation.metrics import Meters
@@ -58,12 +59,14 @@ class Training:
         per_update=False,
         soft=False,
         layer_decay=None,
+        fused=False,
+        **more,
     ):
         torch.manual_seed(0)
         self.said = []
         self.model = model().to(device).train()
-        fused = {"fused": True} if device == "cuda" and opt in ("adam", "adamw", "sgd") else {}
-        options = {"lr": 1e-2, "weight_decay": 0.05, "layer_decay": layer_decay, **fused}
+        fused = fused or (device == "cuda" and opt in ("adam", "adamw", "sgd"))
+        options = {"lr": 1e-2, "weight_decay": 0.05, "layer_decay": layer_decay, **({"fused": True} if fused else {})}
         self.optimizer = create_optimizer_v2(self.model, opt=opt, **options)
         self.scheduler = CosineLRScheduler(
             self.optimizer, t_initial=30, warmup_t=5, warmup_lr_init=1e-4, t_in_epochs=not per_update
@@ -89,6 +92,7 @@ class Training:
             clip_mode=clip[1],
             capture=capture,
             say=self.said.append,
+            **more,
         )
 
     def epoch(self, data, number=0):
@@ -109,7 +113,7 @@ class Training:
         found = {"weights": self.model.state_dict(), "average": self.average.module.state_dict()}
         found |= {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
         random = torch.cuda.get_rng_state() if self.meters._sums.is_cuda else torch.get_rng_state()
-        return {**found, "sums": self.meters.sums(), "random": random, "skipped": self.step.skipped()}
+        return {**found, "sums": self.meters.sums(), "random": random, "skipped": self.step.bad_updates.read()[0]}
 
 
 def assert_equal(ours, theirs):
@@ -162,6 +166,169 @@ def test_learning_from_a_teacher_changes_the_loss():
     assert one.meters.metrics().loss != other.meters.metrics().loss
 
 
+LEFT_OUT = {
+    "adamw": {},
+    "fused": {"fused": True},
+    "adam": {"opt": "adam", "fused": True, "clip": (0.5, "norm")},
+    "momentum": {"opt": "momentum", "clip": (1e-2, "agc")},
+    "fused sgd": {"opt": "sgd", "fused": True},
+    "lookahead": {"opt": "lookahead_adamw"},
+    "accumulated": {"accumulated": 3},
+    "fp16": {"fp16": True, "scale": 1.0},
+}
+
+
+def spoiled(data, bad, value):
+    """The same batches with a number that is not finite in those of ``bad``."""
+    made = [(images.clone(), target) for images, target in data]
+    for index in bad:
+        made[index][0][-1, 0, 0, 0] = value
+    return made
+
+
+def changed(training):
+    """The weights and the state of the optimiser."""
+    return copy.deepcopy([training.model.state_dict(), training.optimizer.state_dict()["state"]])
+
+
+def batch_normed():
+    return nn.Sequential(nn.Flatten(), nn.BatchNorm1d(3 * SIDE**2), nn.Linear(3 * SIDE**2, CLASSES))
+
+
+@pytest.mark.parametrize("options", LEFT_OUT.values(), ids=LEFT_OUT)
+@pytest.mark.parametrize("bad", [[0, 4], [7], [5, 6, 7, 8]], ids=str)
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_bad_updates_change_nothing(options, bad, value):
+    training = Training("cpu", leaves_out=True, warmup=False, model=batch_normed, **options)
+    data, good = spoiled(batches(9, "cpu"), bad, value), 0
+    accumulated = options.get("accumulated", 1)
+    left_out = {index // accumulated for index in bad}
+    for update in range(9 // accumulated):
+        before = changed(training)
+        training.epoch(data[update * accumulated : (update + 1) * accumulated])
+        after = changed(training)
+        if update in left_out:
+            # The optimiser's state may be made, but only with its first values.
+            assert_equal(after[0], before[0])
+            assert_equal(after[1], before[1] or {key: {n: 0 * v for n, v in s.items()} for key, s in after[1].items()})
+        else:
+            good += 1
+            assert any(not torch.equal(after[0][name], before[0][name]) for name in before[0])
+    assert training.step.bad_updates.read()[0] == len(left_out)
+    assert good == 9 // accumulated - len(left_out)
+    assert all(tensor.isfinite().all() for tensor in training.model.state_dict().values())
+    assert all(tensor.isfinite().all() for tensor in training.average.module.state_dict().values())
+    # Metrics are of the other batches, and of the good ones in a bad update.
+    assert training.meters.sums()[3] == BATCH * (9 - len(bad))
+    assert training.meters.metrics().loss < 5
+
+
+def test_bad_updates_are_left_out_where_the_loss_alone_is_bad():
+    """Cross-entropy of a logit that is -inf has finite gradients."""
+
+    class Certain(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(3 * SIDE**2, CLASSES)
+
+        def forward(self, images):
+            return self.head(images.flatten(1)).index_fill(1, torch.tensor([3]), -torch.inf)
+
+    images = batches(1, "cpu")[0][0]
+    for leaves_out in (True, False):
+        training = Training("cpu", model=Certain, leaves_out=leaves_out)
+        training.step.loss_function = nn.CrossEntropyLoss()
+        before = changed(training)[0]
+        training.epoch([(images, torch.full((BATCH,), 3))])
+        assert all(tensor.isfinite().all() for tensor in training.model.state_dict().values())
+        same = all(torch.equal(before[name], tensor) for name, tensor in training.model.state_dict().items())
+        assert same == leaves_out
+
+
+class Waits(TorchDispatchMode):
+    """Counts how often the host reads a number of a tensor, for which it would wait on a GPU."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function is torch.ops.aten._local_scalar_dense.default
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("options", "count"),
+    [({"fused": True}, 0), ({"opt": "adam", "fused": True, "clip": (0.5, "norm")}, 0), ({"opt": "lion"}, 2)],
+    ids=str,
+)
+def test_fused_kernels_leave_out_updates_without_a_wait(options, count):
+    training = Training("cpu", leaves_out=True, **options)
+    data = spoiled(batches(2, "cpu"), [1], float("nan"))
+    with Waits() as waits:
+        for update, (images, target) in enumerate(data, start=1):
+            training.step(images, target, update=update)
+    assert waits.count == count
+    assert training.step.bad_updates.read()[0] == 1
+
+
+@pytest.mark.parametrize("options", [*LEFT_OUT.values(), {"teacher": True}, {"soft": True}], ids=str)
+def test_good_updates_have_the_same_bits(options):
+    states = []
+    for leaves_out in (True, False):
+        training = Training("cpu", leaves_out=leaves_out, keeps=leaves_out, **options)
+        torch.manual_seed(3)
+        states.append(training.epoch(batches(9, "cpu", soft=options.get("soft", False))).state())
+    assert_equal(*states)
+
+
+@pytest.mark.parametrize("options", [{}, {"accumulated": 2}, {"fp16": True, "scale": 1.0}], ids=str)
+def test_finding_leaves_no_trace(options):
+    """It finds the image of the last update, with the same random numbers, and training goes on with the same bits."""
+    data, states = batches(8, "cpu"), []
+    bad = spoiled(data, [3], float("nan"))
+    for finds in (True, False):
+        training = Training("cpu", leaves_out=True, keeps=True, model=with_norm, **options)
+        torch.manual_seed(3)
+        # A run that is resumed after its last batch has no update yet.
+        assert training.step.find() is None
+        training.epoch(data[:2])
+        assert not finds or training.step.find() is None
+        training.epoch(bad[2:4])
+        torch.rand(1)
+        if finds:
+            _, found = training.step.find()
+            assert found == "the images of the batch, before the model"
+        states.append(training.epoch(data[4:]).state())
+    assert_equal(*states)
+
+
+def with_norm():
+    return nn.Sequential(nn.Flatten(), nn.BatchNorm1d(3 * SIDE**2), *list(small())[1:])
+
+
+def test_a_rerun_has_the_random_numbers_of_the_run():
+    """A unit that overflows, which dropout leaves out of every other run."""
+
+    class Rarely(nn.Module):
+        def forward(self, x):
+            return x * torch.where(torch.rand(()) < 0.5, torch.inf, 1.0)
+
+    def model():
+        return nn.Sequential(nn.Flatten(), nn.Linear(3 * SIDE**2, CLASSES), Rarely())
+
+    training, answers = Training("cpu", model=model, leaves_out=True, keeps=True), set()
+    for batch in batches(12, "cpu"):
+        before = training.step.bad_updates.read()[0]
+        training.epoch([batch])
+        is_bad = training.step.bad_updates.read()[0] > before
+        answers.add(is_bad)
+        found = training.step.find()
+        assert (found is not None) == is_bad
+        assert not is_bad or found[1] == "the output of 2 (Rarely)"
+    assert answers == {True, False}
+
+
 OPTIONS = {
     "plain": {},
     "a schedule of updates": {"per_update": True},
@@ -203,9 +370,33 @@ def test_a_graph_trains_to_the_same_bits(options):
             assert len(training.said) == (options.get("opt") in ("lamb", "lion", "lookahead_adamw", "momentum"))
         assert all(isinstance(group["lr"], float) for group in training.optimizer.param_groups)
         assert not any(group.get("capturable") for group in training.optimizer.param_groups)
-        assert (training.step.skipped() > 0) == ("fp16" in options)
+        assert (training.step.bad_updates.read()[0] > 0) == ("fp16" in options)
     assert_equal(states[0], states[1])
     assert_equal(states[0], states[2])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"accumulated": 2}, {"clip": (0.5, "norm")}, {"fp16": True}, {"opt": "sgd"}, {"opt": "lamb"}],
+    ids=str,
+)
+def test_a_graph_leaves_out_the_same_updates(options):
+    data, states = spoiled(batches(20, "cuda"), [0, 9, 16, 17], float("nan")), []
+    for capture in (True, False):
+        training = Training("cuda", capture=capture, model=batch_normed, leaves_out=True, keeps=True, **options)
+        torch.cuda.manual_seed(3)
+        training.epoch(data)
+        states.append(copy.deepcopy(training.state()))
+        assert training.step.bad_updates.read()[0] >= 3
+        assert all(tensor.isfinite().all() for tensor in training.model.state_dict().values())
+        if capture:
+            assert training.step.captured.is_capturing
+            assert training.step.captured._recordings
+            assert len(training.said) == (options.get("opt") in ("sgd", "lamb"))
+            training.epoch(data[16:18])
+            assert training.step.find()[1] == "the images of the batch, before the model"
+    assert_equal(*states)
 
 
 @pytest.mark.gpu

@@ -29,6 +29,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     _add_regularisation(parser)
     _add_norms(parser)
     _add_ema(parser)
+    _add_nonfinite(parser)
     _add_run(parser)
 
 
@@ -405,6 +406,23 @@ def _add_ema(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--model-ema-warmup", action="store_true", help="let the decay rise from 0 over the first updates"
+    )
+
+
+def _add_nonfinite(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("numbers that are not finite")
+    group.add_argument(
+        "--max-bad-steps",
+        type=count,
+        default=0,
+        metavar="N",
+        help="leave out updates whose loss or gradients are not finite, and stop after N in a row. 0 leaves out none, "
+        "and stops at a loss that is not finite (default: 0)",
+    )
+    group.add_argument(
+        "--find-nonfinite",
+        action="store_true",
+        help="look at every update, and name the layer where a bad one began: its batches run again, with hooks",
     )
 
 

@@ -49,6 +49,11 @@ class Runtime:
         """The dtype of weights and images."""
         return getattr(torch, self.model_dtype or "float32")
 
+    @property
+    def scales_loss(self) -> bool:
+        """Whether training scales its loss, and leaves out updates whose gradients overflow."""
+        return self.amp and self.amp_dtype == "float16"
+
 
 def resolve_device(name: str | None) -> torch.device:
     """Return the named device. None takes a GPU if there is one, otherwise the CPU.

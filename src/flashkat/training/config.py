@@ -17,6 +17,7 @@ __all__ = [
     "Distillation",
     "Loss",
     "Mixing",
+    "Nonfinite",
     "Optimizer",
     "Output",
     "Parallel",
@@ -172,6 +173,25 @@ class Parallel:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Nonfinite:
+    """The handling of updates whose loss or gradients are not finite.
+
+    Attributes:
+        max_bad_steps: leave out bad updates, and stop after so many in a row; with 0 none is left out, and training
+            stops when it next looks at a loss that is not finite.
+        find_nonfinite: look at each update, and run a bad one again to find the layer where it began.
+    """
+
+    max_bad_steps: int = 0
+    find_nonfinite: bool = False
+
+    @property
+    def limit(self) -> int:
+        """How many bad updates in a row stop the run; 0 if none is left out."""
+        return self.max_bad_steps or int(self.find_nonfinite)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Resume:
     """The run to resume.
 
@@ -241,6 +261,7 @@ class Config:
     mixing: Mixing = field(default_factory=Mixing)
     average: Average = field(default_factory=Average)
     parallel: Parallel = field(default_factory=Parallel)
+    nonfinite: Nonfinite = field(default_factory=Nonfinite)
     resume: Resume = field(default_factory=Resume)
     output: Output = field(default_factory=Output)
     wandb: Wandb = field(default_factory=Wandb)

@@ -20,12 +20,13 @@ from ..evaluation.evaluate import evaluate, prepared
 from ..evaluation.metrics import Meters, Metrics
 from ..system import distributed
 from ..system.graph import CapturedForward
+from ..system.nonfinite import nonfinite_names
 from ..system.signals import Stopped, StopRequest
 from .config import Average, Config
 from .outputs.costs import peak_memory, share_waited
 from .outputs.folder import RunFolder
 from .outputs.progress import Progress
-from .outputs.recovery import is_finite
+from .outputs.recovery import is_finite, newest_good
 from .outputs.summary import PREFIXES, score
 from .parallel import distribute_norms
 from .state import TrainingState
@@ -67,11 +68,85 @@ class Parts:
     datasets: Sequence[Any] = ()
 
 
+class _Watch:
+    """Ends a run whose numbers are no longer finite. All processes call it together."""
+
+    def __init__(self, state: TrainingState, parts: Parts, config: Config) -> None:
+        self._state, self._parts = state, parts
+        self._limit, self._finds = config.nonfinite.limit, config.nonfinite.find_nonfinite
+        self._lr, self._bad = state.lr, 0
+
+    def after_batch(self, index: int, metrics: Metrics | None, is_update: bool) -> None:
+        """Look at a training batch, before the schedule sets the next learning rate.
+
+        Args:
+            index: the batch in the epoch, from 0.
+            metrics: metrics of the epoch so far; None if the host does not wait for the device now.
+            is_update: whether an update came after it.
+        """
+        if is_update:
+            self._lr = _scheduled_lr(self._state.optimizer)
+        if not self._limit:
+            if metrics is not None:
+                self.loss(metrics.loss, f"in epoch {self._state.epoch + 1}, batch {index + 1}")
+        elif metrics is not None or (self._finds and is_update):
+            self._updates(index)
+
+    def loss(self, loss: float, when: str) -> None:
+        """Raise DivergedError if a loss is not finite."""
+        if not math.isfinite(loss):
+            raise self._diverged(f"the loss is {loss} {when}", self._origin() if self._finds else "")
+
+    def weights(self) -> None:
+        """Raise DivergedError if numbers of a checkpoint are not finite."""
+        state = self._state
+        ema = None if state.ema is None else state.ema.module.state_dict()
+        weights = state.model.state_dict()
+        if distributed.total([not is_finite([weights, state.optimizer.state_dict(), ema])])[0]:
+            names: list[str] = next(filter(None, distributed.gather(nonfinite_names(weights))), [])
+            origin = f" ({names[0]} is the first of {len(names)})" if names else ""
+            raise self._diverged(f"weights are no longer finite after update {state.updates}{origin}")
+
+    def _updates(self, index: int) -> None:
+        bad, longest, after = self._parts.step.bad_updates.read()
+        new, self._bad = bad - self._bad, bad
+        if not new:
+            return
+        last, origin = self._state.updates - after, self._origin() if self._finds else ""
+        if longest >= self._limit:
+            these = f"update {last}" if longest == 1 else f"updates {last - longest + 1} to {last}"
+            raise self._diverged(
+                f"the loss or gradients are not finite in {these} (epoch {self._state.epoch + 1}, batch {index + 1})",
+                origin,
+            )
+        self._parts.progress.say(
+            f"Left out {bad} of the updates up to {self._state.updates}: the loss or gradients were not finite{origin}"
+        )
+
+    def _origin(self) -> str:
+        """Return words on the layer where the last update's numbers stopped being finite."""
+        found = min(filter(None, distributed.gather(self._parts.step.find())), default=None)
+        if found is None:
+            return ". Run again eagerly, with hooks, all numbers of its last update are finite"
+        return f". The first number that is not finite is in {found[1]}"
+
+    def _diverged(self, what: str, origin: str = "") -> DivergedError:
+        folder = self._parts.folder
+        good = distributed.gather("" if folder is None else newest_good(folder.path, self._parts.progress.say))[0]
+        go_on = f"go on with --resume {good}, and try" if good else "try"
+        return DivergedError(
+            f"{what}, at the learning rate {self._lr:.3g}{origin}: {go_on} a lower --lr, "
+            "--clip-grad 1, or bfloat16 in place of float16"
+            + ("" if self._finds else ". --find-nonfinite names the layer where it begins")
+        )
+
+
 class _Writer:
     """Writes checkpoints, and refuses to write numbers that are not finite. All processes call it together."""
 
-    def __init__(self, state: TrainingState, parts: Parts) -> None:
+    def __init__(self, state: TrainingState, parts: Parts, watch: _Watch) -> None:
         self._state, self._folder, self._say, self._datasets = state, parts.folder, parts.progress.say, parts.datasets
+        self._watch = watch
         self._fault: OSError | None = None
 
     def write_epoch(self, row: dict[str, Any], is_best: bool) -> None:
@@ -98,16 +173,9 @@ class _Writer:
             raise self._fault
 
     def _checkpoint(self) -> dict[str, Any]:
-        state, self._fault = self._state, None
-        ema = None if state.ema is None else state.ema.module.state_dict()
-        if distributed.total([not is_finite([state.model.state_dict(), state.optimizer.state_dict(), ema])])[0]:
-            good = None if self._folder is None else self._folder.newest()
-            advice = "try a lower --lr, --clip-grad 1, or bfloat16 in place of float16"
-            raise DivergedError(
-                f"weights are no longer finite after update {state.updates}, at the learning rate {state.lr:.3g}: "
-                + (advice if good is None else f"go on with --resume {good}, and {advice}")
-            )
-        return state.checkpoint()
+        self._fault = None
+        self._watch.weights()
+        return self._state.checkpoint()
 
     @contextlib.contextmanager
     def _going_on(self) -> Iterator[None]:
@@ -133,11 +201,12 @@ def run_epochs(state: TrainingState, parts: Parts, config: Config) -> None:
         config: the configuration.
 
     Raises:
-        DivergedError: the loss or the weights are no longer finite.
+        DivergedError: loss, gradients or weights are no longer finite.
         Stopped: a signal asked the run to stop.
     """
     output, average, progress = config.output, config.average, parts.progress
-    writer, models = _Writer(state, parts), _averages(state, average)
+    watch, models = _Watch(state, parts, config), _averages(state, average)
+    writer = _Writer(state, parts, watch)
     to_evaluate = _to_evaluate(models, parts, config)
     hint: str | None = _WAIT_HINT
 
@@ -153,7 +222,7 @@ def run_epochs(state: TrainingState, parts: Parts, config: Config) -> None:
         if parts.mixup is not None and config.mixing.mixup_off_epoch:
             parts.mixup.mixup_enabled = epoch < config.mixing.mixup_off_epoch
         start = time.perf_counter()
-        trained, rate = _train_epoch(state, parts, config, writer)
+        trained, rate = _train_epoch(state, parts, config, writer, watch)
         wait = share_waited(parts.train_loader, time.perf_counter() - start)
         evaluated: dict[str, Metrics] = {}
         for model in models.values():
@@ -163,7 +232,7 @@ def run_epochs(state: TrainingState, parts: Parts, config: Config) -> None:
             evaluated = evaluate(
                 to_evaluate, parts.val_loader, parts.precision, stop_in_between, config.data.skip_bad_images
             )
-            _check_finite(evaluated["state_dict"].loss, f"after epoch {epoch + 1}")
+            watch.loss(evaluated["state_dict"].loss, f"after epoch {epoch + 1}")
         is_best = bool(evaluated) and _update_best(state, evaluated, output.eval_metric)
         if state.scheduler is not None:
             metric = getattr(evaluated["state_dict"], output.eval_metric) if evaluated else state.best.get("metric")
@@ -179,8 +248,8 @@ def run_epochs(state: TrainingState, parts: Parts, config: Config) -> None:
         state.history = [*state.history, row]
         writer.write_epoch(row, is_best)
         progress.say(_epoch_line(row, state.epochs, is_best))
-        if state.scaler.is_enabled() and (skipped := parts.step.skipped()):
-            progress.say(f"{skipped} updates so far were left out: gradients were not finite in float16")
+        if state.scaler.is_enabled() and not config.nonfinite.limit and (bad := parts.step.bad_updates.read()[0]):
+            progress.say(f"{bad} updates so far were left out: gradients were not finite in float16")
         if hint and wait is not None and wait > _WAIT_WORTH_A_HINT:
             progress.say(hint.format(share=wait))
             hint = None
@@ -208,7 +277,9 @@ def _to_evaluate(models: dict[str, nn.Module], parts: Parts, config: Config) -> 
     }
 
 
-def _train_epoch(state: TrainingState, parts: Parts, config: Config, writer: _Writer) -> tuple[Metrics, float]:
+def _train_epoch(
+    state: TrainingState, parts: Parts, config: Config, writer: _Writer, watch: _Watch
+) -> tuple[Metrics, float]:
     """Train the rest of an epoch.
 
     Returns:
@@ -228,8 +299,6 @@ def _train_epoch(state: TrainingState, parts: Parts, config: Config, writer: _Wr
         parts.step(images, target, group=min(accumulated, batches - first_of_group), update=update)
         if update is not None:
             updates, state.updates = updates + 1, update
-            if state.scheduler is not None:
-                state.scheduler.step_update(update)
             if config.runtime.synchronize_step and images.is_cuda:
                 torch.cuda.synchronize(images.device)
         state.batch = index + 1
@@ -239,10 +308,11 @@ def _train_epoch(state: TrainingState, parts: Parts, config: Config, writer: _Wr
         metrics = state.meters.metrics() if index % output.log_interval == 0 or is_last else None
         rate = images_seen * distributed.size() / (time.perf_counter() - start)
         parts.progress.batch(state.epoch, index, metrics, rate)
-        if metrics is not None:
-            if output.save_images and folder is not None:
-                folder.save_images(images, state.epoch, index)
-            _check_finite(metrics.loss, f"in epoch {state.epoch + 1}, batch {index + 1}")
+        if metrics is not None and output.save_images and folder is not None:
+            folder.save_images(images, state.epoch, index)
+        watch.after_batch(index, metrics, is_update)
+        if update is not None and state.scheduler is not None:
+            state.scheduler.step_update(update)
         is_asked_to_stop = is_update and parts.stop.after_step()
         is_due = output.recovery_interval and updates % output.recovery_interval == 0
         if is_update and (is_due or is_asked_to_stop):
@@ -269,13 +339,6 @@ def _scheduled_lr(optimizer: torch.optim.Optimizer) -> float:
     """Return the schedule's learning rate, without the scales of parameter groups."""
     group = max(optimizer.param_groups, key=lambda group: group.get("lr_scale", 1.0))
     return group["lr"] / (group.get("lr_scale") or 1.0)
-
-
-def _check_finite(loss: float, when: str) -> None:
-    if not math.isfinite(loss):
-        raise DivergedError(
-            f"the loss is {loss} {when}: try a lower --lr, --clip-grad 1, or bfloat16 in place of float16"
-        )
 
 
 def _update_best(state: TrainingState, evaluated: dict[str, Metrics], name: str) -> bool:

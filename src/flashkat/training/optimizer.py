@@ -45,7 +45,7 @@ def check_optimizer_name(opt: str) -> None:
 
 
 def create_optimizer(
-    model: nn.Module, settings: Optimizer, lr: float, *, scales_loss: bool = False, is_sharded: bool = False
+    model: nn.Module, settings: Optimizer, lr: float, *, may_skip: bool = False, is_sharded: bool = False
 ) -> torch.optim.Optimizer:
     """Make timm's optimiser. On a GPU it is PyTorch's fused version if there is one.
 
@@ -53,7 +53,7 @@ def create_optimizer(
         model: the model to optimise.
         settings: the section of the configuration.
         lr: the learning rate to start from.
-        scales_loss: whether a gradient scaler may skip steps.
+        may_skip: whether steps may be skipped, by a gradient scaler or for gradients that are not finite.
         is_sharded: whether FSDP shards the weights.
 
     Raises:
@@ -64,7 +64,7 @@ def create_optimizer(
         options["param_group_fn"] = lambda model: parameter_groups(model, settings)
     given = "".join(f" {key}={value}" for key, value in settings.opt_kwargs.items())
     with explain(f"cannot make --opt {settings.opt}{f' with --opt-kwargs{given}' if given else ''}"):
-        if is_fused(settings, next(model.parameters()).device, scales_loss, is_sharded):
+        if is_fused(settings, next(model.parameters()).device, may_skip, is_sharded):
             options["fused"] = True
         return create_optimizer_v2(model, **options)
 
@@ -76,15 +76,15 @@ class _ForTimm(Optimizer):
     lr: float
 
 
-def is_fused(settings: Optimizer, device: torch.device, scales_loss: bool, is_sharded: bool) -> bool:
+def is_fused(settings: Optimizer, device: torch.device, may_skip: bool, is_sharded: bool) -> bool:
     """Return whether to use PyTorch's fused kernel for the step: there is one, and no flag picks an implementation."""
     if device.type != "cuda" or settings.opt_kwargs.keys() & set(_IMPLEMENTATION):
         return False
     kind = get_optimizer_info(settings.opt.lower().removeprefix("lookahead_")).opt_class
     if kind is torch.optim.SGD:
-        # If a scaler skips the very first step, fused SGD leaves its momentum uninitialised (seen with torch 2.15).
+        # If the very first step is skipped, fused SGD leaves its momentum uninitialised (seen with torch 2.15).
         # It does not take sharded weights.
-        return not scales_loss and not is_sharded
+        return not may_skip and not is_sharded
     return kind in (torch.optim.Adam, torch.optim.AdamW)
 
 

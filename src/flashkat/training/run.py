@@ -73,12 +73,13 @@ def train(config: Config) -> Result:
 
     Raises:
         InputError: the configuration or the data cannot be used. No folder is left behind.
-        DivergedError: the loss or the weights are no longer finite.
+        DivergedError: loss, gradients or weights are no longer finite.
     """
     require("matplotlib", "rich")
     check_wandb(config.wandb)
     prepare_process(config.runtime)
     _check_names(config)
+    _check_nonfinite(config)
     with (
         distributed.joined(config.runtime.device) as device,
         watched(distributed.rank(), distributed.size()),
@@ -285,7 +286,7 @@ def _build_state(
         resumed: the checkpoint to resume, empty for a new run.
     """
     average, parallel, schedule, runtime = config.average, config.parallel, config.schedule, config.runtime
-    scales_loss = runtime.amp and runtime.amp_dtype == "float16"
+    scales_loss = runtime.scales_loss
     if parallel.sync_bn and distributed.size() > 1:
         model = with_common_norms(model, device)
     ema = None
@@ -299,7 +300,11 @@ def _build_state(
             shard(ema.module)
     assert schedule.lr is not None
     optimizer = create_optimizer(
-        model, config.optimizer, schedule.lr, scales_loss=scales_loss, is_sharded=parallel.fsdp
+        model,
+        config.optimizer,
+        schedule.lr,
+        may_skip=scales_loss or config.nonfinite.limit > 0,
+        is_sharded=parallel.fsdp,
     )
     updates_per_epoch = -(-batches // parallel.grad_accum_steps)
     scheduler, epochs = build_schedule(
@@ -354,9 +359,19 @@ def _build_step(
         clip_grad=config.optimizer.clip_grad,
         clip_mode=config.optimizer.clip_mode,
         broadcast_buffers=not config.parallel.no_ddp_bb,
+        leaves_out=config.nonfinite.limit > 0,
+        keeps=config.nonfinite.find_nonfinite,
         capture=captures_steps(config.compilation, device),
         say=say,
     )
+
+
+def _check_nonfinite(config: Config) -> None:
+    if config.runtime.scales_loss and config.nonfinite.find_nonfinite and not config.nonfinite.max_bad_steps:
+        raise InputError(
+            "--find-nonfinite would stop at the first update that float16 leaves out, as it does now and then: give "
+            "--max-bad-steps 20"
+        )
 
 
 def _check_parallel(config: Config, device: torch.device) -> None:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,11 +12,14 @@ from timm.models import model_parameters
 from timm.utils import ModelEmaV3, dispatch_clip_grad
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 
 from ..evaluation.metrics import Meters
 from ..system import distributed
 from ..system.graph import Captured, Controls
+from ..system.nonfinite import BadUpdates, Trace
+from ..system.random import random_state, set_random_state
 from .average import MovingAverage
 from .distillation import Distillation
 from .parallel import BATCH_NORMS, synchronised, wrap
@@ -24,6 +28,15 @@ __all__ = ["TrainingStep"]
 
 # Gradients start at multiples of so many elements, so that kernels can load several values at once.
 _ALIGNMENT = 32
+
+
+@dataclass
+class _Group:
+    """The batches of an update, with the random state and the scale of the loss that they began with."""
+
+    random: dict[str, Any]
+    scale: float
+    batches: list[tuple[Tensor, Tensor, int]] = field(default_factory=list)
 
 
 class TrainingStep:
@@ -35,6 +48,10 @@ class TrainingStep:
 
     Without ``capture``, the host launches each kernel, and DDP or FSDP averages the gradients. The results are the
     same.
+
+    With ``leaves_out``, an update is bad if its gradients, or the loss of one of its batches in any process, are not
+    finite. Weights, batch norms and the optimiser's state stay as they were. Adam and AdamW leave it out within the
+    graph. Before any other optimiser runs, the host waits for the answer.
 
     Args:
         model: in training mode, on its device, compiled or not, sharded for FSDP. With ``capture`` it must not be
@@ -50,6 +67,8 @@ class TrainingStep:
         clip_grad: limit of the gradients; None clips nothing.
         clip_mode: timm's mode of clipping: "norm", "value" or "agc".
         broadcast_buffers: copy the first process's buffers to the others before each forward pass.
+        leaves_out: leave out bad updates.
+        keeps: keep the batches of an update, for :meth:`find`.
         capture: use CUDA graphs.
         say: called with a line for each part that does not run from a graph, and the reason.
     """
@@ -69,6 +88,8 @@ class TrainingStep:
         clip_grad: float | None = None,
         clip_mode: str = "norm",
         broadcast_buffers: bool = True,
+        leaves_out: bool = False,
+        keeps: bool = False,
         capture: bool = False,
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
@@ -79,9 +100,11 @@ class TrainingStep:
         self._device = next(model.parameters()).device
         self._parameters = [each for group in optimizer.param_groups for each in group["params"]]
         self._beside = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
-        self._skipped = torch.zeros((), device=self._device)
-        # Shards of gradients do not tell of each other.
-        self._counts_skipped = scaler.is_enabled() and not isinstance(model, FSDPModule)
+        self.bad_updates = BadUpdates(self._device)
+        self._leaves_out, self._keeps, self._group, self._begins = leaves_out, keeps, _Group(random_state(), 1.0), True
+        self._counts_bad = leaves_out or scaler.is_enabled()
+        self._norms: list[Tensor] = _buffers_of_norms(model) if leaves_out else []
+        self._norms_before = [each.clone() for each in self._norms]
 
         reason = _why_not_captured(model, self._device, broadcast_buffers) if capture else ""
         if reason:
@@ -93,7 +116,9 @@ class TrainingStep:
         if self._device.type == "cuda" and not isinstance(model, FSDPModule):
             # Also without graphs, so that the results have the same bits.
             self._controls = Controls(2 + len(optimizer.param_groups), self._device)
-            self._updates_on_device = _reads_rates_from_memory(optimizer)
+            self._updates_on_device = _reads_rates_from_memory(optimizer) and (
+                not leaves_out or _can_be_left_out(optimizer)
+            )
             self._averages_on_device = isinstance(average, MovingAverage) and average.is_plain(model)
         if capture and not reason:
             self.trained: Any = model
@@ -119,6 +144,11 @@ class TrainingStep:
             update: number of the update after this batch, from 1; None for no update.
         """
         ends = update is not None
+        if self._begins:
+            self._begin()
+        self._begins = ends
+        if self._keeps:
+            self._group.batches.append((images.clone(), target.clone(), group))
         if self._controls is not None:
             decay = 0.0 if self._average is None else self._average.get_decay(update)
             self._controls.set([group, 1 - decay, *(each["lr"] for each in self.optimizer.param_groups)])
@@ -138,14 +168,43 @@ class TrainingStep:
         """Return a tensor like ``images``. With CUDA graphs it is their input, so that mixing into it saves a copy."""
         return torch.empty_like(images) if self.captured is None else self.captured.buffer(0, images)
 
-    def skipped(self) -> int:
-        """Return how many updates the scaler has skipped because a gradient was not finite."""
-        return int(self._skipped)
+    def find(self) -> tuple[int, str] | None:
+        """Run the batches of the last update again, eagerly and with hooks. All processes call this together.
+
+        Returns:
+            See :meth:`Trace.first`. Weights, batch norms and random numbers are as before the call.
+        """
+        now, buffers = random_state(), [each.clone() for each in self.model.buffers()]
+        set_random_state(self._group.random)
+        self._clear()
+        with Trace(self.model) as trace, torch.compiler.set_stance("force_eager"):
+            trace.weights()
+            for images, target, group in self._group.batches:
+                trace.images(images)
+                with self._precision:
+                    _, loss = self._forward(self.model, images, target)
+                trace.loss(loss)
+                with torch.autograd.set_multithreading_enabled(False):
+                    (loss * (self._group.scale / group)).backward()
+            trace.gradients()
+        self._clear()
+        with torch.no_grad():
+            for buffer, before in zip(self.model.buffers(), buffers, strict=True):
+                buffer.copy_(before)
+        set_random_state(now)
+        return trace.first()
 
     def close(self) -> None:
         """Release the graphs. This must come before the process group ends."""
         if self.captured is not None:
             self.captured.close()
+
+    def _begin(self) -> None:
+        """Begin the batches of an update."""
+        if self._norms:
+            torch._foreach_copy_(self._norms_before, self._norms)
+        if self._keeps:
+            self._group = _Group(random_state(), self.scaler.get_scale())
 
     def _batch(self, images: Tensor, target: Tensor, ends: bool) -> None:
         """Run the part of a step that a graph can capture. It leaves gradients in the flat buffer, if anywhere."""
@@ -168,20 +227,27 @@ class TrainingStep:
     def _forward_backward(self, images: Tensor, target: Tensor, group: int | None, ends: bool) -> None:
         with synchronised(self.trained, now=ends):
             with self._precision:
-                output = self.trained(images)
-                loss = self.loss_function(output, target)
-                if self._distillation is not None:
-                    loss = self._distillation(loss, output, images)
+                output, loss = self._forward(self.trained, images, target)
             self._measure(output, target, loss)
             # The average over the group's batches. The epoch's last group may have fewer.
             share = loss
             if self._accumulated > 1:
-                share = loss / (group if self._controls is None else self._controls.values[0])
+                batches: Any = group if self._controls is None else self._controls.values[0]
+                share = loss / batches
+            if self._leaves_out:
+                # If the loss is not finite, no gradient is. So all processes leave out the update.
+                share = share * (1 + 0 * loss.detach())
             # Autograd's thread for the GPU starts with cold caches. With one GPU it has no use.
             with torch.autograd.set_multithreading_enabled(False):
                 self.scaler.scale(share).backward()
         if self._beside is not None:
             torch.cuda.current_stream(self._device).wait_stream(self._beside)
+
+    def _forward(self, model: Any, images: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Return a model's output and the loss."""
+        output = model(images)
+        loss = self.loss_function(output, target)
+        return output, loss if self._distillation is None else self._distillation(loss, output, images)
 
     def _measure(self, output: Tensor, target: Tensor, loss: Tensor) -> None:
         """Add the batch to the meters. On a GPU this runs on a second stream, at the same time as the backward pass."""
@@ -189,22 +255,52 @@ class TrainingStep:
             self._beside.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._beside):
             # A mixed target counts as its largest class.
-            self.meters.measure(output, target.argmax(1) if target.ndim == 2 else target, loss)
+            classes = target.argmax(1) if target.ndim == 2 else target
+            self.meters.measure(output, classes, loss, only_finite=self._leaves_out)
 
     def _update(self) -> None:
-        if self._counts_skipped:
-            gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
-            # The largest one is finite only if all are, whatever the scale. The scaler skips the update if it is not.
-            self._skipped += ~get_total_norm(gradients, norm_type=math.inf).isfinite()
+        bad = self._is_bad() if self._counts_bad else None
+        if bad is not None:
+            self.bad_updates.add(bad)
         if self._clip_grad is not None:
             self.scaler.unscale_(self.optimizer)
             dispatch_clip_grad(self._clipped(), self._clip_grad, self._clip_mode)
         with self._rates():
-            self.scaler.step(self.optimizer)
+            self._step_unless(bad)
         self.scaler.update()
         self._clear()
+        if bad is not None:
+            for buffer, before in zip(self._norms, self._norms_before, strict=True):
+                buffer.copy_(torch.where(bad, before, buffer))
         if self._averages_on_device and self._controls is not None:
             self._average.approach(self.model, self._controls.values[1])  # type: ignore[union-attr]
+
+    def _is_bad(self) -> Tensor:
+        """Return whether a gradient is not finite, in any process."""
+        gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+        own = [each.to_local() if isinstance(each, DTensor) else each for each in gradients]
+        # The largest one is finite only if all are, whatever the scale. A shard may be empty.
+        bad = ~get_total_norm([each for each in own if each.numel()], norm_type=math.inf).isfinite()
+        if isinstance(self.model, FSDPModule):
+            # Shards of gradients do not tell of each other.
+            of_all = bad.to(self._device, torch.float32)
+            dist.all_reduce(of_all, dist.ReduceOp.MAX)
+            return of_all > 0
+        return bad
+
+    def _step_unless(self, bad: Tensor | None) -> None:
+        """Run the optimiser, unless the update is bad and is left out."""
+        if self.scaler.is_enabled() or not self._leaves_out or bad is None:
+            self.scaler.step(self.optimizer)
+        elif _can_be_left_out(self.optimizer):
+            # As the scaler tells fused kernels.
+            self.optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
+            try:
+                self.optimizer.step()
+            finally:
+                del self.optimizer.found_inf  # type: ignore[attr-defined]
+        elif not bad:
+            self.optimizer.step()
 
     def _clipped(self) -> Iterable[Tensor]:
         """Return the parameters whose gradients are clipped. As in timm, agc leaves out the head.
@@ -312,7 +408,25 @@ def _why_not_captured(model: nn.Module, device: torch.device, broadcast_buffers:
 def _reads_rates_from_memory(optimizer: torch.optim.Optimizer) -> bool:
     """Return whether the step is one of PyTorch's fused kernels, which read learning rates from the GPU's memory."""
     kinds = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
-    return type(optimizer) in kinds and all(group.get("fused") for group in optimizer.param_groups)
+    return type(optimizer) in kinds and _is_fused(optimizer)
+
+
+def _can_be_left_out(optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether a fused kernel reads from memory whether to leave out an update.
+
+    SGD's does too. If that is the very first update, its momentum stays uninitialised (seen with torch 2.15).
+    """
+    return type(optimizer) in (torch.optim.Adam, torch.optim.AdamW) and _is_fused(optimizer)
+
+
+def _is_fused(optimizer: torch.optim.Optimizer) -> bool:
+    return all(group.get("fused") for group in optimizer.param_groups)
+
+
+def _buffers_of_norms(model: nn.Module) -> list[Tensor]:
+    """Return the buffers that a forward pass changes."""
+    norms = [module for module in model.modules() if isinstance(module, BATCH_NORMS)]
+    return [buffer for module in norms for buffer in module.buffers(recurse=False)]
 
 
 def _take_from_first(model: nn.Module) -> None:

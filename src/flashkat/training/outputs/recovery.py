@@ -26,6 +26,7 @@ _HARMLESS = {
         "no_compile",
         "torchcompile_mode",
         "synchronize_step",
+        "find_nonfinite",
     ),
     *("validation_batch_size", "data_dir", "start_epoch", "use_multi_epochs_loader", "lr"),
 }
