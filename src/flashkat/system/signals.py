@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from types import FrameType
 from typing import Any
 
@@ -11,10 +12,14 @@ import torch.distributed as dist
 
 from . import distributed
 
-__all__ = ["StopRequest", "Stopped"]
+__all__ = ["StopRequest", "Stopped", "leave_signals_to_parent"]
 
 # Terminals, schedulers and torchrun send these.
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
+
+# Signals that come within so many seconds are one request: a scheduler may signal both torchrun, which forwards it, and
+# the processes.
+_TOGETHER = 2.0
 
 # Seconds between two looks at the store that processes share.
 _INTERVAL = 0.5
@@ -29,7 +34,7 @@ class Stopped(Exception):  # noqa: N818 - it is no error
 
 
 class StopRequest:
-    """A context that notices a signal to stop. A second signal ends the process at once.
+    """A context that notices a signal to stop. A second one, two seconds later or more, ends the process at once.
 
     Several processes agree on the step after which they stop. If one stopped earlier, the others would wait for it.
     Each tells the first one its number of steps, and begins only one more until the first one has named the last step.
@@ -37,6 +42,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self._received = self._heard_of = 0
+        self._received_at = 0.0
         self._steps = 0
         self._told: int | None = None
         self._stop_after: int | None = None
@@ -77,11 +83,12 @@ class StopRequest:
         return self._stop_after is not None and self._steps >= self._stop_after
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self._received:
+        if not self._received:
+            self._received, self._received_at = number, time.monotonic()
+        elif time.monotonic() - self._received_at >= _TOGETHER:
             for child in multiprocessing.active_children():
                 child.kill()
             os._exit(128 + number)
-        self._received = number
 
     def _agree(self) -> None:
         """Tell the first process of a signal and of this one's steps, and learn from it after which step all stop."""
@@ -107,3 +114,23 @@ class StopRequest:
             return  # the store is gone once the processes leave each other
         finally:
             self._agreed.set()
+
+
+def leave_signals_to_parent() -> None:
+    """Let this process, which loads images for its parent, live on until its parent ends it.
+
+    torchrun sends a signal to the processes of the run and to all their children.
+    """
+    for number in _SIGNALS:
+        if number != signal.SIGTERM:
+            signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        threading.Thread(target=_end_with_parent, daemon=True, name="end with parent").start()
+
+
+def _end_with_parent() -> None:
+    """End this process at a SIGTERM from its parent."""
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
+        pass
+    os._exit(0)
