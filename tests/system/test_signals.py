@@ -93,6 +93,7 @@ import torch.distributed as dist
 from flashkat.system.signals import StopRequest
 
 def work(rank):
+    os.environ["TORCHELASTIC_RESTART_COUNT"] = str(rank)  # nodes may count differently
     dist.init_process_group("gloo", rank=rank, world_size=3)
     with StopRequest() as stop:
         for step in range(1_000_000):

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from ..errors import start_prefix
 from . import distributed
 
 __all__ = ["StopRequest", "Stopped", "leave_signals_to_parent"]
@@ -57,7 +58,7 @@ class StopRequest:
             address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
             # A connection of its own, as calls on the group's would wait for each other.
             store = dist.TCPStore(*address, is_master=False)
-            self._store = dist.PrefixStore(f"flashkat/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/stop", store)
+            self._store = dist.PrefixStore(f"{start_prefix()}/stop", store)
             threading.Thread(target=self._agree, daemon=True, name="stop request").start()
         return self
 
