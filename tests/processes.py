@@ -108,8 +108,8 @@ def _command(argv, recompiles):
     run(argv)
 
 
-def interrupted(command, folder):
-    """Start a training in a folder, interrupt it after its second epoch, and return its exit status and errors."""
+def interrupted(command, folder, number=signal.SIGINT):
+    """Start a training in a folder, send a signal after its second epoch, and return its exit status and errors."""
     process = subprocess.Popen(
         [str(word) for word in command],
         cwd=folder,
@@ -124,7 +124,7 @@ def interrupted(command, folder):
     try:
         assert any(line.startswith("Epoch 2/") for line in process.stdout)
         # What a terminal does: all processes of the training get it.
-        os.killpg(process.pid, signal.SIGINT)
+        os.killpg(process.pid, number)
         _, err = process.communicate(timeout=60)
     finally:
         if process.poll() is None:

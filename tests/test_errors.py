@@ -3,7 +3,7 @@ import sys
 import pytest
 from torch._utils import ExceptionWrapper
 
-from flashkat.errors import DivergedError, InputError, did_you_mean, explain, require
+from flashkat.errors import DivergedError, InputError, did_you_mean, explain, require, start_prefix
 
 
 def test_message_is_kept():
@@ -71,3 +71,12 @@ def test_an_argument_that_is_not_there_is_explained_without_names_of_code():
 def test_an_error_of_the_system_is_explained_without_its_number(tmp_path):
     with pytest.raises(InputError, match=r"^cannot read it: No such file or directory$"), explain("cannot read it"):
         (tmp_path / "nothing").read_text()
+
+
+@pytest.mark.parametrize(("is_kept", "prefix"), [("True", "flashkat/2"), ("False", "flashkat/0"), (None, "flashkat/0")])
+def test_restarts_are_counted_where_torchrun_keeps_its_store(monkeypatch, is_kept, prefix):
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "2")
+    monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
+    if is_kept is not None:
+        monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", is_kept)
+    assert start_prefix() == prefix

@@ -25,6 +25,7 @@ __all__ = [
     "require",
     "require_package",
     "show_once",
+    "start_prefix",
 ]
 
 # Modules whose package has another name on PyPI.
@@ -137,6 +138,15 @@ def launched_processes() -> int:
     return int(count) if count.isdecimal() else 1
 
 
+def start_prefix() -> str:
+    """Return the prefix of this start's keys in the store of the run, which torchrun may keep through restarts.
+
+    Nodes may count restarts differently, so the count is left out where each start has a store of its own.
+    """
+    is_kept = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    return f"flashkat/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0) if is_kept else 0}"
+
+
 def show_once(show: Callable[[], None]) -> None:
     """Report an error once, although several processes fail from it.
 
@@ -150,11 +160,11 @@ def show_once(show: Callable[[], None]) -> None:
         show()
         return
     try:
-        # torchrun keeps this store alive through the ends and restarts of the processes.
+        # By default torchrun keeps this store alive through the ends and restarts of the processes.
         store = dist.TCPStore(
             os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=_PATIENCE
         )
-        key = f"flashkat/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
+        key = start_prefix()
         is_first = store.add(f"{key}/failed", 1) == 1
     except Exception:  # there is no store, or an interrupt has ended torchrun
         if int(os.environ.get("RANK", 0)) == 0:

@@ -57,10 +57,11 @@ def test_exit_status(monkeypatch, capsys, codes, status, line):
     assert capsys.readouterr().err == line
 
 
-def test_an_interrupt_is_told_in_one_line(images, tmp_path):
-    command = ["bash", ROOT / "dist_train.sh", 2, images, *FLAGS, "--epochs", 100000]
-    status, err = interrupted(command, tmp_path)
-    assert status == 130
+@pytest.mark.parametrize(("number", "workers"), [(signal.SIGUSR1, 0), (signal.SIGTERM, 1)])
+def test_a_signal_is_told_in_one_line(images, tmp_path, number, workers):
+    command = ["bash", ROOT / "dist_train.sh", 2, images, *FLAGS, "--epochs", 100000, "-j", workers]
+    status, err = interrupted(command, tmp_path, number)
+    assert status == 128 + number
     assert err.startswith("flashkat train: error: stopped")
     assert err.count("\n") == 1
 

@@ -24,18 +24,71 @@ def test_a_signal_stops_after_the_step(name):
     assert signal.getsignal(number) == before
 
 
-def test_the_second_signal_ends_the_process_at_once():
-    code = """
+TWO_SIGNALS = """
 import os, signal, time
 from flashkat.system.signals import StopRequest
-with StopRequest():
+clock = iter((0, float(os.environ["LATER"])))
+time.monotonic = lambda: next(clock)
+with StopRequest() as stop:
     for _ in range(2):
         os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(60)
+    assert stop.after_step()
 """
-    done = subprocess.run([sys.executable, "-c", code], timeout=50, stderr=subprocess.PIPE, check=False)
-    assert done.returncode == 128 + signal.SIGTERM
+
+
+@pytest.mark.parametrize(
+    ("launcher", "later", "status"),
+    [("torchrun", 2, 128 + signal.SIGTERM), ("torchrun", 1.9, 0), (None, 0, 128 + signal.SIGTERM)],
+)
+def test_the_second_signal_ends_the_process_at_once_unless_both_are_one_request(launcher, later, status):
+    environment = {**os.environ, "LATER": str(later)}
+    environment.pop("TORCHELASTIC_RUN_ID", None)
+    if launcher == "torchrun":
+        environment["TORCHELASTIC_RUN_ID"] = "none"
+    done = subprocess.run(
+        [sys.executable, "-c", TWO_SIGNALS], env=environment, timeout=50, stderr=subprocess.PIPE, check=False
+    )
     assert done.stderr == b""
+    assert done.returncode == status
+
+
+# A process loads images for this one. A third one sends it signals, and then it still answers.
+LOADER = """
+import os, signal
+from multiprocessing import Pipe, get_context
+from flashkat.system.signals import leave_signals_to_parent
+
+def load(pipe):
+    leave_signals_to_parent()
+    while True:
+        pipe.send(pipe.recv())
+
+def send(pid):
+    for name in ("SIGINT", "SIGHUP", "SIGUSR1", "SIGTERM"):
+        os.kill(pid, getattr(signal, name))
+
+fork = get_context("fork")
+here, there = Pipe()
+loader = fork.Process(target=load, args=(there,))
+loader.start()
+for number in range(2):
+    here.send(number)
+    assert here.recv() == number
+    sender = fork.Process(target=send, args=(loader.pid,))
+    sender.start()
+    sender.join()
+here.send(2)
+assert here.recv() == 2
+loader.terminate()
+loader.join()
+assert loader.exitcode == 0
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="a process cannot tell who sends a signal")
+def test_a_loading_process_ends_at_the_word_of_its_parent_alone():
+    done = subprocess.run([sys.executable, "-c", LOADER], timeout=50, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 # Steps of three processes, slow at first and then fast. The second one receives a signal in a slow step, and the third
@@ -46,6 +99,7 @@ import torch.distributed as dist
 from flashkat.system.signals import StopRequest
 
 def work(rank):
+    os.environ["TORCHELASTIC_RESTART_COUNT"] = str(rank)  # nodes may count differently
     dist.init_process_group("gloo", rank=rank, world_size=3)
     with StopRequest() as stop:
         for step in range(1_000_000):

@@ -18,6 +18,9 @@ from .train_flags import add_training_arguments
 
 __all__ = ["launch"]
 
+# torchrun's own, and the one that Slurm's users send.
+_SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
+
 
 def launch(processes: int, flags: Sequence[str]) -> int:
     """Train in several processes, which all end when one fails.
@@ -35,7 +38,8 @@ def launch(processes: int, flags: Sequence[str]) -> int:
     add_training_arguments(parser)
     # Check here, as each process takes seconds to start.
     parser.parse_args(flags)
-    options = ["--standalone", "--nproc-per-node", str(processes), "-m", "flashkat", "train", *flags]
+    options = ["--standalone", "--nproc-per-node", str(processes), "--signals-to-handle", _SIGNALS]
+    options += ["-m", "flashkat", "train", *flags]
     try:
         run.run(run.parse_args(options))
     except ChildFailedError as error:

@@ -4,6 +4,7 @@ import math
 import shutil
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from ..errors import InputError, explain
 from ..ops.dispatch import is_triton
 from ..system import distributed
 from ..system.device import Runtime
+from ..system.signals import leave_signals_to_parent
 from .augment import mend_posterize
 from .batched.batches import Collate, Drawing
 from .batched.steps import Recipe, UnsupportedError
@@ -158,7 +160,7 @@ def _loading(data: Data, device: torch.device) -> dict[str, Any]:
         "timeout": data.loader_timeout if data.workers else 0,
         "collate_fn": default_collate if data.no_prefetcher else fast_collate,
         "pin_memory": data.pin_mem and device.type == "cuda",
-        "worker_init_fn": _seed_numpy if data.worker_seeding == "all" else None,
+        "worker_init_fn": partial(_start_worker, data.worker_seeding == "all"),
         "persistent_workers": data.workers > 0,
     }
 
@@ -177,10 +179,17 @@ def _check_shared_memory(data: Data, config: dict[str, Any], batch_size: int) ->
         )
 
 
-def _seed_numpy(worker: int) -> None:
-    """Seed NumPy in a loader's process as timm does. Only the augmentation of streams draws from that seed."""
-    info: Any = get_worker_info()
-    np.random.seed(info.seed % (2**32 - 1))
+def _start_worker(seeds_numpy: bool, worker: int) -> None:
+    """Prepare a loader's process.
+
+    Args:
+        seeds_numpy: whether to seed NumPy as timm does. Only the augmentation of streams draws from that seed.
+        worker: the index of the process.
+    """
+    leave_signals_to_parent()
+    if seeds_numpy:
+        info: Any = get_worker_info()
+        np.random.seed(info.seed % (2**32 - 1))
 
 
 def _prefetched(

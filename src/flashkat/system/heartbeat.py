@@ -13,7 +13,7 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
-from ..errors import launched_processes
+from ..errors import launched_processes, start_prefix
 from .signals import Stopped
 
 __all__ = ["watched"]
@@ -59,7 +59,7 @@ class _Heartbeat:
     def __init__(self, rank: int, size: int, interval: float) -> None:
         self._rank, self._size, self._interval = rank, size, interval
         self._parent, self._rounds, self._stopped = os.getppid(), 0, threading.Event()
-        self._prefix = f"flashkat/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
+        self._prefix = start_prefix()
         self._dead = f"{self._prefix}/dead"
         address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         # A connection of its own, as calls on the group's would wait for each other.

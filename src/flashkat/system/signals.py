@@ -4,17 +4,23 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from types import FrameType
 from typing import Any
 
 import torch.distributed as dist
 
+from ..errors import start_prefix
 from . import distributed
 
-__all__ = ["StopRequest", "Stopped"]
+__all__ = ["StopRequest", "Stopped", "leave_signals_to_parent"]
 
 # Terminals, schedulers and torchrun send these.
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
+
+# Signals that come within so many seconds are one request under torchrun: a scheduler or a terminal may signal both
+# torchrun, which forwards it, and the processes.
+_TOGETHER = 2.0
 
 # Seconds between two looks at the store that processes share.
 _INTERVAL = 0.5
@@ -29,7 +35,7 @@ class Stopped(Exception):  # noqa: N818 - it is no error
 
 
 class StopRequest:
-    """A context that notices a signal to stop. A second signal ends the process at once.
+    """A context that notices a signal to stop. A second one ends the process at once, see ``_TOGETHER``.
 
     Several processes agree on the step after which they stop. If one stopped earlier, the others would wait for it.
     Each tells the first one its number of steps, and begins only one more until the first one has named the last step.
@@ -37,6 +43,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self._received = self._heard_of = 0
+        self._received_at, self._together = 0.0, _TOGETHER if "TORCHELASTIC_RUN_ID" in os.environ else 0.0
         self._steps = 0
         self._told: int | None = None
         self._stop_after: int | None = None
@@ -51,7 +58,7 @@ class StopRequest:
             address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
             # A connection of its own, as calls on the group's would wait for each other.
             store = dist.TCPStore(*address, is_master=False)
-            self._store = dist.PrefixStore(f"flashkat/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/stop", store)
+            self._store = dist.PrefixStore(f"{start_prefix()}/stop", store)
             threading.Thread(target=self._agree, daemon=True, name="stop request").start()
         return self
 
@@ -77,11 +84,12 @@ class StopRequest:
         return self._stop_after is not None and self._steps >= self._stop_after
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self._received:
+        if not self._received:
+            self._received, self._received_at = number, time.monotonic()
+        elif time.monotonic() - self._received_at >= self._together:
             for child in multiprocessing.active_children():
                 child.kill()
             os._exit(128 + number)
-        self._received = number
 
     def _agree(self) -> None:
         """Tell the first process of a signal and of this one's steps, and learn from it after which step all stop."""
@@ -107,3 +115,23 @@ class StopRequest:
             return  # the store is gone once the processes leave each other
         finally:
             self._agreed.set()
+
+
+def leave_signals_to_parent() -> None:
+    """Let this process, which loads images for its parent, live on until its parent ends it.
+
+    torchrun sends a signal to the processes of the run and to all their children.
+    """
+    for number in _SIGNALS:
+        if number != signal.SIGTERM:
+            signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        threading.Thread(target=_end_with_parent, daemon=True, name="end with parent").start()
+
+
+def _end_with_parent() -> None:
+    """End this process at a SIGTERM from its parent."""
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
+        pass
+    os._exit(0)
