@@ -1,6 +1,7 @@
 """Batches of images: shapes, order, augmentation, layout, views."""
 
 import os
+import random
 import signal
 import time
 import types
@@ -26,12 +27,16 @@ from samples import (
 )
 
 from flashkat.data import loaders
+from flashkat.data.batched.batches import Drawing
 from flashkat.data.datasets import image_count
 from flashkat.data.folders import open_split
 from flashkat.data.loaders import Batches
 from flashkat.errors import InputError
 from flashkat.system import distributed
 from flashkat.system.device import Runtime
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+GREY = {**CONFIG, "input_size": (1, 8, 8), "mean": (0.0,), "std": (1.0,)}
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -270,12 +275,54 @@ def given(monkeypatch):
 @pytest.mark.parametrize(
     ("device", "flags", "pinned"), [("cuda", [], True), ("cuda", ["--no-pin-mem"], False), ("cpu", [], False)]
 )
-def test_memory_is_pinned_for_gpus(folder, given, device, flags, pinned):
+def test_memory_is_pinned_for_gpus(folder, given, monkeypatch, device, flags, pinned):
+    monkeypatch.setattr(loaders, "augments_on", lambda device: False)  # asks the driver
     args = args_of(folder, *flags)
     training_loader(open_dataset(args, "train"), CONFIG, args, torch.device(device))
     assert given.pop("pin_memory") == pinned
     evaluation_loader(open_dataset(args, "validation"), CONFIG, args, torch.device(device))
     assert given["pin_memory"] == pinned
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--aa", "rand-m9-mstd0.5-inc1", "-j", 0],
+        ["--aa", "original", "-j", 2, "--reprob", 0.5],
+        ["--color-jitter", 0.4, "--grayscale-prob", 0.3, "-j", 1],
+        [*SHARDS, "--aa", "v0", "-j", 1],
+    ],
+    ids=["randaugment", "autoaugment", "jitter", "stream"],
+)
+def test_a_gpu_augments_to_the_same_batches(request, monkeypatch, flags):
+    pytest.importorskip("triton")
+    source = request.getfixturevalue("shards" if "wds/" in flags else "folder")
+    args = args_of(source, *flags, "-b", 4, "--train-interpolation", "random")
+
+    def batches(on_gpu):
+        monkeypatch.setattr(loaders, "augments_on", lambda device: on_gpu)
+        torch.manual_seed(0)  # the seed of a stream's random numbers
+        np.random.seed(0)
+        random.seed(0)
+        dataset = open_dataset(args, args.data.train_split)
+        loader = training_loader(dataset, NORMALISING, args, DEVICE)
+        assert isinstance(dataset.transform, Drawing) == on_gpu
+        return [(images.cpu(), target.cpu()) for images, target in loader]
+
+    expected, found = batches(False), batches(True)
+    assert len(found) == len(expected) > 1
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one[0], other[0])
+        assert torch.equal(one[1], other[1])
+
+
+def test_workers_keep_what_a_gpu_cannot_augment(folder, monkeypatch):
+    monkeypatch.setattr(loaders, "augments_on", lambda device: True)
+    for flags in (["--aa", "3a"], ["--no-aug"], ["--no-prefetcher"], ["--in-chans", 1], ["--aug-splits", 2]):
+        args = args_of(folder, "-b", 4, "-j", 0, *flags)
+        dataset = open_dataset(args, "train")
+        training_loader(dataset, CONFIG if "--in-chans" not in flags else GREY, args, CPU)
+        assert not isinstance(dataset.transform, Drawing), flags
 
 
 @pytest.mark.parametrize("place", [[], ["--no-prefetcher"]], ids=["prefetcher", "no prefetcher"])
