@@ -18,9 +18,9 @@ from ..data.order import start_epoch
 from ..errors import DivergedError
 from ..evaluation.evaluate import evaluate, prepared
 from ..evaluation.metrics import Meters, Metrics
+from ..evaluation.nonfinite import nonfinite_names
 from ..system import distributed
 from ..system.graph import CapturedForward
-from ..system.nonfinite import nonfinite_names
 from ..system.signals import Stopped, StopRequest
 from .config import Average, Config
 from .outputs.costs import peak_memory, share_waited

@@ -16,9 +16,9 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 
 from ..evaluation.metrics import Meters
+from ..evaluation.nonfinite import BadUpdates, Trace
 from ..system import distributed
 from ..system.graph import Captured, Controls
-from ..system.nonfinite import BadUpdates, Trace
 from ..system.random import random_state, set_random_state
 from .average import MovingAverage
 from .distillation import Distillation

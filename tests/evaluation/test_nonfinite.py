@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from flashkat.system.nonfinite import BadUpdates, Trace, nonfinite_names
+from flashkat.evaluation.nonfinite import BadUpdates, Trace, nonfinite_names
 
 
 class Overflow(nn.Module):
