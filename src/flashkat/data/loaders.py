@@ -17,9 +17,11 @@ from torch.utils.data import Dataset, default_collate, get_worker_info
 from ..errors import InputError, explain
 from ..system import distributed
 from ..system.device import Runtime
+from ..system.stalls import Reads
 from .augment import mend_posterize
 from .config import Augmentation, Data
 from .datasets import FakeImages, Stream
+from .folders import Numbered
 from .order import SeededErasing, evaluation_batches, training_batches
 
 __all__ = ["Batches", "check_augmentation", "evaluation_loader", "training_loader"]
@@ -72,6 +74,7 @@ def training_loader(
         return Batches(_Resident(dataset, config, runtime, device), runtime, device)
     _check_training(dataset, data, augmentation)
     _check_shared_memory(data, config, data.batch_size)
+    numbered = _watched(dataset, data)
     splits = augmentation.aug_splits
     erasing = {
         "re_prob": augmentation.reprob,
@@ -114,7 +117,7 @@ def training_loader(
     # timm draws what is erased in a stream from the process's random numbers.
     if getattr(loader, "random_erasing", None) and not is_stream:
         loader.random_erasing = SeededErasing(loader.random_erasing, loader.sampler)
-    return Batches(loader, runtime, device)
+    return Batches(loader, runtime, device, numbered)
 
 
 def _shared_settings(config: dict[str, Any], data: Data) -> dict[str, Any]:
@@ -133,6 +136,14 @@ def _loading(data: Data, device: torch.device) -> dict[str, Any]:
         "worker_init_fn": _seed_numpy if data.worker_seeding == "all" else None,
         "persistent_workers": data.workers > 0,
     }
+
+
+def _watched(dataset: Any, data: Data) -> Numbered | None:
+    """Let a data set take note of its reads, and return it; None for a stream."""
+    if not isinstance(dataset, Numbered):
+        return None
+    dataset.reads = Reads(data.workers, data.loader_timeout)
+    return dataset
 
 
 def _check_shared_memory(data: Data, config: dict[str, Any], batch_size: int) -> None:
@@ -235,7 +246,7 @@ def evaluation_loader(
         _check_shared_memory(data, config, batch_size)
         loader = evaluation_batches(dataset, batch_size, **_loading(data, device))
         loader = _prefetched(loader, config, data, runtime, device)
-    return Batches(loader, runtime, device)
+    return Batches(loader, runtime, device, _watched(dataset, data))
 
 
 class _Resident:
@@ -260,12 +271,19 @@ class _Resident:
 class Batches:
     """Give a loader's batches to a model: on its device, in its dtype and layout.
 
+    Args:
+        loader: gives images and targets.
+        runtime: the dtype and the layout.
+        device: where the model is.
+        dataset: what the loader's processes read, for errors; None for a stream.
+
     Attributes:
         waited: seconds spent waiting for the loader, since the last epoch began.
     """
 
-    def __init__(self, loader: Any, runtime: Runtime, device: torch.device) -> None:
+    def __init__(self, loader: Any, runtime: Runtime, device: torch.device, dataset: Numbered | None = None) -> None:
         self.loader, self.device, self.waited = loader, device, 0.0
+        self._numbered = dataset
         self._dtype = runtime.dtype
         self._layout = torch.channels_last if runtime.channels_last else torch.contiguous_format
 
@@ -290,9 +308,10 @@ class Batches:
                 # PyTorch's words for a worker that was killed, or gives nothing for too long.
                 if not str(error).startswith("DataLoader"):
                     raise
+                read = self._numbered.being_read() if self._numbered is not None else ""
                 raise InputError(
-                    f"loading images stopped: {str(error).splitlines()[0]}; try fewer --workers, or a longer "
-                    "--loader-timeout for slow storage"
+                    f"loading images stopped: {str(error).splitlines()[0].rstrip(' .')}{read and f', {read}'}; try "
+                    "fewer --workers, or a longer --loader-timeout for slow storage"
                 ) from error
             _keep_until_used(images, target)
             images = images.to(self.device, self._dtype, non_blocking=True).contiguous(memory_format=self._layout)
