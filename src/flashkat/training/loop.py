@@ -1,9 +1,8 @@
 """The training loop: it trains a :class:`TrainingState` over the rest of its epochs."""
 
-import contextlib
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -13,7 +12,6 @@ import torch
 from timm.data import Mixup
 from torch import nn
 
-from ..data.bad_images import list_bad_images
 from ..data.order import start_epoch
 from ..errors import DivergedError
 from ..evaluation.evaluate import evaluate, prepared
@@ -25,8 +23,8 @@ from .config import Average, Config
 from .outputs.costs import peak_memory, share_waited
 from .outputs.folder import RunFolder
 from .outputs.progress import Progress
-from .outputs.recovery import is_finite
 from .outputs.summary import PREFIXES, score
+from .outputs.writer import Writer
 from .parallel import distribute_norms
 from .state import TrainingState
 from .step import TrainingStep
@@ -67,61 +65,6 @@ class Parts:
     datasets: Sequence[Any] = ()
 
 
-class _Writer:
-    """Writes checkpoints, and refuses to write numbers that are not finite. All processes call it together."""
-
-    def __init__(self, state: TrainingState, parts: Parts) -> None:
-        self._state, self._folder, self._say, self._datasets = state, parts.folder, parts.progress.say, parts.datasets
-        self._fault: OSError | None = None
-
-    def write_epoch(self, row: dict[str, Any], is_best: bool) -> None:
-        """Write an epoch's checkpoint and its row of the summary."""
-        checkpoint = self._checkpoint()
-        with self._going_on():
-            if self._folder is not None:
-                self._folder.save(checkpoint, row, is_best)
-                self._folder.record(row)
-        with self._going_on():
-            for note in list_bad_images(self._datasets, None if self._folder is None else self._folder.path):
-                self._say(note)
-
-    def write_recovery(self, update: int) -> None:
-        """Write a checkpoint from within an epoch."""
-        checkpoint = self._checkpoint()
-        with self._going_on():
-            if self._folder is not None:
-                self._folder.save_recovery(checkpoint, self._state.epoch, update)
-
-    def finish(self) -> None:
-        """Raise the error of the last checkpoint if it could not be written."""
-        if self._fault is not None:
-            raise self._fault
-
-    def _checkpoint(self) -> dict[str, Any]:
-        state, self._fault = self._state, None
-        ema = None if state.ema is None else state.ema.module.state_dict()
-        if distributed.total([not is_finite([state.model.state_dict(), state.optimizer.state_dict(), ema])])[0]:
-            good = None if self._folder is None else self._folder.newest()
-            advice = "try a lower --lr, --clip-grad 1, or bfloat16 in place of float16"
-            raise DivergedError(
-                f"weights are no longer finite after update {state.updates}, at the learning rate {state.lr:.3g}: "
-                + (advice if good is None else f"go on with --resume {good}, and {advice}")
-            )
-        return state.checkpoint()
-
-    @contextlib.contextmanager
-    def _going_on(self) -> Iterator[None]:
-        """Report a file that cannot be written, and let training go on."""
-        try:
-            yield
-        except OSError as error:
-            self._fault = error
-            self._say(
-                f"Cannot write to {error.filename or 'the folder of the run'}: {error.strerror or error}. Training "
-                "goes on, and writes again at its next checkpoint"
-            )
-
-
 def run_epochs(state: TrainingState, parts: Parts, config: Config) -> None:
     """Train and evaluate the rest of ``state.epochs`` epochs. After each, write the summary and the checkpoints.
 
@@ -135,9 +78,11 @@ def run_epochs(state: TrainingState, parts: Parts, config: Config) -> None:
     Raises:
         DivergedError: the loss or the weights are no longer finite.
         Stopped: a signal asked the run to stop.
+        InputError: the files of the last epoch could not be written.
     """
     output, average, progress = config.output, config.average, parts.progress
-    writer, models = _Writer(state, parts), _averages(state, average)
+    writer = Writer(state, parts.folder, progress.say, parts.datasets)
+    models = _averages(state, average)
     to_evaluate = _to_evaluate(models, parts, config)
     hint: str | None = _WAIT_HINT
 
@@ -208,14 +153,14 @@ def _to_evaluate(models: dict[str, nn.Module], parts: Parts, config: Config) -> 
     }
 
 
-def _train_epoch(state: TrainingState, parts: Parts, config: Config, writer: _Writer) -> tuple[Metrics, float]:
+def _train_epoch(state: TrainingState, parts: Parts, config: Config, writer: Writer) -> tuple[Metrics, float]:
     """Train the rest of an epoch.
 
     Returns:
         The whole epoch's metrics on augmented images, and the images per second of all processes.
     """
     state.model.train()
-    loader, mixup, folder = parts.train_loader, parts.mixup, parts.folder
+    loader, mixup = parts.train_loader, parts.mixup
     output, accumulated = config.output, config.parallel.grad_accum_steps
     batches, updates = len(loader), -(-state.batch // accumulated)
     images_seen, rate, start = 0, 0.0, time.perf_counter()
@@ -240,8 +185,8 @@ def _train_epoch(state: TrainingState, parts: Parts, config: Config, writer: _Wr
         rate = images_seen * distributed.size() / (time.perf_counter() - start)
         parts.progress.batch(state.epoch, index, metrics, rate)
         if metrics is not None:
-            if output.save_images and folder is not None:
-                folder.save_images(images, state.epoch, index)
+            if output.save_images:
+                writer.save_images(images, index)
             _check_finite(metrics.loss, f"in epoch {state.epoch + 1}, batch {index + 1}")
         is_asked_to_stop = is_update and parts.stop.after_step()
         is_due = output.recovery_interval and updates % output.recovery_interval == 0
