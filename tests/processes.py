@@ -84,7 +84,7 @@ def free_port():
         return free.getsockname()[1]
 
 
-def together(folder, *argv, count=2, per_node=2, recompiles=False):
+def together(folder, *argv, count=2, per_node=2, recompiles=False, largest=None):
     """The command in several processes that find each other as those of torchrun do.
 
     Args:
@@ -93,17 +93,22 @@ def together(folder, *argv, count=2, per_node=2, recompiles=False):
         count: how many processes, over all nodes.
         per_node: how many on each node.
         recompiles: whether they log what is compiled again.
+        largest: how many bytes a file that they write may have.
     """
     meeting = {"MASTER_ADDR": "localhost", "MASTER_PORT": free_port(), "WORLD_SIZE": count}
     environments = [
         {**meeting, "RANK": rank, "LOCAL_RANK": rank % per_node, "LOCAL_WORLD_SIZE": per_node} for rank in range(count)
     ]
-    return forked(folder, _command, ([str(word) for word in argv], recompiles), environments)
+    return forked(folder, _command, ([str(word) for word in argv], recompiles, largest), environments)
 
 
-def _command(argv, recompiles):
+def _command(argv, recompiles, largest):
     from flashkat.cli.main import run
 
+    if largest is not None:
+        import resource  # not on Windows
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
     torch._logging.set_logs(recompiles=recompiles)
     run(argv)
 

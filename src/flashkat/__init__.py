@@ -4,6 +4,10 @@ Importing the package registers the models with timm and the operators with PyTo
 plotting are imported when they are first used.
 """
 
+from .system.interrupts import guard_command
+
+guard_command()  # before PyTorch, whose import takes seconds
+
 from importlib.metadata import version
 
 from . import models

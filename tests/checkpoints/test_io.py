@@ -57,6 +57,28 @@ def test_writing_replaces_the_whole_file_or_nothing(tmp_path, monkeypatch):
     assert checkpoints.read(path) == {"epoch": 5}
 
 
+def test_the_reason_for_what_cannot_be_written_is_the_systems(tmp_path, monkeypatch):
+    """PyTorch's writer does not say it."""
+    with pytest.raises(FileNotFoundError):
+        checkpoints.write(tmp_path / "gone" / "last.pth.tar", checkpoint())
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            checkpoints.write(tmp_path / "last.pth.tar", checkpoint())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
+
+    def fail(checkpoint, path):
+        raise RuntimeError("of unknown cause")
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        checkpoints.write(tmp_path / "last.pth.tar", checkpoint())
+
+
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 

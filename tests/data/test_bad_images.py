@@ -81,7 +81,7 @@ def test_files_that_never_end_are_left_out(tmp_path):
     os.mkfifo(write(tmp_path) / "train" / "a" / "8.png")
     dataset = opened(tmp_path)
     assert len(dataset) == 16
-    assert "1 link to nothing or special file (a/8.png)" in dataset.notes[0]
+    assert "1 named pipe, socket or device (a/8.png)" in dataset.notes[0]
 
 
 @pytest.mark.parametrize("limit", [0.1, 1.0])

@@ -34,6 +34,7 @@ from flashkat.data.loaders import Batches
 from flashkat.errors import InputError
 from flashkat.system import distributed
 from flashkat.system.device import Runtime
+from flashkat.system.stalls import Reads
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 GREY = {**CONFIG, "input_size": (1, 8, 8), "mean": (0.0,), "std": (1.0,)}
@@ -383,6 +384,74 @@ def test_a_worker_that_gives_nothing_is_an_error(kill, words):
     loader = torch.utils.data.DataLoader(Stuck(kill), num_workers=1, timeout=60 if kill else 2)
     with pytest.raises(InputError, match=rf"loading images stopped: DataLoader .*({words})"):
         next(iter(Batches(loader, Runtime(), CPU)))
+
+
+@pytest.fixture
+def stalled(tmp_path, monkeypatch):
+    """A folder of images, of which one has become a pipe that nobody writes to. Opening it waits for ever."""
+    write_classes(tmp_path / "val", ["cat", "dog"])
+    write_classes(tmp_path / "train", ["cat", "dog"])
+
+    def stall():
+        for split in ("val", "train"):
+            path = tmp_path / split / "dog" / "1.png"
+            path.unlink()
+            os.mkfifo(path)
+
+    monkeypatch.setattr("flashkat.data.scan._ordinary", os.open)
+    return tmp_path, stall
+
+
+needs_pipes = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no such files here")
+
+
+@needs_pipes
+@pytest.mark.parametrize("flags", [[], ["--skip-bad-images", "--max-bad-images", 1]], ids=["", "skips bad images"])
+@pytest.mark.parametrize(("workers", "words"), [(0, "stalled: no answer for 2 s"), (2, r"timed out .* worker \d at")])
+def test_a_read_that_stalls_names_its_file(stalled, workers, words, flags):
+    root, stall = stalled
+    args = args_of(root, "-j", workers, "--loader-timeout", 2, *flags)
+    loaders = [
+        evaluation_loader(open_dataset(args, "validation"), CONFIG, args, CPU),
+        training_loader(open_dataset(args, "train", is_training=True), CONFIG, args, CPU),
+    ]
+    stall()
+    for loader, split in zip(loaders, ("val", "train"), strict=True):
+        with pytest.raises(InputError, match=words) as error:
+            list(loader)
+        assert str(root / split / "dog" / "1.png") in str(error.value)
+        assert "--loader-timeout" in str(error.value)
+
+
+@needs_pipes
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_pipe_that_takes_the_place_of_an_image_is_an_error_at_once(stalled, monkeypatch, workers):
+    monkeypatch.undo()
+    root, stall = stalled
+    args = args_of(root, "-j", workers)
+    loader = evaluation_loader(open_dataset(args, "validation"), CONFIG, args, CPU)
+    stall()
+    with pytest.raises(InputError, match=rf"{root / 'val' / 'dog' / '1.png'} is no ordinary file"):
+        list(loader)
+
+
+def test_a_worker_that_was_killed_names_its_file(tmp_path, monkeypatch):
+    write_classes(tmp_path / "val", ["cat", "dog"])
+    args = args_of(tmp_path, "-j", 1)
+    dataset = open_dataset(args, "validation")
+    monkeypatch.setattr(dataset, "_read", lambda index: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(InputError, match=rf"loading images stopped: .*worker 0 at {dataset.name(0)}; try"):
+        list(evaluation_loader(dataset, CONFIG, args, CPU))
+
+
+def test_a_long_list_of_stalled_workers_is_cut(tmp_path):
+    write_classes(tmp_path / "val", ["cat", "dog"])
+    dataset = open_split(tmp_path, "val")
+    assert dataset.being_read() == ""
+    dataset.reads = Reads(6, 60)
+    dataset.reads._at.fill_(1)
+    assert dataset.being_read().startswith(f"worker 0 at {dataset.name(1)}, worker 1 at")
+    assert dataset.being_read().endswith(", 2 more")
 
 
 def test_too_little_shared_memory_is_said_before_workers_start(folder, monkeypatch):

@@ -1,6 +1,8 @@
 """Which images of folders and archives are found, and their classes."""
 
 import io
+import os
+import socket
 import tarfile
 
 import numpy as np
@@ -116,7 +118,29 @@ def test_links(tmp_path):
     (root / "c").symlink_to(root / "b")
     images = scan(root)
     assert found(images) == {"a/0.png": "a", "b/0.png": "b", "c/0.png": "c"}
-    assert "2 links to nothing or special files" in images.notes[0]
+    assert "2 links to nothing or to a folder around them" in images.notes[0]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no such files here")
+def test_pipes_and_sockets_are_named(tmp_path, monkeypatch):
+    root = write(tmp_path / "split", "a/0.png", "b/0.png")
+    os.mkfifo(root / "a" / "1.png")
+    monkeypatch.chdir(root / "b")  # names of sockets are short
+    with socket.socket(socket.AF_UNIX) as opened:
+        opened.bind("1.png")
+        images = scan(root)
+    assert found(images) == {"a/0.png": "a", "b/0.png": "b"}
+    assert "2 named pipes, sockets or devices (a/1.png, ...)" in images.notes[0]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no such files here")
+def test_a_pipe_that_takes_the_place_of_an_image_is_refused(tmp_path):
+    """Its reader would wait for ever."""
+    images = scan(write(tmp_path / "split", "a/0.png", "b/0.png"))
+    (tmp_path / "split" / "a" / "0.png").unlink()
+    os.mkfifo(tmp_path / "split" / "a" / "0.png")
+    with pytest.raises(OSError, match=r"a/0\.png is no ordinary file"):
+        images[0]
 
 
 def test_class_map(tmp_path, place):

@@ -12,7 +12,6 @@ import argparse
 import errno
 import os
 import pickle
-import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -41,8 +40,8 @@ _DIGEST = "flashkat_digest"
 
 _SUFFIXES = (".pth", ".pth.tar", ".pt", ".bin", ".safetensors")
 
-# Bytes left on a disk that count as none.
-_LITTLE = 2**20
+# Bytes that are written to learn why others could not be.
+_PROBE = 2**20
 
 
 def write(path: Path, checkpoint: dict[str, Any]) -> None:
@@ -52,14 +51,24 @@ def write(path: Path, checkpoint: dict[str, Any]) -> None:
         OSError: it cannot be written. The old file stays.
     """
     with replaced(path) as partial:
+        partial.open("wb").close()  # whose error is the system's, not PyTorch's
         try:
             torch.save(checkpoint, partial)
         except RuntimeError as error:
-            # PyTorch's writer does not say what the system said.
-            is_full = shutil.disk_usage(path.parent).free < _LITTLE
-            code = errno.ENOSPC if is_full else errno.EIO
-            raise OSError(code, os.strerror(code), str(path)) from error
+            raise _error_of_system(partial) from error
         seal(partial)
+
+
+def _error_of_system(path: Path) -> OSError:
+    """Return the reason why a file cannot be written, which PyTorch's writer does not say."""
+    try:
+        with path.open("ab") as file:
+            file.write(bytes(_PROBE))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        return error
+    return OSError(errno.EIO, os.strerror(errno.EIO), str(path))
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Any]:

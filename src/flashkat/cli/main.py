@@ -10,6 +10,7 @@ import torch
 
 from ..errors import DivergedError, InputError, launched_processes, show_once
 from ..system.distributed import is_primary, leave
+from ..system.interrupts import interruptible
 from ..system.signals import Stopped
 from ..system.terminal import printable
 from .parser import Parser
@@ -26,8 +27,9 @@ def main(argv: list[str] | None = None) -> int:
     args = vars(parser.parse_args(argv))
     run, program = args.pop("run"), f"flashkat {args.pop('command')}"
     try:
-        status = run(argparse.Namespace(**args)) or 0
-        sys.stdout.flush()
+        with interruptible():
+            status = run(argparse.Namespace(**args)) or 0
+            sys.stdout.flush()
     except InputError as error:
         return _fail(program, str(error), status=2)
     except DivergedError as error:

@@ -109,7 +109,7 @@ def add_data(parser: argparse.ArgumentParser, batch_size: int) -> None:
         type=amount,
         default=600.0,
         metavar="SECONDS",
-        help="stop if workers give no batch for so long; 0 waits for ever (default: 600)",
+        help="stop if workers give no batch for so long, or without workers an image; 0 waits for ever (default: 600)",
     )
     group.add_argument(
         "--pin-mem",

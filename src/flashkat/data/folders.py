@@ -1,11 +1,13 @@
 """Image folders and tar archives in the ImageNet layout."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from timm.data import ImageDataset
 
 from ..errors import InputError, explain
+from ..system.stalls import Reads
 from ..system.terminal import printable_name
 from .bad_images import SKIPPED, BadImages
 from .images import read_image
@@ -17,6 +19,8 @@ _SPLIT_FOLDERS = {
     "train": ("train", "training"),
     "val": ("val", "validation", "valid", "eval", "evaluation"),
 }
+# Images that the message of a stalled loader names.
+_NAMED = 4
 SPLIT_NAMES = {"test", *(name for names in _SPLIT_FOLDERS.values() for name in names)}
 """Names of folders that are splits, and no classes."""
 
@@ -49,24 +53,46 @@ class Numbered(Labelled):
 
     Attributes:
         bad: records images that cannot be read, which others then replace; None raises an error for each.
+        reads: takes note of the images that are read, and limits how long one may take.
     """
 
     transform: Any
     bad: BadImages | None = None
+    reads: Reads | None = None
 
     def __len__(self) -> int:
         raise NotImplementedError
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        if self.bad is None:
-            counts, (image, target) = True, self._read(index)
-        else:
-            counts, (image, target) = self.bad.read(self._read, index)
+        try:
+            return self._sample(index)
+        finally:
+            if self.reads is not None:
+                self.reads.done()
+
+    def _sample(self, index: int) -> tuple[Any, int]:
+        read = self._read if self.reads is None else partial(self._read_in_time, self.reads)
+        try:
+            counts, (image, target) = (True, read(index)) if self.bad is None else self.bad.read(read, index)
+        except TimeoutError as error:  # no image that cannot be read, so others do not replace it
+            raise InputError(f"{error}; try a longer --loader-timeout for slow storage") from error
         target = self._checked(target)
         try:
             return self.transform(image), target if counts else SKIPPED
         except Exception as error:
             raise InputError(f"cannot augment the image {self.name(index)}: {error}") from error
+
+    def _read_in_time(self, reads: Reads, index: int) -> tuple[Any, Any]:
+        try:
+            return reads.read(self._read, index)
+        except TimeoutError as error:
+            raise TimeoutError(f"reading the image {self.name(index)} stalled: {error}") from error
+
+    def being_read(self) -> str:
+        """Return which workers read which images now; empty if none does."""
+        at = [] if self.reads is None else list(self.reads.at().items())
+        named = [f"worker {worker} at {self.name(index)}" for worker, index in at[:_NAMED]]
+        return ", ".join([*named, *([f"{len(at) - _NAMED} more"] if len(at) > _NAMED else [])])
 
     def name(self, index: int) -> str:
         """Return what messages call an image."""

@@ -20,11 +20,13 @@ from ..ops.dispatch import is_triton
 from ..system import distributed
 from ..system.device import Runtime
 from ..system.signals import leave_signals_to_parent
+from ..system.stalls import Reads
 from .augment import mend_posterize
 from .batched.batches import Collate, Drawing
 from .batched.steps import Recipe, UnsupportedError
 from .config import Augmentation, Data
 from .datasets import FakeImages, Stream
+from .folders import Numbered
 from .images import image_mode
 from .order import SeededErasing, evaluation_batches, training_batches
 
@@ -78,6 +80,7 @@ def training_loader(
         return Batches(_Resident(dataset, config, runtime, device), runtime, device)
     _check_training(dataset, data, augmentation)
     _check_shared_memory(data, config, data.batch_size)
+    numbered = _watched(dataset, data)
     splits = augmentation.aug_splits
     erasing = {
         "re_prob": augmentation.reprob,
@@ -125,7 +128,7 @@ def training_loader(
     # timm draws what is erased in a stream from the process's random numbers.
     if getattr(loader, "random_erasing", None) and not is_stream:
         loader.random_erasing = SeededErasing(loader.random_erasing, loader.sampler)
-    return Batches(loader, runtime, device)
+    return Batches(loader, runtime, device, numbered)
 
 
 def augments_on(device: torch.device) -> bool:
@@ -163,6 +166,14 @@ def _loading(data: Data, device: torch.device) -> dict[str, Any]:
         "worker_init_fn": partial(_start_worker, data.worker_seeding == "all"),
         "persistent_workers": data.workers > 0,
     }
+
+
+def _watched(dataset: Any, data: Data) -> Numbered | None:
+    """Let a data set take note of its reads, and return it; None for a stream."""
+    if not isinstance(dataset, Numbered):
+        return None
+    dataset.reads = Reads(data.workers, data.loader_timeout)
+    return dataset
 
 
 def _check_shared_memory(data: Data, config: dict[str, Any], batch_size: int) -> None:
@@ -272,7 +283,7 @@ def evaluation_loader(
         _check_shared_memory(data, config, batch_size)
         loader = evaluation_batches(dataset, batch_size, **_loading(data, device))
         loader = _prefetched(loader, config, data, runtime, device)
-    return Batches(loader, runtime, device)
+    return Batches(loader, runtime, device, _watched(dataset, data))
 
 
 class _Resident:
@@ -297,12 +308,19 @@ class _Resident:
 class Batches:
     """Give a loader's batches to a model: on its device, in its dtype and layout.
 
+    Args:
+        loader: gives images and targets.
+        runtime: the dtype and the layout.
+        device: where the model is.
+        dataset: what the loader's processes read, for errors; None for a stream.
+
     Attributes:
         waited: seconds spent waiting for the loader, since the last epoch began.
     """
 
-    def __init__(self, loader: Any, runtime: Runtime, device: torch.device) -> None:
+    def __init__(self, loader: Any, runtime: Runtime, device: torch.device, dataset: Numbered | None = None) -> None:
         self.loader, self.device, self.waited = loader, device, 0.0
+        self._numbered = dataset
         self._dtype = runtime.dtype
         self._layout = torch.channels_last if runtime.channels_last else torch.contiguous_format
 
@@ -327,9 +345,10 @@ class Batches:
                 # PyTorch's words for a worker that was killed, or gives nothing for too long.
                 if not str(error).startswith("DataLoader"):
                     raise
+                read = self._numbered.being_read() if self._numbered is not None else ""
                 raise InputError(
-                    f"loading images stopped: {str(error).splitlines()[0]}; try fewer --workers, or a longer "
-                    "--loader-timeout for slow storage"
+                    f"loading images stopped: {str(error).splitlines()[0].rstrip(' .')}{read and f', {read}'}; try "
+                    "fewer --workers, or a longer --loader-timeout for slow storage"
                 ) from error
             _keep_until_used(images, target)
             images = images.to(self.device, self._dtype, non_blocking=True).contiguous(memory_format=self._layout)

@@ -3,6 +3,7 @@
 import io
 import os
 import re
+import stat
 import tarfile
 from collections import defaultdict
 from collections.abc import Iterator
@@ -64,7 +65,9 @@ _UNLISTED = "image whose class the class map lacks|images whose class the class 
 _HIDDEN = "hidden file or folder|hidden files or folders"
 _OTHER = "file that is no image|files that are no images"
 _FOLDER = "folder named like an image|folders named like images"
-_SPECIAL = "link to nothing or special file|links to nothing or special files"
+_LINK = "link to nothing or to a folder around it|links to nothing or to a folder around them"
+_SPECIAL = "named pipe, socket or device|named pipes, sockets or devices"
+_NO_FILE = "special file or link|special files or links"
 
 
 class Images(Reader):
@@ -90,8 +93,8 @@ class Images(Reader):
     def __getitem__(self, index: int) -> tuple[IO[bytes], int]:
         path, offset, size = self._images[index]
         if not self._is_archive:
-            return (self.root / path).open("rb"), self._targets[index]
-        with self.root.open("rb") as archive:
+            return _open(self.root / path), self._targets[index]
+        with _open(self.root) as archive:
             archive.seek(offset)
             return io.BytesIO(archive.read(size)), self._targets[index]
 
@@ -100,6 +103,19 @@ class Images(Reader):
         if basename:
             return path.rpartition("/")[2]
         return str(self.root / path) if absolute else path
+
+
+def _open(path: Path) -> IO[bytes]:
+    """Open a file. A named pipe that has taken its place since the scan is an error, as its reader waits for ever."""
+    return open(path, "rb", opener=_ordinary)
+
+
+def _ordinary(path: str, flags: int) -> int:
+    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # which ordinary files ignore
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(f"{printable_name(path)} is no ordinary file")
+    return descriptor
 
 
 def scan(root: Path, class_map: str = "") -> Images:
@@ -163,7 +179,7 @@ def _files(root: Path, left: _Left) -> Iterator[_Found]:
         folder = root.joinpath(*parts)
         real = folder.resolve()
         if real in above:
-            left.add(_SPECIAL, "/".join(parts))
+            left.add(_LINK, "/".join(parts))
             continue
         with os.scandir(folder) as entries:
             ordered = sorted(entries, key=lambda entry: entry.name)
@@ -178,7 +194,7 @@ def _files(root: Path, left: _Left) -> Iterator[_Found]:
                 else:
                     stack.append((inner, above | {real}))
             elif not entry.is_file():
-                left.add(_SPECIAL, path)
+                left.add(_SPECIAL if Path(entry).exists() else _LINK, path)
             elif reason := _reason(entry.name):
                 left.add(reason, path)
             else:
@@ -228,7 +244,7 @@ def _tar(file: IO[bytes], begin: int, end: int, left: _Left) -> Iterator[tuple[t
             elif member.isfile() and not member.issparse():
                 yield member, parts
             elif not member.isdir():
-                left.add(_SPECIAL, member.name)
+                left.add(_NO_FILE, member.name)
         # tarfile takes a damaged header for the end.
         file.seek(archive.offset)
         if archive.offset < end and file.read(512).strip(b"\0"):

@@ -40,7 +40,8 @@ def replaced(path: Path) -> Iterator[Path]:
             _flush(path.parent, os.O_RDONLY)
     finally:
         # If both names are links to one file, replace() leaves the first.
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # one that the system has refused to write
+            partial.unlink(missing_ok=True)
 
 
 def _flush(path: Path, flags: int) -> None:

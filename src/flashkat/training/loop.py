@@ -1,9 +1,8 @@
 """The training loop: it trains a :class:`TrainingState` over the rest of its epochs."""
 
-import contextlib
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -13,7 +12,6 @@ import torch
 from timm.data import Mixup
 from torch import nn
 
-from ..data.bad_images import list_bad_images
 from ..data.order import start_epoch
 from ..errors import DivergedError
 from ..evaluation.evaluate import evaluate, prepared
@@ -28,6 +26,7 @@ from .outputs.folder import RunFolder
 from .outputs.progress import Progress
 from .outputs.recovery import is_finite, newest_good
 from .outputs.summary import PREFIXES, score
+from .outputs.writer import Writer
 from .parallel import distribute_norms
 from .state import TrainingState
 from .step import TrainingStep
@@ -141,55 +140,6 @@ class _Watch:
         )
 
 
-class _Writer:
-    """Writes checkpoints, and refuses to write numbers that are not finite. All processes call it together."""
-
-    def __init__(self, state: TrainingState, parts: Parts, watch: _Watch) -> None:
-        self._state, self._folder, self._say, self._datasets = state, parts.folder, parts.progress.say, parts.datasets
-        self._watch = watch
-        self._fault: OSError | None = None
-
-    def write_epoch(self, row: dict[str, Any], is_best: bool) -> None:
-        """Write an epoch's checkpoint and its row of the summary."""
-        checkpoint = self._checkpoint()
-        with self._going_on():
-            if self._folder is not None:
-                self._folder.save(checkpoint, row, is_best)
-                self._folder.record(row)
-        with self._going_on():
-            for note in list_bad_images(self._datasets, None if self._folder is None else self._folder.path):
-                self._say(note)
-
-    def write_recovery(self, update: int) -> None:
-        """Write a checkpoint from within an epoch."""
-        checkpoint = self._checkpoint()
-        with self._going_on():
-            if self._folder is not None:
-                self._folder.save_recovery(checkpoint, self._state.epoch, update)
-
-    def finish(self) -> None:
-        """Raise the error of the last checkpoint if it could not be written."""
-        if self._fault is not None:
-            raise self._fault
-
-    def _checkpoint(self) -> dict[str, Any]:
-        self._fault = None
-        self._watch.weights()
-        return self._state.checkpoint()
-
-    @contextlib.contextmanager
-    def _going_on(self) -> Iterator[None]:
-        """Report a file that cannot be written, and let training go on."""
-        try:
-            yield
-        except OSError as error:
-            self._fault = error
-            self._say(
-                f"Cannot write to {error.filename or 'the folder of the run'}: {error.strerror or error}. Training "
-                "goes on, and writes again at its next checkpoint"
-            )
-
-
 def run_epochs(state: TrainingState, parts: Parts, config: Config) -> None:
     """Train and evaluate the rest of ``state.epochs`` epochs. After each, write the summary and the checkpoints.
 
@@ -203,10 +153,11 @@ def run_epochs(state: TrainingState, parts: Parts, config: Config) -> None:
     Raises:
         DivergedError: loss, gradients or weights are no longer finite.
         Stopped: a signal asked the run to stop.
+        InputError: the files of the last epoch could not be written.
     """
     output, average, progress = config.output, config.average, parts.progress
     watch, models = _Watch(state, parts, config), _averages(state, average)
-    writer = _Writer(state, parts, watch)
+    writer = Writer(state, parts.folder, progress.say, watch.weights, parts.datasets)
     to_evaluate = _to_evaluate(models, parts, config)
     hint: str | None = _WAIT_HINT
 
@@ -278,7 +229,7 @@ def _to_evaluate(models: dict[str, nn.Module], parts: Parts, config: Config) -> 
 
 
 def _train_epoch(
-    state: TrainingState, parts: Parts, config: Config, writer: _Writer, watch: _Watch
+    state: TrainingState, parts: Parts, config: Config, writer: Writer, watch: _Watch
 ) -> tuple[Metrics, float]:
     """Train the rest of an epoch.
 
@@ -286,7 +237,7 @@ def _train_epoch(
         The whole epoch's metrics on augmented images, and the images per second of all processes.
     """
     state.model.train()
-    loader, mixup, folder = parts.train_loader, parts.mixup, parts.folder
+    loader, mixup = parts.train_loader, parts.mixup
     output, accumulated = config.output, config.parallel.grad_accum_steps
     batches, updates = len(loader), -(-state.batch // accumulated)
     images_seen, rate, start = 0, 0.0, time.perf_counter()
@@ -308,8 +259,8 @@ def _train_epoch(
         metrics = state.meters.metrics() if index % output.log_interval == 0 or is_last else None
         rate = images_seen * distributed.size() / (time.perf_counter() - start)
         parts.progress.batch(state.epoch, index, metrics, rate)
-        if metrics is not None and output.save_images and folder is not None:
-            folder.save_images(images, state.epoch, index)
+        if metrics is not None and output.save_images:
+            writer.save_images(images, index)
         watch.after_batch(index, metrics, is_update)
         if update is not None and state.scheduler is not None:
             state.scheduler.step_update(update)

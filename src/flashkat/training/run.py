@@ -73,6 +73,7 @@ def train(config: Config) -> Result:
 
     Raises:
         InputError: the configuration or the data cannot be used. No folder is left behind.
+            Or the files of the last epoch could not be written; the message names the last good checkpoint.
         DivergedError: loss, gradients or weights are no longer finite.
     """
     require("matplotlib", "rich")
@@ -209,7 +210,7 @@ def _train(asked: Config, device: torch.device) -> Result:
             best=state.best,
             wandb=config.wandb,
         )
-    made = distributed.gather([] if folder is None else folder.made)[0]
+    made = distributed.gather(None if folder is None else folder.made)[0]
     try:
         batches_done = state.epoch * len(train_loader) + state.batch
         with open_progress(state.epochs, len(train_loader), batches_done) as progress:

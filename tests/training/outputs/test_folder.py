@@ -1,5 +1,8 @@
 import csv
+import errno
+import os
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +13,7 @@ from PIL import Image
 
 from flashkat.errors import InputError
 from flashkat.training.outputs.folder import RunFolder, discard_if_empty
+from flashkat.training.outputs.lock import Lock
 
 ROW = {"epoch": 0, "train_loss": 2.5, "eval_loss": 2.25, "eval_top1": 10.0, "eval_top5": 50.0, "lr": 0.1}
 ROW |= {"images_per_second": 100.0}
@@ -58,7 +62,8 @@ def test_rows(make):
     folder = make()
     rows = [ROW, {**ROW, "epoch": 1, "train_loss": 1.0 / 3.0}]
     for number, row in enumerate(rows, start=1):
-        folder.record(row)
+        folder.add(row)
+        folder.write_summary()
         with (folder.path / "summary.csv").open(newline="") as file:
             found = list(csv.DictReader(file))
         assert [list(row) for row in found] == [list(ROW)] * number
@@ -67,9 +72,11 @@ def test_rows(make):
 
 def test_curves_are_drawn_anew(make, curves):
     folder = make()
-    folder.record(ROW)
+    folder.add(ROW)
+    folder.draw()
     first = pixels(folder.path / "curves.png")
-    folder.record({**ROW, "epoch": 1, "train_loss": 2.0, "eval_top1": 20.0})
+    folder.add({**ROW, "epoch": 1, "train_loss": 2.0, "eval_top1": 20.0})
+    folder.draw()
     second = pixels(folder.path / "curves.png")
     assert first.shape[0] < first.shape[1]
     assert len(np.unique(first.reshape(-1, 3), axis=0)) > 10
@@ -78,14 +85,15 @@ def test_curves_are_drawn_anew(make, curves):
 
 def test_curves_are_not_drawn_after_epochs_without_evaluation(make, curves):
     folder = make()
-    folder.record({"epoch": 0, "train_loss": 1.0, "lr": 0.1})
-    assert (folder.path / "summary.csv").is_file()
+    folder.add({"epoch": 0, "train_loss": 1.0, "lr": 0.1})
+    folder.draw()
     assert not (folder.path / "curves.png").exists()
 
 
 def test_curves_of_what_is_no_number(make, curves):
     folder = make()
-    folder.record({**ROW, "eval_loss": float("nan"), "eval_ema_loss": float("inf"), "eval_ema_top1": 0.0})
+    folder.add({**ROW, "eval_loss": float("nan"), "eval_ema_loss": float("inf"), "eval_ema_top1": 0.0})
+    folder.draw()
     assert pixels(folder.path / "curves.png").size
 
 
@@ -190,6 +198,135 @@ def test_a_folder_that_cannot_be_filled_is_not_left_behind(make, tmp_path, monke
 def test_a_name_that_is_too_long(make, tmp_path):
     with pytest.raises(InputError, match="cannot write to"):
         make("--experiment", "x" * 300)
+
+
+def test_the_folder_of_another_run_is_not_discarded(make):
+    """It has taken the name of this run's folder."""
+    mine = make("--experiment", "a")
+    mine.path.rename(mine.path.with_name("b"))
+    other = make("--experiment", "a")
+    discard_if_empty(mine.made)
+    assert (other.path / "args.yaml").is_file()
+
+
+# --- folders that go away ---------------------------------------------------------------------------------------------
+
+
+def contents(path):
+    return sorted(file.name for file in path.iterdir())
+
+
+def test_a_folder_in_place_is_left_alone(make):
+    folder = make()
+    flags = (folder.path / "args.yaml").stat().st_mtime_ns
+    folder.renew(pytest.fail)
+    assert (folder.path / "args.yaml").stat().st_mtime_ns == flags
+
+
+@pytest.mark.parametrize("gone", ["removed", "renamed", "removed with its parent"])
+def test_a_folder_that_is_gone_is_made_again(make, gone):
+    folder, said = make("--experiment", "a"), []
+    folder.save({"epoch": 0}, ROW, best=True)
+    flags = (folder.path / "args.yaml").read_text()
+    if gone == "renamed":
+        folder.path.rename(folder.path.with_name("b"))
+    else:
+        shutil.rmtree(folder.path if gone == "removed" else folder.path.parent)
+    folder.renew(said.append)
+    assert said == [f"{folder.path} was removed or renamed. It is made again, without the files of before"]
+    assert (folder.path / "args.yaml").read_text() == flags
+    for epoch in (1, 2):
+        folder.save({"epoch": epoch}, {**ROW, "epoch": epoch}, best=False)
+    folder.renew(pytest.fail)
+    with pytest.raises(InputError, match="wait for its end"):
+        Lock(folder.path)
+    assert contents(folder.path) == [".lock", "args.yaml", *CHECKPOINTS, "last.pth.tar"]
+    folder.close()
+    Lock(folder.path).release()
+
+
+CHECKPOINTS = ["checkpoint-1.pth.tar", "checkpoint-2.pth.tar"]
+
+
+def test_only_what_is_missing_is_made_again(make):
+    folder = make()
+    (folder.path / ".lock").unlink()
+    (folder.path / "args.yaml").unlink()
+    folder.renew(pytest.fail)
+    assert contents(folder.path) == [".lock", "args.yaml"]
+
+
+def test_nothing_is_made_on_another_disk(make, monkeypatch):
+    """As below a mount point whose disk has gone."""
+    folder = make()
+    shutil.rmtree(folder.path)
+    monkeypatch.setattr(folder, "_device", -1)
+    with pytest.raises(FileNotFoundError, match=str(folder.path)):
+        folder.renew(pytest.fail)
+    assert not folder.path.exists()
+
+
+def test_a_folder_that_another_run_has_taken_is_left_to_it(make):
+    mine = make("--experiment", "a")
+    mine.path.rename(mine.path.with_name("b"))
+    other = make("--experiment", "a")
+    with pytest.raises(InputError, match="wait for its end"):
+        mine.renew(pytest.fail)
+    mine.close()
+    assert contents(other.path) == [".lock", "args.yaml"]
+
+
+def test_a_disk_that_does_not_answer_has_no_newest_checkpoint(make, monkeypatch):
+    folder = make()
+    folder.save({"epoch": 0}, ROW, best=True)
+
+    def stale(path, *args, **kwargs):
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
+
+    monkeypatch.setattr(Path, "stat", stale)
+    assert folder.newest() is None
+    discard_if_empty(folder.made)
+    folder.close()
+    monkeypatch.undo()
+    assert (folder.path / "last.pth.tar").is_file()
+
+
+def test_the_best_that_cannot_be_written_is_written_with_the_next(make, monkeypatch):
+    folder, weight = make(), torch.ones(2)
+    with monkeypatch.context() as patch:
+        patch.setattr("flashkat.checkpoints.write", refuse)
+        with pytest.raises(OSError, match="No space"):
+            folder.save({"epoch": 0, "state_dict": {"weight": weight}, "list": [weight]}, ROW, best=True)
+    weight.zero_()
+    for epoch in (1, 2):
+        folder.save({"epoch": epoch, "state_dict": {"weight": weight}}, {**ROW, "epoch": epoch}, best=False)
+    best = torch.load(folder.best_checkpoint, weights_only=True)
+    assert best["epoch"] == 0
+    assert best["state_dict"]["weight"].tolist() == best["list"][0].tolist() == [1, 1]
+    assert torch.load(folder.path / "checkpoint-0.pth.tar", weights_only=True)["epoch"] == 0
+
+
+def test_a_better_one_takes_the_place_of_the_best_that_could_not_be_written(make):
+    folder = make()
+    folder.keep({"epoch": 0}, ROW)
+    folder.save({"epoch": 1}, {**ROW, "epoch": 1}, best=True)
+    folder.save({"epoch": 2}, {**ROW, "epoch": 2}, best=False)
+    assert torch.load(folder.best_checkpoint, weights_only=True) == {"epoch": 1}
+
+
+def refuse(path, checkpoint):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+
+def test_what_weights_and_biases_does_not_take_is_no_end(make, monkeypatch):
+    folder = make()
+    assert folder.log(ROW) == ""
+
+    def broken(row):
+        raise RuntimeError("the service has ended\nfor a reason")
+
+    monkeypatch.setattr(folder, "_log", broken)
+    assert folder.log(ROW) == "the service has ended"
 
 
 def test_images_of_batches_are_saved(train):

@@ -4,6 +4,7 @@ import errno
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -50,6 +51,37 @@ def test_a_lock_file_that_its_holder_removed_meanwhile_counts_for_nothing(tmp_pa
     with pytest.raises(InputError, match="wait for its end"):
         Lock(tmp_path)
     second.release()
+
+
+def test_a_lock_is_held_while_its_file_is_in_place(tmp_path):
+    lock = Lock(tmp_path)
+    assert lock.is_held()
+    (tmp_path / ".lock").unlink()
+    assert not lock.is_held()
+    second = Lock(tmp_path)
+    lock.release()  # which leaves the other one's file
+    assert second.is_held()
+    second.release()
+
+
+def test_a_folder_without_locks_is_held_while_it_is_there(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    lock = Lock(tmp_path)
+    assert lock.is_held()
+    tmp_path.rmdir()
+    assert not lock.is_held()
+
+
+def test_a_lock_on_a_read_only_disk_is_released(tmp_path, monkeypatch):
+    lock = Lock(tmp_path)
+
+    def refuse(path, missing_ok=False):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", refuse)
+        lock.release()
+    Lock(tmp_path).release()
 
 
 def test_a_file_system_without_locks_holds_nobody_up(tmp_path, monkeypatch):

@@ -194,3 +194,18 @@ def test_on_a_real_terminal(images, tmp_path):
     assert re.fullmatch(pattern, bars[-1].strip())
     assert any(re.match(r"epoch 1/2 .* 50% ", bar) for bar in bars)
     assert len([line for line in text.splitlines() if re.search(r"Epoch \d/2  train loss", line)]) == 2
+
+
+def test_a_log_on_a_full_disk_is_no_end(monkeypatch):
+    class Full(io.StringIO):
+        error: OSError = OSError(28, "No space left on device")
+
+        def flush(self):
+            raise self.error
+
+    monkeypatch.setattr("sys.stdout", Full())
+    progress = open_progress(1, 1)
+    progress.say("epoch 1")
+    Full.error = BrokenPipeError()
+    with pytest.raises(BrokenPipeError):
+        progress.say("epoch 2")

@@ -184,7 +184,8 @@ def test_a_disk_that_is_full_for_a_while(images, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("flashkat.checkpoints.write", writes)
     assert command(images, tmp_path, "--epochs", 2) == 0
     out = capsys.readouterr().out
-    assert "last.pth.tar: No space left on device. Training goes on, and writes again at its next checkpoint" in out
+    line = f"Cannot write the checkpoint to {tmp_path / 'run'}: No space left on device. Training goes on"
+    assert f"{line}, and tries again at its next checkpoint" in out
     assert torch.load(tmp_path / "run" / "last.pth.tar", weights_only=True)["epoch"] == 1
 
 
@@ -194,7 +195,8 @@ def test_a_disk_that_stays_full_is_a_failure(images, tmp_path, monkeypatch, caps
 
     monkeypatch.setattr("flashkat.checkpoints.write", write)
     assert command(images, tmp_path, "--epochs", 1) == 2
-    assert capsys.readouterr().err.endswith("last.pth.tar: No space left on device\n")
+    line = f"cannot write the checkpoint to {tmp_path / 'run'}: No space left on device; no checkpoint is there"
+    assert capsys.readouterr().err == f"flashkat train: error: {line}, so what was trained is lost\n"
 
 
 def test_other_flags_are_listed(images, tmp_path, capsys):

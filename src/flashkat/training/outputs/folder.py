@@ -2,8 +2,11 @@
 
 import contextlib
 import csv
+import errno
+import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from types import MappingProxyType
@@ -22,7 +25,22 @@ from .lock import Lock
 from .summary import best_of, score
 from .wandb import open_wandb
 
-__all__ = ["RunFolder", "discard_if_empty", "folder_of"]
+__all__ = ["Made", "RunFolder", "discard_if_empty", "folder_of"]
+
+
+@dataclass(frozen=True)
+class Made:
+    """What was made for a new run.
+
+    Attributes:
+        path: its folder.
+        identity: device and number of that, which another folder of the same name does not have.
+        above: folders made around it, from the innermost one.
+    """
+
+    path: Path
+    identity: tuple[int, int]
+    above: tuple[Path, ...]
 
 
 class RunFolder:
@@ -36,7 +54,7 @@ class RunFolder:
 
     Attributes:
         path: the folder.
-        made: folders made for a new run, for :func:`discard_if_empty`: this one, then its parents.
+        made: what was made for a new run, for :func:`discard_if_empty`; None in the folder of another one.
     """
 
     def __init__(
@@ -84,14 +102,16 @@ class RunFolder:
         if continued is not None and not continued.exists():
             parent, name, continued = continued.parent, continued.name, None
         self.path = self._make(parent, name) if continued is None else continued
-        self.made: list[Path] = [self.path, *above] if continued is None else []
+        self._device, number = _identity(self.path)
+        self.made = Made(self.path, (self._device, number), tuple(above)) if continued is None else None
+        self._unsaved: tuple[dict[str, Any], dict[str, Any]] | None = None
+        # Another run that reads these flags needs a folder of its own, and starts anew.
+        self._flags = {**flags, "experiment": "", "resume": ""}
         self._lock = Lock(self.path)
         try:
-            # Another run that reads these flags needs a folder of its own, and starts anew.
-            own = {**flags, "experiment": "", "resume": ""}
-            (self.path / "args.yaml").write_text(yaml.safe_dump(own, sort_keys=False))
+            self._write_flags()
             if self._rows:
-                self._write_summary()
+                self.write_summary()
             if continued is None and resume:
                 self._take_best(Path(resume).parent)
             if continued is not None and resume:
@@ -163,16 +183,55 @@ class RunFolder:
         if (source / "args.yaml").is_file() and best.is_file():
             shutil.copy2(best, self.best_checkpoint)
 
-    def record(self, row: dict[str, Any]) -> None:
-        """Add an epoch's row to ``summary.csv``, and redraw the curves if the epoch was evaluated."""
+    def renew(self, say: Callable[[str], None]) -> None:
+        """Make the folder and ``args.yaml`` again if they have been removed or renamed, and lock the folder again.
+
+        Nothing is made where the disk that had the folder is gone.
+
+        Args:
+            say: is called with a line if the folder is made again.
+
+        Raises:
+            OSError: it cannot be made.
+            InputError: another process writes to a folder of that name.
+        """
+        if not self._lock.is_held():
+            if not self.path.exists():
+                above = next((folder for folder in self.path.absolute().parents if folder.exists()), None)
+                if above is None or _identity(above)[0] != self._device:
+                    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.path))
+                self.path.mkdir(parents=True)
+                say(f"{self.path} was removed or renamed. It is made again, without the files of before")
+            lock = Lock(self.path)
+            self._lock.release()
+            self._lock = lock
+            self._ranked = [(path, rank) for path, rank in self._ranked if path.exists()]
+            self._recoveries = [path for path in self._recoveries if path.exists()]
+        if not (self.path / "args.yaml").exists():
+            self._write_flags()
+
+    def _write_flags(self) -> None:
+        (self.path / "args.yaml").write_text(yaml.safe_dump(self._flags, sort_keys=False))
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Add an epoch's row to those that :meth:`write_summary` and :meth:`draw` show."""
         self._rows.append(row)
-        self._write_summary()
-        self._log(row)
-        # Drawing can take longer than an epoch of small images.
-        if any(name.startswith("eval") for name in row):
+
+    def log(self, row: dict[str, Any]) -> str:
+        """Log a row to Weights & Biases, and return the reason if it is not taken."""
+        try:
+            self._log(row)
+        except Exception as error:  # of the network, the disk or a service that has ended
+            return str(error).strip().split("\n")[0] or type(error).__name__
+        return ""
+
+    def draw(self) -> None:
+        """Draw the curves if the last epoch was evaluated. Drawing can take longer than an epoch of small images."""
+        if any(name.startswith("eval") for name in self._rows[-1]):
             draw_curves(self._rows, self.path / "curves.png")
 
-    def _write_summary(self) -> None:
+    def write_summary(self) -> None:
+        """Write the rows to ``summary.csv``."""
         # The whole file: a resumed run may have other columns, and drops the rows after its checkpoint.
         columns = list(dict.fromkeys(name for row in self._rows for name in row))
         with replaced(self.path / "summary.csv") as partial, partial.open("w", newline="") as file:
@@ -187,14 +246,37 @@ class RunFolder:
             checkpoint: the checkpoint, with its ``epoch``.
             row: the epoch's row of the summary, which gives its rank; an epoch without evaluation has none.
             best: whether it is better than all before.
+
+        Raises:
+            OSError: it cannot be written. The best one stays in memory until the next one is written.
         """
-        last, numbered = self.path / "last.pth.tar", self._numbered(checkpoint["epoch"])
-        checkpoints.write(last, checkpoint)
-        if best:
-            _link(last, self.best_checkpoint)
+        last = self.path / "last.pth.tar"
+        try:
+            checkpoints.write(last, checkpoint)
+            if best:
+                _link(last, self.best_checkpoint)
+        except OSError:
+            if best:
+                self.keep(checkpoint, row)
+            raise
+        self._keep_ranked(last, checkpoint["epoch"], row)
+        if self._unsaved is not None:
+            unsaved, row_of_unsaved = self._unsaved
+            if not best:
+                checkpoints.write(self.best_checkpoint, unsaved)
+                self._keep_ranked(self.best_checkpoint, unsaved["epoch"], row_of_unsaved)
+            self._unsaved = None
+
+    def keep(self, checkpoint: dict[str, Any], row: dict[str, Any]) -> None:
+        """Keep the best checkpoint, which cannot be written now, in memory until the next one is written."""
+        self._unsaved = _copied(checkpoint), row
+
+    def _keep_ranked(self, source: Path, epoch: int, row: dict[str, Any]) -> None:
+        """Give an epoch's checkpoint its number if it is among the best ones, and remove what no longer is."""
+        numbered = self._numbered(epoch)
         self._rank(numbered, row)
         if any(path == numbered for path, _ in self._ranked[: self._history]):
-            _link(last, numbered)
+            _link(source, numbered)
         for path, _ in self._ranked[self._history :]:
             path.unlink(missing_ok=True)
         del self._ranked[self._history :]
@@ -233,11 +315,14 @@ class RunFolder:
 
     def newest(self) -> Path | None:
         """Return the checkpoint that was written last, or None if there is none."""
-        found = [path for name in ("last.pth.tar", "recovery-*.pth.tar") for path in self.path.glob(name)]
-        return max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
+        try:
+            found = [path for name in ("last.pth.tar", "recovery-*.pth.tar") for path in self.path.glob(name)]
+            return max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
+        except OSError:  # the folder is gone, or its disk
+            return None
 
 
-def discard_if_empty(made: Sequence[Path]) -> None:
+def discard_if_empty(made: Made | None) -> None:
     """Remove the folder of a run that failed before its first checkpoint, and the empty parents made for it.
 
     All processes of the run may call this, as torchrun may end the writing process once another has failed.
@@ -245,14 +330,18 @@ def discard_if_empty(made: Sequence[Path]) -> None:
     Args:
         made: the run's :attr:`RunFolder.made`.
     """
-    if not made:
+    if made is None:
         return
-    path, *above = made
-    # Partial files count too: another process may be writing one now.
-    if any(any(path.glob(pattern)) for pattern in ("last.pth.tar*", "recovery-*")):
+    try:
+        if _identity(made.path) != made.identity:
+            return  # the folder of another run
+        # Partial files count too: another process may be writing one now.
+        if any(any(made.path.glob(pattern)) for pattern in ("last.pth.tar*", "recovery-*")):
+            return
+    except OSError:  # it is gone, or its disk
         return
-    shutil.rmtree(path, ignore_errors=True)
-    for folder in above:
+    shutil.rmtree(made.path, ignore_errors=True)
+    for folder in made.above:
         with contextlib.suppress(OSError):  # another run uses the folder
             folder.rmdir()
 
@@ -272,6 +361,21 @@ def _continued(settings: Output, resume: str) -> Path | None:
         return None
     elsewhere = Path(settings.output).resolve() not in folder.resolve().parents
     return None if elsewhere and settings.output != DEFAULT_OUTPUT else folder
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    """Return the device and the number of a folder."""
+    status = folder.stat()
+    return status.st_dev, status.st_ino
+
+
+def _copied(value: Any) -> Any:
+    """Return a copy of a checkpoint in the CPU's memory, which training does not change."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {name: _copied(each) for name, each in value.items()}
+    return [_copied(each) for each in value] if isinstance(value, list) else value
 
 
 def _link(source: Path, target: Path) -> None:

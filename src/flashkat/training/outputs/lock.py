@@ -52,10 +52,20 @@ class Lock:
         self._file.write(json.dumps({"host": socket.gethostname(), "process": os.getpid()}))
         self._file.flush()
 
+    def is_held(self) -> bool:
+        """Return whether the folder is still the locked one. Without locks, return whether there is one.
+
+        Raises:
+            OSError: the folder's disk does not answer.
+        """
+        return self._path.parent.is_dir() if self._file is None else _is_at(self._path, self._file)
+
     def release(self) -> None:
         """Let other processes write to the folder."""
         if self._file is not None:
-            self._path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # the folder is gone, or read-only
+                if _is_at(self._path, self._file):
+                    self._path.unlink()
             self._file.close()
             self._file = None
 
@@ -72,5 +82,5 @@ def _is_at(path: Path, file: IO[str]) -> bool:
     """Return whether a path still names an open file."""
     try:
         return os.path.samestat(path.stat(), os.fstat(file.fileno()))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False

@@ -110,7 +110,12 @@ class _Plain:
         pass
 
     def say(self, line: str) -> None:
-        print(printable(line), flush=True)
+        try:
+            print(printable(line), flush=True)
+        except BrokenPipeError:
+            raise
+        except OSError:  # the log's disk is full, and training goes on
+            pass
 
     def batch(self, epoch: int, index: int, metrics: Metrics | None, rate: float) -> None:
         if metrics is None:

@@ -1,0 +1,81 @@
+"""Let Ctrl-C end a command in one line, also while it still imports PyTorch.
+
+Python's own handler raises KeyboardInterrupt, which an import shows as a traceback or takes for another error.
+"""
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+__all__ = ["guard_command", "interruptible"]
+
+# The scripts of a checkout, which is three folders above this one.
+_CHECKOUT, _SCRIPTS = Path(__file__).parents[3], ("train.py", "validate.py")
+_IMPORTING = "<frozen importlib._bootstrap>"
+_LINE = b"flashkat: error: interrupted\n"
+
+_STATUS = 128 + signal.SIGINT
+
+
+class _Handler:
+    """Ends this process at SIGINT with one line, or raises KeyboardInterrupt once where that is allowed."""
+
+    def __init__(self) -> None:
+        self.raises, self._process = False, os.getpid()
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:
+            return  # a loader's process, which ends with this one
+        if self.raises and not _is_importing(frame):
+            self.raises = False
+            raise KeyboardInterrupt
+        if os.environ.get("RANK", "0") == "0":
+            with contextlib.suppress(OSError):
+                os.write(2, _LINE)
+        os._exit(_STATUS)
+
+
+def guard_command() -> None:
+    """Handle SIGINT from here on if this process runs one of our commands. Programs that import us keep theirs."""
+    # A shell's background job ignores SIGINT, and goes on to.
+    if _is_command() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _Handler())
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Let SIGINT raise KeyboardInterrupt within the block, outside of imports. It does so anyway without a guard."""
+    handler = signal.getsignal(signal.SIGINT)
+    if not isinstance(handler, _Handler):
+        yield
+        return
+    handler.raises = True
+    try:
+        yield
+    finally:
+        handler.raises = False
+
+
+def _is_command() -> bool:
+    """Return whether this process was started as ``flashkat``, ``python -m flashkat`` or a checkout's script."""
+    program, words = sys.argv[0] if sys.argv else "", sys.orig_argv
+    if program == "-m":  # Python looks for the module, and imports the packages above it
+        module = words[words.index("-m") + 1] if "-m" in words else ""
+        return module.partition(".")[0] == "flashkat"
+    # A process that multiprocessing has started has our argv, but not as its own.
+    if program not in words:
+        return False
+    path = Path(program)
+    return path.name == "flashkat" or (path.name in _SCRIPTS and path.resolve().parent == _CHECKOUT)
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename == _IMPORTING:
+            return True
+        frame = frame.f_back
+    return False

@@ -1,0 +1,156 @@
+"""Write what a run leaves behind, and let training go on where that fails."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ...data.bad_images import list_bad_images
+from ...errors import InputError
+from ...system import distributed
+from ..state import TrainingState
+from .folder import RunFolder
+
+__all__ = ["Writer"]
+
+_CHECKPOINT = "the checkpoint"
+
+
+class Writer:
+    """Writes checkpoints whose weights were checked. All processes of a run call it together.
+
+    A file that cannot be written costs a line, and is tried again with the next checkpoint.
+
+    Args:
+        state: what checkpoints hold.
+        folder: where they go in the first process; None in the others.
+        say: shows a line.
+        check_weights: raises an error if numbers of a checkpoint are not finite. It is called before each checkpoint.
+        datasets: those whose bad images are listed.
+    """
+
+    def __init__(
+        self,
+        state: TrainingState,
+        folder: RunFolder | None,
+        say: Callable[[str], None],
+        check_weights: Callable[[], None],
+        datasets: Sequence[Any] = (),
+    ) -> None:
+        self._state, self._folder, self._say, self._datasets = state, folder, say, datasets
+        self._check_weights = check_weights
+        # Which files could not be written last, and the reasons.
+        self._faults: dict[str, str] = {}
+        self._is_picture_lost = False
+        self._good = ""
+
+    def write_epoch(self, row: dict[str, Any], is_best: bool) -> None:
+        """Write an epoch's checkpoint, its row of the summary, the curves and the list of bad images."""
+        checkpoint, folder = self._checkpoint(), self._folder
+        with self._reported() as faults:
+            path = None
+            if folder is not None and self._write_epoch(folder, checkpoint, row, is_best, faults):
+                path = folder.path
+            _attempt("bad-images.txt", lambda: self._list_bad_images(path), faults)
+        if folder is not None and (fault := folder.log(row)):
+            self._say(f"Weights & Biases has not taken epoch {row['epoch'] + 1}: {fault}. Training goes on")
+
+    def _write_epoch(
+        self, folder: RunFolder, checkpoint: dict[str, Any], row: dict[str, Any], is_best: bool, faults: dict[str, str]
+    ) -> bool:
+        """Write the files of an epoch, and return whether the folder is there."""
+        folder.add(row)
+        if not self._renew(folder, faults):
+            if is_best:
+                folder.keep(checkpoint, row)
+            return False
+        _attempt(_CHECKPOINT, lambda: folder.save(checkpoint, row, is_best), faults)
+        _attempt("summary.csv", folder.write_summary, faults)
+        _attempt("curves.png", folder.draw, faults)
+        return True
+
+    def _list_bad_images(self, path: Path | None) -> None:
+        for note in list_bad_images(self._datasets, path):
+            self._say(note)
+
+    def write_recovery(self, update: int) -> None:
+        """Write a checkpoint from within an epoch."""
+        checkpoint, folder, epoch = self._checkpoint(), self._folder, self._state.epoch
+        if folder is None:
+            return
+        with self._reported() as faults:
+            if self._renew(folder, faults):
+                _attempt(_CHECKPOINT, lambda: folder.save_recovery(checkpoint, epoch, update), faults)
+
+    def save_images(self, images: Tensor, batch: int) -> None:
+        """Save a batch as one picture. Of several in a row that cannot be saved, the first one costs a line."""
+        faults: dict[str, str] = {}
+        folder, epoch = self._folder, self._state.epoch
+        if folder is None:
+            return
+        _attempt("the picture of a batch", lambda: folder.save_images(images, epoch, batch), faults)
+        if faults and not self._is_picture_lost:
+            self._say(f"{self._describe(faults)}. Training goes on")
+        self._is_picture_lost = bool(faults)
+
+    def finish(self) -> None:
+        """Raise InputError in all processes if the first one could not write what it wrote last."""
+        (message, *_) = distributed.gather(self._loss() if self._faults else "")
+        if message:
+            raise InputError(message)
+
+    def _loss(self) -> str:
+        assert self._folder is not None
+        line = self._describe(self._faults)
+        line = f"{line[0].lower()}{line[1:]}"
+        newest = self._folder.newest()
+        if newest is None and self._good:
+            return f"{line}; no checkpoint is there now, the last one was written after {self._good}"
+        if newest is None:
+            return f"{line}; no checkpoint is there, so what was trained is lost"
+        after = f", after {self._good}" if self._good else ""
+        return f"{line}; the last good checkpoint is {newest}{after}: make the folder writable, and go on with --resume"
+
+    def _checkpoint(self) -> dict[str, Any]:
+        self._check_weights()
+        return self._state.checkpoint()
+
+    def _renew(self, folder: RunFolder, faults: dict[str, str]) -> bool:
+        """Return whether the folder is there, or has been made again."""
+        _attempt(_CHECKPOINT, lambda: folder.renew(self._say), faults)
+        return not faults
+
+    @contextlib.contextmanager
+    def _reported(self) -> Iterator[dict[str, str]]:
+        """Yield a dictionary for what cannot be written and why, and say so in one line."""
+        before, faults = self._faults, dict[str, str]()
+        self._faults = faults
+        yield faults
+        if self._folder is None:
+            return
+        if _CHECKPOINT not in faults:
+            self._good = f"{self._state.updates} updates"
+        if faults:
+            self._say(f"{self._describe(faults)}. Training goes on, and tries again at its next checkpoint")
+        elif before:
+            self._say(f"{self._folder.path} can be written again")
+
+    def _describe(self, faults: dict[str, str]) -> str:
+        assert self._folder is not None
+        *names, last = faults
+        listed = f"{', '.join(names)} and {last}" if names else last
+        return f"Cannot write {listed} to {self._folder.path}: {'; '.join(dict.fromkeys(faults.values()))}"
+
+
+def _attempt(name: str, write: Callable[[], None], faults: dict[str, str]) -> None:
+    """Write a file, and take note of an error of the system, or of another process that has the folder."""
+    try:
+        write()
+    except OSError as error:
+        faults[name] = error.strerror or str(error)
+    except InputError as error:
+        if not isinstance(error.__cause__, OSError):
+            raise
+        faults[name] = str(error)

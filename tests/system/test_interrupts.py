@@ -1,0 +1,153 @@
+"""Ctrl-C at any moment of a command gives one line, and programs that import the package are left alone."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from flashkat.system import interrupts
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
+ROOT = Path(__file__).parents[2]
+COMMAND = Path(sys.executable).with_name("flashkat")
+LINE = "flashkat: error: interrupted\n"
+
+# Python runs this first. It sends SIGINT when a module is imported or a folder is listed.
+HOOK = """
+import os, signal, sys
+
+def interrupt(event, arguments):
+    if (event, str(arguments[0]) if arguments else "") == (os.environ["EVENT"], os.environ["OF"]):
+        os.kill(os.getpid(), signal.SIGINT)
+
+sys.addaudithook(interrupt)
+"""
+
+
+def started(*command, environment=None, handler=signal.default_int_handler):
+    return subprocess.Popen(
+        [str(word) for word in command],
+        env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell has its background jobs, such as these tests may be, ignore it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, handler),
+    )
+
+
+@pytest.fixture
+def interrupted_at(tmp_path):
+    """A function that runs a command which gets SIGINT at an event, and returns its status and errors."""
+    (tmp_path / "sitecustomize.py").write_text(HOOK)
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+    def run(event, of, *command, **environment):
+        process = started(*command, environment={"PYTHONPATH": path, "EVENT": event, "OF": str(of), **environment})
+        _, err = process.communicate(timeout=300)
+        return process.returncode, err
+
+    return run
+
+
+@pytest.mark.parametrize("module", ["torch", "torch._C", "timm", "flashkat.cli.main", "flashkat.training.loop"])
+def test_one_line_while_modules_are_imported(interrupted_at, module):
+    assert interrupted_at("import", module, sys.executable, "-m", "flashkat", "train", "d") == (130, LINE)
+
+
+@pytest.mark.parametrize("script", [COMMAND, ROOT / "train.py", ROOT / "validate.py"], ids=lambda path: path.name)
+def test_one_line_of_every_script(interrupted_at, script):
+    if not script.exists():
+        pytest.skip("the command is not installed beside this Python")
+    assert interrupted_at("import", "torch", sys.executable, script) == (130, LINE)
+
+
+def test_dist_train_in_its_first_second(interrupted_at):
+    assert interrupted_at("import", "torch", sys.executable, "-m", "flashkat.cli.launch", 2, "data") == (130, LINE)
+
+
+def test_one_of_several_processes_reports(interrupted_at):
+    assert interrupted_at("import", "torch", sys.executable, "-m", "flashkat", RANK="1") == (130, "")
+
+
+def test_a_command_at_work_cleans_up(interrupted_at, images):
+    """It says the same after its name."""
+    command = [sys.executable, "-m", "flashkat", "data", "check", images]
+    assert interrupted_at("os.scandir", images / "train", *command) == (130, "flashkat data: error: interrupted\n")
+
+
+# Without torch, whose import takes seconds: a stand-in reports how SIGINT is handled when it is imported.
+STAND_IN = """
+import signal
+print(repr(signal.getsignal(signal.SIGINT)), flush=True)
+raise SystemExit
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "handler", "found"),
+    [
+        (["-c", "import flashkat"], signal.default_int_handler, "default_int_handler"),
+        (["-m", "flashkat"], signal.default_int_handler, "_Handler"),
+        (["-m", "flashkat"], signal.SIG_IGN, "SIG_IGN"),
+    ],
+)
+def test_who_handles_the_signal(tmp_path, words, handler, found):
+    (tmp_path / "torch.py").write_text(STAND_IN)
+    path = os.pathsep.join([str(tmp_path), str(ROOT / "src")])
+    process = started(sys.executable, *words, environment={"PYTHONPATH": path}, handler=handler)
+    out, err = process.communicate(timeout=60)
+    assert found in out, err
+
+
+@pytest.mark.parametrize(
+    ("program", "words", "is_command"),
+    [
+        ("/bin/flashkat", ["python", "-u", "/bin/flashkat", "doctor"], True),
+        ("/bin/flashkat", ["python", "-c", "from multiprocessing.spawn import spawn_main"], False),
+        ("/home/me/train.py", ["python", "/home/me/train.py"], False),
+        (str(ROOT / "train.py"), ["python", str(ROOT / "train.py")], True),
+        ("-m", ["python", "-m", "flashkat.cli.launch"], True),
+        ("-m", ["python", "-m", "mine.flashkat"], False),
+        ("-m", ["python", "-mmine"], False),
+        ("", ["python"], False),
+    ],
+)
+def test_which_programs_are_commands(monkeypatch, program, words, is_command):
+    monkeypatch.setattr(sys, "argv", [program])
+    monkeypatch.setattr(sys, "orig_argv", words)
+    assert interrupts._is_command() == is_command
+
+
+def test_a_block_raises_once_and_forks_nothing():
+    handler, before = interrupts._Handler(), signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, handler)
+    try:
+        with pytest.raises(KeyboardInterrupt), interrupts.interruptible():
+            os.kill(os.getpid(), signal.SIGINT)
+        assert not handler.raises
+        handler._process = 0  # as a fork sees it
+        os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [["doctor"], ["data", "digits", "digits"]], ids=" ".join)
+def test_no_traceback_at_any_moment(tmp_path, monkeypatch, command):
+    """Every 50 ms. What Python does before our first line is its own."""
+    monkeypatch.chdir(tmp_path)
+    for step in range(120):
+        process = started(sys.executable, "-m", "flashkat", *command)
+        time.sleep(0.05 * step)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=300)
+        if "Traceback" in err:
+            assert f"flashkat{os.sep}" not in err, f"after {0.05 * step:.2f} s"
+            continue
+        assert process.returncode in (0, 130, -signal.SIGINT)
+        assert err.count("\n") <= 1

@@ -1,0 +1,248 @@
+"""Files that cannot be written cost a line, and training goes on."""
+
+import contextlib
+import errno
+import os
+import shutil
+from types import SimpleNamespace
+
+import pytest
+import tiny
+import torch
+from processes import together
+from torch import nn
+
+from flashkat.cli.main import main
+from flashkat.errors import InputError
+from flashkat.evaluation.metrics import Meters
+from flashkat.training import loop
+from flashkat.training.outputs.folder import RunFolder
+from flashkat.training.outputs.writer import Writer
+from flashkat.training.state import TrainingState
+
+ROW = {"epoch": 0, "train_loss": 2.5, "eval_loss": 2.25, "eval_top1": 10.0, "eval_top5": 50.0, "lr": 0.1}
+
+
+@pytest.fixture
+def writer(tmp_path, training_config):
+    """A writer in a folder ``run``, and the lines that it says."""
+    config, model = training_config("--output", tmp_path, "--experiment", "run"), nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    state = TrainingState(
+        model=model,
+        optimizer=optimizer,
+        scheduler=None,
+        scaler=torch.amp.GradScaler("cpu", enabled=False),
+        ema=None,
+        classes=["a", "b"],
+        epochs=3,
+        name=config.model.name,
+        flags=config.flags(),
+    )
+    said = []
+    folder = RunFolder(config.output, config.model.name, 8, config.flags())
+    yield Writer(state, folder, said.append, lambda: None), said, folder
+    folder.close()
+
+
+def failing(monkeypatch, code):
+    """Let every file be refused by the system."""
+
+    @contextlib.contextmanager
+    def refused(path):
+        raise OSError(code, os.strerror(code), str(path))
+        yield
+
+    monkeypatch.setattr("flashkat.training.outputs.folder.replaced", refused)
+    monkeypatch.setattr("flashkat.checkpoints.io.replaced", refused)
+    monkeypatch.setattr("flashkat.training.outputs.folder.draw_curves", lambda rows, path: refused(path).__enter__())
+
+
+CODES = [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EIO, errno.ESTALE, errno.EDQUOT]
+
+
+@pytest.mark.parametrize("code", CODES, ids=errno.errorcode.get)
+def test_an_epoch_that_cannot_be_written_costs_one_line(writer, monkeypatch, code):
+    writer, said, folder = writer
+    with monkeypatch.context() as patch:
+        failing(patch, code)
+        writer.write_epoch(ROW, is_best=True)
+    line = f"Cannot write the checkpoint, summary.csv and curves.png to {folder.path}: {os.strerror(code)}. Training"
+    assert said == [f"{line} goes on, and tries again at its next checkpoint"]
+    with pytest.raises(InputError, match="no checkpoint is there, so what was trained is lost"):
+        writer.finish()
+    writer.write_epoch({**ROW, "epoch": 1}, is_best=False)
+    assert said[1:] == [f"{folder.path} can be written again"]
+    assert (folder.path / "summary.csv").read_text().count("\n") == 3
+    assert folder.best_checkpoint.is_file()
+    writer.finish()
+
+
+def test_the_end_names_the_last_good_checkpoint(writer, monkeypatch):
+    writer, said, folder = writer
+    writer._state.updates = 7
+    writer.write_epoch(ROW, is_best=True)
+    writer._state.updates = 14
+    with monkeypatch.context() as patch:
+        failing(patch, errno.EROFS)
+        writer.write_recovery(0)
+    line = f"Cannot write the checkpoint to {folder.path}: Read-only file system. Training goes on"
+    assert said == [f"{line}, and tries again at its next checkpoint"]
+    with pytest.raises(InputError) as error:
+        writer.finish()
+    assert str(error.value) == (
+        f"cannot write the checkpoint to {folder.path}: Read-only file system; the last good checkpoint is "
+        f"{folder.path / 'last.pth.tar'}, after 7 updates: make the folder writable, and go on with --resume"
+    )
+
+
+def test_a_folder_of_another_run_gets_nothing(writer, training_config, tmp_path):
+    writer, said, folder = writer
+    folder.path.rename(tmp_path / "mine")
+    config = training_config("--output", tmp_path, "--experiment", "run")
+    other = RunFolder(config.output, config.model.name, 8, config.flags())
+    before = sorted(other.path.iterdir())
+    writer.write_epoch(ROW, is_best=True)
+    writer.write_recovery(1)
+    assert sorted(other.path.iterdir()) == before
+    assert "wait for its end" in said[0]
+    assert len(said) == 2
+    other.close()
+    writer.write_epoch({**ROW, "epoch": 1}, is_best=False)
+    assert said[2:] == [f"{folder.path} can be written again"]
+    assert torch.load(folder.best_checkpoint, weights_only=True)["run"]["history"] == []
+
+
+def test_pictures_of_batches_cost_one_line_in_a_row(writer):
+    writer, said, folder = writer
+    images = torch.zeros(2, 3, 4, 4)
+    (folder.path / "train-batch-0-1.jpg").mkdir()
+    (folder.path / "train-batch-0-2.jpg").mkdir()
+    for batch in range(4):
+        writer.save_images(images, batch)
+    assert said == [f"Cannot write the picture of a batch to {folder.path}: Is a directory. Training goes on"]
+    assert (folder.path / "train-batch-0-3.jpg").is_file()
+    writer.finish()
+
+
+def test_weights_and_biases_that_fail(writer, monkeypatch):
+    writer, said, folder = writer
+    monkeypatch.setattr(folder, "log", lambda row: "the network is down")
+    writer.write_epoch(ROW, is_best=True)
+    assert said == ["Weights & Biases has not taken epoch 1: the network is down. Training goes on"]
+    writer.finish()
+
+
+def test_bad_images_beyond_the_limit_are_an_error_all_the_same(writer, monkeypatch):
+    def too_many(datasets, folder):
+        raise InputError("too many")
+
+    monkeypatch.setattr("flashkat.training.outputs.writer.list_bad_images", too_many)
+    with pytest.raises(InputError, match="too many"):
+        writer[0].write_epoch(ROW, is_best=True)
+
+
+def test_without_a_folder_nothing_is_written(monkeypatch):
+    """As in all processes but the first one."""
+    model = nn.Linear(2, 2)
+    state = SimpleNamespace(model=model, optimizer=torch.optim.SGD(model.parameters()), ema=None, epoch=0, updates=1)
+    state.checkpoint, state.meters = dict, Meters()
+    writer = Writer(state, None, pytest.fail, lambda: None)
+    writer.write_epoch(ROW, is_best=True)
+    writer.write_recovery(1)
+    writer.save_images(torch.zeros(1, 3, 4, 4), 0)
+    writer.finish()
+
+
+# --- whole runs -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def command(images, tmp_path, no_curves):
+    def run(*flags):
+        argv = ["train", images, *tiny.FLAGS, "-j", 0, "-b", 4, "--output", tmp_path / "output", "--experiment", "run"]
+        return main([str(word) for word in (*argv, *flags)])
+
+    return run
+
+
+@pytest.fixture
+def before_evaluation(monkeypatch):
+    """Calls functions before an epoch's evaluation, by the epoch."""
+    calls, real, seen = {}, loop.evaluate, []
+
+    def evaluate(*arguments):
+        seen.append(1)
+        calls.get(len(seen), lambda: None)()
+        return real(*arguments)
+
+    monkeypatch.setattr(loop, "evaluate", evaluate)
+    return calls
+
+
+def test_a_folder_that_is_removed_in_the_run(command, tmp_path, before_evaluation, capsys, summary_of):
+    folder = tmp_path / "output" / "run"
+    before_evaluation[2] = lambda: shutil.rmtree(folder)
+    assert command("--epochs", 3) == 0
+    assert capsys.readouterr().out.count(f"{folder} was removed or renamed. It is made again") == 1
+    assert len(summary_of(folder)) == 3
+    before_evaluation.clear()
+    assert command("--epochs", 4, "-c", folder / "args.yaml", "--resume", folder / "last.pth.tar") == 0
+    assert len(summary_of(folder)) == 4
+
+
+def test_a_file_in_place_of_the_folder(command, tmp_path, before_evaluation, capsys):
+    """Nothing can be written to the end, and the last line says so."""
+    folder = tmp_path / "output" / "run"
+
+    def replace():
+        folder.rename(tmp_path / "elsewhere")
+        folder.write_text("in the way")
+
+    before_evaluation[2] = replace
+    assert command("--epochs", 3) == 2
+    out, err = capsys.readouterr()
+    assert out.count(f"Cannot write the checkpoint to {folder}: Not a directory. Training goes on") == 2
+    assert err.count("\n") == 1
+    assert err.endswith("was written after 4 updates\n")
+    assert (
+        f"error: cannot write the checkpoint to {folder}: Not a directory; no checkpoint is there now, the last one was"
+        in err
+    )
+    assert folder.read_text() == "in the way"
+    assert (tmp_path / "elsewhere" / "last.pth.tar").is_file()
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_becomes_read_only(command, tmp_path, before_evaluation, capsys):
+    folder = tmp_path / "output" / "run"
+    before_evaluation[2] = lambda: folder.chmod(0o500)
+    before_evaluation[3] = lambda: folder.chmod(0o700)
+    assert command("--epochs", 3) == 0
+    out = capsys.readouterr().out
+    assert out.count(f"to {folder}: Permission denied. Training goes on") == 1
+    assert out.count(f"{folder} can be written again") == 1
+
+
+def test_several_processes_end_together(images, tmp_path):
+    """Only the first one writes, and no file may be larger than 8 KiB."""
+    argv = [
+        "train",
+        images,
+        *tiny.FLAGS,
+        "-j",
+        0,
+        "-b",
+        4,
+        "--device",
+        "cpu",
+        "--epochs",
+        2,
+        "--output",
+        tmp_path / "o",
+    ]
+    done = together(tmp_path, *argv, "--experiment", "run", largest=8192)
+    assert done.status == [2, 2], done.stderr
+    assert done.stdout.count("File too large. Training goes on, and tries again at its next checkpoint") == 2
+    (line,) = (line for line in done.stderr.splitlines() if "flashkat train: error: " in line)
+    assert "File too large; no checkpoint is there" in line
