@@ -160,7 +160,7 @@ def _curves(document: Document) -> str:
         [
             f"The same {settings['steps']} steps on CIFAR-10 in batches of {settings['batch_size']}, computed in two "
             "ways. *Nudged* is the same computation from a start whose weights differ by a rounding. It shows how far "
-            "training spreads a difference that is none of the computation's.",
+            "training spreads a rounding difference.",
             _markdown(
                 [
                     "",

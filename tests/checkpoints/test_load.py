@@ -203,14 +203,26 @@ def test_head_and_positions_are_adapted(suffix, tmp_path):
         save(source, path)
     model, fresh = ours(num_classes=9, img_size=48), ours(num_classes=9, img_size=48).state_dict()
     notes = checkpoints.start_from(model, path)
-    assert len(notes) == 2
+    positions = (1, 37, model.embed_dim)
+    assert f"the position embedding is resampled: {tuple(source.pos_embed.shape)} in {path}, {positions} here" in notes
     assert f"the classifier is new: 5 classes in {path}, 9 here" in notes
+    assert len(notes) == 3
     after = model.state_dict()
     assert torch.equal(after["head.weight"], fresh["head.weight"])
     assert torch.equal(after["head.bias"], fresh["head.bias"])
     expected = timm.layers.resample_abs_pos_embed(source.pos_embed, new_size=(6, 6), num_prefix_tokens=1)
     assert torch.equal(after["pos_embed"], expected)
     assert model(images(size=48)).shape == (2, 9)
+
+
+def test_patches_are_resampled(tmp_path):
+    source = vit()
+    size = source.patch_embed.patch_size[0]
+    model = ours(patch_size=2 * size, img_size=2 * source.patch_embed.img_size[0])
+    notes = checkpoints.start_from(model, save(source, tmp_path / "vit.pth"))
+    shapes = [tuple(each.patch_embed.proj.weight.shape) for each in (source, model)]
+    assert notes[0] == f"the patch embedding is resampled: {shapes[0]} in {tmp_path / 'vit.pth'}, {shapes[1]} here"
+    assert not any("position" in note for note in notes)
 
 
 @pytest.mark.parametrize("classes", [0, 9])

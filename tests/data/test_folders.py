@@ -111,11 +111,11 @@ def test_same_classes(tmp_path):
 @pytest.mark.parametrize(
     ("train", "val", "words"),
     [
-        (["cat", "dog"], ["cat"], r"train has 1 classes that .*val has no images of: dog$"),
-        (["cat"], ["cat", "dog"], r"val has 1 classes that .*train has no images of: dog$"),
-        (["cat", "dog"], ["cat", "emu"], r"has no images of: dog$"),
-        (list("abcde"), ["e"], r"train has 4 classes .*: a, b, c, d$"),
-        (list("abcdefgh"), ["h"], r"train has 7 classes .*: a, b, c, d, e, \.\.\.$"),
+        (["cat", "dog"], ["cat"], r"val has no images of classes that .*train has: dog\. Add images, or remove"),
+        (["cat"], ["cat", "dog"], r"train has no images of classes that .*val has: dog\."),
+        (["cat", "dog"], ["cat", "emu"], r"val has no images of classes that .*train has: dog\."),
+        (list("abcde"), ["e"], r": a, b, c, d\. Add"),
+        (list("abcdefgh"), ["h"], r": a, b, c, d, e and 2 more\. Add"),
     ],
 )
 def test_different_classes(tmp_path, train, val, words):

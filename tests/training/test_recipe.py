@@ -90,9 +90,10 @@ def test_start_from_a_vit(args, flag, suffix, tmp_path):
     assert model.pos_embed.shape == (1, 5, 16)
     x = torch.linspace(-2, 2, 16)
     torch.testing.assert_close(model.blocks[0].mlp.act1(x), x)
-    assert len(notes) == 2
-    assert "4 rationals keep their starting functions" in notes[0]
-    assert "1000 classes" in notes[1]
+    assert len(notes) == 3
+    assert notes[0].startswith("the position embedding is resampled: (1, 17, 16)")
+    assert notes[1].startswith("4 rationals keep their starting functions")
+    assert "1000 classes" in notes[2]
 
 
 def test_start_takes_averaged_weights_as_timm_does(args, tmp_path):

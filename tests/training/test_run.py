@@ -343,7 +343,7 @@ def test_log_is_plain_lines(train, capsys):
     assert lines[0].startswith("kat_tiny_patch16_224: ")
     assert "16 training and 8 evaluation images, 2 classes" in lines[1]
     batches = [
-        re.match(r"Train: (\d)/2 \[ *(\d+)/4\]  loss (\S+)  top-1 (\S+)%  (\d+) images/s ", line) for line in lines
+        re.match(r"Train: (\d)/2 \[ *(\d+)/4\]  loss (\S+)  top-1 (\S+)%  ([\d.]+) images/s ", line) for line in lines
     ]
     # Four batches an epoch: the first, the third, and the last.
     assert [match.groups()[:2] for match in batches if match] == [

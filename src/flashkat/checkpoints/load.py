@@ -130,18 +130,18 @@ def start_from(
         partial: load the tensors that fit, and ignore all others.
 
     Returns:
-        A line for each part that did not come from the file.
+        A line for each part that is new, or was adapted.
 
     Raises:
         InputError: the file cannot be read, or differs from the model in other ways.
     """
     as_read = weights(read(path), use_ema)
     state = fit(model, as_read, str(path))
-    own, notes = model.state_dict(), []
+    own, notes = model.state_dict(), _resampled(as_read, state, path)
     rationals = rational_names(own)
     if rationals and not rational_names(state):
         state |= {key: own[key] for key in rationals}
-        notes.append(f"{len(rationals) // 2} rationals keep their starting functions: {path} is of a ViT without any")
+        notes.append(f"{len(rationals) // 2} rationals keep their starting functions: {path}, of a ViT, has none")
 
     configuration = getattr(model, "pretrained_cfg", None) or {}
     head = [f"{configuration.get('classifier') or 'head'}.{kind}" for kind in ("weight", "bias")]
@@ -160,6 +160,16 @@ def start_from(
 
     left = _load(model, state, str(path), read=as_read, partial=partial)
     return notes + ([f"{path} fits in part: {left}"] if left else [])
+
+
+def _resampled(read: dict[str, Tensor], fitted: dict[str, Tensor], path: str | os.PathLike[str]) -> list[str]:
+    """Return a line for each embedding that timm resampled to the model's image and patches."""
+    sizes = [
+        (name, tuple(read[key].shape), tuple(fitted[key].shape))
+        for name, key in (("position", "pos_embed"), ("patch", "patch_embed.proj.weight"))
+        if key in read and key in fitted and read[key].ndim == fitted[key].ndim
+    ]
+    return [f"the {name} embedding is resampled: {old} in {path}, {new} here" for name, old, new in sizes if old != new]
 
 
 def _classes(state: dict[str, Tensor], head: list[str]) -> int:

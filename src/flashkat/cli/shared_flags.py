@@ -73,14 +73,14 @@ def add_dataset(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--skip-bad-images",
         action="store_true",
-        help="list images that cannot be read, and take others in their place, where they are an error otherwise",
+        help="put other images in place of those that cannot be read, and list these (default: stop at the first)",
     )
     group.add_argument(
         "--max-bad-images",
         type=fraction,
         default=0.01,
         metavar="F",
-        help="share of a split's images from which on that is an error (default: 0.01)",
+        help="largest share of a split's images that --skip-bad-images may skip (default: 0.01)",
     )
 
 
@@ -123,7 +123,11 @@ def add_data(parser: argparse.ArgumentParser, batch_size: int) -> None:
     group.add_argument("--img-size", type=positive, metavar="N", help="image side in pixels (default: the model's)")
     group.add_argument("--in-chans", type=positive, metavar="N", help="channels of images (default: 3)")
     group.add_argument(
-        "--input-size", type=positive, nargs=3, metavar="N", help="channels, height and width, in place of both"
+        "--input-size",
+        type=positive,
+        nargs=3,
+        metavar="N",
+        help="channels, height and width, in place of --in-chans and --img-size",
     )
     group.add_argument("--crop-pct", type=share, metavar="F", help="share of the side that evaluation crops to")
     group.add_argument(
@@ -192,7 +196,7 @@ def add_device(parser: argparse.ArgumentParser, compiles: bool = False) -> argpa
         "--amp-dtype",
         default="bfloat16",
         choices=["bfloat16", "float16"],
-        help="its dtype; float16 scales the loss (default: bfloat16, where timm's is float16)",
+        help="dtype of --amp; float16 scales the loss (default: bfloat16, where timm's is float16)",
     )
     group.add_argument(
         "--amp-impl", default="native", choices=["native"], help="PyTorch's own; timm's other choice, apex, is gone"

@@ -159,10 +159,10 @@ def _add_optimizer(parser: argparse.ArgumentParser) -> None:
         "--layer-decay", type=share, metavar="F", help="factor for the learning rate of each layer below the head"
     )
     group.add_argument(
-        "--layer-decay-min-scale", type=fraction, default=0.0, metavar="F", help="its least product (default: 0)"
+        "--layer-decay-min-scale", type=fraction, default=0.0, metavar="F", help="least of these factors (default: 0)"
     )
     group.add_argument(
-        "--layer-decay-no-opt-scale", type=fraction, metavar="F", help="layers whose product is less are not trained"
+        "--layer-decay-no-opt-scale", type=fraction, metavar="F", help="do not train layers whose factor is less"
     )
 
 
@@ -173,13 +173,13 @@ def _add_rationals(parser: argparse.ArgumentParser) -> None:
         type=amount,
         default=1.0,
         metavar="F",
-        help="their learning rate, as a multiple of the other weights' (default: 1, as published)",
+        help="learning rate of the rationals' coefficients, as a multiple of the others' (default: 1, as published)",
     )
     group.add_argument(
         "--rational-weight-decay",
         type=amount,
         metavar="F",
-        help="their weight decay (default: the other weights', as published)",
+        help="weight decay of the rationals' coefficients (default: the other weights', as published)",
     )
 
 
@@ -208,7 +208,7 @@ def _add_learning_rate(parser: argparse.ArgumentParser) -> None:
         type=amount,
         nargs="+",
         metavar="F",
-        help="noise on it from this share of the epochs on, or between two",
+        help="noise on the learning rate from this share of the epochs on, or between two shares",
     )
     group.add_argument("--lr-noise-pct", type=amount, default=0.67, metavar="F", help="limit of noise (default: 0.67)")
     group.add_argument("--lr-noise-std", type=amount, default=1.0, metavar="F", help="deviation of noise (default: 1)")
@@ -279,7 +279,7 @@ def _add_augmentation(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--vflip", type=fraction, default=0.0, metavar="P", help="vertical flips (default: 0)")
     group.add_argument("--color-jitter", type=amount, default=0.4, metavar="F", help="colour jitter (default: 0.4)")
     group.add_argument(
-        "--color-jitter-prob", type=fraction, metavar="P", help="share of images that it is for (default: all)"
+        "--color-jitter-prob", type=fraction, metavar="P", help="share of images with colour jitter (default: all)"
     )
     group.add_argument("--grayscale-prob", type=fraction, metavar="P", help="share of images made grey (default: 0)")
     group.add_argument(
@@ -287,7 +287,11 @@ def _add_augmentation(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--aa", metavar="POLICY", help="AutoAugment policy, such as rand-m9-mstd0.5 (default: none)")
     group.add_argument(
-        "--aug-repeats", type=count, default=0, metavar="N", help="views of an image among the processes (default: 0)"
+        "--aug-repeats",
+        type=count,
+        default=0,
+        metavar="N",
+        help="views of each image, spread over the processes (default: 0)",
     )
     group.add_argument(
         "--aug-splits",
@@ -319,14 +323,14 @@ def _add_loss(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--smoothing", type=below_one, default=0.1, metavar="F", help="label smoothing (default: 0.1)")
     group.add_argument("--jsd-loss", action="store_true", help="Jensen-Shannon divergence between --aug-splits views")
     group.add_argument("--bce-loss", action="store_true", help="binary cross-entropy of each class")
-    group.add_argument("--bce-sum", action="store_true", help="sum it over the classes, not their mean")
+    group.add_argument("--bce-sum", action="store_true", help="sum --bce-loss over the classes, instead of their mean")
     group.add_argument(
         "--bce-target-thresh",
         type=fraction,
         metavar="F",
-        help="targets above it count as 1, others as 0 (default: as is)",
+        help="targets above this count as 1, others as 0 (default: as is)",
     )
-    group.add_argument("--bce-pos-weight", type=size, metavar="F", help="weight of the classes that are there")
+    group.add_argument("--bce-pos-weight", type=size, metavar="F", help="weight of the classes that an image has")
 
 
 def _add_distillation(parser: argparse.ArgumentParser) -> None:
@@ -336,8 +340,18 @@ def _add_distillation(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="learn from the outputs of this model too, with its published weights or those of local-dir:FOLDER",
     )
-    group.add_argument("--kd-distill-type", default="logit", choices=["logit"], help="of outputs (default: logit)")
-    group.add_argument("--kd-loss-type", default="kl", choices=["kl"], help="its loss, a divergence (default: kl)")
+    group.add_argument(
+        "--kd-distill-type",
+        default="logit",
+        choices=["logit"],
+        help="what is compared with the other model: logits (default: logit)",
+    )
+    group.add_argument(
+        "--kd-loss-type",
+        default="kl",
+        choices=["kl"],
+        help="how it is compared: Kullback-Leibler divergence (default: kl)",
+    )
     group.add_argument(
         "--distill-loss-weight",
         type=amount,
@@ -361,15 +375,25 @@ def _add_mixing(parser: argparse.ArgumentParser) -> None:
         metavar="F",
         help="least and greatest side of cutmix, in place of alpha",
     )
-    group.add_argument("--mixup-prob", type=fraction, default=1.0, metavar="P", help="share that is mixed (default: 1)")
     group.add_argument(
-        "--mixup-switch-prob", type=fraction, default=0.5, metavar="P", help="cutmix where both are on (default: 0.5)"
+        "--mixup-prob",
+        type=fraction,
+        default=1.0,
+        metavar="P",
+        help="share of batches, pairs or images that are mixed (default: 1)",
+    )
+    group.add_argument(
+        "--mixup-switch-prob",
+        type=fraction,
+        default=0.5,
+        metavar="P",
+        help="share of cutmix if both are on (default: 0.5)",
     )
     group.add_argument(
         "--mixup-mode",
         default="batch",
         choices=["batch", "pair", "elem", "half"],
-        help="how often parameters are drawn, for what; half makes a batch of half the size (default: batch)",
+        help="draw shares per batch, pair or image (elem); half makes a batch of half the size (default: batch)",
     )
     group.add_argument(
         "--mixup-off-epoch",
@@ -388,7 +412,7 @@ def _add_regularisation(parser: argparse.ArgumentParser) -> None:
 
 def _add_norms(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("batch norms, in models that have them")
-    group.add_argument("--sync-bn", action="store_true", help="statistics over all processes")
+    group.add_argument("--sync-bn", action="store_true", help="take statistics of batch norms over all processes")
     group.add_argument(
         "--dist-bn",
         default="reduce",
@@ -400,9 +424,11 @@ def _add_norms(parser: argparse.ArgumentParser) -> None:
 def _add_ema(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("averaged weights")
     group.add_argument("--model-ema", action="store_true", help="keep and evaluate an exponential moving average")
-    group.add_argument("--model-ema-force-cpu", action="store_true", help="keep it on the CPU, and do not evaluate it")
     group.add_argument(
-        "--model-ema-decay", type=fraction, default=0.9998, metavar="F", help="its decay (default: 0.9998)"
+        "--model-ema-force-cpu", action="store_true", help="keep the average on the CPU, and do not evaluate it"
+    )
+    group.add_argument(
+        "--model-ema-decay", type=fraction, default=0.9998, metavar="F", help="decay of the average (default: 0.9998)"
     )
     group.add_argument(
         "--model-ema-warmup", action="store_true", help="let the decay rise from 0 over the first updates"
@@ -473,6 +499,6 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         help="average the outputs of N views: the image, its mirror image, both shifted to each corner (default: 0)",
     )
     group.add_argument("--log-wandb", action="store_true", help="log to Weights & Biases too")
-    group.add_argument("--wandb-project", metavar="NAME", help="its project")
-    group.add_argument("--wandb-tags", nargs="+", default=[], metavar="TAG", help="its tags")
-    group.add_argument("--wandb-resume-id", default="", metavar="ID", help="the run of it to go on with")
+    group.add_argument("--wandb-project", metavar="NAME", help="project in Weights & Biases")
+    group.add_argument("--wandb-tags", nargs="+", default=[], metavar="TAG", help="tags in Weights & Biases")
+    group.add_argument("--wandb-resume-id", default="", metavar="ID", help="run in Weights & Biases to continue")

@@ -209,5 +209,7 @@ def check_same_classes(train: Any, val: Any) -> None:
         known = set(b.classes)
         missing = [name for name in a.classes if name not in known]
         if missing:
-            some = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
-            raise InputError(f"{a.source} has {len(missing)} classes that {b.source} has no images of: {some}")
+            some = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+            raise InputError(
+                f"{b.source} has no images of classes that {a.source} has: {some}. Add images, or remove these classes"
+            )

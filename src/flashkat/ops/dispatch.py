@@ -35,7 +35,7 @@ def choose_path(device: torch.device) -> Path:
     if device.type == "cpu":
         library, where = native.load()
         if library is None:
-            return Path("aten", f"PyTorch's own operators, several times slower than compiled code: {where}", aten)
+            return Path("aten", f"PyTorch's own operators, several times slower than compiled code; {where}", aten)
         return Path("native", f"compiled code for CPUs, {where}", native)
     if device.type != "cuda":
         return Path("aten", f"the Triton kernels are for GPUs; {device.type} runs PyTorch's own operators", aten)

@@ -23,7 +23,7 @@ from ..system.signals import Stopped, StopRequest
 from .config import Average, Config
 from .outputs.costs import peak_memory, share_waited
 from .outputs.folder import RunFolder
-from .outputs.progress import Progress
+from .outputs.progress import Progress, per_second
 from .outputs.recovery import is_finite, newest_good
 from .outputs.summary import PREFIXES, score
 from .outputs.writer import Writer
@@ -326,7 +326,7 @@ def _epoch_line(row: dict[str, Any], epochs: int, is_best: bool) -> str:
         line += f"eval loss {row['eval_loss']:.4f}  top-1 {row['eval_top1']:.2f}%  top-5 {row['eval_top5']:.2f}%  "
     if "eval_ema_top1" in row:
         line += f"EMA top-1 {row['eval_ema_top1']:.2f}%  "
-    line += f"lr {row['lr']:.2e}  {row['images_per_second']:.0f} images/s"
+    line += f"lr {row['lr']:.2e}  {per_second(row['images_per_second'])}"
     if "peak_memory_gib" in row:
         line += f"  peak {row['peak_memory_gib']:.2f} GiB"
     if "data_wait" in row:

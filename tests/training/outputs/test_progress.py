@@ -11,7 +11,7 @@ import pytest
 import tiny
 
 from flashkat.evaluation.metrics import Metrics
-from flashkat.training.outputs.progress import open_progress
+from flashkat.training.outputs.progress import open_progress, per_second
 
 METRICS = Metrics(loss=1.23456, top1=43.219, top5=90.0)
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -84,6 +84,11 @@ def terminal(monkeypatch):
         return stream
 
     return replace
+
+
+@pytest.mark.parametrize(("rate", "text"), [(0.42, "0.4 images/s"), (9.9, "9.9 images/s"), (3270.4, "3270 images/s")])
+def test_few_images_per_second_have_a_decimal(rate, text):
+    assert per_second(rate) == text
 
 
 def test_live_bar(terminal):
@@ -190,7 +195,7 @@ def test_on_a_real_terminal(images, tmp_path):
     assert b"\r" in out
     text = ESCAPE.sub("", out.decode())
     bars = [line for line in re.split(r"[\r\n]+", text) if "━" in line]
-    pattern = r"epoch 2/2 ━+ *100% loss \d+\.\d{4}  top-1 \d+\.\d\d%  \d+ images/s \d+:\d\d:\d\d left"
+    pattern = r"epoch 2/2 ━+ *100% loss \d+\.\d{4}  top-1 \d+\.\d\d%  [\d.]+ images/s \d+:\d\d:\d\d left"
     assert re.fullmatch(pattern, bars[-1].strip())
     assert any(re.match(r"epoch 1/2 .* 50% ", bar) for bar in bars)
     assert len([line for line in text.splitlines() if re.search(r"Epoch \d/2  train loss", line)]) == 2

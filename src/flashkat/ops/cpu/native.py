@@ -75,7 +75,7 @@ def load() -> tuple[ctypes.CDLL | None, str]:
             library.flashkat_finish.argtypes = [ctypes.POINTER(_Call), *[ctypes.c_void_p] * 5]
             library.flashkat_finish.restype = None
             return library, path.name
-    return None, "no compiled code is here: installing the package builds it, where there is a C compiler"
+    return None, "none was built: install FlashKAT again, with a C compiler"
 
 
 @functools.cache

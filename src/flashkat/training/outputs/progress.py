@@ -9,7 +9,7 @@ from ...evaluation.metrics import Metrics
 from ...system.distributed import is_primary
 from ...system.terminal import printable
 
-__all__ = ["Progress", "open_progress"]
+__all__ = ["Progress", "open_progress", "per_second"]
 
 
 class Progress(Protocol):
@@ -48,8 +48,13 @@ def open_progress(epochs: int, batches: int, first: int = 0) -> Progress:
     return _Live(epochs, batches) if sys.stdout.isatty() else _Plain(epochs, batches, first)
 
 
+def per_second(rate: float) -> str:
+    """Return images per second as text, with a decimal where they are few."""
+    return f"{rate:.{0 if rate >= 10 else 1}f} images/s"
+
+
 def _describe(metrics: Metrics, rate: float) -> str:
-    return f"loss {metrics.loss:.4f}  top-1 {metrics.top1:.2f}%  {rate:.0f} images/s"
+    return f"loss {metrics.loss:.4f}  top-1 {metrics.top1:.2f}%  {per_second(rate)}"
 
 
 class _Silent:
