@@ -42,6 +42,15 @@ def as_bytes(image):
     return file.getvalue()
 
 
+def as_jpeg(width, height, mode="RGB", format="JPEG"):
+    """Return a file of a smooth coloured image, the same for the same width."""
+    generator = np.random.default_rng(width)
+    few = Image.fromarray(generator.integers(0, 256, (height // 8, width // 8, 3)).astype(np.uint8))
+    file = io.BytesIO()
+    few.resize((width, height), Image.Resampling.BICUBIC).convert(mode).save(file, format)
+    return file.getvalue()
+
+
 def add(archive, name, content):
     info = tarfile.TarInfo(name)
     info.size = len(content)

@@ -27,6 +27,7 @@ from samples import (
 )
 
 from flashkat.data import loaders
+from flashkat.data.batched import backend
 from flashkat.data.batched.batches import Drawing
 from flashkat.data.datasets import image_count
 from flashkat.data.folders import open_split
@@ -267,7 +268,7 @@ def given(monkeypatch):
 
         monkeypatch.setattr(f"flashkat.data.{name}", make_and_note)
 
-    told(loaders.create_transform, "loaders.create_transform")
+    told(backend.create_transform, "batched.backend.create_transform")
     told(torch.utils.data.DataLoader, "order.DataLoader")
     monkeypatch.setattr(loaders, "PrefetchLoader", lambda loader, *args, **kwargs: given.update(kwargs))
     return given
@@ -277,7 +278,7 @@ def given(monkeypatch):
     ("device", "flags", "pinned"), [("cuda", [], True), ("cuda", ["--no-pin-mem"], False), ("cpu", [], False)]
 )
 def test_memory_is_pinned_for_gpus(folder, given, monkeypatch, device, flags, pinned):
-    monkeypatch.setattr(loaders, "augments_on", lambda device: False)  # asks the driver
+    monkeypatch.setattr(backend, "has_gpu", lambda device: False)  # asks the driver
     args = args_of(folder, *flags)
     training_loader(open_dataset(args, "train"), CONFIG, args, torch.device(device))
     assert given.pop("pin_memory") == pinned
@@ -301,7 +302,7 @@ def test_a_gpu_augments_to_the_same_batches(request, monkeypatch, flags):
     args = args_of(source, *flags, "-b", 4, "--train-interpolation", "random")
 
     def batches(on_gpu):
-        monkeypatch.setattr(loaders, "augments_on", lambda device: on_gpu)
+        monkeypatch.setattr(backend, "has_gpu", lambda device: on_gpu)
         torch.manual_seed(0)  # the seed of a stream's random numbers
         np.random.seed(0)
         random.seed(0)
@@ -318,7 +319,7 @@ def test_a_gpu_augments_to_the_same_batches(request, monkeypatch, flags):
 
 
 def test_workers_keep_what_a_gpu_cannot_augment(folder, monkeypatch):
-    monkeypatch.setattr(loaders, "augments_on", lambda device: True)
+    monkeypatch.setattr(backend, "has_gpu", lambda device: True)
     for flags in (["--aa", "3a"], ["--no-aug"], ["--no-prefetcher"], ["--in-chans", 1], ["--aug-splits", 2]):
         args = args_of(folder, "-b", 4, "-j", 0, *flags)
         dataset = open_dataset(args, "train")

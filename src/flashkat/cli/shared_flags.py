@@ -118,6 +118,12 @@ def add_data(parser: argparse.ArgumentParser, batch_size: int) -> None:
         help="load batches for GPUs into pinned memory, from which copying waits for nothing (default: on)",
     )
     group.add_argument(
+        "--data-backend",
+        choices=("auto", "timm", "dali"),
+        help="what decodes images: Pillow in the loader's processes, NVIDIA DALI on the GPU (its pixels differ by a "
+        "few grey levels), or DALI where it can (default: auto in training, else timm)",
+    )
+    group.add_argument(
         "--no-prefetcher", action="store_true", help="normalise images in the loader's processes, not on the device"
     )
     group.add_argument("--img-size", type=positive, metavar="N", help="image side in pixels (default: the model's)")

@@ -21,6 +21,7 @@ class Data:
         data_dir: the data set's folder or archive; None for data that needs none.
         dataset: its kind and name, such as ``torch/cifar10``; empty for a folder or archive.
         batch_size: images per batch and process.
+        data_backend: what decodes images, "timm", "dali" or "auto"; None is auto in training, timm elsewhere.
         loader_timeout: seconds that workers may take for a batch, or this process for an image; 0 waits for ever.
         img_size: side of an image in pixels; None takes the model's.
         input_size: (channels, height, width), in place of ``img_size`` and ``in_chans``.
@@ -39,6 +40,7 @@ class Data:
     target_key: str | None = None
     batch_size: int = 128
     workers: int = min(4, os.cpu_count() or 1)
+    data_backend: str | None = None
     loader_timeout: float = 600.0
     pin_mem: bool = True
     no_prefetcher: bool = False

@@ -1,8 +1,9 @@
 """Image folders and tar archives in the ImageNet layout."""
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from timm.data import ImageDataset
 
@@ -111,11 +112,15 @@ class ImageFolder(Numbered, ImageDataset):
     """timm's ImageDataset, but an image that cannot be decoded is an error, unless ``bad`` takes note of it.
 
     A neighbour in its place would change what an accuracy means.
+
+    Attributes:
+        read_file: reads an open file, given the mode of images, to what ``transform`` takes.
     """
 
     def __init__(self, root: str | Path | None, reader: Any, source: str = "", mode: str = "RGB") -> None:
         ImageDataset.__init__(self, root, reader=reader, input_img_mode=mode)
         self.source = source or str(root)
+        self.read_file: Callable[[IO[bytes], str], Any] = read_image
         self.notes = getattr(reader, "notes", ())
 
     def __len__(self) -> int:
@@ -128,7 +133,7 @@ class ImageFolder(Numbered, ImageDataset):
             raise InputError(f"cannot read image number {index} of {self.source}: {error}") from error
         try:
             with file:
-                return read_image(file, self.input_img_mode), target
+                return self.read_file(file, self.input_img_mode), target
         # Damaged files make Pillow raise almost anything, a SyntaxError for a broken PNG among them.
         except Exception as error:
             raise InputError(f"cannot decode the image {self.name(index)}: replace or remove it") from error

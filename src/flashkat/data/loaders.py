@@ -3,7 +3,7 @@
 import math
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,18 +16,14 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate, get_worker_info
 
 from ..errors import InputError, explain
-from ..ops.dispatch import is_triton
 from ..system import distributed
 from ..system.device import Runtime
 from ..system.signals import leave_signals_to_parent
 from ..system.stalls import Reads
-from .augment import mend_posterize
-from .batched.batches import Collate, Drawing
-from .batched.steps import Recipe, UnsupportedError
+from .batched.backend import Backend, Decoding, evaluation_backend, training_backend
 from .config import Augmentation, Data
 from .datasets import FakeImages, Stream
 from .folders import Numbered
-from .images import image_mode
 from .order import SeededErasing, evaluation_batches, training_batches
 
 __all__ = ["Batches", "check_augmentation", "evaluation_loader", "training_loader"]
@@ -100,13 +96,9 @@ def training_loader(
         **erasing,
     }
     with explain("cannot load images like this"):
-        loading = _loading(data, device)
-        drawing = _drawing(transform, data, augmentation) if augments_on(device) else None
-        if drawing is None:
-            dataset.transform = create_transform(**transform, separate=splits > 0)
-            mend_posterize(dataset.transform)
-        else:
-            dataset.transform, loading["collate_fn"] = drawing, Collate(drawing.recipe.fill)
+        backend = training_backend(dataset, transform, data, augmentation, device)
+        backend.set_up(dataset)
+        loading = _loading(data, device, backend)
         is_stream = isinstance(dataset, Stream)
         if is_stream:
             if data.epoch_repeats:
@@ -124,30 +116,12 @@ def training_loader(
             continued=data.use_multi_epochs_loader,
             **loading,
         )
-        loader = _prefetched(loader, config, data, runtime, device, **({} if augmentation.no_aug else erasing))
+        erasing = {} if augmentation.no_aug else erasing
+        loader = _prefetched(loader, backend, config, data, runtime, device, **erasing)
     # timm draws what is erased in a stream from the process's random numbers.
     if getattr(loader, "random_erasing", None) and not is_stream:
         loader.random_erasing = SeededErasing(loader.random_erasing, loader.sampler)
-    return Batches(loader, runtime, device, numbered)
-
-
-def augments_on(device: torch.device) -> bool:
-    """Return whether images can be augmented on a device after the workers have cropped them."""
-    return device.type == "cuda" and is_triton(device)
-
-
-def _drawing(transform: dict[str, Any], data: Data, augmentation: Augmentation) -> Drawing | None:
-    """Return a transform that leaves the augmentation to the GPU, where the images are the same ones.
-
-    None is for images that are not in colour, and for an augmentation that the GPU does not know. Workers do that.
-    """
-    if augmentation.no_aug or augmentation.aug_splits or data.no_prefetcher or image_mode(data) != "RGB":
-        return None
-    primary, secondary, _ = create_transform(**transform, separate=True)
-    try:
-        return Drawing(primary, Recipe(secondary.transforms)) if secondary.transforms else None
-    except UnsupportedError:
-        return None
+    return Batches(loader, runtime, device, numbered, backend.notes)
 
 
 def _shared_settings(config: dict[str, Any], data: Data) -> dict[str, Any]:
@@ -156,12 +130,12 @@ def _shared_settings(config: dict[str, Any], data: Data) -> dict[str, Any]:
     return {**{name: config[name] for name in names}, "use_prefetcher": not data.no_prefetcher}
 
 
-def _loading(data: Data, device: torch.device) -> dict[str, Any]:
+def _loading(data: Data, device: torch.device, backend: Backend) -> dict[str, Any]:
     """Return the arguments of a DataLoader that do not concern its order."""
     return {
         "num_workers": data.workers,
         "timeout": data.loader_timeout if data.workers else 0,
-        "collate_fn": default_collate if data.no_prefetcher else fast_collate,
+        "collate_fn": backend.collate or (default_collate if data.no_prefetcher else fast_collate),
         "pin_memory": data.pin_mem and device.type == "cuda",
         "worker_init_fn": partial(_start_worker, data.worker_seeding == "all"),
         "persistent_workers": data.workers > 0,
@@ -204,12 +178,20 @@ def _start_worker(seeds_numpy: bool, worker: int) -> None:
 
 
 def _prefetched(
-    loader: Any, config: dict[str, Any], data: Data, runtime: Runtime, device: torch.device, **erasing: Any
+    loader: Any,
+    backend: Backend,
+    config: dict[str, Any],
+    data: Data,
+    runtime: Runtime,
+    device: torch.device,
+    **erasing: Any,
 ) -> Any:
     """Let timm copy, normalise and erase batches ahead of their use, unless ``--no-prefetcher`` is given."""
     if data.no_prefetcher:
         return loader
     channels = config["input_size"][0]
+    if backend.decoder is not None:
+        loader = Decoding(loader, backend.decoder)
     return PrefetchLoader(loader, config["mean"], config["std"], channels, device, runtime.dtype, **erasing)
 
 
@@ -272,18 +254,20 @@ def evaluation_loader(
         dataset.batch_size = batch_size
         return Batches(_Resident(dataset, config, runtime, device), runtime, device)
     with explain("cannot load images like this"):
-        dataset.transform = create_transform(
+        transform = {
             **_shared_settings(config, data),
             **{name: config[name] for name in ("interpolation", "crop_pct", "crop_mode")},
-            crop_border_pixels=crop_border_pixels,
-        )
+            "crop_border_pixels": crop_border_pixels,
+        }
+        backend = evaluation_backend(dataset, transform, data, batch_size, device)
+        backend.set_up(dataset)
         if isinstance(dataset, Stream):
             dataset.read_whole()
             dataset.set_loader_cfg(num_workers=data.workers)
         _check_shared_memory(data, config, batch_size)
-        loader = evaluation_batches(dataset, batch_size, **_loading(data, device))
-        loader = _prefetched(loader, config, data, runtime, device)
-    return Batches(loader, runtime, device, _watched(dataset, data))
+        loader = evaluation_batches(dataset, batch_size, **_loading(data, device, backend))
+        loader = _prefetched(loader, backend, config, data, runtime, device)
+    return Batches(loader, runtime, device, _watched(dataset, data), backend.notes)
 
 
 class _Resident:
@@ -313,13 +297,21 @@ class Batches:
         runtime: the dtype and the layout.
         device: where the model is.
         dataset: what the loader's processes read, for errors; None for a stream.
+        notes: lines for the user about the loader.
 
     Attributes:
         waited: seconds spent waiting for the loader, since the last epoch began.
     """
 
-    def __init__(self, loader: Any, runtime: Runtime, device: torch.device, dataset: Numbered | None = None) -> None:
-        self.loader, self.device, self.waited = loader, device, 0.0
+    def __init__(
+        self,
+        loader: Any,
+        runtime: Runtime,
+        device: torch.device,
+        dataset: Numbered | None = None,
+        notes: Sequence[str] = (),
+    ) -> None:
+        self.loader, self.device, self.waited, self.notes = loader, device, 0.0, notes
         self._numbered = dataset
         self._dtype = runtime.dtype
         self._layout = torch.channels_last if runtime.channels_last else torch.contiguous_format

@@ -146,7 +146,7 @@ def _train(asked: Config, device: torch.device) -> Result:
         dataset.num_classes = classes
     # From here on config has the settled values. asked goes to args.yaml, which another run may read.
     config = replace(asked, model=replace(asked.model, num_classes=classes), compilation=compilation)
-    data, runtime = config.data, config.runtime
+    data, runtime = replace(config.data, data_backend=config.data.data_backend or "auto"), config.runtime
     notes: list[str] = [note for dataset in datasets for note in dataset.notes]
     if val_set is None:
         notes.append("There is no evaluation, as --val-split is empty, and no best checkpoint")
@@ -192,6 +192,7 @@ def _train(asked: Config, device: torch.device) -> Result:
 
     updates = state.epochs * -(-len(train_loader) // config.parallel.grad_accum_steps)
     notes += [
+        *train_loader.notes,
         *_about_resuming(config, resumed, state),
         *about_teacher,
         *length_notes(config.schedule, config.average, updates),

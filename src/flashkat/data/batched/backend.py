@@ -1,0 +1,168 @@
+"""Choose what decodes a data set's images: Pillow in the workers, or NVIDIA DALI on the GPU."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from timm.data import create_transform
+
+from ...errors import InputError, is_installed
+from ...ops.dispatch import is_triton
+from ..augment import mend_posterize
+from ..config import Augmentation, Data
+from ..datasets import Stream
+from ..folders import ImageFolder
+from ..images import image_mode
+from .batches import Collate, Drawing
+from .dali import Decoder
+from .encoded import CollateEncoded, EvaluationCut, TrainingCut, read_encoded
+from .steps import Recipe, UnsupportedError
+
+__all__ = ["Backend", "Decoding", "evaluation_backend", "has_gpu", "training_backend"]
+
+
+@dataclass
+class Backend:
+    """How images go from files to batches.
+
+    Attributes:
+        transform: the data set's transform.
+        collate: puts images together in a worker; None for timm's own.
+        decoder: decodes batches in the training process; None where the workers decode.
+        notes: lines for the user.
+    """
+
+    transform: Any
+    collate: Callable[..., Any] | None = None
+    decoder: Decoder | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def set_up(self, dataset: Any) -> None:
+        """Let a data set read images for this backend."""
+        dataset.transform = self.transform
+        if self.decoder is not None:
+            dataset.read_file = read_encoded
+
+
+class Decoding:
+    """A loader whose encoded batches get their decoder.
+
+    Args:
+        loader: gives the batches of :class:`CollateEncoded`.
+        decoder: decodes them.
+    """
+
+    def __init__(self, loader: Any, decoder: Decoder) -> None:
+        self.loader, self.decoder = loader, decoder
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "loader":  # not set yet, while this is made or copied
+            raise AttributeError(name)
+        return getattr(self.loader, name)
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        for images, target in self.loader:
+            images.decoder = self.decoder
+            yield images, target
+
+
+def has_gpu(device: torch.device) -> bool:
+    """Return whether a device decodes and augments images."""
+    return device.type == "cuda" and is_triton(device)
+
+
+def training_backend(
+    dataset: Any, settings: dict[str, Any], data: Data, augmentation: Augmentation, device: torch.device
+) -> Backend:
+    """Choose the backend of a training loader.
+
+    Args:
+        dataset: the data set.
+        settings: the arguments of timm's ``create_transform``.
+        data: the section of the configuration.
+        augmentation: the section of the configuration.
+        device: where batches are used.
+
+    Raises:
+        InputError: ``--data-backend dali`` cannot load the images like this.
+    """
+    views = augmentation.aug_splits
+    transform = create_transform(**settings, separate=views > 0)
+    mend_posterize(transform)
+    if not has_gpu(device):
+        return _without_dali(Backend(transform), data, "it decodes on GPUs only", is_worth_a_line=False)
+    if augmentation.no_aug or views or data.no_prefetcher or image_mode(data) != "RGB":
+        return _without_dali(Backend(transform), data, "it takes colour images, the prefetcher and one view of each")
+    primary, secondary, _ = create_transform(**settings, separate=True)
+    try:
+        recipe = Recipe(secondary.transforms)
+    except UnsupportedError as error:
+        return _without_dali(Backend(transform), data, f"it has no {error}")
+    by_pillow = Backend(Drawing(primary, recipe), Collate(recipe.fill)) if secondary.transforms else Backend(transform)
+    if data.data_backend in (None, "timm"):
+        return by_pillow
+    reason = _why_not_dali(dataset, data)
+    if reason:
+        return _without_dali(by_pillow, data, reason)
+    try:
+        cut = TrainingCut(primary, recipe)
+    except UnsupportedError as error:
+        return _without_dali(by_pillow, data, f"it has no {error}")
+    return _with_dali(cut, settings, data, data.batch_size, device, recipe.fill)
+
+
+def evaluation_backend(
+    dataset: Any, settings: dict[str, Any], data: Data, batch_size: int, device: torch.device
+) -> Backend:
+    """Choose the backend of a loader for evaluation. See :func:`training_backend`."""
+    transform = create_transform(**settings)
+    if data.data_backend in (None, "timm"):
+        return Backend(transform)
+    if not has_gpu(device):
+        return _without_dali(Backend(transform), data, "it decodes on GPUs only", is_worth_a_line=False)
+    if data.no_prefetcher or image_mode(data) != "RGB":
+        return _without_dali(Backend(transform), data, "it takes colour images and the prefetcher")
+    reason = _why_not_dali(dataset, data)
+    if reason:
+        return _without_dali(Backend(transform), data, reason, is_worth_a_line=False)
+    try:
+        cut = EvaluationCut(transform)
+    except UnsupportedError as error:
+        return _without_dali(Backend(transform), data, f"it has no {error}")
+    return _with_dali(cut, settings, data, batch_size, device)
+
+
+def _why_not_dali(dataset: Any, data: Data) -> str:
+    if not is_installed("nvidia.dali"):
+        return "it is not installed (pip install 'flashkat[dali]')"
+    if isinstance(dataset, Stream) or not isinstance(dataset, ImageFolder):
+        return "it reads image folders and archives only"
+    if data.skip_bad_images:
+        return "it cannot replace images, as --skip-bad-images asks for"
+    return ""
+
+
+def _without_dali(backend: Backend, data: Data, reason: str, *, is_worth_a_line: bool = True) -> Backend:
+    if data.data_backend == "dali":
+        raise InputError(f"--data-backend dali cannot load these images: {reason}")
+    if data.data_backend == "auto" and is_worth_a_line:
+        backend.notes.append(f"Pillow decodes the images, not NVIDIA DALI: {reason}")
+    return backend
+
+
+def _with_dali(
+    cut: TrainingCut | EvaluationCut,
+    settings: dict[str, Any],
+    data: Data,
+    batch_size: int,
+    device: torch.device,
+    fill: tuple[int, ...] = (0, 0, 0),
+) -> Backend:
+    size = tuple(settings["input_size"][1:])
+    decoder = Decoder(batch_size, size, device, max(1, data.workers))
+    notes = ["NVIDIA DALI decodes the images, with pixels a few grey levels from Pillow's"]
+    return Backend(cut, CollateEncoded(size, fill), decoder, notes if data.data_backend == "auto" else [])

@@ -1,0 +1,261 @@
+"""JPEG files that workers read and leave encoded, and what is cut out of each.
+
+The random numbers of crop and flips are timm's, so the cut is the same as without this.
+"""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from io import BytesIO
+from typing import IO, Any
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data.transforms import RandomResizedCropAndInterpolation
+from torch import Tensor
+from torchvision import transforms
+from torchvision.transforms import InterpolationMode
+
+from ...errors import InputError
+from ...system.terminal import printable_name
+from ..images import as_mode, open_image, read_image
+from .batches import DrawnBatch
+from .steps import Recipe, Step, UnsupportedError, as_table
+
+__all__ = ["CollateEncoded", "Cut", "EncodedBatch", "EvaluationCut", "Jpeg", "TrainingCut", "read_encoded"]
+
+_RESAMPLING = {
+    InterpolationMode.BILINEAR: Image.Resampling.BILINEAR,
+    InterpolationMode.BICUBIC: Image.Resampling.BICUBIC,
+}
+
+
+@dataclass
+class Jpeg:
+    """An encoded image.
+
+    Attributes:
+        data: the file's bytes, in uint8.
+        name: what messages call it.
+        size: (width, height).
+    """
+
+    data: np.ndarray
+    name: str
+    size: tuple[int, int]
+
+
+def read_encoded(file: IO[bytes], mode: str) -> Jpeg | Image.Image:
+    """Read a JPEG file and its size. Decode what is no JPEG, or has other colours than grey or red, green and blue."""
+    data = file.read()
+    image = open_image(BytesIO(data))
+    if image.format == "JPEG" and image.mode in ("RGB", "L"):
+        return Jpeg(np.frombuffer(data, dtype=np.uint8), printable_name(str(getattr(file, "name", ""))), image.size)
+    return as_mode(image, mode)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What becomes of a decoded image: a part of it is resized, flipped, and cut again.
+
+    Attributes:
+        box: the part, as (top, left, height, width).
+        size: its (height, width) after resizing.
+        window: the (top, left) of the result within that.
+        resampling: Pillow's BILINEAR or BICUBIC.
+        flip_x: exchange left and right.
+        flip_y: exchange top and bottom.
+    """
+
+    box: tuple[int, int, int, int]
+    size: tuple[int, int]
+    window: tuple[int, int] = (0, 0)
+    resampling: Image.Resampling = Image.Resampling.BILINEAR
+    flip_x: bool = False
+    flip_y: bool = False
+
+    def apply(self, image: Image.Image, size: tuple[int, int]) -> np.ndarray:
+        """Return the result (H, W, 3) of ``size`` by Pillow, as timm's transforms give it."""
+        top, left, height, width = self.box
+        image = image.crop((left, top, left + width, top + height)).resize(self.size[::-1], self.resampling)
+        if self.flip_x:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        if self.flip_y:
+            image = image.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
+        top, left = self.window
+        return np.asarray(image)[top : top + size[0], left : left + size[1]]
+
+
+Encoded = tuple[Jpeg, Cut] | np.ndarray
+
+
+class TrainingCut:
+    """A data set's transform: draw crop, flips and further steps of an image, and leave them to the GPU.
+
+    Args:
+        primary: timm's transform of crop and flips.
+        recipe: draws the further steps.
+
+    Raises:
+        UnsupportedError: the transform does anything else, or resizes by other ways than bilinear and bicubic.
+    """
+
+    def __init__(self, primary: transforms.Compose, recipe: Recipe) -> None:
+        self.primary, self.recipe = primary, recipe
+        crop, *flips = primary.transforms
+        if not isinstance(crop, RandomResizedCropAndInterpolation):
+            raise UnsupportedError(f"the crop {type(crop).__name__}")
+        self._crop = crop
+        several = crop.interpolation if isinstance(crop.interpolation, (tuple, list)) else (crop.interpolation,)
+        _check_resampling(several)
+        self._flips: list[tuple[str, float]] = [(_flipped_axis(each), each.p) for each in flips]
+
+    def __call__(self, image: Jpeg | Image.Image) -> tuple[Encoded, list[Step]]:
+        if not isinstance(image, Jpeg):
+            image = self.primary(image)
+            return np.asarray(image), self.recipe.draw(image.size)
+        crop = self._crop
+        # timm only asks for the size.
+        box = crop.get_params(Image.new("1", image.size), crop.scale, crop.ratio)
+        several = crop.interpolation
+        chosen = random.choice(several) if isinstance(several, (tuple, list)) else several
+        flips = {name for name, probability in self._flips if torch.rand(1) < probability}
+        cut = Cut(box, tuple(crop.size), (0, 0), _RESAMPLING[chosen], "x" in flips, "y" in flips)
+        return (image, cut), self.recipe.draw(tuple(crop.size)[::-1])
+
+
+def _flipped_axis(transform: Any) -> str:
+    if isinstance(transform, transforms.RandomHorizontalFlip):
+        return "x"
+    if isinstance(transform, transforms.RandomVerticalFlip):
+        return "y"
+    raise UnsupportedError(type(transform).__name__)
+
+
+def _check_resampling(several: Sequence[Any]) -> None:
+    for each in several:
+        if each not in _RESAMPLING:
+            raise UnsupportedError(f"the interpolation {each}")
+
+
+class EvaluationCut:
+    """A data set's transform for evaluation: where timm resizes and cuts an image, left to the GPU.
+
+    Args:
+        transform: timm's transform.
+
+    Raises:
+        UnsupportedError: it does more than resize and cut the centre, or pads.
+    """
+
+    def __init__(self, transform: transforms.Compose) -> None:
+        resize, crop, *rest = transform.transforms
+        if not (isinstance(resize, transforms.Resize) and isinstance(crop, transforms.CenterCrop) and len(rest) == 1):
+            raise UnsupportedError(f"the crop {type(resize).__name__}")
+        _check_resampling([resize.interpolation])
+        self._resize, self._crop, self._size = resize, crop, tuple(crop.size)
+
+    def __call__(self, image: Jpeg | Image.Image) -> tuple[Encoded, list[Step]]:
+        if not isinstance(image, Jpeg):
+            return np.asarray(self._crop(self._resize(image))), []
+        width, height = image.size
+        size = _resized(height, width, self._resize.size)
+        if size[0] < self._size[0] or size[1] < self._size[1]:
+            raise ValueError("it is smaller than the crop after resizing")
+        top, left = (round((have - want) / 2.0) for have, want in zip(size, self._size, strict=True))
+        return (image, Cut((0, 0, height, width), size, (top, left), _RESAMPLING[self._resize.interpolation])), []
+
+
+def _resized(height: int, width: int, size: int | Sequence[int]) -> tuple[int, int]:
+    """Return the height and width that torchvision resizes to: of the shorter side, or of both."""
+    if not isinstance(size, int) and len(size) == 2:
+        return size[0], size[1]
+    shorter = size if isinstance(size, int) else size[0]
+    if height <= width:
+        return shorter, int(shorter * width / height)
+    return int(shorter * height / width), shorter
+
+
+@dataclass
+class EncodedBatch:
+    """Images of which some are encoded. timm's prefetcher takes it for a tensor of images.
+
+    Attributes:
+        files: the bytes of all encoded images. As a tensor, they come from a worker through shared memory.
+        jpegs: name, size and number of bytes of each, and what to cut out.
+        places: their places in the batch.
+        drawn: the other images at their places, and the steps of all.
+        decoder: decodes and cuts on the GPU; set in the training process.
+    """
+
+    files: Tensor
+    jpegs: list[tuple[str, tuple[int, int], int, Cut]]
+    places: Tensor
+    drawn: DrawnBatch
+    decoder: Callable[[Sequence[tuple[Jpeg, Cut]]], Tensor] | None = field(default=None, repr=False)
+
+    def pin_memory(self) -> "EncodedBatch":
+        """Return a batch whose tensors for the GPU are in pinned memory, as PyTorch's loader asks for."""
+        return EncodedBatch(self.files, self.jpegs, self.places.pin_memory(), self.drawn.pin_memory(), self.decoder)
+
+    def encoded(self) -> list[tuple[Jpeg, Cut]]:
+        """Return the encoded images with what to cut out of them."""
+        files, first, found = self.files.numpy(), 0, []
+        for name, size, length, cut in self.jpegs:
+            found.append((Jpeg(files[first : first + length], name, size), cut))
+            first += length
+        return found
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> Tensor:
+        """Return the augmented images (B, 3, H, W) in uint8 on a GPU."""
+        images = self.drawn.images.to(device, non_blocking=non_blocking)
+        if self.jpegs:
+            assert self.decoder is not None
+            places = self.places.to(device, non_blocking=non_blocking)
+            images = images.index_copy(0, places, self.decoder(self.encoded()))
+        return DrawnBatch(images, self.drawn.steps, self.drawn.fill).to(device, non_blocking)
+
+
+class CollateEncoded:
+    """Put the images of :class:`TrainingCut` or :class:`EvaluationCut` and their labels together.
+
+    Args:
+        size: height and width of the results.
+        fill: see :class:`DrawnBatch`.
+    """
+
+    def __init__(self, size: tuple[int, int], fill: tuple[int, ...] = (0, 0, 0)) -> None:
+        self.size, self.fill = size, fill
+
+    def __call__(self, batch: Sequence[tuple[Any, int]]) -> tuple[EncodedBatch, Tensor]:
+        drawn, labels = zip(*batch, strict=True)
+        images = torch.empty(len(batch), *self.size, 3, dtype=torch.uint8)
+        files, jpegs, places = [], [], []
+        for place, (image, _) in enumerate(drawn):
+            if isinstance(image, tuple):
+                jpeg, cut = image
+                files.append(jpeg.data)
+                jpegs.append((jpeg.name, jpeg.size, len(jpeg.data), cut))
+                places.append(place)
+            else:
+                images[place] = torch.from_numpy(image.copy())
+        encoded = torch.from_numpy(np.concatenate(files) if files else np.empty(0, dtype=np.uint8))
+        others = DrawnBatch(images, as_table([each for _, each in drawn]), self.fill)
+        return EncodedBatch(encoded, jpegs, torch.tensor(places), others), torch.tensor(labels)
+
+
+def decode_by_pillow(jpegs: Sequence[tuple[Jpeg, Cut]], size: tuple[int, int]) -> Tensor:
+    """Decode and cut images by Pillow: (N, H, W, 3) in uint8.
+
+    Raises:
+        InputError: an image cannot be decoded.
+    """
+    return torch.from_numpy(np.stack([_decode_by_pillow(jpeg, cut, size) for jpeg, cut in jpegs]))
+
+
+def _decode_by_pillow(jpeg: Jpeg, cut: Cut, size: tuple[int, int]) -> np.ndarray:
+    try:
+        return cut.apply(read_image(BytesIO(jpeg.data.tobytes()), "RGB"), size)
+    except Exception as error:  # damaged files make Pillow raise almost anything
+        raise InputError(f"cannot decode the image {jpeg.name}: replace or remove it") from error

@@ -1,0 +1,124 @@
+"""The choice of a backend: by flags, data and device."""
+
+import pytest
+import torch
+from configs import evaluation_loader, training_loader
+from samples import NORMALISING, SHARDS, args_of, as_jpeg, open_dataset
+
+from flashkat.data.batched import backend
+from flashkat.data.batched.backend import Decoding
+from flashkat.data.batched.encoded import EvaluationCut, TrainingCut
+from flashkat.errors import InputError, is_installed
+
+CPU = torch.device("cpu")
+LARGER = {**NORMALISING, "input_size": (3, 32, 32)}
+
+
+@pytest.fixture
+def on_gpu(monkeypatch):
+    """Take the CPU for a GPU, and DALI for installed unless told otherwise."""
+
+    def take(has_dali=True):
+        monkeypatch.setattr(backend, "has_gpu", lambda device: True)
+        monkeypatch.setattr(backend, "is_installed", lambda module: has_dali)
+
+    return take
+
+
+def _training(source, *flags):
+    args = args_of(source, "-b", 4, "-j", 0, *flags)
+    dataset = open_dataset(args, args.data.train_split)
+    return dataset, training_loader(dataset, NORMALISING, args, CPU)
+
+
+def _evaluation(source, *flags):
+    args = args_of(source, "-b", 4, "-j", 0, *flags)
+    dataset = open_dataset(args, "validation")
+    return dataset, evaluation_loader(dataset, NORMALISING, args, CPU)
+
+
+def test_dali_is_taken_where_it_can_be(folder, on_gpu):
+    on_gpu()
+    for flag in ("auto", "dali"):
+        dataset, loader = _training(folder, "--data-backend", flag)
+        assert isinstance(dataset.transform, TrainingCut)
+        assert isinstance(loader.loader.loader, Decoding)
+        dataset, loader = _evaluation(folder, "--data-backend", flag)
+        assert isinstance(dataset.transform, EvaluationCut)
+        assert isinstance(loader.loader.loader, Decoding)
+
+
+@pytest.mark.parametrize("flags", [["--data-backend", "timm"], []])
+def test_timms_loader_is_taken_where_it_is_asked_for(folder, on_gpu, flags):
+    on_gpu()
+    for make in (_training, _evaluation):
+        dataset, loader = make(folder, *flags)
+        assert not isinstance(dataset.transform, (TrainingCut, EvaluationCut))
+        assert loader.notes == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        (["--skip-bad-images"], "it cannot replace images, as --skip-bad-images asks for"),
+        (["--aa", "3a"], "it has no GaussianBlurRand"),
+        (["--train-crop-mode", "rkrc"], "it has no the crop ResizeKeepRatio"),
+        (["--no-prefetcher"], "it takes colour images, the prefetcher and one view of each"),
+    ],
+)
+def test_one_line_says_why_dali_is_not_taken(folder, on_gpu, flags, reason):
+    on_gpu()
+    _, loader = _training(folder, *flags, "--data-backend", "auto")
+    assert loader.notes == [f"Pillow decodes the images, not NVIDIA DALI: {reason}"]
+    with pytest.raises(InputError, match=f"--data-backend dali cannot load these images: {reason}"):
+        _training(folder, *flags, "--data-backend", "dali")
+
+
+def test_streams_are_decoded_by_pillow(shards, on_gpu):
+    on_gpu()
+    _, loader = _training(shards, *SHARDS, "--data-backend", "auto", "-j", 1)
+    assert loader.notes == ["Pillow decodes the images, not NVIDIA DALI: it reads image folders and archives only"]
+
+
+def test_without_dali_a_line_says_how_to_install_it(folder, on_gpu):
+    on_gpu(has_dali=False)
+    _, loader = _training(folder, "--data-backend", "auto")
+    assert "pip install 'flashkat[dali]'" in loader.notes[0]
+    with pytest.raises(InputError, match=r"it is not installed \(pip install"):
+        _training(folder, "--data-backend", "dali")
+
+
+def test_a_cpu_says_nothing_unless_asked(folder):
+    _, loader = _training(folder, "--data-backend", "auto")
+    assert loader.notes == []
+    with pytest.raises(InputError, match="it decodes on GPUs only"):
+        _training(folder, "--data-backend", "dali")
+
+
+@pytest.mark.skipif(not is_installed("nvidia.dali"), reason="NVIDIA DALI is not installed")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_are_those_of_timms_loader(tmp_path, device, monkeypatch, workers):
+    """The same images in the same order with the same augmentation, but for a few grey levels."""
+    pytest.importorskip("triton")
+    monkeypatch.setattr(backend, "has_gpu", lambda device: True)
+    for split in ("train", "validation"):
+        for name in ("cats", "dogs"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for number in range(5):
+                suffix = ("jpg", "png")[number == 3]
+                data = as_jpeg(64 + 8 * number, 96, format={"jpg": "JPEG", "png": "PNG"}[suffix])
+                (tmp_path / split / name / f"{number}.{suffix}").write_bytes(data)
+    found = {}
+    for flag in ("timm", "dali"):
+        # More jitter exaggerates the differences.
+        args = args_of(tmp_path, "-b", 4, "-j", workers, "--data-backend", flag, "--color-jitter", 0.1, "--reprob", 0.3)
+        for split, make in (("train", training_loader), ("validation", evaluation_loader)):
+            loader = make(open_dataset(args, split), LARGER, args, device)
+            found[flag, split] = [(images.cpu(), target.cpu()) for images, target in loader]
+    for split, batches in (("train", 2), ("validation", 3)):
+        pairs = list(zip(found["timm", split], found["dali", split], strict=True))
+        assert len(pairs) == batches
+        for (images, target), (others, other_target) in pairs:
+            assert torch.equal(target, other_target)
+            grey_levels = 255 * 0.3 * (images - others).abs()
+            assert grey_levels.mean() < 1

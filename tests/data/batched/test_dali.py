@@ -1,0 +1,69 @@
+"""NVIDIA DALI's decoder against Pillow. It runs where DALI is installed, on a GPU or on a CPU."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from samples import as_jpeg
+
+from flashkat.data.batched.encoded import Cut, Jpeg, decode_by_pillow
+from flashkat.errors import InputError, is_installed
+
+pytestmark = pytest.mark.skipif(not is_installed("nvidia.dali"), reason="NVIDIA DALI is not installed")
+
+SIZE = (48, 56)
+# The largest and the mean difference in grey levels. Decoders and resizing round otherwise.
+LARGEST, MEAN = 16, 1.0
+
+
+def jpeg(width, height, mode="RGB"):
+    return Jpeg(np.frombuffer(as_jpeg(width, height, mode), dtype=np.uint8), "x.jpg", (width, height))
+
+
+@pytest.fixture
+def decoder(device):
+    from flashkat.data.batched.dali import Decoder
+
+    return Decoder(8, SIZE, device, threads=1)
+
+
+CUTS = {
+    "whole": ((120, 90), Cut((0, 0, 90, 120), SIZE)),
+    "part": ((120, 90), Cut((10, 20, 61, 43), SIZE)),
+    "cubic": ((200, 160), Cut((30, 7, 100, 150), SIZE, resampling=Image.Resampling.BICUBIC)),
+    "enlarged": ((64, 64), Cut((9, 11, 20, 17), SIZE, resampling=Image.Resampling.BICUBIC)),
+    "left to right": ((120, 90), Cut((10, 20, 61, 43), SIZE, flip_x=True)),
+    "upside down": ((120, 90), Cut((10, 20, 61, 43), SIZE, flip_y=True)),
+    "turned": ((120, 90), Cut((10, 20, 61, 43), SIZE, flip_x=True, flip_y=True)),
+    "window": ((120, 90), Cut((0, 0, 90, 120), (60, 80), (5, 13))),
+}
+
+
+def test_cuts_are_near_pillows(decoder):
+    cases = [(jpeg(*size), cut) for size, cut in CUTS.values()]
+    found, expected = decoder(cases).cpu().int(), decode_by_pillow(cases, SIZE).int()
+    for name, one, other in zip(CUTS, found, expected, strict=True):
+        apart = (one - other).abs()
+        assert apart.max() <= LARGEST, name
+        assert apart.float().mean() <= MEAN, name
+
+
+def test_grey_images_become_colour(decoder):
+    cases = [(jpeg(120, 90, "L"), Cut((0, 0, 90, 120), SIZE))]
+    assert (decoder(cases).cpu().int() - decode_by_pillow(cases, SIZE).int()).abs().max() <= LARGEST
+
+
+def test_batches_may_be_smaller(decoder):
+    cases = [(jpeg(*size), cut) for size, cut in CUTS.values()]
+    whole = decoder(cases)
+    assert torch.equal(decoder(cases[:3]), whole[:3])
+    assert torch.equal(decoder(cases), whole)
+
+
+def test_a_damaged_image_is_named_and_the_next_batch_is_decoded(decoder):
+    good = (jpeg(120, 90), CUTS["part"][1])
+    expected = decoder([good])
+    damaged = Jpeg(good[0].data[:500], "dogs/1.jpg", (120, 90))
+    with pytest.raises(InputError, match=r"cannot decode the image dogs/1.jpg"):
+        decoder([good, (damaged, good[1])])
+    assert torch.equal(decoder([good]), expected)
