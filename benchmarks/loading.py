@@ -1,14 +1,15 @@
 """How many images a second does loading give, by number of workers, and how many does a training step take?
 
 The loader is that of flashkat train, with the augmentation of the published models' recipes. No model slows it down.
-Erasing and normalising run on the device. The benchmark makes the images, and removes them afterwards:
+On a GPU, augmentation, erasing and normalising run there. With --backends dali, decoding does too. The benchmark makes
+the images, and removes them afterwards:
 
 - 32-pixel PNGs, as in CIFAR-10;
 - JPEGs with the size and detail of photographs;
 - smaller JPEGs that still hold the crops of 224 pixels.
 
 Files are in the operating system's cache. On a GPU, the benchmark first times a training step of the fastest model,
-KAT-Tiny with CUDA graphs. The kinds of --images may run in parts, which add up to one result.
+KAT-Tiny with CUDA graphs. The kinds of --images and the --backends may run in parts, which add up to one result.
 """
 
 import os
@@ -31,6 +32,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from flashkat.data.config import Augmentation, Data
 from flashkat.data.datasets import open_dataset
 from flashkat.data.loaders import training_loader
+from flashkat.errors import is_installed
 from flashkat.system.device import Runtime, resolve_device
 
 from .parts.common import Call, Measure, Row, StepTimer, arguments
@@ -40,6 +42,7 @@ from .training import make_step
 __all__ = ["FOLDERS", "Folder", "Plan", "collect", "write_images"]
 
 _RECIPE = Augmentation(aa="rand-m9-mstd0.5", remode="pixel", reprob=0.25)
+_BACKENDS = ("timm", "dali")
 _CLASSES = 10
 _WORKERS = tuple(2**power for power in range(min(16, os.cpu_count() or 1).bit_length()))
 _EPOCH = 2**20  # images: longer than a measurement, so that none contains the start of an epoch
@@ -85,8 +88,10 @@ class Plan:
     window_s: float = 2.0
 
 
-def collect(plan: Plan, folders: dict[str, Folder], device: torch.device, measure: Measure) -> Iterator[list[Row]]:
-    """Measure the folders, and yield the rows of each: images per second for each number of workers.
+def collect(
+    plan: Plan, folders: dict[str, Folder], backends: Sequence[str], device: torch.device, measure: Measure
+) -> Iterator[list[Row]]:
+    """Measure the folders, and yield the rows of each and backend: images per second for each number of workers.
 
     ``step_images_per_s`` is the rate of a training step, and ``over_step`` the loader's share of it. Both are None
     without a GPU.
@@ -96,24 +101,36 @@ def collect(plan: Plan, folders: dict[str, Folder], device: torch.device, measur
         step = plan.batch / measure(_step(folder, plan.batch)) * 1e6 if device.type == "cuda" else None
         with tempfile.TemporaryDirectory() as root:
             write_images(Path(root), folder)
-            rows = []
-            for workers in plan.workers:
-                print(name, workers, file=sys.stderr, flush=True)
-                rates = _rates(_batches(root, folder, plan.batch, workers, device), plan, workers)
-                rate = statistics.median(rates)
-                rows.append(
-                    {
-                        "images": name,
-                        "pixels": folder.loaded,
-                        "workers": workers,
-                        "images_per_s": round(rate, 1),
-                        "min_images_per_s": round(min(rates), 1),
-                        "max_images_per_s": round(max(rates), 1),
-                        "step_images_per_s": step and round(step, 1),
-                        "over_step": step and round(rate / step, 4),
-                    }
-                )
-        yield rows
+            for backend in backends:
+                if backend == "dali" and folder.suffix != ".jpg":
+                    continue
+                yield [_row(root, name, folder, backend, plan, workers, device, step) for workers in plan.workers]
+
+
+def _row(
+    root: str,
+    name: str,
+    folder: Folder,
+    backend: str,
+    plan: Plan,
+    workers: int,
+    device: torch.device,
+    step: float | None,
+) -> Row:
+    print(name, backend, workers, file=sys.stderr, flush=True)
+    rates = _rates(_batches(root, folder, backend, plan.batch, workers, device), plan, workers)
+    rate = statistics.median(rates)
+    return {
+        "images": name,
+        "pixels": folder.loaded,
+        "backend": backend,
+        "workers": workers,
+        "images_per_s": round(rate, 1),
+        "min_images_per_s": round(min(rates), 1),
+        "max_images_per_s": round(max(rates), 1),
+        "step_images_per_s": step and round(step, 1),
+        "over_step": step and round(rate / step, 4),
+    }
 
 
 def _step(folder: Folder, batch: int) -> Call:
@@ -124,8 +141,16 @@ def _step(folder: Folder, batch: int) -> Call:
     return step
 
 
-def _batches(root: str, folder: Folder, batch: int, workers: int, device: torch.device) -> Iterable[object]:
-    data = Data(data_dir=root, batch_size=batch, workers=workers, epoch_repeats=_EPOCH // folder.count)
+def _batches(
+    root: str, folder: Folder, backend: str, batch: int, workers: int, device: torch.device
+) -> Iterable[object]:
+    data = Data(
+        data_dir=root,
+        batch_size=batch,
+        workers=workers,
+        epoch_repeats=_EPOCH // folder.count,
+        data_backend=backend,
+    )
     size = {"input_size": (3, folder.loaded, folder.loaded)}
     config = {**size, "mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
     return training_loader(open_dataset(data, "train", is_training=True), config, data, _RECIPE, Runtime(), device)
@@ -173,10 +198,13 @@ def _photograph(width: int, height: int, seed: int) -> np.ndarray:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the benchmark, write the result and print it."""
-    args = arguments("loading", __doc__, argv, parts={"images": tuple(FOLDERS)})
+    args = arguments("loading", __doc__, argv, parts={"images": tuple(FOLDERS), "backends": _BACKENDS})
     plan = Plan(_WORKERS)
     plan = replace(plan, windows=2, window_s=1.0) if args.quick else plan
     device = resolve_device(None)
+    backends = [
+        name for name in args.backends if name != "dali" or (device.type == "cuda" and is_installed("nvidia.dali"))
+    ]
     settings = {
         "folders": {name: asdict(folder) for name, folder in FOLDERS.items()},
         "recipe": "--aa rand-m9-mstd0.5 --remode pixel --reprob 0.25",
@@ -186,8 +214,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "step": "KAT-Tiny with CUDA graphs, autocast to bf16, mean over half a second, before loading",
     }
     folders = {name: FOLDERS[name] for name in args.images}
-    pieces = collect(plan, folders, device, StepTimer())
-    collect_in_pieces(args.output, "loading", settings, pieces, ("images",), lambda rows: [])
+    pieces = collect(plan, folders, backends, device, StepTimer())
+    collect_in_pieces(args.output, "loading", settings, pieces, ("images", "backend"), lambda rows: [])
 
 
 if __name__ == "__main__":

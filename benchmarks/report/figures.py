@@ -171,10 +171,15 @@ def _loading(document: Document) -> Figure:
     figure, panels = _panels(len(kinds))
     for axes, kind in zip(panels, kinds, strict=True):
         rows = [row for row in document["rows"] if row["images"] == kind]
-        workers = [row["workers"] for row in rows]
-        axes.plot(workers, [row["images_per_s"] for row in rows], marker="o", markersize=3, label="loading")
+        workers = sorted({row["workers"] for row in rows})
+        for backend, label in (("timm", "loading"), ("dali", "loading, NVIDIA DALI")):
+            own = [row for row in rows if row["backend"] == backend]
+            if own:
+                rates = [row["images_per_s"] for row in own]
+                axes.plot([row["workers"] for row in own], rates, marker="o", markersize=3, label=label)
         if rows[0]["step_images_per_s"]:
-            axes.plot(workers, [row["step_images_per_s"] for row in rows], "k:", label="step, KAT-Tiny, CUDA graphs")
+            step = [rows[0]["step_images_per_s"]] * len(workers)
+            axes.plot(workers, step, "k:", label="step, KAT-Tiny, CUDA graphs")
         axes.legend(fontsize=7)
         axes.set(xlabel="workers", ylabel="images/s", title=f"{kind}, {rows[0]['pixels']} px", ylim=(0, None))
         axes.set_xticks(workers)

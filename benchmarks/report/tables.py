@@ -270,10 +270,14 @@ def _speed(row: Row) -> str:
     return f"{row['images_per_s']:,.0f}{memory}"
 
 
+_BACKENDS = {"timm": "Pillow", "dali": "NVIDIA DALI"}
+
+
 def _loading(document: Document) -> str:
     rates: dict[str, dict[int, Row]] = {}
     for row in document["rows"]:
-        rates.setdefault(f"{row['images']}, {row['pixels']} px", {})[row["workers"]] = row
+        name = f"{row['images']}, {row['pixels']} px, {_BACKENDS[row['backend']]}"
+        rates.setdefault(name, {})[row["workers"]] = row
     workers = sorted({row["workers"] for row in document["rows"]})
     table = [
         [images, *(_delivered(found[count]) if count in found else "" for count in workers)]

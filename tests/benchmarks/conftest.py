@@ -80,15 +80,15 @@ def _model_rows(**case):
                 yield {**case, "size": size, "way": way, **numbers}
 
 
-def _loading_row(workers):
-    speeds = {"images_per_s": 250.0 * workers, "step_images_per_s": 2000.0, "over_step": workers / 8}
-    return {"images": "photographs", "pixels": 224, "workers": workers, **speeds}
+def _loading_row(workers, backend="timm", factor=1):
+    speeds = {"images_per_s": 250.0 * factor * workers, "step_images_per_s": 2000.0, "over_step": factor * workers / 8}
+    return {"images": "photographs", "pixels": 224, "backend": backend, "workers": workers, **speeds}
 
 
 DOCUMENTS = {
     "training": ({}, list(_model_rows(case="bf16", batch=128)), [common.target("speed", 1.19, 1.0, at_least=True)]),
     "inference": ({}, [*_model_rows(batch=256), *_model_rows(batch=1)], []),
-    "loading": ({}, [_loading_row(workers) for workers in (1, 2, 16)], []),
+    "loading": ({}, [*(_loading_row(workers) for workers in (1, 2, 16)), _loading_row(2, "dali", 4)], []),
     "kernels": (
         {},
         [*_kernel_rows(), *_outlier_rows()],

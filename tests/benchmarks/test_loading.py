@@ -26,7 +26,7 @@ def test_loading_runs(tmp_path, clock):
     loading.write_images(tmp_path, folder)
     assert len(list(tmp_path.glob("train/*/*.jpg"))) == 20
     plan = loading.Plan((1,), batch=4, windows=1, window_s=0.0)
-    ((row,),) = loading.collect(plan, {"toys": folder}, torch.device("cpu"), clock)
+    ((row,),) = loading.collect(plan, {"toys": folder}, ["timm"], torch.device("cpu"), clock)
     assert (row["images"], row["pixels"], row["workers"]) == ("toys", 16, 1)
     assert row["images_per_s"] > 0
     assert row["over_step"] is None
@@ -36,5 +36,5 @@ def test_loading_runs(tmp_path, clock):
 def test_loading_is_held_against_a_training_step(tmp_path, clock):
     folder = loading.Folder(20, 40, 30, ".jpg", 32, 16)
     plan = loading.Plan((1,), batch=2, windows=1, window_s=0.0)
-    ((row,),) = loading.collect(plan, {"toys": folder}, torch.device("cuda"), clock)
+    ((row,),) = loading.collect(plan, {"toys": folder}, ["timm"], torch.device("cuda"), clock)
     assert row["step_images_per_s"] == 2000.0

@@ -61,7 +61,8 @@ def test_models_and_loading(results):
     assert "| bf16 | small | eager | 5,950 (2.35) |  | 5,000 (2.35) | 1.19 | 1.00 |" in text
     assert "| 256 | tiny | eager | 5,950 (2.35) |" in text
     assert "|  | 1 worker | 2 workers | 16 workers |" in text
-    assert "| photographs, 224 px | 250 (12%) | 500 (25%) | 4,000 (200%) |" in text
+    assert "| photographs, 224 px, Pillow | 250 (12%) | 500 (25%) | 4,000 (200%) |" in text
+    assert "| photographs, 224 px, NVIDIA DALI |  | 2,000 (100%) |  |" in text
 
 
 def test_several_gpus(results):
@@ -89,7 +90,7 @@ def test_what_has_nothing_to_compare_with_has_no_ratio(results):
     _change(results / "loading.json", lambda rows: [row | {"over_step": None} for row in rows])
     text = _all(results)
     assert "| bf16 | tiny | compiled | 5,950 |  |  |" in text
-    assert "| photographs, 224 px | 250 | 500 | 4,000 |" in text
+    assert "| photographs, 224 px, Pillow | 250 | 500 | 4,000 |" in text
 
 
 def test_wrong_sizes_are_named(results):
