@@ -119,9 +119,10 @@ def add_data(parser: argparse.ArgumentParser, batch_size: int) -> None:
     )
     group.add_argument(
         "--data-backend",
-        choices=("auto", "timm", "dali"),
-        help="what decodes images: Pillow in the loader's processes, NVIDIA DALI on the GPU (its pixels differ by a "
-        "few grey levels), or DALI where it can (default: auto in training, else timm)",
+        choices=("auto", "timm", "memory", "dali"),
+        help="where images are decoded: by Pillow in the loader's processes (timm), once for all small images, which "
+        "stay in the GPU's memory, or by NVIDIA DALI on the GPU, whose pixels differ by a few grey levels; auto takes "
+        "memory, then dali, where it can (default: auto in training, else timm)",
     )
     group.add_argument(
         "--no-prefetcher", action="store_true", help="normalise images in the loader's processes, not on the device"

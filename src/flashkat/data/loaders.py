@@ -97,7 +97,7 @@ def training_loader(
     }
     with explain("cannot load images like this"):
         backend = training_backend(dataset, transform, data, augmentation, device)
-        backend.set_up(dataset)
+        dataset = backend.set_up(dataset)
         loading = _loading(data, device, backend)
         is_stream = isinstance(dataset, Stream)
         if is_stream:
@@ -260,7 +260,7 @@ def evaluation_loader(
             "crop_border_pixels": crop_border_pixels,
         }
         backend = evaluation_backend(dataset, transform, data, batch_size, device)
-        backend.set_up(dataset)
+        dataset = backend.set_up(dataset)
         if isinstance(dataset, Stream):
             dataset.read_whole()
             dataset.set_loader_cfg(num_workers=data.workers)

@@ -8,6 +8,7 @@ from samples import NORMALISING, SHARDS, args_of, as_jpeg, open_dataset
 from flashkat.data.batched import backend
 from flashkat.data.batched.backend import Decoding
 from flashkat.data.batched.encoded import EvaluationCut, TrainingCut
+from flashkat.data.batched.resident import Store
 from flashkat.errors import InputError, is_installed
 
 CPU = torch.device("cpu")
@@ -16,11 +17,13 @@ LARGER = {**NORMALISING, "input_size": (3, 32, 32)}
 
 @pytest.fixture
 def on_gpu(monkeypatch):
-    """Take the CPU for a GPU, and DALI for installed unless told otherwise."""
+    """Take the CPU for a GPU, DALI for installed, and data sets for large, unless told otherwise."""
 
-    def take(has_dali=True):
+    def take(has_dali=True, is_small=False):
         monkeypatch.setattr(backend, "has_gpu", lambda device: True)
         monkeypatch.setattr(backend, "is_installed", lambda module: has_dali)
+        if not is_small:
+            monkeypatch.setattr(backend, "read_all", lambda *args: None)
 
     return take
 
@@ -46,6 +49,38 @@ def test_dali_is_taken_where_it_can_be(folder, on_gpu):
         dataset, loader = _evaluation(folder, "--data-backend", flag)
         assert isinstance(dataset.transform, EvaluationCut)
         assert isinstance(loader.loader.loader, Decoding)
+
+
+def test_small_images_stay_in_memory(folder, on_gpu):
+    on_gpu(is_small=True)
+    for flag in ("auto", "memory"):
+        for make in (_training, _evaluation):
+            _, loader = make(folder, "--data-backend", flag)
+            assert isinstance(loader.loader.loader.decoder, Store)
+    assert _training(folder, "--data-backend", "auto")[1].notes == ["All images are in the GPU's memory: 0 MiB"]
+
+
+def test_large_images_cannot_stay_in_memory(folder, on_gpu):
+    on_gpu()
+    with pytest.raises(InputError, match="--data-backend memory takes a GPU and colour images of one size"):
+        _training(folder, "--data-backend", "memory")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("flags", [["--aa", "rand-m9-mstd0.5", "--reprob", 0.3], ["--epoch-repeats", 2]])
+def test_batches_from_memory_are_those_of_timms_loader(folder, device, on_gpu, workers, flags):
+    pytest.importorskip("triton")
+    on_gpu(is_small=True)
+    found = {}
+    for flag in ("timm", "memory"):
+        args = args_of(folder, "-b", 4, "-j", workers, "--data-backend", flag, *flags)
+        for split, make in (("train", training_loader), ("validation", evaluation_loader)):
+            loader = make(open_dataset(args, split), NORMALISING, args, device)
+            found[flag, split] = [(images.cpu(), target.cpu()) for images, target in loader]
+    for split in ("train", "validation"):
+        for one, other in zip(found["timm", split], found["memory", split], strict=True):
+            assert torch.equal(one[0], other[0])
+            assert torch.equal(one[1], other[1])
 
 
 @pytest.mark.parametrize("flags", [["--data-backend", "timm"], []])

@@ -1,4 +1,4 @@
-"""Choose what decodes a data set's images: Pillow in the workers, or NVIDIA DALI on the GPU."""
+"""Choose where a data set's images are decoded and cut: in the workers, in the GPU's memory, or by NVIDIA DALI."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -12,11 +12,12 @@ from ...ops.dispatch import is_triton
 from ..augment import mend_posterize
 from ..config import Augmentation, Data
 from ..datasets import Stream
-from ..folders import ImageFolder
+from ..folders import ImageFolder, Numbered
 from ..images import image_mode
 from .batches import Collate, Drawing
 from .dali import Decoder
 from .encoded import CollateEncoded, EvaluationCut, TrainingCut, read_encoded
+from .resident import CollateResident, ResidentImages, Store, read_all
 from .steps import Recipe, UnsupportedError
 
 __all__ = ["Backend", "Decoding", "evaluation_backend", "has_gpu", "training_backend"]
@@ -29,31 +30,36 @@ class Backend:
     Attributes:
         transform: the data set's transform.
         collate: puts images together in a worker; None for timm's own.
-        decoder: decodes batches in the training process; None where the workers decode.
+        decoder: makes images of a batch in the training process; None where the workers do.
         notes: lines for the user.
+        resident: shows the images of a data set in memory; None where the workers read files.
     """
 
     transform: Any
     collate: Callable[..., Any] | None = None
-    decoder: Decoder | None = None
+    decoder: Decoder | Store | None = None
     notes: list[str] = field(default_factory=list)
+    resident: ResidentImages | None = None
 
-    def set_up(self, dataset: Any) -> None:
-        """Let a data set read images for this backend."""
+    def set_up(self, dataset: Any) -> Any:
+        """Let a data set read images for this backend, and return the one to load."""
+        if self.resident is not None:
+            return self.resident
         dataset.transform = self.transform
         if self.decoder is not None:
             dataset.read_file = read_encoded
+        return dataset
 
 
 class Decoding:
-    """A loader whose encoded batches get their decoder.
+    """A loader whose batches get their decoder.
 
     Args:
-        loader: gives the batches of :class:`CollateEncoded`.
-        decoder: decodes them.
+        loader: gives the batches of :class:`CollateEncoded` or :class:`CollateResident`.
+        decoder: makes their images.
     """
 
-    def __init__(self, loader: Any, decoder: Decoder) -> None:
+    def __init__(self, loader: Any, decoder: Decoder | Store) -> None:
         self.loader, self.decoder = loader, decoder
 
     def __getattr__(self, name: str) -> Any:
@@ -94,25 +100,24 @@ def training_backend(
     transform = create_transform(**settings, separate=views > 0)
     mend_posterize(transform)
     if not has_gpu(device):
-        return _without_dali(Backend(transform), data, "it decodes on GPUs only", is_worth_a_line=False)
+        return _by_pillow(Backend(transform), data, "it decodes on GPUs only", is_worth_a_line=False)
     if augmentation.no_aug or views or data.no_prefetcher or image_mode(data) != "RGB":
-        return _without_dali(Backend(transform), data, "it takes colour images, the prefetcher and one view of each")
+        return _by_pillow(Backend(transform), data, "it takes colour images, the prefetcher and one view of each")
     primary, secondary, _ = create_transform(**settings, separate=True)
     try:
         recipe = Recipe(secondary.transforms)
     except UnsupportedError as error:
-        return _without_dali(Backend(transform), data, f"it has no {error}")
+        return _by_pillow(Backend(transform), data, f"it has no {error}")
     by_pillow = Backend(Drawing(primary, recipe), Collate(recipe.fill)) if secondary.transforms else Backend(transform)
     if data.data_backend in (None, "timm"):
         return by_pillow
-    reason = _why_not_dali(dataset, data)
-    if reason:
-        return _without_dali(by_pillow, data, reason)
     try:
         cut = TrainingCut(primary, recipe)
     except UnsupportedError as error:
-        return _without_dali(by_pillow, data, f"it has no {error}")
-    return _with_dali(cut, settings, data, data.batch_size, device, recipe.fill)
+        return _by_pillow(by_pillow, data, f"it has no {error}")
+    return _on_gpu(dataset, cut, settings, data, data.batch_size, device, recipe.fill) or _by_pillow(
+        by_pillow, data, _why_not_dali(dataset, data)
+    )
 
 
 def evaluation_backend(
@@ -123,17 +128,16 @@ def evaluation_backend(
     if data.data_backend in (None, "timm"):
         return Backend(transform)
     if not has_gpu(device):
-        return _without_dali(Backend(transform), data, "it decodes on GPUs only", is_worth_a_line=False)
+        return _by_pillow(Backend(transform), data, "it decodes on GPUs only", is_worth_a_line=False)
     if data.no_prefetcher or image_mode(data) != "RGB":
-        return _without_dali(Backend(transform), data, "it takes colour images and the prefetcher")
-    reason = _why_not_dali(dataset, data)
-    if reason:
-        return _without_dali(Backend(transform), data, reason, is_worth_a_line=False)
+        return _by_pillow(Backend(transform), data, "it takes colour images and the prefetcher")
     try:
         cut = EvaluationCut(transform)
     except UnsupportedError as error:
-        return _without_dali(Backend(transform), data, f"it has no {error}")
-    return _with_dali(cut, settings, data, batch_size, device)
+        return _by_pillow(Backend(transform), data, f"it has no {error}")
+    return _on_gpu(dataset, cut, settings, data, batch_size, device) or _by_pillow(
+        Backend(transform), data, _why_not_dali(dataset, data), is_worth_a_line=False
+    )
 
 
 def _why_not_dali(dataset: Any, data: Data) -> str:
@@ -146,23 +150,40 @@ def _why_not_dali(dataset: Any, data: Data) -> str:
     return ""
 
 
-def _without_dali(backend: Backend, data: Data, reason: str, *, is_worth_a_line: bool = True) -> Backend:
+def _by_pillow(backend: Backend, data: Data, reason: str, *, is_worth_a_line: bool = True) -> Backend:
+    """Return the backend of the workers, or raise InputError where another one was asked for."""
     if data.data_backend == "dali":
         raise InputError(f"--data-backend dali cannot load these images: {reason}")
+    if data.data_backend == "memory":
+        raise InputError("--data-backend memory takes a GPU and colour images of one size, up to 128 pixels and 1 GiB")
     if data.data_backend == "auto" and is_worth_a_line:
         backend.notes.append(f"Pillow decodes the images, not NVIDIA DALI: {reason}")
     return backend
 
 
-def _with_dali(
+def _on_gpu(
+    dataset: Any,
     cut: TrainingCut | EvaluationCut,
     settings: dict[str, Any],
     data: Data,
     batch_size: int,
     device: torch.device,
     fill: tuple[int, ...] = (0, 0, 0),
-) -> Backend:
+) -> Backend | None:
+    """Return the backend in the GPU's memory or else by DALI, whichever was asked for and can load the data set."""
     size = tuple(settings["input_size"][1:])
-    decoder = Decoder(batch_size, size, device, max(1, data.workers))
-    notes = ["NVIDIA DALI decodes the images, with pixels a few grey levels from Pillow's"]
-    return Backend(cut, CollateEncoded(size, fill), decoder, notes if data.data_backend == "auto" else [])
+    is_open, notes = data.data_backend == "auto", []
+    if data.data_backend != "dali" and isinstance(dataset, Numbered):
+        found = read_all(dataset, data.workers, data.loader_timeout)
+        if found is not None:
+            images, labels = found
+            if is_open:
+                notes = [f"All images are in the GPU's memory: {images.nbytes / 2**20:.0f} MiB"]
+            store = Store(images.to(device), size)
+            resident = ResidentImages(dataset, labels, (images.shape[2], images.shape[1]), cut)
+            return Backend(cut, CollateResident(fill), store, notes, resident)
+    if data.data_backend == "memory" or _why_not_dali(dataset, data):
+        return None
+    if is_open:
+        notes = ["NVIDIA DALI decodes the images, with pixels a few grey levels from Pillow's"]
+    return Backend(cut, CollateEncoded(size, fill), Decoder(batch_size, size, device, max(1, data.workers)), notes)
