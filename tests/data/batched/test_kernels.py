@@ -1,5 +1,11 @@
 """The kernels one by one."""
 
+import json
+import os
+import re
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -38,3 +44,39 @@ def test_tables_are_made_for_operations_on_values_alone(images):
     assert tables[0, 0].tolist() == list(range(255, -1, -1))
     assert (tables[1] == 7).all()
     assert (tables[2, 0].diff().int() >= 0).all()
+
+
+# In a process of its own, where Triton compiles: in this one it may interpret.
+SCRIPT = """
+import json
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from flashkat.data.batched import kernels
+
+steps, counts, tables = {"steps": "*fp64"}, {"counts": "*i32"}, {"tables": "*u8"}
+sides = {"HEIGHT": 224, "WIDTH": 224, "RED": 1, "GREEN": 2, "BLUE": 3, "BLOCK": 1024}
+cases = [
+    (kernels.count_kernel, {"images": "*u8", **steps, **counts, "pixels": "i32"}, {"BLOCK": 1024}),
+    (kernels.table_kernel, {**steps, **counts, **tables, "pixels": "i32"}, {}),
+    (kernels.table_kernel, {**steps, **counts, **tables}, {"pixels": 1}),
+    (kernels.step_kernel, {"images": "*u8", **steps, **tables, "out": "*u8"}, sides),
+]
+found = []
+for kernel, signature, constants in cases:
+    signature |= dict.fromkeys(constants, "constexpr")
+    source = ASTSource(kernel, signature, constants)
+    found.append(triton.compile(source, GPUTarget("cuda", 90, 32), {"enable_fp_fusion": False}).asm["ptx"])
+print(json.dumps(found))
+"""
+
+
+def test_kernels_compile_for_gpus_without_fused_multiply_adds(tmp_path):
+    """A fused multiply-add rounds once, where Pillow rounds twice."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT], env=environment, timeout=250, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert not [code for code in json.loads(done.stdout) if re.search(r"\bfma\.rn\.f(32|64)", code)]

@@ -86,7 +86,7 @@ def table_kernel(steps, counts, tables, pixels):
             table = _blended(tl.zeros_like(value), value, number.to(tl.float32))
         elif operation == _CONTRAST:
             total = tl.sum(count * value.to(tl.int64)).to(tl.float64)
-            mean = (total / pixels.to(tl.float64) + 0.5).to(tl.int32)
+            mean = (total / pixels + 0.5).to(tl.int32)
             table = _blended(tl.zeros_like(value) + mean, value, number.to(tl.float32))
         elif operation == _AUTOCONTRAST:
             low = tl.min(tl.where(count > 0, value, 255))
@@ -191,12 +191,12 @@ def step_kernel(
         y1 = _within(line, 0, HEIGHT - 1) * (WIDTH * 3)
         y2 = _within(line + 1, 0, HEIGHT - 1) * (WIDTH * 3)
         for channel in tl.static_range(3):
-            places = source + channel
+            plane = source + channel
             if operation == _BILINEAR:
-                a = tl.load(places + y1 + x1, found, 0).to(tl.float64)
-                b = tl.load(places + y1 + x2, found, 0).to(tl.float64)
-                c = tl.load(places + y2 + x1, found, 0).to(tl.float64)
-                d = tl.load(places + y2 + x2, found, 0).to(tl.float64)
+                a = tl.load(plane + y1 + x1, found, 0).to(tl.float64)
+                b = tl.load(plane + y1 + x2, found, 0).to(tl.float64)
+                c = tl.load(plane + y2 + x1, found, 0).to(tl.float64)
+                d = tl.load(plane + y2 + x2, found, 0).to(tl.float64)
                 upper, lower = a + (b - a) * right_share, c + (d - c) * right_share
                 value = upper + (lower - upper) * down_share
             else:
@@ -205,12 +205,12 @@ def step_kernel(
                 y0 = _within(line - 1, 0, HEIGHT - 1) * (WIDTH * 3)
                 y3 = _within(line + 2, 0, HEIGHT - 1) * (WIDTH * 3)
                 value = _cubic(
-                    _cubic_row(places + y0, x0, x1, x2, x3, right_share, found),
-                    _cubic_row(places + y1, x0, x1, x2, x3, right_share, found),
-                    _cubic_row(places + y2, x0, x1, x2, x3, right_share, found),
-                    _cubic_row(places + y3, x0, x1, x2, x3, right_share, found),
+                    _cubic_row(plane + y0, x0, x1, x2, x3, right_share, found),
+                    _cubic_row(plane + y1, x0, x1, x2, x3, right_share, found),
+                    _cubic_row(plane + y2, x0, x1, x2, x3, right_share, found),
+                    _cubic_row(plane + y3, x0, x1, x2, x3, right_share, found),
                     down_share,
                 )
             fill = RED if channel == 0 else (GREEN if channel == 1 else BLUE)
-            value = tl.where(found, _within(value, 0.0, 255.0).to(tl.int32), fill)
-            tl.store(target + channel, value.to(tl.uint8), inside)
+            level = tl.where(found, _within(value, 0.0, 255.0).to(tl.int32), fill)
+            tl.store(target + channel, level.to(tl.uint8), inside)
