@@ -1,8 +1,8 @@
 """How many images a second does loading give, by number of workers, and how many does a training step take?
 
 The loader is that of flashkat train, with the augmentation of the published models' recipes. No model slows it down.
-On a GPU, augmentation, erasing and normalising run there. With --backends dali, decoding does too. The benchmark makes
-the images, and removes them afterwards:
+On a GPU, augmentation, erasing and normalising run there. The --backends are those of --data-backend that can load the
+images. The benchmark makes these, and removes them afterwards:
 
 - 32-pixel PNGs, as in CIFAR-10;
 - JPEGs with the size and detail of photographs;
@@ -42,7 +42,7 @@ from .training import make_step
 __all__ = ["FOLDERS", "Folder", "Plan", "collect", "write_images"]
 
 _RECIPE = Augmentation(aa="rand-m9-mstd0.5", remode="pixel", reprob=0.25)
-_BACKENDS = ("timm", "dali")
+_BACKENDS = ("timm", "memory", "dali")
 _CLASSES = 10
 _WORKERS = tuple(2**power for power in range(min(16, os.cpu_count() or 1).bit_length()))
 _EPOCH = 2**20  # images: longer than a measurement, so that none contains the start of an epoch
@@ -102,9 +102,15 @@ def collect(
         with tempfile.TemporaryDirectory() as root:
             write_images(Path(root), folder)
             for backend in backends:
-                if backend == "dali" and folder.suffix != ".jpg":
+                if not _can_load(backend, folder, device):
                     continue
                 yield [_row(root, name, folder, backend, plan, workers, device, step) for workers in plan.workers]
+
+
+def _can_load(backend: str, folder: Folder, device: torch.device) -> bool:
+    if backend == "dali":
+        return device.type == "cuda" and is_installed("nvidia.dali") and folder.suffix == ".jpg"
+    return backend == "timm" or (device.type == "cuda" and folder.width <= 128)
 
 
 def _row(
@@ -202,9 +208,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     plan = Plan(_WORKERS)
     plan = replace(plan, windows=2, window_s=1.0) if args.quick else plan
     device = resolve_device(None)
-    backends = [
-        name for name in args.backends if name != "dali" or (device.type == "cuda" and is_installed("nvidia.dali"))
-    ]
     settings = {
         "folders": {name: asdict(folder) for name, folder in FOLDERS.items()},
         "recipe": "--aa rand-m9-mstd0.5 --remode pixel --reprob 0.25",
@@ -214,7 +217,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "step": "KAT-Tiny with CUDA graphs, autocast to bf16, mean over half a second, before loading",
     }
     folders = {name: FOLDERS[name] for name in args.images}
-    pieces = collect(plan, folders, backends, device, StepTimer())
+    pieces = collect(plan, folders, args.backends, device, StepTimer())
     collect_in_pieces(args.output, "loading", settings, pieces, ("images", "backend"), lambda rows: [])
 
 

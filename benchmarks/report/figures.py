@@ -25,6 +25,7 @@ Document = dict[str, Any]
 _STYLE: dict[Any, Any] = {"svg.hashsalt": "flashkat", "axes.grid": True, "grid.alpha": 0.3, "axes.spines.top": False}
 _STYLE |= {"axes.spines.right": False, "font.size": 9}
 _WAYS = {"eager": "eager", "compiled": "compiled", "graphs": "compiled, CUDA graphs"}
+_BACKENDS = {"timm": "loading", "memory": "from the GPU's memory", "dali": "loading, NVIDIA DALI"}
 _COLOURS = {name: f"C{index}" for index, name in enumerate(LABELS)}
 
 
@@ -172,7 +173,7 @@ def _loading(document: Document) -> Figure:
     for axes, kind in zip(panels, kinds, strict=True):
         rows = [row for row in document["rows"] if row["images"] == kind]
         workers = sorted({row["workers"] for row in rows})
-        for backend, label in (("timm", "loading"), ("dali", "loading, NVIDIA DALI")):
+        for backend, label in _BACKENDS.items():
             own = [row for row in rows if row["backend"] == backend]
             if own:
                 rates = [row["images_per_s"] for row in own]

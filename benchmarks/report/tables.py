@@ -270,7 +270,7 @@ def _speed(row: Row) -> str:
     return f"{row['images_per_s']:,.0f}{memory}"
 
 
-_BACKENDS = {"timm": "Pillow", "dali": "NVIDIA DALI"}
+_BACKENDS = {"timm": "Pillow", "memory": "in the GPU's memory", "dali": "NVIDIA DALI"}
 
 
 def _loading(document: Document) -> str:
