@@ -147,8 +147,9 @@ def test_empty_tensors_give_empty_results_and_zero_gradients(path, shape):
     ],
 )
 def test_same_input_gives_the_same_bits(path, dtype, shape, layout, dim, groups):
+    if path.interpreted:
+        pytest.skip("the interpreter adds in one order")
     generator = torch.Generator().manual_seed(1)
-    shape = (min(shape[0], 70), *shape[1:]) if path.interpreted else shape
     x, g = (_arrange(torch.randn(shape, generator=generator).to(dtype), layout) for _ in range(2))
     x[0] *= 100
     a, b = torch.randn(1, 6, generator=generator), torch.randn(groups, 4, generator=generator)
