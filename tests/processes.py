@@ -7,16 +7,20 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import dataclass
 
 import torch
+
+# Seconds that processes may take, less than pytest gives a test.
+LIMIT = 240
 
 
 def started(*command):
     """Run a command to its end."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHON": sys.executable}
     return subprocess.run(
-        [str(word) for word in command], env=environment, capture_output=True, text=True, timeout=300, check=False
+        [str(word) for word in command], env=environment, capture_output=True, text=True, timeout=LIMIT, check=False
     )
 
 
@@ -44,13 +48,32 @@ class Done:
 def forked(folder, function, arguments, environments):
     """Call a function in a process for each of some environments, to the end of all.
 
-    They are forks of a process that has imported everything, for which a fresh Python takes seconds.
-
     Args:
         folder: for files of this call alone.
         function: of a module that can be imported.
         arguments: its own, strings and numbers.
         environments: variables of each process.
+    """
+    processes, outputs = begun(folder, function, arguments, environments)
+    ends_at = time.monotonic() + LIMIT
+    try:
+        for process in processes:
+            process.join(ends_at - time.monotonic())
+        late = [number for number, process in enumerate(processes) if process.is_alive()]
+    finally:
+        # One that is left would keep this process from its end.
+        for process in processes:
+            process.kill()
+            process.join()
+    stdout, stderr = ("".join(path.read_text() for path in paths) for paths in zip(*outputs, strict=True))
+    assert not late, f"processes {late} did not end in {LIMIT} s: {stderr}"
+    return Done([process.exitcode for process in processes], stdout, stderr)
+
+
+def begun(folder, function, arguments, environments):
+    """Start a process for each environment, as ``forked`` does, and return them and the files of their output.
+
+    They are forks of a process that has imported everything, for which a fresh Python takes seconds.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
@@ -63,10 +86,7 @@ def forked(folder, function, arguments, environments):
     ]
     for process in processes:
         process.start()
-    for process in processes:
-        process.join(300)
-    stdout, stderr = ("".join(path.read_text() for path in paths) for paths in zip(*outputs, strict=True))
-    return Done([process.exitcode for process in processes], stdout, stderr)
+    return processes, outputs
 
 
 def _call(outputs, environment, function, arguments):
@@ -144,7 +164,7 @@ def from_threads(count, function):
     def call(number):
         found[number] = function()
 
-    callers = [threading.Thread(target=call, args=(number,)) for number in range(count)]
+    callers = [threading.Thread(target=call, args=(number,), daemon=True) for number in range(count)]
     for caller in callers:
         caller.start()
     for caller in callers:

@@ -27,10 +27,10 @@ def _of(found, where):
 
 
 def test_every_contender_of_inference_has_a_row(device, clock):
-    plan = inference.Plan(("tiny",), ("eager", "graphs"), scale=contenders.TOY, rounds=1)
+    plan = inference.Plan(("tiny",), ("graphs",), scale=contenders.TOY, rounds=1)
     rows = [row for piece in inference.collect(plan, device, clock) for row in piece]
-    assert [row["contender"] for row in rows] == CONTENDERS * 4
-    assert [row["images_per_s"] for row in rows if row["contender"] == "ours"] == [2000.0, 1000.0] * 2
+    assert [row["contender"] for row in rows] == CONTENDERS * 2
+    assert [row["images_per_s"] for row in rows if row["contender"] == "ours"] == [2000.0, 1000.0]
 
 
 def test_targets_of_inference():

@@ -37,7 +37,8 @@ def test_mistyped_flags_start_no_processes(monkeypatch, capsys):
     with pytest.raises(SystemExit) as end:
         launcher.launch(2, ["data", "--epoch-repeat-s", "3"])
     assert end.value.code == 2
-    assert "did you mean" in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("flashkat train: error: unknown argument --epoch-repeat-s, did you mean --epoch-repeats;")
 
 
 @pytest.mark.parametrize(
@@ -57,17 +58,15 @@ def test_exit_status(monkeypatch, capsys, codes, status, line):
     assert capsys.readouterr().err == line
 
 
-@pytest.mark.parametrize(("number", "workers"), [(signal.SIGUSR1, 0), (signal.SIGTERM, 1)])
+@pytest.mark.parametrize(
+    ("number", "workers"), [(signal.SIGUSR1, 1), pytest.param(signal.SIGTERM, 0, marks=pytest.mark.slow)]
+)
 def test_a_signal_is_told_in_one_line(images, tmp_path, number, workers):
     command = ["bash", ROOT / "dist_train.sh", 2, images, *FLAGS, "--epochs", 100000, "-j", workers]
     status, err = interrupted(command, tmp_path, number)
     assert status == 128 + number
     assert err.startswith("flashkat train: error: stopped")
     assert err.count("\n") == 1
-
-
-def test_a_mistake_in_the_flags_is_said_once(images, refused):
-    assert refused(images, "--epohcs", 3).startswith("unknown argument --epohcs, did you mean --epochs;")
 
 
 def test_an_error_of_one_process_ends_all(refused, tmp_path):

@@ -1,5 +1,6 @@
 """Batches of images: shapes, order, augmentation, layout, views."""
 
+import gc
 import os
 import random
 import signal
@@ -387,6 +388,17 @@ def test_a_worker_that_gives_nothing_is_an_error(kill, words):
         next(iter(Batches(loader, Runtime(), CPU)))
 
 
+def test_a_worker_that_dies_at_once_is_an_error():
+    """PyTorch finds it while it starts the other ones."""
+
+    class Dying:
+        def __iter__(self):
+            raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed. ")
+
+    with pytest.raises(InputError, match=r"loading images stopped: DataLoader worker .* is killed by signal: Killed;"):
+        next(iter(Batches(Dying(), Runtime(), CPU)))
+
+
 @pytest.fixture
 def stalled(tmp_path, monkeypatch):
     """A folder of images, of which one has become a pipe that nobody writes to. Opening it waits for ever."""
@@ -400,7 +412,8 @@ def stalled(tmp_path, monkeypatch):
             os.mkfifo(path)
 
     monkeypatch.setattr("flashkat.data.scan._ordinary", os.open)
-    return tmp_path, stall
+    yield tmp_path, stall
+    gc.collect()  # ends workers that still wait, and not while a later test needs their signals
 
 
 needs_pipes = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no such files here")
@@ -438,7 +451,8 @@ def test_a_pipe_that_takes_the_place_of_an_image_is_an_error_at_once(stalled, mo
 
 def test_a_worker_that_was_killed_names_its_file(tmp_path, monkeypatch):
     write_classes(tmp_path / "val", ["cat", "dog"])
-    args = args_of(tmp_path, "-j", 1)
+    # PyTorch raises its error in whatever runs. A finaliser swallows it, and then this limit ends the wait.
+    args = args_of(tmp_path, "-j", 1, "--loader-timeout", 60)
     dataset = open_dataset(args, "validation")
     monkeypatch.setattr(dataset, "_read", lambda index: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(InputError, match=rf"loading images stopped: .*worker 0 at {dataset.name(0)}; try"):

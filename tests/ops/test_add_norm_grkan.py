@@ -81,7 +81,7 @@ def pieces(leaves, dtype=None):
         {"shape": (2, 3, 5, 16), "rows": (1, 1)},  # both shared
         {"shape": (9, 24), "hidden": 40, "rows": (2, 1)},
         {"shape": (1, 16), "hidden": 16, "m": 3, "n": 2},
-        {"shape": (33, 192), "hidden": 768, "rows": (1, 8)},
+        {"shape": (9, 96), "hidden": 192, "rows": (1, 8)},
     ],
 )
 def test_matches_float64(plans, options):

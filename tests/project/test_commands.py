@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -26,6 +27,7 @@ RECIPE = shlex.split("""--model flash_kat_tiny_swish_patch16_224 -b 128 --opt ad
     --remode pixel --reprob 0.25 --amp --crop-pct 0.875 --mean 0.485 0.456 0.406 --std 0.229 0.224 0.225 --model-ema
     --model-ema-decay 0.9999 --output output/kat_tiny_swish_patch16_224
     --model-kwargs m=6 n=4 num_groups=1 den_groups=8 --log-wandb""")
+KWARGS = ["m=6", "n=4", "num_groups=1", "den_groups=8"]
 
 
 def parse(argv):
@@ -83,13 +85,14 @@ def test_dist_train_launches_that_many_processes(command, torchrun):
 
 
 def test_the_recipe_of_flashkats_users_runs_to_its_end(command, images, tmp_path):
-    """In two processes, unchanged but for epochs and the size of images and batches, logged by a stand-in."""
+    """In two processes, unchanged but for epochs, depth and the size of images and batches, logged by a stand-in."""
     logged = tmp_path / "logged"
     (tmp_path / "wandb.py").write_text(
         f"class Run:\n    def log(self, row):\n        open({str(logged)!r}, 'a').write(str(row) + chr(10))\n\n\n"
         "def init(**kwargs):\n    return Run()\n"
     )
     flags = ["--epochs", 2, "-b", 2, "--img-size", 32, "-j", 1, "--experiment", "run"]
+    flags += ["--model-kwargs", *KWARGS, "depth=1"]
     done = command("bash", ROOT / "dist_train.sh", 2, images, *RECIPE, *flags, PYTHONPATH=str(tmp_path))
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "output" / "kat_tiny_swish_patch16_224" / "run"
@@ -160,20 +163,29 @@ def test_recipes_from_a_vit_take_googles_by_default(recipe, command, torchrun, t
     assert parse(called()[3:]).pretrained_path == missing
 
 
-def test_train_and_validate_are_doors(command, images, tmp_path):
+def test_train_and_validate_are_doors(command, images, tmp_path, monkeypatch, capsys):
     tiny = ["--img-size", 8, "--model-kwargs", "patch_size=4", "embed_dim=16", "depth=1", "num_heads=2"]
     flags = ["--model", "kat_tiny_patch16_224", *tiny, "-j", 0, "-b", 4, "--epochs", 1, "--experiment", "run"]
     done = command(sys.executable, ROOT / "train.py", images, *flags)
     assert done.returncode == 0, done.stderr
     run = tmp_path / "output" / "train" / "run"
     assert yaml.safe_load((run / "args.yaml").read_text())["epochs"] == 1
-    done = command(sys.executable, ROOT / "validate.py", images, "--checkpoint", run / "last.pth.tar", "-j", 0)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.removeprefix("--result\n"))["model"] == "kat_tiny_patch16_224"
-    assert " * Acc@1" in done.stderr
-    done = command(sys.executable, ROOT / "train.py", images, "--epohcs", 3)
-    assert done.returncode == 2
-    assert "did you mean --epochs" in done.stderr
+
+    def ended(script, *argv):
+        """The exit status and what is printed, in this process."""
+        monkeypatch.setattr(sys, "argv", [str(word) for word in (script, images, *argv)])
+        monkeypatch.setattr(sys, "path", [*sys.path])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+        return end.value.code, *capsys.readouterr()
+
+    status, out, err = ended("validate.py", "--checkpoint", run / "last.pth.tar", "-j", 0)
+    assert status == 0, err
+    assert json.loads(out.removeprefix("--result\n"))["model"] == "kat_tiny_patch16_224"
+    assert " * Acc@1" in err
+    status, _, err = ended("train.py", "--epohcs", 3)
+    assert status == 2
+    assert "did you mean --epochs" in err
 
 
 @pytest.mark.parametrize("name", ["train.py", "validate.py"])

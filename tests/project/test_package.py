@@ -13,7 +13,13 @@ import flashkat
 from flashkat.cli.main import main, run
 
 COMMANDS = ["train", "validate", "plot", "export", "flops", "data", "doctor"]
-LIST_MODULES = "import sys, json; print(json.dumps(sorted(sys.modules)))"
+# Modules before and after the import of ours.
+IMPORTS = """
+import json, sys, torch, timm
+before = sorted(sys.modules)
+import flashkat
+print(json.dumps([before, sorted(sys.modules)]))
+"""
 
 
 def start(code, **environment):
@@ -33,8 +39,7 @@ def output_of(process):
 
 
 def test_import_brings_in_little_beside_torch_and_timm():
-    plain, ours = (start(f"import {names}; {LIST_MODULES}") for names in ("torch, timm", "flashkat"))
-    before, after = (set(json.loads(output_of(process))) for process in (plain, ours))
+    before, after = map(set, json.loads(output_of(start(IMPORTS))))
     added = after - before
     assert "flashkat" in added
     for name in ("matplotlib", "rich", "sklearn", "scipy", "pandas"):

@@ -2,29 +2,41 @@
 
 import os
 import signal
-import socket
-import subprocess
-import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
+from processes import begun, free_port
 
-INTERVAL = 0.3
-
-# Imports once, becomes the processes of a run, and prints how each has ended.
-LAUNCHER = """
-import os, sys, time
-from datetime import timedelta
-import torch, torch.distributed as dist
 from flashkat.system.heartbeat import watched
 from flashkat.system.signals import Stopped
 
-size, role, interval = int(sys.argv[1]), sys.argv[2], float(sys.argv[3])
-os.environ["WORLD_SIZE"] = str(size)
+INTERVAL = 0.3
 
-def work(rank):
+
+def launch(size, role):
+    """Become the processes of a run, and print how each has ended."""
+    children = []
+    for rank in range(size):
+        child = os.fork()
+        if not child:
+            try:
+                work(size, role, rank)
+            except Exception as error:
+                os.write(2, f"{type(error).__name__}\n".encode())
+                os._exit(2)
+            os._exit(0)
+        children.append(child)
+    for child in children:
+        _, status = os.waitpid(child, 0)
+        os.write(1, f"{os.waitstatus_to_exitcode(status)}\n".encode())
+
+
+def work(size, role, rank):
+    """Print the rank and the process, and play a role."""
     os.environ["RANK"] = str(rank)
     dist.init_process_group("nccl" if role == "replays" else "gloo", timeout=timedelta(seconds=600))
     if role == "replays":
@@ -33,13 +45,13 @@ def work(rank):
         dist.all_reduce(summed)
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             dist.all_reduce(summed)
-    with watched(rank, size, interval):
+    with watched(rank, size, INTERVAL):
         dist.barrier()
-        os.write(1, f"{rank} {os.getpid()}\\n".encode())
+        os.write(1, f"{rank} {os.getpid()}\n".encode())
         if role == "fails" and rank == 1:
             raise ValueError("of its own")
         if role == "stops":
-            time.sleep(3 * (size - rank) * interval)
+            time.sleep(3 * (size - rank) * INTERVAL)
             raise Stopped("", 15)
         for _ in range(3 if role == "ends" else 1_000_000):
             # A process that sleeps does not notice what has happened to another, one in a collective does.
@@ -51,37 +63,23 @@ def work(rank):
             else:
                 dist.all_reduce(torch.ones(1))
         if role == "ends" and rank == 0:
-            time.sleep(15 * interval)
-
-children = []
-for rank in range(size):
-    child = os.fork()
-    if not child:
-        try:
-            work(rank)
-        except Exception as error:
-            os.write(2, f"{type(error).__name__}\\n".encode())
-            os._exit(2)
-        os._exit(0)
-    children.append(child)
-for child in children:
-    _, status = os.waitpid(child, 0)
-    os.write(1, f"{os.waitstatus_to_exitcode(status)}\\n".encode())
-"""
+            time.sleep(15 * INTERVAL)
 
 
 class Run:
     """Processes of a run with a store of their own, in the first one."""
 
-    def __init__(self, role, size=3):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        command = [sys.executable, "-c", LAUNCHER, str(size), role, str(INTERVAL)]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        self.launcher = subprocess.Popen(command, env=environment, text=True, **pipes)
-        self.processes = dict(map(int, self.launcher.stdout.readline().split()) for _ in range(size))
+    def __init__(self, folder, role, size=3):
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": size}
+        (self.launcher,), ((self._out, self._err),) = begun(folder, launch, (size, role), [meeting])
+        self.processes, deadline = {}, time.monotonic() + 60
+        while len(self.processes) < size:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+            self.processes = dict(map(int, line.split()) for line in self._lines() if line.count(" ") == 1)
+
+    def _lines(self):
+        return self._out.read_text().splitlines() if self._out.exists() else []
 
     def signal(self, rank, sent):
         os.kill(self.processes[rank], sent)
@@ -97,23 +95,24 @@ class Run:
         for process in self.processes.values():
             if is_alive(process):
                 os.kill(process, signal.SIGKILL)
-        out, err = self.launcher.communicate(timeout=60)
-        return [int(status) for status in out.split()], [
-            line for line in err.splitlines() if line.startswith(("flashkat", "ValueError"))
+        self.launcher.join(60)
+        assert not self.launcher.is_alive()
+        return [int(line) for line in self._lines() if " " not in line], [
+            line for line in self._err.read_text().splitlines() if line.startswith(("flashkat", "ValueError"))
         ]
 
 
 @pytest.fixture
-def start():
+def start(tmp_path):
     runs = []
 
     def run(role, size=3):
-        runs.append(Run(role, size))
+        runs.append(Run(tmp_path, role, size))
         return runs[-1]
 
     yield run
     for each in runs:
-        if each.launcher.poll() is None:
+        if each.launcher.is_alive():
             each.end()
 
 
@@ -172,7 +171,7 @@ def test_those_that_end_first_are_not_missed(start):
 def test_none_outlives_the_one_that_started_it(start):
     run = start("sleeps")
     run.launcher.kill()
-    run.launcher.wait()
+    run.launcher.join()
     run.wait(0, 1, 2)
 
 

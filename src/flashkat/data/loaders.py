@@ -327,9 +327,11 @@ class Batches:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         self.waited = 0.0
         last = time.perf_counter()
-        batches = iter(self.loader)
+        batches: Iterator[tuple[Tensor, Tensor]] | None = None
         while True:
             try:
+                if batches is None:
+                    batches = iter(self.loader)
                 images, target = next(batches)
             except StopIteration:
                 return

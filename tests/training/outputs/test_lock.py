@@ -2,11 +2,12 @@
 
 import errno
 import os
-import subprocess
+import signal
 import sys
 from pathlib import Path
 
 import pytest
+from processes import forked
 
 from flashkat.errors import InputError
 from flashkat.training.outputs.lock import Lock
@@ -23,15 +24,14 @@ def test_the_second_writer_is_told_of_the_first(tmp_path):
     Lock(tmp_path).release()
 
 
+def die_with_a_lock(folder):
+    lock = Lock(Path(folder))
+    assert lock.is_held()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def test_a_process_that_was_killed_holds_nothing(tmp_path):
-    code = f"""
-import os, signal
-from pathlib import Path
-from flashkat.training.outputs.lock import Lock
-lock = Lock(Path({str(tmp_path)!r}))
-os.kill(os.getpid(), signal.SIGKILL)
-"""
-    assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == -9
+    assert forked(tmp_path, die_with_a_lock, (str(tmp_path),), [{}]).status == [-signal.SIGKILL]
     assert (tmp_path / ".lock").exists()
     Lock(tmp_path).release()
 
