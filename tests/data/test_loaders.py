@@ -4,6 +4,8 @@ import gc
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 import types
 from pathlib import Path
@@ -326,6 +328,26 @@ def test_workers_keep_what_a_gpu_cannot_augment(folder, monkeypatch):
         dataset = open_dataset(args, "train")
         training_loader(dataset, CONFIG if "--in-chans" not in flags else GREY, args, CPU)
         assert not isinstance(dataset.transform, Drawing), flags
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems start processes anew")
+def test_workers_are_children_of_the_training_process(folder):
+    """Also where the program's default is a server that forks. A killed run would leave its workers behind."""
+    code = f"""
+import multiprocessing, os, sys
+multiprocessing.set_start_method("forkserver")
+sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+import torch
+from configs import training_loader
+from samples import CONFIG, args_of, open_dataset
+args = args_of({str(folder)!r}, "-b", 4, "-j", 1)
+loader = training_loader(open_dataset(args, "train"), CONFIG, args, torch.device("cpu"))
+next(iter(loader))
+print([os.getpid()] == [int(open(f"/proc/{{child.pid}}/stat").read().split()[3])
+    for child in multiprocessing.active_children()])
+"""
+    done = subprocess.run([sys.executable, "-c", code], timeout=200, capture_output=True, text=True, check=False)
+    assert done.stdout == "True\n", done.stderr
 
 
 @pytest.mark.parametrize("place", [[], ["--no-prefetcher"]], ids=["prefetcher", "no prefetcher"])

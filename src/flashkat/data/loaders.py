@@ -2,6 +2,7 @@
 
 import math
 import shutil
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -139,6 +140,8 @@ def _loading(data: Data, device: torch.device, backend: Backend) -> dict[str, An
         "pin_memory": data.pin_mem and device.type == "cuda",
         "worker_init_fn": partial(_start_worker, data.worker_seeding == "all"),
         "persistent_workers": data.workers > 0,
+        # A worker must be this process's own child, to end with it and at its word. Python 3.14 forks from a server.
+        "multiprocessing_context": "fork" if data.workers and sys.platform == "linux" else None,
     }
 
 

@@ -1,5 +1,6 @@
 """A whole data set of small images in the GPU's memory: crops, resizing and flips there, to Pillow's bits."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -52,6 +53,7 @@ def read_all(dataset: Any, workers: int, timeout: float) -> tuple[Tensor, list[i
         timeout=timeout if workers else 0,
         collate_fn=list,
         worker_init_fn=_begin,
+        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
         generator=torch.Generator().manual_seed(0),
     )
     for batch in loader:
