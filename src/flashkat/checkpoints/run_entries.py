@@ -152,6 +152,7 @@ def _is_optimizer(state: Any) -> bool:
         and isinstance(state.get("state"), dict)
         and all(isinstance(each, dict) for each in state["state"].values())
         and _are_alike(state["state"].values())
+        and state["state"].keys() <= {number for group in state["param_groups"] for number in group["params"]}
     )
 
 

@@ -363,6 +363,7 @@ def _build_step(
         leaves_out=config.nonfinite.limit > 0,
         keeps=config.nonfinite.find_nonfinite,
         capture=captures_steps(config.compilation, device),
+        resumed="" if config.resume.no_resume_opt else config.resume.resume,
         say=say,
     )
 
