@@ -30,7 +30,7 @@ def test_the_newest(tmp_path):
     assert newest_good(tmp_path, pytest.fail) == newest
 
 
-@pytest.mark.parametrize("fault", ["truncated", "nan", "no run"])
+@pytest.mark.parametrize("fault", ["truncated", "nan", "no run", "odd run"])
 def test_a_bad_one_is_passed_over_with_a_line(tmp_path, fault):
     good = write(tmp_path, "checkpoint-0.pth.tar", 1)
     bad = write(tmp_path, "last.pth.tar", 2, value=float("nan") if fault == "nan" else 1.0)
@@ -40,10 +40,13 @@ def test_a_bad_one_is_passed_over_with_a_line(tmp_path, fault):
         os.utime(bad, (2, 2))
     if fault == "no run":
         checkpoints.write(tmp_path / "last.pth.tar", {"weight": torch.ones(1)})
+    if fault == "odd run":
+        write(tmp_path, "last.pth.tar", 2, run={"updates": "many"})
     said = []
     assert newest_good(tmp_path, said.append) == good
     (line,) = said
     reasons = {"truncated": "truncated or damaged", "nan": "not finite", "no run": "not the state of a run"}
+    reasons["odd run"] = "its run.updates is 'many'"
     assert line.startswith("Not resuming from last.pth.tar: ")
     assert reasons[fault] in line
 
