@@ -58,6 +58,7 @@ def test_what_training_writes_is_good():
         ("optimizer.param_groups.0.betas", "ab"),
         ("optimizer.param_groups.0.params", ["a"]),
         ("optimizer.state.0", 3),
+        ("optimizer.state.7", {}),
         ("optimizer.state.0.exp_avg", 0.5),
         ("optimizer.state.1.exp_avg_sq", "x"),
         ("amp_scaler.scale", "big"),

@@ -71,6 +71,7 @@ def test_help(command, capsys):
         (["data", "-b", "1.5"], ["-b/--batch-size", "whole number", "1.5"]),
         (["data", "--aug-repeats", "2.5"], ["--aug-repeats", "whole number", "2.5"]),
         (["data", "-j", "-2"], ["-j/--workers", "at least 0 and at most 1024, not -2"]),
+        (["data", "--loader-timeout", "1e300"], ["--loader-timeout", "at least 0 and at most 1e+09, not 1e300"]),
         (["data", "-j", "65536"], ["-j/--workers", "at least 0 and at most 1024, not 65536"]),
         (["data", "-b", "1" + "0" * 30], ["-b/--batch-size", "at least 1 and at most 2.14748e+09"]),
         (["data", "--smoothing", "1"], ["--smoothing", "at least 0 and less than 1, not 1"]),

@@ -1,6 +1,7 @@
 """Batches of images: shapes, order, augmentation, layout, views."""
 
 import gc
+import math
 import os
 import random
 import signal
@@ -497,3 +498,14 @@ def test_too_little_shared_memory_is_said_before_workers_start(folder, monkeypat
     with pytest.raises(InputError, match=r"2 workers hold batches of .* give fewer --workers"):
         training_loader(open_dataset(config, "train"), CONFIG, config, CPU)
     assert training_loader(open_dataset(config, "train"), CONFIG, args_of(folder, "-j", 0), CPU)
+
+
+def test_processes_of_a_machine_share_its_memory(folder, monkeypatch):
+    config = args_of(folder, "-j", 2)
+    monkeypatch.setattr("flashkat.data.loaders._PREFETCHED", 1)
+    monkeypatch.setattr("flashkat.data.loaders.distributed.size", lambda: 8)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    enough = 2 * config.data.batch_size * math.prod(CONFIG["input_size"])
+    monkeypatch.setattr("flashkat.data.loaders.shutil.disk_usage", lambda path: types.SimpleNamespace(free=enough))
+    with pytest.raises(InputError, match=r"^16 workers hold batches"):
+        evaluation_loader(open_dataset(config, "val"), CONFIG, config, CPU)

@@ -1,11 +1,18 @@
 """How one model is evaluated: smaller batches, views, several GPUs, from Python."""
 
 import importlib
+import os
+import signal
+from functools import partial
 
 import pytest
-from tiny import MODEL, weights
+from processes import forked, free_port
+from tiny import FLAGS, MODEL, weights
 
+from flashkat.cli.main import run
+from flashkat.evaluation import many
 from flashkat.evaluation.evaluate import evaluate
+from flashkat.evaluation.metrics import Meters
 
 # The room exports its function under the same name.
 VALIDATE = importlib.import_module("flashkat.evaluation.validate")
@@ -41,3 +48,24 @@ def test_more_gpus_than_there_are(validated, tmp_path):
     checkpoint = weights(tmp_path / "weights.pth")
     err = validated("--checkpoint", checkpoint, "--device", "cpu", "--num-gpu", 2, status=2)
     assert "--num-gpu 2 is more than the" in err
+
+
+def _validate_until_killed(argv):
+    """Run the command, which beats faster than a real one. The second process is killed at its first batch."""
+    many.watched = partial(many.watched, interval=0.3)
+    if os.environ["RANK"] == "1":
+        Meters.measure = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+    run(argv)
+
+
+def test_the_others_end_with_a_process_that_is_killed(images, tmp_path):
+    path = weights(tmp_path / "weights.pth", classes=3)
+    argv = ["validate", str(images), *FLAGS, "-j", "0", "-b", "4", "--device", "cpu", "--checkpoint", str(path)]
+    environments = [
+        {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "WORLD_SIZE": 3, "RANK": rank, "LOCAL_RANK": rank}
+        for port in [free_port()]
+        for rank in range(3)
+    ]
+    done = forked(tmp_path, _validate_until_killed, (argv,), environments)
+    assert done.status == [1, -signal.SIGKILL, 1]
+    assert "flashkat: error: process 1 has given no sign of life for 2 s: all others end" in done.stderr

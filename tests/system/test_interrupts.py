@@ -1,5 +1,6 @@
 """Ctrl-C at any moment of a command gives one line, and programs that import the package are left alone."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -78,6 +79,31 @@ def test_a_command_at_work_cleans_up(interrupted_at, images):
     """It says the same after its name."""
     command = [sys.executable, "-m", "flashkat", "data", "check", images]
     assert interrupted_at("os.scandir", images / "train", *command) == (130, "flashkat data: error: interrupted\n")
+
+
+# Starts a command, says its process, and waits to be killed.
+LAUNCHER = """
+import signal, subprocess, sys
+print(subprocess.Popen(sys.argv[1:]).pid, flush=True)
+signal.pause()
+"""
+
+
+def test_a_process_ends_with_torchrun_while_it_still_imports(tmp_path):
+    (tmp_path / "torch.py").write_text("import os, signal\nos.write(2, b'importing')\nsignal.pause()\n")
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {"PYTHONPATH": path, "TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "2", "RANK": "1"}
+    launcher = started(sys.executable, "-c", LAUNCHER, sys.executable, "-m", "flashkat", environment=environment)
+    process = int(launcher.stdout.readline())
+    try:
+        assert launcher.stderr.read(9) == "importing"
+        launcher.kill()
+        # Its end closes the pipe. Nothing else ends it.
+        assert launcher.communicate(timeout=60) == ("", "")
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+        launcher.communicate()
 
 
 # Without torch, whose import takes seconds: a stand-in reports how SIGINT is handled when it is imported.

@@ -340,6 +340,39 @@ def test_what_cannot_be_resumed(train, refused, tmp_path):
     assert "holds weights, but not the state of a run: " in refused("--resume", tmp_path / "weights.pth")
 
 
+@pytest.mark.parametrize(
+    ("of", "name", "value"),
+    [
+        *(("state", "exp_avg_sq", value) for value in (None, 7)),
+        *(("state", "step", value) for value in (-1, "many", "bool", "complex64", "float8_e4m3fn")),
+        *(("group", "betas", value) for value in ([], [0.9], [0.9, 0.9, 0.9])),
+        *(("group", "weight_decay", None), ("group", "eps", torch.ones(3)), ("group", "amsgrad", True)),
+    ],
+)
+def test_an_optimiser_that_cannot_step_is_refused_in_one_line(train, images, tmp_path, capsys, of, name, value):
+    saved = torch.load(train("--epochs", 1, "--opt", "adamw") / "last.pth.tar", weights_only=True)
+    optimizer = saved["optimizer"]
+    for owner in optimizer["state"].values() if of == "state" else optimizer["param_groups"]:
+        if value == "many":
+            owner[name] = torch.ones(7)
+        elif isinstance(value, str):
+            owner[name] = owner[name].to(getattr(torch, value))
+        elif of == "state" and value is None:
+            del owner[name]
+        else:
+            owner[name] = value
+    torch.save(saved, tmp_path / "odd.pth.tar")
+    capsys.readouterr()
+    argv = ["train", images, *tiny.FLAGS, "-j", 0, "-b", 4, "--opt", "adamw", "--epochs", 2, "--output", tmp_path]
+    status = main([str(each) for each in (*argv, "--experiment", "b", "--resume", tmp_path / "odd.pth.tar")])
+    err = capsys.readouterr().err
+    assert status == 2, err
+    assert err.count("\n") == 1
+    assert "a state of the optimiser that cannot be used" in err or "optimiser with other parameters" in err
+    assert "give --no-resume-opt" in err or "or --no-resume-opt" in err
+    assert not (tmp_path / "b").exists()
+
+
 def test_other_classes_cannot_be_resumed(train, refused, tmp_path):
     last = train("--epochs", 1, "--opt", "adamw") / "last.pth.tar"
     checkpoint = torch.load(last, weights_only=True)

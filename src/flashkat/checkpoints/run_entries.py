@@ -25,13 +25,17 @@ Check = Callable[[Any], bool]
 
 
 def check_run(checkpoint: Mapping[str, Any], path: str) -> None:
-    """Raise InputError, with the entry's name, if a run's checkpoint cannot be resumed.
+    """Raise InputError if a checkpoint holds no run, or one that cannot be resumed, with the entry's name.
 
     Args:
         checkpoint: as :func:`flashkat.checkpoints.read` gives it. Entries may be missing.
         path: what errors call it.
     """
     run = checkpoint.get("run", {})
+    if not isinstance(run, dict) or "epoch" not in checkpoint:
+        raise InputError(
+            f"{path} holds weights, but not the state of a run: start from the weights, with --initial-checkpoint"
+        )
     for where, entries, rules in (
         ("", checkpoint, _CHECKPOINT),
         ("args.", checkpoint.get("args", {}), _ARGUMENTS),
@@ -152,6 +156,7 @@ def _is_optimizer(state: Any) -> bool:
         and isinstance(state.get("state"), dict)
         and all(isinstance(each, dict) for each in state["state"].values())
         and _are_alike(state["state"].values())
+        and state["state"].keys() <= {number for group in state["param_groups"] for number in group["params"]}
     )
 
 

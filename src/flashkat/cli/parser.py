@@ -27,6 +27,7 @@ __all__ = [
     "number",
     "positive",
     "processes",
+    "seconds",
     "seed",
     "share",
     "size",
@@ -281,6 +282,7 @@ count = number(int, 0)
 processes = number(int, 0, 1024)
 seed = number(int, 0, 2**32 - 1)
 amount = number(float, 0)
+seconds = number(float, 0, 1e9)  # the system takes no more for a time limit
 finite = number(float, -math.inf)
 size = number(float, 0, above=True)
 fraction = number(float, 0, 1)

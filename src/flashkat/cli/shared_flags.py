@@ -4,7 +4,7 @@ import argparse
 import os
 
 from ..models.config import DEFAULT_MODEL
-from .parser import Instead, ModelKwargs, amount, finite, fraction, positive, processes, share, size
+from .parser import Instead, ModelKwargs, finite, fraction, positive, processes, seconds, share, size
 
 __all__ = [
     "INTERPOLATIONS",
@@ -106,7 +106,7 @@ def add_data(parser: argparse.ArgumentParser, batch_size: int) -> None:
     )
     group.add_argument(
         "--loader-timeout",
-        type=amount,
+        type=seconds,
         default=600.0,
         metavar="SECONDS",
         help="stop if workers give no batch for so long, or without workers an image; 0 waits for ever (default: 600)",

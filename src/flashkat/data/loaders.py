@@ -1,6 +1,7 @@
 """Batches of a data set, in a fixed order, on the model's device."""
 
 import math
+import os
 import shutil
 import sys
 import time
@@ -76,7 +77,7 @@ def training_loader(
     if isinstance(dataset, FakeImages):
         return Batches(_Resident(dataset, config, runtime, device), runtime, device)
     _check_training(dataset, data, augmentation)
-    _check_shared_memory(data, config, data.batch_size)
+    _check_shared_memory(data, config, data.batch_size * max(augmentation.aug_splits, 1))
     numbered = _watched(dataset, data)
     splits = augmentation.aug_splits
     erasing = {
@@ -159,10 +160,12 @@ def _check_shared_memory(data: Data, config: dict[str, Any], batch_size: int) ->
     if not data.workers or not shared.is_dir():
         return
     image = math.prod(config["input_size"]) * (torch.float32.itemsize if data.no_prefetcher else 1)
-    needed, free = data.workers * _PREFETCHED * batch_size * image, shutil.disk_usage(shared).free
+    # All processes of this machine share it.
+    workers = data.workers * (int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if distributed.size() > 1 else 1)
+    needed, free = workers * _PREFETCHED * batch_size * image, shutil.disk_usage(shared).free
     if needed > free:
         raise InputError(
-            f"{data.workers} workers hold batches of {needed / 2**20:.0f} MiB in {shared}, which has "
+            f"{workers} workers hold batches of {needed / 2**20:.0f} MiB in {shared}, which has "
             f"{free / 2**20:.0f}: give fewer --workers, a smaller --batch-size, or docker run a larger --shm-size"
         )
 

@@ -11,6 +11,7 @@ from timm.utils.misc import natural_key
 from ..errors import InputError, UnreachableError
 from ..system import distributed
 from ..system.files import check_writable
+from ..system.heartbeat import watched
 from .config import Config
 from .results import write_results
 from .validate import PassError, Say, check_processes, prepare, validate_on
@@ -43,7 +44,7 @@ def validate_all(
         InputError: the configuration cannot be used, or no model of a list can be evaluated.
     """
     prepare(config)
-    with distributed.joined(config.runtime.device) as device:
+    with distributed.joined(config.runtime.device) as device, watched(distributed.rank(), distributed.size()):
         check_processes(config.evaluation)
         is_primary = distributed.is_primary()
         say = say if is_primary else lambda line: None

@@ -17,6 +17,7 @@ from ..errors import InputError, require
 from ..system import distributed
 from ..system.compile import Compilation, compile_in_place, require_backend
 from ..system.device import autocast, place, prepare_process
+from ..system.heartbeat import watched
 from .config import Config, Evaluation
 from .evaluate import evaluate, prepared
 from .labels import Selected, check_classes, read_real_labels, read_valid_labels
@@ -46,7 +47,7 @@ def validate(config: Config, say: Say = lambda line: None) -> Result:
         InputError: the configuration, the checkpoint or the data cannot be used.
     """
     prepare(config)
-    with distributed.joined(config.runtime.device) as device:
+    with distributed.joined(config.runtime.device) as device, watched(distributed.rank(), distributed.size()):
         check_processes(config.evaluation)
         return validate_on(config, device, say if distributed.is_primary() else lambda line: None)
 

@@ -1,4 +1,4 @@
-"""Let Ctrl-C end a command in one line, also while it still imports PyTorch.
+"""Let Ctrl-C, or the end of torchrun, end a command, also while it still imports PyTorch.
 
 Python's own handler raises KeyboardInterrupt, which an import shows as a traceback or takes for another error.
 """
@@ -7,6 +7,8 @@ import contextlib
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
@@ -17,6 +19,9 @@ __all__ = ["guard_command", "interruptible"]
 _CHECKOUT, _SCRIPTS = Path(__file__).parents[3], ("train.py", "validate.py")
 _IMPORTING = "<frozen importlib._bootstrap>"
 _LINE = b"flashkat: error: interrupted\n"
+
+# Between two looks at the parent.
+_LOOK_SECONDS = 1.0
 
 _STATUS = 128 + signal.SIGINT
 
@@ -40,10 +45,24 @@ class _Handler:
 
 
 def guard_command() -> None:
-    """Handle SIGINT from here on if this process runs one of our commands. Programs that import us keep theirs."""
+    """Handle SIGINT from here on if this process runs one of our commands. Programs that import us keep theirs.
+
+    A command that torchrun has started also ends with torchrun.
+    """
     # A shell's background job ignores SIGINT, and goes on to.
-    if _is_command() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    if not _is_command():
+        return
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _Handler())
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True, name="end with torchrun").start()
+
+
+def _end_with(parent: int) -> None:
+    """End this process when torchrun, its parent, has ended. Without it, joining the others may take many minutes."""
+    while os.getppid() == parent:
+        time.sleep(_LOOK_SECONDS)
+    os._exit(1)
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """Train a model: build and check everything first, then make a folder, then run the loop."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +23,7 @@ from ..system.device import autocast, place, prepare_process, training_products
 from ..system.heartbeat import watched
 from ..system.signals import StopRequest
 from .average import MovingAverage
-from .config import AUTO, Config
+from .config import AUTO, Config, Wandb
 from .distillation import Distillation, build_distillation
 from .loop import Parts, run_epochs
 from .mixing import Mixer
@@ -180,12 +180,30 @@ def _train(asked: Config, device: torch.device) -> Result:
     )
     _check_parallel(config, device)
     config = replace(config, schedule=replace(config.schedule, lr=_learning_rate(config)))
+
+    def open_folder(run: Mapping[str, Any], wandb: Wandb | None) -> RunFolder:
+        return RunFolder(
+            config.output,
+            config.model.name,
+            images["input_size"][-1],
+            {**config.flags(), **vars(asked.compilation)},
+            resume=resume,
+            is_automatic=is_automatic,
+            history=run.get("history", []),
+            best=run.get("best", {}),
+            wandb=wandb,
+        )
+
     try:
         state = _build_state(model, config, device, len(train_loader), train_set.classes, resumed)
     except FinishedError:
         if not is_automatic:
             raise
         run = resumed.get("run", {})
+        if distributed.is_primary():
+            # It may have been killed at the end of its last epoch.
+            with contextlib.closing(open_folder(run, wandb=None)) as finished:
+                finished.draw()
         return Result(
             Path(resume).parent if distributed.is_primary() else None, run.get("history", []), run.get("best", {})
         )
@@ -200,17 +218,7 @@ def _train(asked: Config, device: torch.device) -> Result:
     ]
     folder = None
     if distributed.is_primary():
-        folder = RunFolder(
-            config.output,
-            config.model.name,
-            images["input_size"][-1],
-            {**config.flags(), **vars(asked.compilation)},
-            resume=resume,
-            is_automatic=is_automatic,
-            history=state.history,
-            best=state.best,
-            wandb=config.wandb,
-        )
+        folder = open_folder({"history": state.history, "best": state.best}, config.wandb)
     made = distributed.gather(None if folder is None else folder.made)[0]
     try:
         batches_done = state.epoch * len(train_loader) + state.batch
@@ -364,6 +372,7 @@ def _build_step(
         leaves_out=config.nonfinite.limit > 0,
         keeps=config.nonfinite.find_nonfinite,
         capture=captures_steps(config.compilation, device),
+        resumed="" if config.resume.no_resume_opt else config.resume.resume,
         say=say,
     )
 

@@ -214,10 +214,6 @@ def read_resumed(path: str, classes: list[str]) -> dict[str, Any]:
     if not path:
         return {}
     checkpoint = checkpoints.read(path)
-    if not isinstance(checkpoint.get("run", {}), dict) or "epoch" not in checkpoint:
-        raise InputError(
-            f"{path} holds weights, but not the state of a run: start from the weights, with --initial-checkpoint"
-        )
     check_run(checkpoint, path)
     trained = checkpoint.get("classes")
     # Without a list of classes there is nothing to compare.

@@ -15,6 +15,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 
+from ..errors import explain
 from ..evaluation.metrics import Meters
 from ..evaluation.nonfinite import BadUpdates, Trace
 from ..system import distributed
@@ -70,6 +71,7 @@ class TrainingStep:
         leaves_out: leave out bad updates.
         keeps: keep the batches of an update, for :meth:`find`.
         capture: use CUDA graphs.
+        resumed: the checkpoint that the optimiser's state comes from, for errors of the first update; "" for none.
         say: called with a line for each part that does not run from a graph, and the reason.
     """
 
@@ -91,11 +93,12 @@ class TrainingStep:
         leaves_out: bool = False,
         keeps: bool = False,
         capture: bool = False,
+        resumed: str = "",
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.model, self.optimizer, self.scaler, self.meters = model, optimizer, scaler, meters
         self.loss_function, self._distillation, self._precision = loss_function, distillation, precision
-        self._average, self._accumulated = average, accumulated
+        self._average, self._accumulated, self._resumed = average, accumulated, resumed
         self._clip_grad, self._clip_mode = clip_grad, clip_mode
         self._device = next(model.parameters()).device
         self._parameters = [each for group in optimizer.param_groups for each in group["params"]]
@@ -265,7 +268,7 @@ class TrainingStep:
         if self._clip_grad is not None:
             self.scaler.unscale_(self.optimizer)
             dispatch_clip_grad(self._clipped(), self._clip_grad, self._clip_mode)
-        with self._rates():
+        with self._rates(), self._explained():
             self._step_unless(bad)
         self.scaler.update()
         self._clear()
@@ -301,6 +304,16 @@ class TrainingStep:
                 del self.optimizer.found_inf  # type: ignore[attr-defined]
         elif not bad:
             self.optimizer.step()
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Name the resumed checkpoint if its state of the optimiser makes the first update fail."""
+        if not self._resumed:
+            yield
+            return
+        with explain(f"{self._resumed} has a state of the optimiser that cannot be used", ": give --no-resume-opt"):
+            yield
+        self._resumed = ""
 
     def _clipped(self) -> Iterable[Tensor]:
         """Return the parameters whose gradients are clipped. As in timm, agc leaves out the head.

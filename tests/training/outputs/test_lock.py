@@ -3,6 +3,7 @@
 import errno
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -34,6 +35,29 @@ def test_a_process_that_was_killed_holds_nothing(tmp_path):
     assert forked(tmp_path, die_with_a_lock, (str(tmp_path),), [{}]).status == [-signal.SIGKILL]
     assert (tmp_path / ".lock").exists()
     Lock(tmp_path).release()
+
+
+def test_the_children_of_a_process_that_was_killed_hold_nothing(tmp_path):
+    code = f"""
+import os, signal
+from pathlib import Path
+from flashkat.training.outputs.lock import Lock
+lock = Lock(Path({str(tmp_path)!r}))
+child = os.fork()
+if not child:
+    signal.pause()
+os.write(1, str(child).encode())
+os.close(1)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    assert process.wait(timeout=60) == -9
+    child = int(os.read(process.stdout.fileno(), 20))
+    try:
+        Lock(tmp_path).release()
+    finally:
+        os.kill(child, signal.SIGKILL)
+        process.stdout.close()
 
 
 def test_a_lock_file_that_its_holder_removed_meanwhile_counts_for_nothing(tmp_path, monkeypatch):

@@ -30,7 +30,7 @@ def test_the_newest(tmp_path):
     assert newest_good(tmp_path, pytest.fail) == newest
 
 
-@pytest.mark.parametrize("fault", ["truncated", "nan", "no run"])
+@pytest.mark.parametrize("fault", ["truncated", "nan", "no run", "odd run"])
 def test_a_bad_one_is_passed_over_with_a_line(tmp_path, fault):
     good = write(tmp_path, "checkpoint-0.pth.tar", 1)
     bad = write(tmp_path, "last.pth.tar", 2, value=float("nan") if fault == "nan" else 1.0)
@@ -40,10 +40,13 @@ def test_a_bad_one_is_passed_over_with_a_line(tmp_path, fault):
         os.utime(bad, (2, 2))
     if fault == "no run":
         checkpoints.write(tmp_path / "last.pth.tar", {"weight": torch.ones(1)})
+    if fault == "odd run":
+        write(tmp_path, "last.pth.tar", 2, run={"updates": "many"})
     said = []
     assert newest_good(tmp_path, said.append) == good
     (line,) = said
     reasons = {"truncated": "truncated or damaged", "nan": "not finite", "no run": "not the state of a run"}
+    reasons["odd run"] = "its run.updates is 'many'"
     assert line.startswith("Not resuming from last.pth.tar: ")
     assert reasons[fault] in line
 
@@ -92,10 +95,15 @@ class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("step", range(1, 14))
-def test_killed_anywhere_in_an_epochs_end_it_goes_on_to_the_same(train, images, tmp_path, monkeypatch, step):
-    """As if by SIGKILL: at the n-th change of a file from the second epoch on, nothing of the process runs any more."""
-    straight = train(*STEADY, "--epochs", 3, experiment="straight")
+@pytest.mark.parametrize(
+    ("epochs", "step"), [*((2, step) for step in range(1, 13)), *((3, step) for step in range(1, 14))]
+)
+def test_killed_anywhere_in_an_epochs_end_it_goes_on_to_the_same(train, images, tmp_path, monkeypatch, epochs, step):
+    """As if by SIGKILL: at the n-th change of a file from the second epoch on, nothing of the process runs any more.
+
+    The second epoch is also the last one.
+    """
+    straight = train(*STEADY, "--epochs", epochs, experiment="straight")
     output, calls = tmp_path / "killed", []
     assert command(images, output, "--epochs", 1) == 0
 
@@ -114,15 +122,28 @@ def test_killed_anywhere_in_an_epochs_end_it_goes_on_to_the_same(train, images, 
         for name in ("replace", "hardlink_to", "unlink"):
             patch.setattr(Path, name, counted(getattr(Path, name)))
         with pytest.raises(Killed):
-            command(images, output, "--epochs", 3, "--resume", "auto")
-    assert command(images, output, "--epochs", 3, "--resume", "auto") == 0
+            command(images, output, "--epochs", epochs, "--resume", "auto")
+    assert command(images, output, "--epochs", epochs, "--resume", "auto") == 0
     assert contents(output / "run") == contents(straight)
 
 
+def test_killed_before_its_first_checkpoint_it_starts_in_the_same_folder(images, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "last.pth.tar.123.partial").write_bytes(b"half")
+    assert command(images, tmp_path, "--epochs", 1, "--resume", "auto") == 0
+    assert not list((tmp_path / "run").glob("*.partial"))
+
+
 def test_all_epochs_done_is_no_failure(images, tmp_path, capsys):
+    found = []
     for _ in range(2):
-        assert command(images, tmp_path, "--epochs", 1, "--resume", "auto") == 0
-    assert capsys.readouterr().out.count("Epoch 1/1") == 1
+        # The last epoch is not the best one.
+        flags = ["--epochs", 2, "--resume", "auto", "--checkpoint-hist", 1, "--lr", 1e-9]
+        assert command(images, tmp_path, *flags) == 0
+        found.append(contents(tmp_path / "run"))
+    assert found[0] == found[1]
+    assert "checkpoint-1.pth.tar" not in found[0][0]
+    assert capsys.readouterr().out.count("Epoch 1/2") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 

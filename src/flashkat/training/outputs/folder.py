@@ -109,6 +109,8 @@ class RunFolder:
         self._flags = {**flags, "experiment": "", "resume": ""}
         self._lock = Lock(self.path)
         try:
+            if continued is not None:
+                self._remove_partial()
             self._write_flags()
             if self._rows:
                 self.write_summary()
@@ -126,6 +128,9 @@ class RunFolder:
         self._recoveries: list[Path] = sorted(
             self.path.glob("recovery-*.pth.tar"), key=lambda path: path.stat().st_mtime
         )
+        if continued is not None:
+            self._remove_worse()
+            self._remove_old_recoveries()
         try:
             self._log = open_wandb(wandb or Wandb(), self.path.name, dict(flags))
         except BaseException:
@@ -145,14 +150,17 @@ class RunFolder:
 
         The checkpoint is written first. The best and the numbered checkpoint follow from it.
         """
-        for partial in self.path.glob("*.partial*"):
-            partial.unlink(missing_ok=True)
         if resumed.name == "last.pth.tar" and best_of(self._rows[-1:], self._metric):
             numbered = self._numbered(int(self._rows[-1]["epoch"]))
             if not numbered.exists():
                 _link(resumed, numbered)
         if best_epoch is not None and self._numbered(best_epoch).exists():
             _link(self._numbered(best_epoch), self.best_checkpoint)
+
+    def _remove_partial(self) -> None:
+        """Remove the files that a killed run has not finished. Only the holder of the lock may."""
+        for partial in self.path.glob("*.partial*"):
+            partial.unlink(missing_ok=True)
 
     @staticmethod
     def _make(parent: Path, name: str) -> Path:
@@ -227,7 +235,7 @@ class RunFolder:
 
     def draw(self) -> None:
         """Draw the curves if the last epoch was evaluated. Drawing can take longer than an epoch of small images."""
-        if any(name.startswith("eval") for name in self._rows[-1]):
+        if any(name.startswith("eval") for row in self._rows[-1:] for name in row):
             draw_curves(self._rows, self.path / "curves.png")
 
     def write_summary(self) -> None:
@@ -277,6 +285,9 @@ class RunFolder:
         self._rank(numbered, row)
         if any(path == numbered for path, _ in self._ranked[: self._history]):
             _link(source, numbered)
+        self._remove_worse()
+
+    def _remove_worse(self) -> None:
         for path, _ in self._ranked[self._history :]:
             path.unlink(missing_ok=True)
         del self._ranked[self._history :]
@@ -300,6 +311,9 @@ class RunFolder:
         path = self.path / f"recovery-{epoch}-{update}.pth.tar"
         checkpoints.write(path, checkpoint)
         self._recoveries = [*(other for other in self._recoveries if other != path), path]
+        self._remove_old_recoveries()
+
+    def _remove_old_recoveries(self) -> None:
         for old in self._recoveries[:-2]:
             old.unlink(missing_ok=True)
         del self._recoveries[:-2]

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import socket
+import weakref
 from pathlib import Path
 from typing import IO, Any
 
@@ -13,10 +14,14 @@ __all__ = ["Lock"]
 
 _NAME = ".lock"
 
+# Open locks of this process.
+_HELD: "weakref.WeakSet[Lock]" = weakref.WeakSet()
+
 
 class Lock:
     """A lock on a folder, held until :meth:`release` or until this process ends.
 
+    Processes that load images outlive a killed process by seconds, and hold nothing.
     Windows and file systems without locks have none.
 
     Raises:
@@ -48,6 +53,7 @@ class Lock:
                 self._file = file
             else:  # its holder removed it before this process locked it
                 file.close()
+        _HELD.add(self)
         self._file.truncate(0)
         self._file.write(json.dumps({"host": socket.gethostname(), "process": os.getpid()}))
         self._file.flush()
@@ -68,6 +74,18 @@ class Lock:
                     self._path.unlink()
             self._file.close()
             self._file = None
+
+
+def _close_in_child() -> None:
+    """Close the locks that a forked process has inherited. Each would hold the lock for as long as it lives."""
+    for lock in list(_HELD):
+        if lock._file is not None:
+            lock._file.close()
+            lock._file = None
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_close_in_child)
 
 
 def _holder(file: IO[str]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from ... import checkpoints
+from ...checkpoints.run_entries import check_run
 from ...errors import InputError
 
 __all__ = ["differences", "is_finite", "newest_good"]
@@ -47,15 +48,13 @@ def newest_good(folder: Path, say: Callable[[str], None]) -> str:
     for path in sorted(whole, key=lambda path: path.stat().st_mtime_ns, reverse=True):
         try:
             checkpoint = checkpoints.read(path)
+            check_run(checkpoint, str(path))
         except InputError as error:
             say(f"Not resuming from {path.name}: {error}")
             continue
-        if "epoch" not in checkpoint:
-            say(f"Not resuming from {path.name}: it holds weights, but not the state of a run")
-        elif is_finite(checkpoint):
+        if is_finite(checkpoint):
             return str(path)
-        else:
-            say(f"Not resuming from {path.name}: its numbers are not finite")
+        say(f"Not resuming from {path.name}: its numbers are not finite")
     return ""
 
 
