@@ -62,7 +62,7 @@ def test_small_images_stay_in_memory(folder, on_gpu):
 
 def test_large_images_cannot_stay_in_memory(folder, on_gpu):
     on_gpu()
-    with pytest.raises(InputError, match="--data-backend memory takes a GPU and colour images of one size"):
+    with pytest.raises(InputError, match="--data-backend memory cannot load these images: they differ in size"):
         _training(folder, "--data-backend", "memory")
 
 
@@ -96,8 +96,8 @@ def test_timms_loader_is_taken_where_it_is_asked_for(folder, on_gpu, flags):
     ("flags", "reason"),
     [
         (["--skip-bad-images"], "it cannot replace images, as --skip-bad-images asks for"),
-        (["--aa", "3a"], "it has no GaussianBlurRand"),
-        (["--train-crop-mode", "rkrc"], "it has no the crop ResizeKeepRatio"),
+        (["--aa", "3a"], "it does not know GaussianBlurRand"),
+        (["--train-crop-mode", "rkrc"], "it does not know the crop ResizeKeepRatio"),
         (["--no-prefetcher"], "it takes colour images, the prefetcher and one view of each"),
     ],
 )

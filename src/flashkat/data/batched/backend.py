@@ -94,7 +94,7 @@ def training_backend(
         device: where batches are used.
 
     Raises:
-        InputError: ``--data-backend dali`` cannot load the images like this.
+        InputError: the backend that was asked for cannot load the images like this.
     """
     views = augmentation.aug_splits
     transform = create_transform(**settings, separate=views > 0)
@@ -107,16 +107,16 @@ def training_backend(
     try:
         recipe = Recipe(secondary.transforms)
     except UnsupportedError as error:
-        return _by_pillow(Backend(transform), data, f"it has no {error}")
+        return _by_pillow(Backend(transform), data, f"it does not know {error}")
     by_pillow = Backend(Drawing(primary, recipe), Collate(recipe.fill)) if secondary.transforms else Backend(transform)
     if data.data_backend in (None, "timm"):
         return by_pillow
     try:
         cut = TrainingCut(primary, recipe)
     except UnsupportedError as error:
-        return _by_pillow(by_pillow, data, f"it has no {error}")
+        return _by_pillow(by_pillow, data, f"it does not know {error}")
     return _on_gpu(dataset, cut, settings, data, data.batch_size, device, recipe.fill) or _by_pillow(
-        by_pillow, data, _why_not_dali(dataset, data)
+        by_pillow, data, _why_not(dataset, data)
     )
 
 
@@ -134,10 +134,17 @@ def evaluation_backend(
     try:
         cut = EvaluationCut(transform)
     except UnsupportedError as error:
-        return _by_pillow(Backend(transform), data, f"it has no {error}")
+        return _by_pillow(Backend(transform), data, f"it does not know {error}")
     return _on_gpu(dataset, cut, settings, data, batch_size, device) or _by_pillow(
-        Backend(transform), data, _why_not_dali(dataset, data), is_worth_a_line=False
+        Backend(transform), data, _why_not(dataset, data), is_worth_a_line=False
     )
+
+
+def _why_not(dataset: Any, data: Data) -> str:
+    """Return why the backend that was asked for cannot load a data set."""
+    if data.data_backend == "memory":
+        return "they differ in size, have more than 128 pixels a side, or take more than 1 GiB"
+    return _why_not_dali(dataset, data)
 
 
 def _why_not_dali(dataset: Any, data: Data) -> str:
@@ -152,10 +159,8 @@ def _why_not_dali(dataset: Any, data: Data) -> str:
 
 def _by_pillow(backend: Backend, data: Data, reason: str, *, is_worth_a_line: bool = True) -> Backend:
     """Return the backend of the workers, or raise InputError where another one was asked for."""
-    if data.data_backend == "dali":
-        raise InputError(f"--data-backend dali cannot load these images: {reason}")
-    if data.data_backend == "memory":
-        raise InputError("--data-backend memory takes a GPU and colour images of one size, up to 128 pixels and 1 GiB")
+    if data.data_backend in ("dali", "memory"):
+        raise InputError(f"--data-backend {data.data_backend} cannot load these images: {reason}")
     if data.data_backend == "auto" and is_worth_a_line:
         backend.notes.append(f"Pillow decodes the images, not NVIDIA DALI: {reason}")
     return backend
