@@ -98,6 +98,8 @@ def test_a_batch_holds_encoded_and_other_images():
     batch, labels = CollateEncoded((32, 32))(samples)
     assert labels.tolist() == [0, 1, 2]
     assert batch.places.tolist() == [0, 2]
+    assert batch.others.tolist() == [1]
+    assert len(batch.drawn.images) == 1  # no memory for images that are not decoded yet
     assert [(jpeg.size, jpeg.data.tobytes()) for jpeg, _ in batch.encoded()] == [
         ((40, 24), files[0]),
         ((32, 48), files[2]),

@@ -185,7 +185,8 @@ class EncodedBatch:
         files: the bytes of all encoded images. As a tensor, they come from a worker through shared memory.
         jpegs: name, size and number of bytes of each, and what to cut out.
         places: their places in the batch.
-        drawn: the other images at their places, and the steps of all.
+        drawn: the other images alone, and the steps of all.
+        others: the places of the other images.
         decoder: decodes and cuts on the GPU; set in the training process.
     """
 
@@ -193,11 +194,13 @@ class EncodedBatch:
     jpegs: list[tuple[str, tuple[int, int], int, Cut]]
     places: Tensor
     drawn: DrawnBatch
+    others: Tensor
     decoder: Callable[[Sequence[tuple[Jpeg, Cut]]], Tensor] | None = field(default=None, repr=False)
 
     def pin_memory(self) -> "EncodedBatch":
         """Return a batch whose tensors for the GPU are in pinned memory, as PyTorch's loader asks for."""
-        return EncodedBatch(self.files, self.jpegs, self.places.pin_memory(), self.drawn.pin_memory(), self.decoder)
+        places, others = self.places.pin_memory(), self.others.pin_memory()
+        return EncodedBatch(self.files, self.jpegs, places, self.drawn.pin_memory(), others, self.decoder)
 
     def encoded(self) -> list[tuple[Jpeg, Cut]]:
         """Return the encoded images with what to cut out of them."""
@@ -209,11 +212,14 @@ class EncodedBatch:
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Tensor:
         """Return the augmented images (B, 3, H, W) in uint8 on a GPU."""
-        images = self.drawn.images.to(device, non_blocking=non_blocking)
+        parts = [(self.others, self.drawn.images.to(device, non_blocking=non_blocking))]
         if self.jpegs:
             assert self.decoder is not None
-            places = self.places.to(device, non_blocking=non_blocking)
-            images = images.index_copy(0, places, self.decoder(self.encoded()))
+            parts.append((self.places, self.decoder(self.encoded())))
+        shape = len(self.places) + len(self.others), *self.drawn.images.shape[1:]
+        images = torch.empty(shape, dtype=torch.uint8, device=device)
+        for places, part in parts:
+            images.index_copy_(0, places.to(device, non_blocking=non_blocking), part)
         return DrawnBatch(images, self.drawn.steps, self.drawn.fill).to(device, non_blocking)
 
 
@@ -230,8 +236,7 @@ class CollateEncoded:
 
     def __call__(self, batch: Sequence[tuple[Any, int]]) -> tuple[EncodedBatch, Tensor]:
         drawn, labels = zip(*batch, strict=True)
-        images = torch.empty(len(batch), *self.size, 3, dtype=torch.uint8)
-        files, jpegs, places = [], [], []
+        files, jpegs, places, images, others = [], [], [], [], []
         for place, (image, _) in enumerate(drawn):
             if isinstance(image, tuple):
                 jpeg, cut = image
@@ -239,10 +244,13 @@ class CollateEncoded:
                 jpegs.append((jpeg.name, jpeg.size, len(jpeg.data), cut))
                 places.append(place)
             else:
-                images[place] = torch.from_numpy(image.copy())
+                images.append(image)
+                others.append(place)
         encoded = torch.from_numpy(np.concatenate(files) if files else np.empty(0, dtype=np.uint8))
-        others = DrawnBatch(images, as_table([each for _, each in drawn]), self.fill)
-        return EncodedBatch(encoded, jpegs, torch.tensor(places), others), torch.tensor(labels)
+        decoded = torch.from_numpy(np.stack(images) if images else np.empty((0, *self.size, 3), dtype=np.uint8))
+        rest = DrawnBatch(decoded, as_table([each for _, each in drawn]), self.fill)
+        at, rest_at = (torch.tensor(each, dtype=torch.int64) for each in (places, others))
+        return EncodedBatch(encoded, jpegs, at, rest, rest_at), torch.tensor(labels)
 
 
 def decode_by_pillow(jpegs: Sequence[tuple[Jpeg, Cut]], size: tuple[int, int]) -> Tensor:
