@@ -22,6 +22,7 @@ from ..system import distributed
 from ..system.device import Runtime
 from ..system.signals import leave_signals_to_parent
 from ..system.stalls import Reads
+from .batched.around import Around
 from .batched.backend import Backend, Decoding, evaluation_backend, training_backend
 from .config import Augmentation, Data
 from .datasets import FakeImages, Stream
@@ -295,7 +296,7 @@ class _Resident:
             yield self.images.clone(), self.target
 
 
-class Batches:
+class Batches(Around):
     """Give a loader's batches to a model: on its device, in its dtype and layout.
 
     Args:
@@ -321,11 +322,6 @@ class Batches:
         self._numbered = dataset
         self._dtype = runtime.dtype
         self._layout = torch.channels_last if runtime.channels_last else torch.contiguous_format
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "loader":  # not set yet, while this is made or copied
-            raise AttributeError(name)
-        return getattr(self.loader, name)
 
     def __len__(self) -> int:
         return len(self.loader)

@@ -14,6 +14,7 @@ from ..config import Augmentation, Data
 from ..datasets import Stream
 from ..folders import ImageFolder, Numbered
 from ..images import image_mode
+from .around import Around
 from .batches import Collate, Drawing
 from .dali import Decoder
 from .encoded import CollateEncoded, EvaluationCut, TrainingCut, read_encoded
@@ -51,7 +52,7 @@ class Backend:
         return dataset
 
 
-class Decoding:
+class Decoding(Around):
     """A loader whose batches get their decoder.
 
     Args:
@@ -61,11 +62,6 @@ class Decoding:
 
     def __init__(self, loader: Any, decoder: Decoder | Store) -> None:
         self.loader, self.decoder = loader, decoder
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "loader":  # not set yet, while this is made or copied
-            raise AttributeError(name)
-        return getattr(self.loader, name)
 
     def __len__(self) -> int:
         return len(self.loader)

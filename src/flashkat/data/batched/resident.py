@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ...system.signals import leave_signals_to_parent
+from .around import Around
 from .batches import DrawnBatch
 from .encoded import Cut, EvaluationCut, Jpeg, TrainingCut
 from .steps import as_table
@@ -69,7 +70,7 @@ def _begin(worker: int) -> None:
     leave_signals_to_parent()
 
 
-class ResidentImages(Dataset):
+class ResidentImages(Around, Dataset):
     """Shows where images are and what is cut out of them, in place of the images.
 
     Args:
@@ -79,16 +80,13 @@ class ResidentImages(Dataset):
         cut: draws what is cut out.
     """
 
+    inside = "dataset"
+
     def __init__(
         self, dataset: Any, labels: list[int], size: tuple[int, int], cut: TrainingCut | EvaluationCut
     ) -> None:
         self.dataset, self.labels, self.cut = dataset, labels, cut
         self._stand_in = Jpeg(np.empty(0, dtype=np.uint8), "", size)
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "dataset":  # not set yet, while this is made or copied
-            raise AttributeError(name)
-        return getattr(self.dataset, name)
 
     def __len__(self) -> int:
         return len(self.labels)
