@@ -75,8 +75,8 @@ defaults back: `--no-compile`, `--no-tf32`, `--opt-kwargs fused=False`, `--no-pi
 - `eval_top1` is of the model's own weights, and `eval_ema_top1` of the averaged ones. `metric` is the better one.
 - `--recovery-interval` counts updates from the beginning of an epoch. The last two recovery checkpoints are kept.
 
-**Our own flags**: `--fake-data`, `--find-nonfinite`, `--fsdp`, `--loader-timeout`, `--max-bad-images`,
-`--max-bad-steps`, `--no-compile`, `--no-pin-mem`, `--no-tf32`, `--partial`, `--rational-lr-scale`,
+**Our own flags**: `--data-backend`, `--fake-data`, `--find-nonfinite`, `--fsdp`, `--loader-timeout`,
+`--max-bad-images`, `--max-bad-steps`, `--no-compile`, `--no-pin-mem`, `--no-tf32`, `--partial`, `--rational-lr-scale`,
 `--rational-weight-decay`, `--skip-bad-images`, and `--tta` of `flashkat validate`.
 """
 
