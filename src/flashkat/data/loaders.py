@@ -3,7 +3,6 @@
 import math
 import os
 import shutil
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -20,7 +19,7 @@ from torch.utils.data import Dataset, default_collate, get_worker_info
 from ..errors import InputError, explain
 from ..system import distributed
 from ..system.device import Runtime
-from ..system.signals import leave_signals_to_parent
+from ..system.signals import leave_signals_to_parent, start_method
 from ..system.stalls import Reads
 from .batched.around import Around
 from .batched.backend import Backend, Decoding, evaluation_backend, training_backend
@@ -142,8 +141,7 @@ def _loading(data: Data, device: torch.device, backend: Backend) -> dict[str, An
         "pin_memory": data.pin_mem and device.type == "cuda",
         "worker_init_fn": partial(_start_worker, data.worker_seeding == "all"),
         "persistent_workers": data.workers > 0,
-        # A worker must be this process's own child, to end with it and at its word. Python 3.14 forks from a server.
-        "multiprocessing_context": "fork" if data.workers and sys.platform == "linux" else None,
+        "multiprocessing_context": start_method() if data.workers else None,
     }
 
 

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from types import FrameType
@@ -13,7 +14,7 @@ import torch.distributed as dist
 from ..errors import start_prefix
 from . import distributed
 
-__all__ = ["StopRequest", "Stopped", "leave_signals_to_parent"]
+__all__ = ["StopRequest", "Stopped", "leave_signals_to_parent", "start_method"]
 
 # Terminals, schedulers and torchrun send these.
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
@@ -115,6 +116,14 @@ class StopRequest:
             return  # the store is gone once the processes leave each other
         finally:
             self._agreed.set()
+
+
+def start_method() -> str | None:
+    """Return how processes that load images start. On Linux they must be children of the process that they serve.
+
+    They end with it and at its word. Python 3.14 would fork them from a server. None takes Python's default.
+    """
+    return "fork" if sys.platform == "linux" else None
 
 
 def leave_signals_to_parent() -> None:

@@ -1,6 +1,5 @@
 """A whole data set of small images in the GPU's memory: crops, resizing and flips there, to Pillow's bits."""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ...system.signals import leave_signals_to_parent
+from ...system.signals import leave_signals_to_parent, start_method
 from .around import Around
 from .batches import DrawnBatch
 from .encoded import Cut, EvaluationCut, Jpeg, TrainingCut
@@ -54,7 +53,7 @@ def read_all(dataset: Any, workers: int, timeout: float) -> tuple[Tensor, list[i
         timeout=timeout if workers else 0,
         collate_fn=list,
         worker_init_fn=_begin,
-        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
+        multiprocessing_context=start_method() if workers else None,
         generator=torch.Generator().manual_seed(0),
     )
     for batch in loader:
