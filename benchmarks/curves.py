@@ -1,5 +1,7 @@
 """Do a KAT's training losses agree, step by step: compiled with eager, our kernels with the plain formula?
 
+Two processes, each with half a batch and its step in one CUDA graph, are compared with one process, too.
+
 A KAT of size tiny with patches of 4 x 4 pixels learns CIFAR-10 once for each way to compute. Initial weights, batches
 and their order are the same. Float32 products do not use TF32.
 
@@ -29,12 +31,16 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_datase
 from torch import Tensor, nn
 from torchvision.transforms.functional import pil_to_tensor
 
+from flashkat.evaluation.metrics import Meters
 from flashkat.ops.reference import rational_reference
+from flashkat.system import distributed
 from flashkat.system.device import resolve_device
+from flashkat.training.step import TrainingStep
 
 from .parts.common import Row, arguments, require_gpu, requirement, show, target
 from .parts.contenders import swap_rationals
 from .parts.pieces import collect_in_pieces
+from .parts.processes import in_processes
 
 __all__ = ["PAIRS", "Plan", "Run", "collect", "read_images", "targets"]
 
@@ -42,6 +48,7 @@ _LARGEST = 0.05
 _APART = 1e-3
 _MEAN_OVER = 25
 _NUDGES = 4
+_PROCESSES = 2
 _WARMUP = 100
 _LISTS = ("curves", "last_losses", "largest_differences_of_means")
 _MODEL = {"img_size": 32, "patch_size": 4, "num_classes": 10}
@@ -56,7 +63,8 @@ class Run:
         family: "kat" or "vit".
         start: initialisation, a key of ``_STARTS``.
         precision: "fp32", or "bf16" under autocast.
-        how: "eager", "compiled", "formula" (the definition in PyTorch), or "nudged" (eager, from nudged weights).
+        how: "eager", "compiled", "formula" (the definition in PyTorch), "nudged" (eager, from nudged weights), or
+            "processes" (two, each with half a batch, in the captured step of ``flashkat train``).
         nudge: seed of the nudge.
     """
 
@@ -78,7 +86,8 @@ def _pairs() -> Iterator[tuple[str, tuple[Run, Run]]]:
     for start in _STARTS:
         for precision in ("fp32", "bf16"):
             eager = Run("kat", start, precision)
-            ways = ("formula", "compiled", "nudged") if precision == "fp32" else ("compiled", "nudged")
+            ways: tuple[str, ...] = ("formula", "compiled", "nudged") if precision == "fp32" else ("compiled", "nudged")
+            ways += ("processes",) if start == "timm" else ()
             for how in ways:
                 yield f"{start}-{precision}-{how}", (replace(eager, how=how), eager)
     for precision in ("fp32", "bf16"):
@@ -172,17 +181,16 @@ def _distance(differences: Row) -> float:
 
 def _losses(run: Run, plan: Plan, images: Tensor, labels: Tensor, device: torch.device) -> list[float]:
     """Train, and return the loss of each step."""
+    if run.how == "processes":
+        return in_processes(_PROCESSES, _losses_of_share, run, plan, images, labels, device.type)
     torch.compiler.reset()
-    torch.manual_seed(plan.seed)
-    settings: dict[str, Any] = {**plan.model, **_STARTS[run.start]}
-    model = timm.create_model(f"{run.family}_tiny_patch16_224", **settings).to(device).train()
+    model = _model(run, plan, device)
     if run.how == "formula":
         swap_rationals(model, rational_reference)
     if run.how == "nudged":
         _nudge(model, run.nudge)
     forward = torch.compile(model, dynamic=False) if run.how == "compiled" else model
-    optimizer = torch.optim.AdamW(model.parameters(), plan.lr, weight_decay=plan.weight_decay)
-    warmup = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / _WARMUP))
+    optimizer, warmup = _optimizer(model, plan)
     losses = []
     for batch, targets in islice(_batches(plan, images, labels, device), plan.steps):
         with torch.autocast(device.type, torch.bfloat16, enabled=run.precision == "bf16"):
@@ -194,6 +202,50 @@ def _losses(run: Run, plan: Plan, images: Tensor, labels: Tensor, device: torch.
         warmup.step()
         losses.append(loss.detach())
     return torch.stack(losses).double().tolist()
+
+
+def _losses_of_share(run: Run, plan: Plan, images: Tensor, labels: Tensor, kind: str) -> list[float]:
+    """Train on this process's share of each batch, and return the losses of the whole batches."""
+    torch.compiler.reset()
+    rank, size = distributed.rank(), distributed.size()
+    device = torch.device(kind, rank) if kind == "cuda" else torch.device(kind)
+    model = _model(run, plan, device)
+    if kind == "cuda":
+        model.compile(dynamic=False)
+    optimizer, warmup = _optimizer(model, plan, fused=kind == "cuda")
+    meters = Meters()
+    step = TrainingStep(
+        model,
+        nn.CrossEntropyLoss(),
+        optimizer,
+        torch.amp.GradScaler(kind, enabled=False),
+        meters,
+        precision=torch.autocast(kind, torch.bfloat16, enabled=run.precision == "bf16"),
+        clip_grad=plan.clip_grad,
+        capture=kind == "cuda",
+        say=sys.exit,  # a step without a graph is not what is measured
+    )
+    sums = []
+    for number, (batch, targets) in enumerate(islice(_batches(plan, images, labels, device), plan.steps), 1):
+        step(batch[rank::size].contiguous(), targets[rank::size].contiguous(), update=number)
+        warmup.step()
+        sums.append(meters.sums()[0])
+    step.close()
+    totals = distributed.total(sums)
+    return [(now - before) / plan.batch_size for now, before in zip(totals, [0.0, *totals], strict=False)]
+
+
+def _model(run: Run, plan: Plan, device: torch.device) -> nn.Module:
+    torch.manual_seed(plan.seed)
+    settings: dict[str, Any] = {**plan.model, **_STARTS[run.start]}
+    return timm.create_model(f"{run.family}_tiny_patch16_224", **settings).to(device).train()
+
+
+def _optimizer(
+    model: nn.Module, plan: Plan, *, fused: bool = False
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    optimizer = torch.optim.AdamW(model.parameters(), plan.lr, weight_decay=plan.weight_decay, fused=fused)
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / _WARMUP))
 
 
 @torch.no_grad()
@@ -269,6 +321,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = arguments("curves", f"{__doc__}", argv, _add_flags, parts={"pairs": tuple(PAIRS)})
     if args.device == "cuda":
         require_gpu()
+        if torch.cuda.device_count() < _PROCESSES and any("processes" in pair for pair in args.pairs):
+            raise SystemExit(f"the pairs of {_PROCESSES} processes need {_PROCESSES} GPUs: leave them out of --pairs")
     model: dict[str, Any] = _TOY if args.quick else _MODEL
     plan = Plan(min(args.steps, 30) if args.quick else args.steps, args.batch_size, args.seed, model)
     images, labels = read_images(args.data, plan.steps * plan.batch_size)

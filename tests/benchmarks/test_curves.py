@@ -52,6 +52,14 @@ def test_all_ways_start_at_one_loss_and_agree(folder):
     assert rows[1]["largest_difference"] < 1e-3
 
 
+def test_two_processes_agree_with_one(folder):
+    images, labels = curves.read_images(folder, 10)
+    ((row,),) = curves.collect(["timm-fp32-processes"], PLAN, images, labels, torch.device("cpu"))
+    one, other = row["curves"]
+    assert len(one) == len(other) == 6
+    assert one == pytest.approx(other, abs=1e-4)
+
+
 def test_a_nudge_moves_weights_to_their_neighbours():
     layer = torch.nn.Linear(50, 40)
     torch.nn.init.zeros_(layer.bias)
@@ -122,6 +130,14 @@ def test_command(folder, tmp_path, capsys):
     document = json.loads(output.read_text())
     assert document["settings"]["steps"] == len(document["rows"][0]["curves"][0]) == 3
     assert document["environment"].keys() >= common.environment().keys()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_two_processes_on_gpus(folder):
+    images, labels = curves.read_images(folder, 10)
+    ((row,),) = curves.collect(["timm-bf16-processes"], PLAN, images, labels, torch.device("cuda"))
+    assert row["largest_difference"] < 0.05
 
 
 @pytest.mark.gpu
