@@ -1,7 +1,10 @@
 """The record of a call: who looks on, what kernels are for, and what they cannot read."""
 
+import importlib
+
 import pytest
 import torch
+import torch.nn.functional as F
 from rational_oracle import leaves
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
@@ -193,6 +196,61 @@ def test_no_plain_call(device):
     assert seen == [Call(False, True, None)]
     compiled = torch.compile(lambda x: x + look(x, a, b).plain, backend="eager", fullgraph=True)
     assert torch.equal(compiled(x), x)
+
+
+class Recorder:
+    """No tensor, but it says what is to be done with it."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        return function, types, args, kwargs
+
+
+def test_a_class_with_a_torch_function_decides_what_a_call_does(device):
+    x, a, b = leaves(device, torch.float32)
+    stranger = Recorder()
+    found = flashkat.rational(stranger, a, b, dim=1, channels=8)
+    assert found == (flashkat.rational, (Recorder, torch.Tensor), (stranger, a, b), {"dim": 1, "channels": 8})
+    assert flashkat.rational(x, stranger, b)[2] == (x, stranger, b)
+    assert look(x, a, stranger) == Call(False, False, None, overridden=True)
+
+
+def test_a_subclass_without_one_of_its_own_keeps_its_type(device):
+    x, a, b = leaves(device, torch.float32)
+    found = flashkat.rational(x.as_subclass(Subclass), a, b)
+    assert type(found) is Subclass
+    assert torch.equal(found, flashkat.rational(x, a, b))
+    with torch.autocast(device, torch.bfloat16):
+        assert flashkat.rational(x.as_subclass(Subclass), a, b).dtype == torch.bfloat16
+
+
+def two_operators(x, branch, weight, a, b):
+    scale = weight[0]
+    total, first = add_norm_rational(x, branch, scale, scale, a, b)
+    return total, linear_rational(first, weight, scale, a, b)
+
+
+def test_torch_fx_keeps_the_operators_rational_as_a_leaf(device):
+    generator = torch.Generator().manual_seed(5)
+    sizes = ((3, 16), (3, 16), (16, 16), (1, 6), (4, 4))
+    inputs = [torch.randn(size, generator=generator).to(device) for size in sizes]
+    traced = torch.fx.symbolic_trace(two_operators)
+    assert [node.target for node in traced.graph.nodes].count(flashkat.rational) == 2
+    assert F.layer_norm in {node.target for node in traced.graph.nodes}
+    torch.testing.assert_close(traced(*inputs), two_operators(*inputs))
+
+
+def test_no_fused_kernels_for_a_class_that_decides_itself(monkeypatch):
+    for name in ("linear_rational", "add_norm_rational"):
+        monkeypatch.setattr(importlib.import_module(f"flashkat.ops.{name}"), "fuses", lambda x: True)
+    x, square = torch.ones(2, 16), torch.eye(16)
+    a, b = torch.ones(1, 6), torch.ones(4, 4)
+    inputs = x, x, square, a, b
+    expected = [F.layer_norm(x + x, (16,), square[0], square[0])]
+    expected += [flashkat.rational(flashkat.rational(expected[0], a, b) + square[0], a, b)]
+    found = two_operators(*(each.as_subclass(Subclass) for each in inputs))
+    assert {type(each) for each in found} == {Subclass}
+    torch.testing.assert_close(found[1].as_subclass(torch.Tensor), expected[1])
 
 
 def test_what_has_no_memory(device):

@@ -111,6 +111,8 @@ def test_autocast_switched_off_inside_is_respected(device):
         ({"denominator": torch.ones(4, 4).to(torch.float8_e5m2)}, TypeError, ["denominator", "float8"]),
         ({"x": torch.eye(8).to_sparse()}, TypeError, ["x", "sparse", "to_dense"]),
         ({"numerator": torch.ones(1, 6, device="meta")}, ValueError, ["cpu", "meta"]),
+        # Four groups divide both numbers.
+        ({"channels": 16}, ValueError, ["16 channels", "dim -1", "(2, 8)"]),
     ],
 )
 def test_bad_arguments_get_one_clear_sentence(change, error, words):
@@ -120,6 +122,16 @@ def test_bad_arguments_get_one_clear_sentence(change, error, words):
     message = str(caught.value)
     assert "\n" not in message
     assert all(word in message for word in words), message
+
+
+def test_other_channels_than_asked_for_are_refused_wherever_the_call_goes():
+    x, a, b = (torch.ones(size, device="meta") for size in ((2, 8), (1, 6), (4, 4)))
+    assert flashkat.rational(x, a, b, channels=8).shape == x.shape
+    with pytest.raises(ValueError, match="expected 16 channels in dim 0"):
+        flashkat.rational(x.T.reshape(8, 2), a, b, dim=0, channels=16)
+    x, a, b = (torch.ones_like(each, device="cpu") for each in (x, a, b))
+    with pytest.raises(ValueError, match="expected 16 channels in dim -1"):
+        torch.func.vmap(lambda x: flashkat.rational(x, a, b, channels=16))(x)
 
 
 @pytest.mark.gpu

@@ -51,7 +51,7 @@ def add_norm_rational(
     """
     if fuses(x):
         call = look(x, branch, weight, bias, numerator, denominator)
-        if not call.transformed and _has_kernels(call, x, branch, (weight, bias), (numerator, denominator)):
+        if _has_kernels(call, x, branch, (weight, bias), (numerator, denominator)):
             operator = _Eager.apply if call.plain else torch.ops.flashkat.add_norm_rational
             return operator(x, branch, weight, bias, numerator, denominator, eps, call.autocast)[:2]
     total = x + branch

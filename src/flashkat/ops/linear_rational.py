@@ -41,7 +41,7 @@ def linear_rational(x: Tensor, weight: Tensor, bias: Tensor | None, numerator: T
         call = look(x, weight, bias, numerator, denominator)
         dtype = call.autocast
         dtypes = (x.dtype if dtype is None else dtype,)
-        if not call.transformed and has_kernels(call, x, weight.shape[0], (bias,), (numerator, denominator), dtypes):
+        if has_kernels(call, x, weight.shape[0], (bias,), (numerator, denominator), dtypes):
             y = F.linear(x, weight).contiguous()
             operator = _Eager.apply if call.plain else torch.ops.flashkat.bias_rational
             return operator(y, bias, numerator, denominator, dtype)

@@ -4,6 +4,7 @@ import functools
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function
 
 from .call import DTYPES, has_memory, look, metadata
 from .dispatch import choose_path
@@ -14,7 +15,9 @@ from .register import in_float64, register
 __all__ = ["rational"]
 
 
-def rational(x: Tensor, numerator: Tensor, denominator: Tensor, *, dim: int = -1) -> Tensor:
+def rational(
+    x: Tensor, numerator: Tensor, denominator: Tensor, *, dim: int = -1, channels: int | None = None
+) -> Tensor:
     """Apply the group-wise rational activation F(x) = P(x) / Q(x), the base function of GR-KAN.
 
     P(x) = a_0 + a_1 x + ... + a_{m-1} x^{m-1} and Q(x) = 1 + |b_1| |x| + ... + |b_n| |x|^n. Each contiguous group of
@@ -35,6 +38,7 @@ def rational(x: Tensor, numerator: Tensor, denominator: Tensor, *, dim: int = -1
             single row.
         denominator: (1, n) or (G, n) coefficients b_1 ... b_n, likewise, n >= 0.
         dim: the channel dimension of ``x``. Its D channels form G contiguous groups of D / G.
+        channels: the number D that must be there. None takes every number that the groups divide.
 
     Returns:
         A tensor with the shape and memory format of ``x``. It has the dtype of ``x``, or autocast's where autocast is
@@ -44,12 +48,15 @@ def rational(x: Tensor, numerator: Tensor, denominator: Tensor, *, dim: int = -1
         TypeError: a tensor has another dtype, or is sparse.
         ValueError: shapes, groups, dimension or devices do not fit together.
     """
-    tensors = metadata(x), metadata(numerator), metadata(denominator)
     call = look(x, numerator, denominator)
+    if call.overridden:
+        tensors = x, numerator, denominator
+        return handle_torch_function(rational, tensors, *tensors, dim=dim, channels=channels)
+    described = metadata(x), metadata(numerator), metadata(denominator)
     if call.plain:
-        _check_once(*tensors, dim)
+        _check_once(*described, dim, channels)
         return _Eager.apply(x, numerator, denominator, dim, call.autocast)
-    _check(*tensors, dim)
+    _check(*described, dim, channels)
     if call.transformed:
         # Transforms cannot look into an operator. Some raise; jvp takes the derivative for zero.
         value = rational_reference(x, numerator, denominator, dim)
@@ -57,7 +64,7 @@ def rational(x: Tensor, numerator: Tensor, denominator: Tensor, *, dim: int = -1
     return torch.ops.flashkat.rational(x, numerator, denominator, dim, call.autocast)
 
 
-def _check(x: Metadata, numerator: Metadata, denominator: Metadata, dim: int) -> None:
+def _check(x: Metadata, numerator: Metadata, denominator: Metadata, dim: int, channels: int | None) -> None:
     shape, _, device, _ = x
     for name, (_, dtype, where, layout) in (("x", x), ("numerator", numerator), ("denominator", denominator)):
         if layout != torch.strided:
@@ -72,6 +79,8 @@ def _check(x: Metadata, numerator: Metadata, denominator: Metadata, dim: int) ->
         raise ValueError("x must have at least one dimension, the channels")
     if not -len(shape) <= dim < len(shape):
         raise ValueError(f"dim {dim} is out of range for x of shape {tuple(shape)}")
+    if channels is not None and shape[dim] != channels:
+        raise ValueError(f"expected {channels} channels in dim {dim}, got x of shape {tuple(shape)}")
     shapes = tuple(numerator[0]), tuple(denominator[0])
     if len(shapes[0]) != 2 or len(shapes[1]) != 2 or shapes[0][1] == 0:
         raise ValueError(
