@@ -7,11 +7,12 @@ import torch
 import torch.nn.functional as F
 from rational_oracle import leaves
 from torch._subclasses import FakeTensorMode
+from torch.autograd import forward_ad
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import flashkat
-from flashkat.ops import add_norm_rational, linear_rational, rational_reference
+from flashkat.ops import Layers, add_norm_grkan, add_norm_rational, linear_rational, rational_reference
 from flashkat.ops.call import Call, has_kernels, has_memory, look
 
 
@@ -104,6 +105,41 @@ def test_transforms_of_torch_func_see_the_definition(device):
         torch.testing.assert_close(transform(ours), transform(definition))
     with torch.autocast(device, torch.bfloat16):
         assert torch.func.vmap(ours, (0, None, None))(x.float()[None], a, b).dtype == torch.bfloat16
+
+
+HALF_OF_A_BLOCK = (3, 16), (3, 16), (16,), (16,), (1, 6), (4, 4), (32, 16), (32,), (1, 6), (4, 4), (8, 32), (8,)
+
+
+def half_of_a_block(x, branch, *layers):
+    """All larger operators, together and one after the other."""
+    total, first = add_norm_rational(x, branch, *layers[:4])
+    return total, linear_rational(first, *layers[4:8]), *add_norm_grkan(x, branch, Layers(*layers))
+
+
+@pytest.mark.parametrize("wants_gradients", [False, True])
+def test_forward_mode_takes_no_kernel_that_has_no_tangent(device, monkeypatch, wants_gradients):
+    generator = torch.Generator().manual_seed(6)
+    inputs, directions = (
+        [torch.randn(size, generator=generator).to(device) for size in HALF_OF_A_BLOCK] for _ in range(2)
+    )
+    values, expected = torch.func.jvp(half_of_a_block, tuple(inputs), tuple(directions))
+    for name in ("add_norm_rational", "linear_rational", "add_norm_grkan"):  # as on a GPU
+        monkeypatch.setattr(importlib.import_module(f"flashkat.ops.{name}"), "fuses", lambda x: True)
+    with torch.set_grad_enabled(wants_gradients), forward_ad.dual_level():
+        duals = [
+            forward_ad.make_dual(each.requires_grad_(wants_gradients), direction)
+            for each, direction in zip(inputs, directions, strict=True)
+        ]
+        found = [forward_ad.unpack_dual(result) for result in half_of_a_block(*duals)]
+    torch.testing.assert_close([each.primal for each in found], list(values), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close([each.tangent for each in found], list(expected), rtol=1e-4, atol=1e-4)
+
+
+def test_forward_mode_under_autocast(device):
+    x, a, b = (each.detach() for each in leaves(device, torch.float32))
+    with forward_ad.dual_level(), torch.autocast(device, torch.bfloat16):
+        found = forward_ad.unpack_dual(flashkat.rational(forward_ad.make_dual(x, x), a, b))
+    assert found.primal.dtype == found.tangent.dtype == torch.bfloat16
 
 
 def test_many_gradients_at_once(device):

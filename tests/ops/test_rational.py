@@ -17,8 +17,9 @@ def test_first_and_second_derivatives(device, case):
     def function(x, a, b):
         return flashkat.rational(x, a, b, dim=dim)
 
-    assert torch.autograd.gradcheck(function, inputs)
-    assert torch.autograd.gradgradcheck(function, inputs)
+    assert torch.autograd.gradcheck(function, inputs, check_forward_ad=True, check_batched_forward_grad=True)
+    # A constant's gradient of x is zero by the kernels and missing by the definition: gradgradcheck compares numbers.
+    assert torch.autograd.gradgradcheck(function, inputs, check_fwd_over_rev=case.get("n") != 0)
 
 
 def test_third_derivative_equals_the_definitions(device):

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,7 +11,17 @@ from torch.overrides import has_torch_function
 from .layout import PLAIN_TYPES, Metadata, vector_of
 from .private import dispatch_modes, transform, transforms_are_known
 
-__all__ = ["DTYPES", "Call", "fits", "has_kernels", "has_memory", "look", "metadata"]
+__all__ = [
+    "DTYPES",
+    "Call",
+    "EagerFunction",
+    "ForwardModeError",
+    "fits",
+    "has_kernels",
+    "has_memory",
+    "look",
+    "metadata",
+]
 
 
 class Call(NamedTuple):
@@ -45,6 +55,21 @@ def look(*tensors: Tensor) -> Call:
         return Call(False, transforms_are_known or not has_memory(*tensors), autocast)
     plain = is_ordinary and not is_meta and dispatch_modes() == 0 and not torch.jit.is_tracing()
     return Call(plain, False, autocast)
+
+
+class ForwardModeError(Exception):
+    """An input of a kernel has a tangent. The caller computes the same by operators that take one."""
+
+
+class EagerFunction(torch.autograd.Function):
+    """An operator of plain eager calls. The registered one takes the host several times as long.
+
+    Forward-mode differentiation shows only when PyTorch asks for the tangent: to look for it would slow down each call.
+    """
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        raise ForwardModeError
 
 
 def metadata(tensor: Tensor) -> Metadata:

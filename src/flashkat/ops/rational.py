@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function
 
-from .call import DTYPES, has_memory, look, metadata
+from .call import DTYPES, EagerFunction, ForwardModeError, has_memory, look, metadata
 from .dispatch import choose_path
 from .layout import Metadata
 from .reference import as_inputs, differentiate, rational_reference
@@ -28,9 +28,9 @@ def rational(
     never NaN. A gradient of the coefficients fits up to 2^959 in float64. On GPUs, gradients lose bits where their
     quotient by Q(x) is below the smallest normal number.
 
-    Higher derivatives in eager mode come from the definition, :func:`flashkat.ops.rational_reference`. So does
-    everything within a transform of ``torch.func``, such as grad, jvp or vmap. The definition overflows where a power
-    does.
+    Higher derivatives in eager mode come from the definition, :func:`flashkat.ops.rational_reference`. So do
+    derivatives in forward mode, and everything within a transform of ``torch.func``, such as grad, jvp or vmap. The
+    definition overflows where a power does.
 
     Args:
         x: float64, float32, bfloat16 or float16 tensor of one or more dimensions, with any strides, on any device.
@@ -55,13 +55,20 @@ def rational(
     described = metadata(x), metadata(numerator), metadata(denominator)
     if call.plain:
         _check_once(*described, dim, channels)
-        return _Eager.apply(x, numerator, denominator, dim, call.autocast)
+        try:
+            return _Eager.apply(x, numerator, denominator, dim, call.autocast)
+        except ForwardModeError:
+            return _by_definition(x, numerator, denominator, dim, call.autocast)
     _check(*described, dim, channels)
     if call.transformed:
         # Transforms cannot look into an operator. Some raise; jvp takes the derivative for zero.
-        value = rational_reference(x, numerator, denominator, dim)
-        return value if call.autocast is None else value.to(call.autocast)
+        return _by_definition(x, numerator, denominator, dim, call.autocast)
     return torch.ops.flashkat.rational(x, numerator, denominator, dim, call.autocast)
+
+
+def _by_definition(x: Tensor, numerator: Tensor, denominator: Tensor, dim: int, dtype: torch.dtype | None) -> Tensor:
+    value = rational_reference(x, numerator, denominator, dim)
+    return value if dtype is None else value.to(dtype)
 
 
 def _check(x: Metadata, numerator: Metadata, denominator: Metadata, dim: int, channels: int | None) -> None:
@@ -101,9 +108,7 @@ def _check(x: Metadata, numerator: Metadata, denominator: Metadata, dim: int, ch
 _check_once = functools.lru_cache(maxsize=1024)(_check)
 
 
-class _Eager(torch.autograd.Function):
-    """The operator of plain eager calls. The registered one takes the host several times as long."""
-
+class _Eager(EagerFunction):
     @staticmethod
     def forward(ctx, x, numerator, denominator, dim, dtype):
         ctx.save_for_backward(x, numerator, denominator)
