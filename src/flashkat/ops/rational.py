@@ -1,6 +1,7 @@
 """F(x), the group-wise rational function: checks, derivatives and registration."""
 
 import functools
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,7 +34,8 @@ def rational(
     definition overflows where a power does.
 
     Args:
-        x: float64, float32, bfloat16 or float16 tensor of one or more dimensions, with any strides, on any device.
+        x: float64, float32, bfloat16 or float16 tensor of one or more dimensions, with any strides, on any device. It
+            may be a jagged nested tensor.
         numerator: (1, m) or (G, m) coefficients a_0 ... a_{m-1} of any of these dtypes, m >= 1. All G groups share a
             single row.
         denominator: (1, n) or (G, n) coefficients b_1 ... b_n, likewise, n >= 0.
@@ -52,6 +54,8 @@ def rational(
     if call.overridden:
         tensors = x, numerator, denominator
         return handle_torch_function(rational, tensors, *tensors, dim=dim, channels=channels)
+    if not call.plain and x.layout == torch.jagged:
+        return _of_jagged(x, numerator, denominator, dim, channels)
     described = metadata(x), metadata(numerator), metadata(denominator)
     if call.plain:
         _check_once(*described, dim, channels)
@@ -69,6 +73,20 @@ def rational(
 def _by_definition(x: Tensor, numerator: Tensor, denominator: Tensor, dim: int, dtype: torch.dtype | None) -> Tensor:
     value = rational_reference(x, numerator, denominator, dim)
     return value if dtype is None else value.to(dtype)
+
+
+def _of_jagged(x: Any, numerator: Tensor, denominator: Tensor, dim: int, channels: int | None) -> Tensor:
+    """Apply the function to the values of a jagged nested tensor. Its result has the same jagged dimension."""
+    values: Tensor = x.values()
+    jagged = next(index for index, size in enumerate(x.shape[1:], 1) if size != values.shape[index - 1])
+    if not -x.ndim <= dim < x.ndim:
+        raise ValueError(f"dim {dim} is out of range for x of shape {tuple(x.shape)}")
+    if dim % x.ndim in (0, jagged):
+        raise ValueError(
+            f"dim {dim} of x of shape {tuple(x.shape)} holds the batch or is jagged: give the channels' dim"
+        )
+    value = rational(values, numerator, denominator, dim=dim % x.ndim - 1, channels=channels)
+    return torch.nested.nested_tensor_from_jagged(value, x.offsets(), x.lengths(), jagged)
 
 
 def _check(x: Metadata, numerator: Metadata, denominator: Metadata, dim: int, channels: int | None) -> None:
