@@ -3,6 +3,16 @@
 from .formats import coefficient_names
 from .grkan import GRKAN
 from .group_rational import GroupRational
+from .lazy import LazyGroupRational
 from .starts import FUNCTIONS, fit, starting_coefficients, variance_gain
 
-__all__ = ["FUNCTIONS", "GRKAN", "GroupRational", "coefficient_names", "fit", "starting_coefficients", "variance_gain"]
+__all__ = [
+    "FUNCTIONS",
+    "GRKAN",
+    "GroupRational",
+    "LazyGroupRational",
+    "coefficient_names",
+    "fit",
+    "starting_coefficients",
+    "variance_gain",
+]
