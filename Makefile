@@ -13,8 +13,8 @@ DEMO_TRAINING := --model kat_tiny_patch16_224 --img-size 16 \
 	--epochs 60 --batch-size 64 --opt adamw --lr 3e-3 --weight-decay 0.3 --warmup-epochs 5 \
 	--scale 0.8 1 --ratio 0.9 1.1 --hflip 0 --color-jitter 0 --crop-pct 1 --workers 2
 
-.PHONY: demo test test-slow test-gpu test-oldest test-newest test-wheel newest constraints lint words dist \
-	docs docs-serve flags figures benchmarks benchmark-figures clean
+.PHONY: demo test test-slow test-gpu test-oldest test-newest test-wheel test-timm newest constraints lint words dist \
+	docs docs-serve flags starts figures benchmarks benchmark-figures clean
 
 # $(call install,VENV,WHAT): install the tested versions. If one cannot be had, say so and take pyproject.toml's ranges.
 define install
@@ -58,6 +58,10 @@ test-newest: newest
 newest:
 	$(PYTHON) -m venv .venv-newest
 	.venv-newest/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager --editable '.[dev]'
+
+# timm's own tests of models, of the installed version, on KATs. They are downloaded once.
+test-timm: $(READY)
+	$(BIN)/python dev/timm_tests.py
 
 # constraints.txt, from the versions that test-newest takes.
 constraints: newest
@@ -107,6 +111,12 @@ docs-serve: $(READY)
 # docs/reference/flags.md, from the parsers.
 flags: $(READY)
 	$(BIN)/python -m flashkat.cli.flags_table > docs/reference/flags.md
+
+# The coefficients of the starting functions, fitted anew.
+starts: $(READY)
+	mkdir -p build
+	$(BIN)/python -m flashkat.nn.starts > build/starts.json
+	mv build/starts.json src/flashkat/nn/starts.json
 
 # The README's pictures and numbers, from a fresh run of the demo.
 figures: demo

@@ -13,8 +13,9 @@ from importlib.metadata import version
 from . import models
 from .nn.grkan import GRKAN
 from .nn.group_rational import GroupRational
+from .nn.lazy import LazyGroupRational
 from .ops import rational
 
 __version__ = version("flashkat")
 
-__all__ = ["GRKAN", "GroupRational", "models", "rational"]
+__all__ = ["GRKAN", "GroupRational", "LazyGroupRational", "models", "rational"]

@@ -129,6 +129,25 @@ def test_wrong_channels_are_called_that(kind):
         kind(device="cpu")(x)
 
 
+@pytest.mark.parametrize(
+    ("kind", "shape"),
+    [(KAT_Group, (2, 32, 16, 16)), (KAT_Group, ()), (KAT_Group2D, (2, 7, 32)), (KAT_Group2D, (2, 32))],
+)
+def test_another_rank_may_be_another_layout(kind, shape):
+    """KAT_Group would take the width of an image for channels."""
+    other = "KAT_Group" if kind is KAT_Group2D else "KAT_Group2D"
+    with pytest.raises(ValueError, match=rf"^{kind.__name__} takes .*; {other} takes .*got x of shape") as caught:
+        kind(device="cpu")(torch.zeros(shape))
+    assert str(caught.value).endswith(str(shape))
+
+
+@pytest.mark.parametrize("make", ALL)
+def test_torch_fx_traces_them(make):
+    net = nn.Sequential(make(device="cpu"))
+    x = noise(2, 32, 4, 4) if isinstance(net[0], KAT_Group2D) else noise(2, 7, 32)
+    assert torch.equal(torch.fx.symbolic_trace(net)(x), net(x))
+
+
 def test_wrong_channels_of_flashkats():
     with pytest.raises(ValueError, match=r"^expected 32 channels in dim -1, got x of shape \(2, 7, 16\)$"):
         FlashKAT_Group(32, device="cpu")(noise(2, 7, 16))

@@ -11,6 +11,7 @@ from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from timm.utils import ModelEmaV3
 from torch import nn
+from torchvision.models.feature_extraction import create_feature_extractor
 
 from flashkat import GRKAN
 from flashkat.models import KolmogorovArnoldTransformer, is_same_model
@@ -306,6 +307,26 @@ def test_features_only(arguments, blocks):
     assert len(maps) == len(blocks)
     for block, feature_map in zip(blocks, maps, strict=True):
         torch.testing.assert_close(feature_map, as_map(expected[block]))
+
+
+def test_torch_fx_traces_a_model_as_it_does_timms():
+    model = small()
+    expected = tokens_after_each_block(model, images())
+    torch.testing.assert_close(torch.fx.symbolic_trace(model)(images()), model(images()))
+    layer = model.blocks[1].mlp.fc1
+    seen = []
+    layer.register_forward_hook(lambda *args: seen.append(args[-1]))
+    model(images())
+    extractor = create_feature_extractor(model, ["blocks.0", "blocks.1.mlp.fc1"])
+    found = extractor(images())
+    torch.testing.assert_close(found["blocks.0"], expected[0])
+    torch.testing.assert_close(found["blocks.1.mlp.fc1"], seen[0])
+    torch.manual_seed(0)
+    extractor = timm.create_model(
+        "kat_tiny_patch16_224", **SMALL, features_only=True, feature_cls="fx", out_indices=(0, 1)
+    )
+    for tokens, output in zip(extractor.eval()(images()), expected, strict=True):
+        torch.testing.assert_close(tokens, output)
 
 
 def loss_and_gradients(model):

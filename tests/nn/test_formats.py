@@ -3,8 +3,16 @@
 import pytest
 import torch
 
-from flashkat import GroupRational
-from flashkat.nn.formats import FORMATS, accept_formats, rational_names, rename_rationals, renamings
+from flashkat import GRKAN, GroupRational
+from flashkat.compat import FlashKAT_Group, KAT_Group
+from flashkat.nn.formats import (
+    FORMATS,
+    accept_formats,
+    coefficient_names,
+    rational_names,
+    rename_rationals,
+    renamings,
+)
 
 
 @pytest.mark.parametrize("theirs", FORMATS.values())
@@ -32,6 +40,16 @@ def test_rationals_of_a_grkan_are_told_from_other_names():
     ours = [f"blocks.3.mlp.act{number}.{name}" for number in (1, 2) for pair in FORMATS.values() for name in pair]
     others = ["blocks.3.mlp.act3.numerator", "act1.bias", "numerator", "mlp.fc1.weight", "act1.numerator.x"]
     assert rational_names([*others, *ours]) == ours
+
+
+def test_tables_are_found_in_every_format_and_in_order():
+    net = torch.nn.Sequential(KAT_Group(device="cpu"), FlashKAT_Group(16, device="cpu"), GRKAN(16))
+    net.numerator = torch.nn.Parameter(torch.ones(3))  # without a denominator it is another thing
+    assert coefficient_names(net) == [
+        *("0.weight_numerator", "0.weight_denominator", "1.numerator_v", "1.denominator_v"),
+        *(f"2.act{number}.{name}" for number in (1, 2) for name in ("numerator", "denominator")),
+    ]
+    assert coefficient_names(GroupRational(8)) == ["numerator", "denominator"]
 
 
 def test_the_hook_renames_below_its_prefix_only():

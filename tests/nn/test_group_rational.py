@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from rational_oracle import by_formula, noise, perturb
 
-from flashkat import GroupRational
+from flashkat import GroupRational, rational
 from flashkat.nn.formats import FORMATS
 from flashkat.nn.starts import starting_coefficients
 
@@ -186,6 +186,24 @@ def test_rational_refuses_input_with_other_channels(dim, shape):
 def test_rational_refuses_input_without_its_channel_dimension():
     with pytest.raises(ValueError, match="dim 1"):
         GroupRational(16, dim=1)(torch.zeros(16))
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, lambda graph: pickle.loads(pickle.dumps(graph))])
+def test_rational_is_a_leaf_of_torch_fx(duplicate):
+    net = torch.nn.Sequential(torch.nn.Linear(3, 16), perturb(GroupRational(16)))
+    traced = duplicate(torch.fx.symbolic_trace(net))
+    assert [node.target for node in traced.graph.nodes if node.op == "call_function"] == [rational]
+    x = noise(5, 3)
+    assert torch.equal(traced(x), net(x))
+    traced(x).sum().backward()
+    assert set(dict(traced.named_parameters())) == set(dict(net.named_parameters()))
+    assert all(parameter.grad is not None for parameter in traced.parameters())
+
+
+def test_rational_refuses_other_channels_in_a_graph_too():
+    traced = torch.fx.symbolic_trace(torch.nn.Sequential(GroupRational(16)))
+    with pytest.raises(ValueError, match=r"expected 16 channels.*24"):
+        traced(torch.zeros(2, 24))
 
 
 @pytest.mark.parametrize("names", FORMATS.values())

@@ -2,13 +2,18 @@
 
 import json
 import math
+import runpy
+import sys
 from importlib import resources
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+from flashkat.nn import starts
 from flashkat.nn.starts import FUNCTIONS, fit, starting_coefficients, variance_gain
 
 # What each name must mean, with the largest error allowed on [-3, 3] and, as a multiple of |x|, at |x| = 10.
@@ -97,6 +102,36 @@ def test_stored_start_is_what_a_fresh_fit_gives(name):
     x = grid()
     fresh = evaluate(*fit(EXPECTED[name][0], tail_weight=1 / 256), x)
     torch.testing.assert_close(evaluate(*starting_coefficients(name), x), fresh, rtol=0, atol=1e-6)
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Runs the module as a command, and returns what it printed. The installed table must stay as it is."""
+    stored = Path(starts.__file__).with_name("starts.json")
+    before = stored.stat().st_mtime_ns, stored.read_text()
+
+    def run(*arguments):
+        monkeypatch.setattr("sys.argv", ["starts.py", *arguments])
+        monkeypatch.delitem(sys.modules, "flashkat.nn.starts", raising=False)
+        runpy.run_module("flashkat.nn.starts", run_name="__main__")
+        return capsys.readouterr().out
+
+    yield run
+    assert (stored.stat().st_mtime_ns, stored.read_text()) == before
+
+
+def test_the_command_prints_the_table(command, monkeypatch):
+    monkeypatch.setattr("scipy.optimize.least_squares", lambda residual, start, **_: SimpleNamespace(x=start))
+    table = json.loads(command())
+    assert set(table) == set(EXPECTED) - {"identity"}
+    assert {len(row["numerator"]) for row in table.values()} == {6}
+
+
+@pytest.mark.parametrize(("flag", "status"), [("--help", 0), ("--write", 2)])
+def test_the_command_fits_nothing_when_it_is_asked_for_help(command, flag, status):
+    with pytest.raises(SystemExit) as caught:
+        command(flag)
+    assert caught.value.code == status
 
 
 @pytest.mark.parametrize(("name", "m", "n"), [("swish", 6, 4), ("swish", 4, 2), ("identity", 6, 4)])

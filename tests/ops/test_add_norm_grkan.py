@@ -357,12 +357,14 @@ def test_without_gradients(plans, monkeypatch, mode):
         torch.testing.assert_close(one, other)
 
 
-def test_forward_mode_is_refused_as_by_its_pieces(plans):
-    leaves, _ = make()
+def test_forward_mode_takes_the_pieces(plans):
+    leaves = [leaf.detach() for leaf in make()[0]]
+    _, expected = torch.func.jvp(lambda x: pieces([x, *leaves[1:]]), (leaves[0],), (torch.ones_like(leaves[0]),))
     with torch.no_grad(), torch.autograd.forward_ad.dual_level():
-        dual = torch.autograd.forward_ad.make_dual(leaves[0].detach(), torch.ones_like(leaves[0]))
-        with pytest.raises(RuntimeError, match="jvp"):
-            call([dual, *leaves[1:]])
+        dual = torch.autograd.forward_ad.make_dual(leaves[0], torch.ones_like(leaves[0]))
+        found = [torch.autograd.forward_ad.unpack_dual(each).tangent for each in call([dual, *leaves[1:]])]
+    assert plans[0] is not None
+    torch.testing.assert_close(found, list(expected), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.gpu

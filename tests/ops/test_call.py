@@ -1,14 +1,18 @@
 """The record of a call: who looks on, what kernels are for, and what they cannot read."""
 
+import importlib
+
 import pytest
 import torch
+import torch.nn.functional as F
 from rational_oracle import leaves
 from torch._subclasses import FakeTensorMode
+from torch.autograd import forward_ad
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import flashkat
-from flashkat.ops import add_norm_rational, linear_rational, rational_reference
+from flashkat.ops import Layers, add_norm_grkan, add_norm_rational, linear_rational, rational_reference
 from flashkat.ops.call import Call, has_kernels, has_memory, look
 
 
@@ -103,6 +107,41 @@ def test_transforms_of_torch_func_see_the_definition(device):
         assert torch.func.vmap(ours, (0, None, None))(x.float()[None], a, b).dtype == torch.bfloat16
 
 
+HALF_OF_A_BLOCK = (3, 16), (3, 16), (16,), (16,), (1, 6), (4, 4), (32, 16), (32,), (1, 6), (4, 4), (8, 32), (8,)
+
+
+def half_of_a_block(x, branch, *layers):
+    """All larger operators, together and one after the other."""
+    total, first = add_norm_rational(x, branch, *layers[:4])
+    return total, linear_rational(first, *layers[4:8]), *add_norm_grkan(x, branch, Layers(*layers))
+
+
+@pytest.mark.parametrize("wants_gradients", [False, True])
+def test_forward_mode_takes_no_kernel_that_has_no_tangent(device, monkeypatch, wants_gradients):
+    generator = torch.Generator().manual_seed(6)
+    inputs, directions = (
+        [torch.randn(size, generator=generator).to(device) for size in HALF_OF_A_BLOCK] for _ in range(2)
+    )
+    values, expected = torch.func.jvp(half_of_a_block, tuple(inputs), tuple(directions))
+    for name in ("add_norm_rational", "linear_rational", "add_norm_grkan"):  # as on a GPU
+        monkeypatch.setattr(importlib.import_module(f"flashkat.ops.{name}"), "fuses", lambda x: True)
+    with torch.set_grad_enabled(wants_gradients), forward_ad.dual_level():
+        duals = [
+            forward_ad.make_dual(each.requires_grad_(wants_gradients), direction)
+            for each, direction in zip(inputs, directions, strict=True)
+        ]
+        found = [forward_ad.unpack_dual(result) for result in half_of_a_block(*duals)]
+    torch.testing.assert_close([each.primal for each in found], list(values), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close([each.tangent for each in found], list(expected), rtol=1e-4, atol=1e-4)
+
+
+def test_forward_mode_under_autocast(device):
+    x, a, b = (each.detach() for each in leaves(device, torch.float32))
+    with forward_ad.dual_level(), torch.autocast(device, torch.bfloat16):
+        found = forward_ad.unpack_dual(flashkat.rational(forward_ad.make_dual(x, x), a, b))
+    assert found.primal.dtype == found.tangent.dtype == torch.bfloat16
+
+
 def test_many_gradients_at_once(device):
     inputs = leaves(device, torch.float64)
     y = flashkat.rational(*inputs, dim=2)
@@ -193,6 +232,61 @@ def test_no_plain_call(device):
     assert seen == [Call(False, True, None)]
     compiled = torch.compile(lambda x: x + look(x, a, b).plain, backend="eager", fullgraph=True)
     assert torch.equal(compiled(x), x)
+
+
+class Recorder:
+    """No tensor, but it says what is to be done with it."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        return function, types, args, kwargs
+
+
+def test_a_class_with_a_torch_function_decides_what_a_call_does(device):
+    x, a, b = leaves(device, torch.float32)
+    stranger = Recorder()
+    found = flashkat.rational(stranger, a, b, dim=1, channels=8)
+    assert found == (flashkat.rational, (Recorder, torch.Tensor), (stranger, a, b), {"dim": 1, "channels": 8})
+    assert flashkat.rational(x, stranger, b)[2] == (x, stranger, b)
+    assert look(x, a, stranger) == Call(False, False, None, overridden=True)
+
+
+def test_a_subclass_without_one_of_its_own_keeps_its_type(device):
+    x, a, b = leaves(device, torch.float32)
+    found = flashkat.rational(x.as_subclass(Subclass), a, b)
+    assert type(found) is Subclass
+    assert torch.equal(found, flashkat.rational(x, a, b))
+    with torch.autocast(device, torch.bfloat16):
+        assert flashkat.rational(x.as_subclass(Subclass), a, b).dtype == torch.bfloat16
+
+
+def two_operators(x, branch, weight, a, b):
+    scale = weight[0]
+    total, first = add_norm_rational(x, branch, scale, scale, a, b)
+    return total, linear_rational(first, weight, scale, a, b)
+
+
+def test_torch_fx_keeps_the_operators_rational_as_a_leaf(device):
+    generator = torch.Generator().manual_seed(5)
+    sizes = ((3, 16), (3, 16), (16, 16), (1, 6), (4, 4))
+    inputs = [torch.randn(size, generator=generator).to(device) for size in sizes]
+    traced = torch.fx.symbolic_trace(two_operators)
+    assert [node.target for node in traced.graph.nodes].count(flashkat.rational) == 2
+    assert F.layer_norm in {node.target for node in traced.graph.nodes}
+    torch.testing.assert_close(traced(*inputs), two_operators(*inputs))
+
+
+def test_no_fused_kernels_for_a_class_that_decides_itself(monkeypatch):
+    for name in ("linear_rational", "add_norm_rational"):
+        monkeypatch.setattr(importlib.import_module(f"flashkat.ops.{name}"), "fuses", lambda x: True)
+    x, square = torch.ones(2, 16), torch.eye(16)
+    a, b = torch.ones(1, 6), torch.ones(4, 4)
+    inputs = x, x, square, a, b
+    expected = [F.layer_norm(x + x, (16,), square[0], square[0])]
+    expected += [flashkat.rational(flashkat.rational(expected[0], a, b) + square[0], a, b)]
+    found = two_operators(*(each.as_subclass(Subclass) for each in inputs))
+    assert {type(each) for each in found} == {Subclass}
+    torch.testing.assert_close(found[1].as_subclass(torch.Tensor), expected[1])
 
 
 def test_what_has_no_memory(device):

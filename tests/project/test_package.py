@@ -48,8 +48,8 @@ def test_import_brings_in_little_beside_torch_and_timm():
         assert f"flashkat.ops.triton.{name}" not in added
     for name in ("training", "tools", "evaluation", "data", "cli"):
         assert f"flashkat.{name}" not in added
-    # Whatever else there is came with Python.
-    assert {name.partition(".")[0] for name in added} <= {"flashkat", *sys.stdlib_module_names}
+    # Whatever else there is came with Python, but for what DTensor's registration imports (27 ms of 3.9 s).
+    assert {name.partition(".")[0] for name in added} <= {"flashkat", "torch", *sys.stdlib_module_names}
 
 
 WITHOUT_TRITON = """

@@ -5,6 +5,7 @@ import timm
 import torch
 from configs import fused as would_be_fused
 from configs import optimizer_of
+from timm.optim import list_optimizers
 from torch import nn
 
 from flashkat.nn.group_rational import GroupRational
@@ -99,6 +100,59 @@ def test_the_scale_counts_without_a_schedule(train):
         if is_coefficient(name):
             assert torch.equal(state[name], fresh[name])
     assert not torch.equal(state["blocks.0.mlp.fc1.bias"], fresh["blocks.0.mlp.fc1.bias"])
+
+
+MUON = [name for name in list_optimizers() if "muon" in name]
+
+
+def fallback_of(optimizer, model):
+    """The names of the parameters in groups for the fallback. All parameters are in one group each."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    flags = {
+        names[parameter]: group.get("use_fallback", False)
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+    assert len(flags) == len(names) == sum(len(group["params"]) for group in optimizer.param_groups)
+    return {name for name, flag in flags.items() if flag}
+
+
+@pytest.mark.parametrize("flags", [[], ["--layer-decay", 0.7], ["--rational-lr-scale", 0.5]], ids=str)
+@pytest.mark.parametrize("name", list_optimizers(exclude_filters=["bnb*", "fused*"]))  # these need other packages
+def test_tables_are_matrices_for_no_optimiser(model, training_config, name, flags):
+    config = training_config("--opt", name, "--lr", 0.1, "--weight-decay", 0.05, *flags)
+    ours = optimizer_of(model, config)
+    tables = {each for each in dict(model.named_parameters()) if is_coefficient(each)}
+    assert fallback_of(ours, model) == (tables if name in MUON else set())
+    if not flags and name not in MUON:
+        theirs = timm.optim.create_optimizer_v2(model, name, lr=0.1, weight_decay=0.05)
+        assert [len(group["params"]) for group in ours.param_groups] == [
+            len(group["params"]) for group in theirs.param_groups
+        ]
+
+
+@pytest.mark.parametrize("name", [*MUON, "lookahead_muon"])
+def test_a_groups_update_is_its_own(training_config, name):
+    """Muon orthogonalises, which mixes the gradients of all groups."""
+
+    def update(scale, config):
+        torch.manual_seed(0)
+        net = nn.Sequential(GroupRational(64, 8, start="gelu", share_numerator=False))
+        x, before = torch.randn(64, 64), net[0].denominator.detach().clone()
+        x[:, 8:] *= scale
+        optimizer = optimizer_of(net, config)
+        net(x).square().mean().backward()
+        optimizer.step()
+        return (net[0].denominator.detach() - before)[0]
+
+    config = training_config("--opt", name, "--lr", 0.01, "--weight-decay", 0)
+    assert torch.equal(update(1, config), update(3, config))
+
+
+def test_what_else_is_asked_to_fall_back_does(model, training_config):
+    config = training_config("--opt", "muon", "--lr", 0.1, "--opt-kwargs", "fallback_list=['head.*']")
+    found = fallback_of(optimizer_of(model, config), model)
+    assert found == {each for each in dict(model.named_parameters()) if is_coefficient(each) or "head." in each}
 
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")

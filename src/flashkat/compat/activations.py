@@ -20,10 +20,17 @@ __all__ = ["FlashKAT_Group", "KAT_Group", "KAT_Group2D"]
 
 
 class _Activation(nn.Module):
-    """Two tables of coefficients under given names, applied along ``_dim``."""
+    """Two tables of coefficients under given names, applied along ``_dim``.
+
+    ``_ranks`` are the numbers of dimensions that input may have, and ``_shape`` says so in an error. ``_channels`` is
+    the number of channels, or None for every number that the groups divide.
+    """
 
     _dim = -1
     _names: tuple[str, str]
+    _ranks = range(1, 65)
+    _shape = "(..., C)"
+    _channels: int | None = None
 
     def __init__(self, rows: tuple[int, int], orders: tuple[int, int], mode: str, device: torch.device | str) -> None:
         super().__init__()
@@ -41,8 +48,11 @@ class _Activation(nn.Module):
             table.copy_(coefficients.expand_as(table))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply each group's rational. Raise ValueError if the channels of ``x`` do not divide into the groups."""
-        return rational(x, *(getattr(self, name) for name in self._names), dim=self._dim)
+        """Apply each group's rational. Raise ValueError for input of another shape than the class takes."""
+        # A stand-in of torch.fx is no tensor, and its dimensions cannot be compared.
+        if isinstance(x, Tensor) and x.ndim not in self._ranks:
+            raise ValueError(f"{type(self).__name__} takes {self._shape}, got x of shape {tuple(x.shape)}")
+        return rational(x, *(getattr(self, name) for name in self._names), dim=self._dim, channels=self._channels)
 
 
 def _available(device: torch.device | str) -> torch.device:
@@ -60,14 +70,17 @@ class KAT_Group(_Activation):  # noqa: N801
         device: where the parameters are made. Without CUDA, "cuda" means the CPU. Moving the module moves them.
 
     Shapes:
-        Input and output: (B, N, C), or any other with the channels last.
+        Input and output: (B, N, C) or (B, C).
         ``weight_numerator``: (1, 6); ``weight_denominator``: (num_groups, 4).
 
     Raises:
-        ValueError: an unknown mode, fewer than one group; in the forward pass, channels that the groups do not divide.
+        ValueError: an unknown mode, fewer than one group; in the forward pass, input with more dimensions, or channels
+            that the groups do not divide.
     """
 
     _names = ("weight_numerator", "weight_denominator")
+    _ranks = range(1, 4)
+    _shape = "(B, N, C) or (B, C); KAT_Group2D takes (B, C, H, W)"
 
     def __init__(self, num_groups: int = 8, mode: str = "gelu", device: torch.device | str = "cuda") -> None:
         if num_groups < 1:
@@ -88,6 +101,8 @@ class KAT_Group2D(KAT_Group):  # noqa: N801
     """
 
     _dim = 1
+    _ranks = range(4, 5)
+    _shape = "(B, C, H, W); KAT_Group takes (B, N, C)"
 
 
 class FlashKAT_Group(_Activation):  # noqa: N801
@@ -129,15 +144,9 @@ class FlashKAT_Group(_Activation):  # noqa: N801
         if in_features % groups != 0:
             raise ValueError(f"{in_features} channels do not divide into {groups} groups")
         super().__init__((rows[0], rows[1]), (m, n), mode, device)
-        self.in_features = in_features
+        self.in_features = self._channels = in_features
         self.num_groups, self.den_groups = rows
         self.m, self.n = m, n
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply each group's rational. Raise ValueError if ``x`` does not have ``in_features`` channels."""
-        if x.ndim and x.shape[-1] != self.in_features:
-            raise ValueError(f"expected {self.in_features} channels in dim -1, got x of shape {tuple(x.shape)}")
-        return super().forward(x)
 
     def extra_repr(self) -> str:
         return (

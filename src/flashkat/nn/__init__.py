@@ -1,7 +1,18 @@
 """Modules: a learnable activation, and the GR-KAN layer in place of an MLP."""
 
+from .formats import coefficient_names
 from .grkan import GRKAN
 from .group_rational import GroupRational
+from .lazy import LazyGroupRational
 from .starts import FUNCTIONS, fit, starting_coefficients, variance_gain
 
-__all__ = ["FUNCTIONS", "GRKAN", "GroupRational", "fit", "starting_coefficients", "variance_gain"]
+__all__ = [
+    "FUNCTIONS",
+    "GRKAN",
+    "GroupRational",
+    "LazyGroupRational",
+    "coefficient_names",
+    "fit",
+    "starting_coefficients",
+    "variance_gain",
+]

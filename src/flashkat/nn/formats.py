@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["FORMATS", "accept_formats", "rational_names", "rename_rationals", "renamings"]
+__all__ = ["FORMATS", "accept_formats", "coefficient_names", "rational_names", "rename_rationals", "renamings"]
 
 FORMATS: dict[str, tuple[str, str]] = {
     "timm": ("numerator", "denominator"),
@@ -44,6 +44,19 @@ def rename_rationals(state: Mapping[str, Tensor], wanted: Collection[str]) -> di
 def rational_names(names: Iterable[str]) -> list[str]:
     """Return the names, in any format, of coefficients in a GR-KAN."""
     return [name for name in names if re.search(r"\.act[12]\.[a-z_]+$", name) and name.rpartition(".")[2] in _ROLES]
+
+
+def coefficient_names(model: nn.Module) -> list[str]:
+    """Return the names of a model's parameters that are tables of coefficients, in any format.
+
+    A table is no matrix: its rows are functions. Give these names to ``fallback_list`` of timm's
+    ``create_optimizer_v2``, so that Muon does not orthogonalise them.
+    """
+    names = dict(model.named_parameters())
+    owners = {name.rpartition(".")[:2] for name in names}
+    tables = [[f"{owner}{dot}{last}" for last in pair] for owner, dot in owners for pair in FORMATS.values()]
+    found = {name for table in tables if all(name in names for name in table) for name in table}
+    return [name for name in names if name in found]
 
 
 def accept_formats(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:

@@ -79,9 +79,7 @@ class GroupRational(nn.Module):
         self.denominator.copy_(denominator.expand_as(self.denominator))
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.ndim and -x.ndim <= self.dim < x.ndim and x.shape[self.dim] != self.channels:
-            raise ValueError(f"expected {self.channels} channels in dim {self.dim}, got x of shape {tuple(x.shape)}")
-        return rational(x, self.numerator, self.denominator, dim=self.dim)
+        return rational(x, self.numerator, self.denominator, dim=self.dim, channels=self.channels)
 
     def extra_repr(self) -> str:
         tables = f"numerator={tuple(self.numerator.shape)}, denominator={tuple(self.denominator.shape)}"

@@ -2,14 +2,14 @@
 
 Coefficients in circulation were fitted to the denominator 1 + |b_1 x + ... + b_n x^n|. These are fitted to the one used
 here, 1 + |b_1| |x| + ... + |b_n| |x|^n. ``starts.json`` holds those of the default degrees, and
-``python -m flashkat.nn.starts`` writes it. Other degrees are fitted when they are asked for.
+``python -m flashkat.nn.starts`` prints it. Other degrees are fitted when they are asked for.
 """
 
+import argparse
 import functools
 import json
 from collections.abc import Callable
 from importlib import resources
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -171,15 +171,19 @@ def _stored() -> dict[str, dict[str, list[float]]]:
     return json.loads(resources.files(__package__).joinpath(_STORED).read_text())
 
 
-def _store() -> None:
-    """Fit every named function anew for the default degrees and write the table that the package ships."""
+def _fresh() -> str:
+    """Fit every named function anew for the default degrees, and return the text of the table."""
     table = {}
     for name, function in FUNCTIONS.items():
         if name != "identity":
             numerator, denominator = fit(function, *_STORED_DEGREES, tail_weight=_START_TAIL_WEIGHT)
             table[name] = {"numerator": numerator.tolist(), "denominator": denominator.tolist()}
-    Path(__file__).with_name(_STORED).write_text(json.dumps(table, indent=2) + "\n")
+    return json.dumps(table, indent=2) + "\n"
 
 
 if __name__ == "__main__":
-    _store()
+    argparse.ArgumentParser(
+        prog="python -m flashkat.nn.starts",
+        description="Fit the starting functions anew, and print the table that the package ships as starts.json.",
+    ).parse_args()
+    print(_fresh(), end="")

@@ -7,6 +7,7 @@ from .layout import Layers
 from .linear_rational import linear_rational
 from .rational import rational
 from .reference import rational_reference
+from .sharding import register_shardings
 
 __all__ = [
     "Layers",
@@ -18,3 +19,5 @@ __all__ = [
     "rational_reference",
     "takes_one_call",
 ]
+
+register_shardings()

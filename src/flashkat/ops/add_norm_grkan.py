@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .add_norm_rational import MOST_CHANNELS, add_norm_rational, differentiable, of_the_sum_alone
-from .call import fits, has_memory, look, metadata
+from .call import EagerFunction, ForwardModeError, fits, has_memory, look, metadata
 from .dispatch import fuses, triton_module
 from .layout import Layers, Metadata
 from .linear_rational import linear_rational
@@ -49,7 +49,10 @@ def add_norm_grkan(x: Tensor, branch: Tensor, layers: Layers, eps: float = 1e-5)
         if call.plain:
             plan = _plan(metadata(x), metadata(branch), Layers(*map(metadata, layers)), eps, call.autocast)
             if plan is not None:
-                return _Eager.apply(x, branch, *layers, eps, plan)
+                try:
+                    return _Eager.apply(x, branch, *layers, eps, plan)
+                except ForwardModeError:
+                    pass  # by the parts, below
     total, first = add_norm_rational(x, branch, *layers[:4], eps)
     return total, F.linear(linear_rational(first, *layers[4:8]), layers.weight2, layers.bias2)
 
@@ -96,7 +99,7 @@ def _plan(x: Metadata, branch: Metadata, layers: Layers, eps: float, autocast: t
     return triton_module("grkan").Plan.make(x, branch, layers, eps, dtype)
 
 
-class _Eager(torch.autograd.Function):
+class _Eager(EagerFunction):
     """One autograd node for the second half."""
 
     @staticmethod

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .call import Call, has_kernels, has_memory, look
+from .call import Call, EagerFunction, ForwardModeError, has_kernels, has_memory, look
 from .dispatch import fuses, triton_module
 from .rational import rational
 from .reference import differentiate
@@ -51,9 +51,12 @@ def add_norm_rational(
     """
     if fuses(x):
         call = look(x, branch, weight, bias, numerator, denominator)
-        if not call.transformed and _has_kernels(call, x, branch, (weight, bias), (numerator, denominator)):
+        if _has_kernels(call, x, branch, (weight, bias), (numerator, denominator)):
             operator = _Eager.apply if call.plain else torch.ops.flashkat.add_norm_rational
-            return operator(x, branch, weight, bias, numerator, denominator, eps, call.autocast)[:2]
+            try:
+                return operator(x, branch, weight, bias, numerator, denominator, eps, call.autocast)[:2]
+            except ForwardModeError:
+                pass  # by the parts, below
     total = x + branch
     return total, _norm_rational(total, weight, bias, numerator, denominator, eps)
 
@@ -82,9 +85,7 @@ def _has_kernels(
     )
 
 
-class _Eager(torch.autograd.Function):
-    """The operator of plain eager calls. The registered one takes the host several times as long."""
-
+class _Eager(EagerFunction):
     @staticmethod
     def forward(ctx, x, branch, weight, bias, numerator, denominator, eps, dtype):
         total, out, mean, rstd = _forward(x, branch, weight, bias, numerator, denominator, eps, dtype)

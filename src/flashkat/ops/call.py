@@ -2,15 +2,26 @@
 
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.overrides import has_torch_function
 
 from .layout import PLAIN_TYPES, Metadata, vector_of
 from .private import dispatch_modes, transform, transforms_are_known
 
-__all__ = ["DTYPES", "Call", "fits", "has_kernels", "has_memory", "look", "metadata"]
+__all__ = [
+    "DTYPES",
+    "Call",
+    "EagerFunction",
+    "ForwardModeError",
+    "fits",
+    "has_kernels",
+    "has_memory",
+    "look",
+    "metadata",
+]
 
 
 class Call(NamedTuple):
@@ -18,31 +29,47 @@ class Call(NamedTuple):
 
     ``plain`` is True for a plain eager call: no compiler, tracer, tensor subclass, dispatch mode or function transform
     is active. ``transformed`` is True within a transform of ``torch.func``, unless that is compiled. ``autocast`` is
-    autocast's dtype on the first tensor's device, or None where autocast is off.
+    autocast's dtype on the first tensor's device, or None where autocast is off. ``overridden`` is True where a tensor
+    has a ``__torch_function__``, as those have that ``torch.fx`` traces with. It decides what the call does.
     """
 
     plain: bool
     transformed: bool
     autocast: torch.dtype | None
+    overridden: bool = False
 
 
 def look(*tensors: Tensor) -> Call:
     """Return the record of a call with these tensors."""
+    is_compiling = torch.compiler.is_compiling()
+    is_ordinary = not is_compiling and PLAIN_TYPES.issuperset(map(type, tensors))
+    if not is_compiling and not is_ordinary and has_torch_function(tensors):
+        return Call(False, False, None, overridden=True)
     device = tensors[0].device.type
     # PyTorch raises when asked for the autocast of meta tensors.
     is_meta = device == "meta"
     autocast = torch.get_autocast_dtype(device) if not is_meta and torch.is_autocast_enabled(device) else None
-    if torch.compiler.is_compiling():
+    if is_compiling:
         return Call(False, False, autocast)
     if transform() is not None:
         return Call(False, transforms_are_known or not has_memory(*tensors), autocast)
-    plain = (
-        not is_meta
-        and PLAIN_TYPES.issuperset(map(type, tensors))
-        and dispatch_modes() == 0
-        and not torch.jit.is_tracing()
-    )
+    plain = is_ordinary and not is_meta and dispatch_modes() == 0 and not torch.jit.is_tracing()
     return Call(plain, False, autocast)
+
+
+class ForwardModeError(Exception):
+    """An input of a kernel has a tangent. The caller computes the same by operators that take one."""
+
+
+class EagerFunction(torch.autograd.Function):
+    """An operator of plain eager calls. The registered one takes the host several times as long.
+
+    Forward-mode differentiation shows only when PyTorch asks for the tangent: to look for it would slow down each call.
+    """
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        raise ForwardModeError
 
 
 def metadata(tensor: Tensor) -> Metadata:
@@ -86,6 +113,8 @@ def has_kernels(
         coefficients: numerator and denominator.
         dtypes: those of all tensors that the kernel reads or writes as vectors.
     """
+    if call.transformed or call.overridden:
+        return False
     # A cache cannot look up sizes that are symbols. Those of a plain call are numbers.
     fit = _fits_once if call.plain else fits
     tensors = tuple(map(metadata, parameters)), tuple(map(metadata, coefficients))

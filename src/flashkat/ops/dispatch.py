@@ -51,7 +51,8 @@ def choose_path(device: torch.device) -> Path:
 
 def fuses(x: Tensor) -> bool:
     """Return whether fused operators have kernels where ``x`` is. Ask this first: on a CPU nothing fuses."""
-    return x.is_cuda and is_triton(x.device)
+    # A stand-in of torch.fx has no device yet, and its truth cannot be asked.
+    return x.is_cuda is True and is_triton(x.device)
 
 
 @torch.compiler.assume_constant_result

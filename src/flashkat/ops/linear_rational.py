@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .call import has_kernels, has_memory, look
+from .call import EagerFunction, ForwardModeError, has_kernels, has_memory, look
 from .dispatch import fuses, triton_module
 from .rational import rational
 from .reference import differentiate
@@ -41,16 +41,17 @@ def linear_rational(x: Tensor, weight: Tensor, bias: Tensor | None, numerator: T
         call = look(x, weight, bias, numerator, denominator)
         dtype = call.autocast
         dtypes = (x.dtype if dtype is None else dtype,)
-        if not call.transformed and has_kernels(call, x, weight.shape[0], (bias,), (numerator, denominator), dtypes):
+        if has_kernels(call, x, weight.shape[0], (bias,), (numerator, denominator), dtypes):
             y = F.linear(x, weight).contiguous()
             operator = _Eager.apply if call.plain else torch.ops.flashkat.bias_rational
-            return operator(y, bias, numerator, denominator, dtype)
+            try:
+                return operator(y, bias, numerator, denominator, dtype)
+            except ForwardModeError:
+                pass  # by the parts, below
     return rational(F.linear(x, weight, bias), numerator, denominator)
 
 
-class _Eager(torch.autograd.Function):
-    """The operator of plain eager calls. The registered one takes the host several times as long."""
-
+class _Eager(EagerFunction):
     @staticmethod
     def forward(ctx, x, bias, numerator, denominator, dtype):
         ctx.save_for_backward(x, bias, numerator, denominator)

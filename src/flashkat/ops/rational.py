@@ -1,11 +1,13 @@
 """F(x), the group-wise rational function: checks, derivatives and registration."""
 
 import functools
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function
 
-from .call import DTYPES, has_memory, look, metadata
+from .call import DTYPES, EagerFunction, ForwardModeError, has_memory, look, metadata
 from .dispatch import choose_path
 from .layout import Metadata
 from .reference import as_inputs, differentiate, rational_reference
@@ -14,7 +16,9 @@ from .register import in_float64, register
 __all__ = ["rational"]
 
 
-def rational(x: Tensor, numerator: Tensor, denominator: Tensor, *, dim: int = -1) -> Tensor:
+def rational(
+    x: Tensor, numerator: Tensor, denominator: Tensor, *, dim: int = -1, channels: int | None = None
+) -> Tensor:
     """Apply the group-wise rational activation F(x) = P(x) / Q(x), the base function of GR-KAN.
 
     P(x) = a_0 + a_1 x + ... + a_{m-1} x^{m-1} and Q(x) = 1 + |b_1| |x| + ... + |b_n| |x|^n. Each contiguous group of
@@ -25,16 +29,18 @@ def rational(x: Tensor, numerator: Tensor, denominator: Tensor, *, dim: int = -1
     never NaN. A gradient of the coefficients fits up to 2^959 in float64. On GPUs, gradients lose bits where their
     quotient by Q(x) is below the smallest normal number.
 
-    Higher derivatives in eager mode come from the definition, :func:`flashkat.ops.rational_reference`. So does
-    everything within a transform of ``torch.func``, such as grad, jvp or vmap. The definition overflows where a power
-    does.
+    Higher derivatives in eager mode come from the definition, :func:`flashkat.ops.rational_reference`. So do
+    derivatives in forward mode, and everything within a transform of ``torch.func``, such as grad, jvp or vmap. The
+    definition overflows where a power does.
 
     Args:
-        x: float64, float32, bfloat16 or float16 tensor of one or more dimensions, with any strides, on any device.
+        x: float64, float32, bfloat16 or float16 tensor of one or more dimensions, with any strides, on any device. It
+            may be a jagged nested tensor.
         numerator: (1, m) or (G, m) coefficients a_0 ... a_{m-1} of any of these dtypes, m >= 1. All G groups share a
             single row.
         denominator: (1, n) or (G, n) coefficients b_1 ... b_n, likewise, n >= 0.
         dim: the channel dimension of ``x``. Its D channels form G contiguous groups of D / G.
+        channels: the number D that must be there. None takes every number that the groups divide.
 
     Returns:
         A tensor with the shape and memory format of ``x``. It has the dtype of ``x``, or autocast's where autocast is
@@ -44,20 +50,46 @@ def rational(x: Tensor, numerator: Tensor, denominator: Tensor, *, dim: int = -1
         TypeError: a tensor has another dtype, or is sparse.
         ValueError: shapes, groups, dimension or devices do not fit together.
     """
-    tensors = metadata(x), metadata(numerator), metadata(denominator)
     call = look(x, numerator, denominator)
+    if call.overridden:
+        tensors = x, numerator, denominator
+        return handle_torch_function(rational, tensors, *tensors, dim=dim, channels=channels)
+    if not call.plain and x.layout == torch.jagged:
+        return _of_jagged(x, numerator, denominator, dim, channels)
+    described = metadata(x), metadata(numerator), metadata(denominator)
     if call.plain:
-        _check_once(*tensors, dim)
-        return _Eager.apply(x, numerator, denominator, dim, call.autocast)
-    _check(*tensors, dim)
+        _check_once(*described, dim, channels)
+        try:
+            return _Eager.apply(x, numerator, denominator, dim, call.autocast)
+        except ForwardModeError:
+            return _by_definition(x, numerator, denominator, dim, call.autocast)
+    _check(*described, dim, channels)
     if call.transformed:
         # Transforms cannot look into an operator. Some raise; jvp takes the derivative for zero.
-        value = rational_reference(x, numerator, denominator, dim)
-        return value if call.autocast is None else value.to(call.autocast)
+        return _by_definition(x, numerator, denominator, dim, call.autocast)
     return torch.ops.flashkat.rational(x, numerator, denominator, dim, call.autocast)
 
 
-def _check(x: Metadata, numerator: Metadata, denominator: Metadata, dim: int) -> None:
+def _by_definition(x: Tensor, numerator: Tensor, denominator: Tensor, dim: int, dtype: torch.dtype | None) -> Tensor:
+    value = rational_reference(x, numerator, denominator, dim)
+    return value if dtype is None else value.to(dtype)
+
+
+def _of_jagged(x: Any, numerator: Tensor, denominator: Tensor, dim: int, channels: int | None) -> Tensor:
+    """Apply the function to the values of a jagged nested tensor. Its result has the same jagged dimension."""
+    values: Tensor = x.values()
+    jagged = next(index for index, size in enumerate(x.shape[1:], 1) if size != values.shape[index - 1])
+    if not -x.ndim <= dim < x.ndim:
+        raise ValueError(f"dim {dim} is out of range for x of shape {tuple(x.shape)}")
+    if dim % x.ndim in (0, jagged):
+        raise ValueError(
+            f"dim {dim} of x of shape {tuple(x.shape)} holds the batch or is jagged: give the channels' dim"
+        )
+    value = rational(values, numerator, denominator, dim=dim % x.ndim - 1, channels=channels)
+    return torch.nested.nested_tensor_from_jagged(value, x.offsets(), x.lengths(), jagged)
+
+
+def _check(x: Metadata, numerator: Metadata, denominator: Metadata, dim: int, channels: int | None) -> None:
     shape, _, device, _ = x
     for name, (_, dtype, where, layout) in (("x", x), ("numerator", numerator), ("denominator", denominator)):
         if layout != torch.strided:
@@ -72,6 +104,8 @@ def _check(x: Metadata, numerator: Metadata, denominator: Metadata, dim: int) ->
         raise ValueError("x must have at least one dimension, the channels")
     if not -len(shape) <= dim < len(shape):
         raise ValueError(f"dim {dim} is out of range for x of shape {tuple(shape)}")
+    if channels is not None and shape[dim] != channels:
+        raise ValueError(f"expected {channels} channels in dim {dim}, got x of shape {tuple(shape)}")
     shapes = tuple(numerator[0]), tuple(denominator[0])
     if len(shapes[0]) != 2 or len(shapes[1]) != 2 or shapes[0][1] == 0:
         raise ValueError(
@@ -92,9 +126,7 @@ def _check(x: Metadata, numerator: Metadata, denominator: Metadata, dim: int) ->
 _check_once = functools.lru_cache(maxsize=1024)(_check)
 
 
-class _Eager(torch.autograd.Function):
-    """The operator of plain eager calls. The registered one takes the host several times as long."""
-
+class _Eager(EagerFunction):
     @staticmethod
     def forward(ctx, x, numerator, denominator, dim, dtype):
         ctx.save_for_backward(x, numerator, denominator)

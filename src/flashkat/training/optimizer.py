@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from timm.optim import (
+    Muon,
     create_optimizer_v2,
     get_optimizer_info,
     list_optimizers,
@@ -16,13 +17,14 @@ from timm.optim import (
 from torch import nn
 
 from ..errors import InputError, did_you_mean, explain
-from ..nn.group_rational import GroupRational
+from ..nn.formats import coefficient_names
 from .config import Optimizer
 
 __all__ = [
     "check_optimizer_name",
     "check_shapes",
     "create_optimizer",
+    "fallback_names",
     "is_fused",
     "parameter_groups",
     "with_implementation_of",
@@ -60,6 +62,9 @@ def create_optimizer(
         InputError: the optimiser does not take its arguments.
     """
     options = {**optimizer_kwargs(_ForTimm(**vars(settings), lr=lr)), **settings.opt_kwargs}
+    fallback = fallback_names(model, settings)
+    if fallback:
+        options["fallback_list"] = fallback
     if settings.rational_lr_scale != 1 or settings.rational_weight_decay is not None:
         options["param_group_fn"] = lambda model: parameter_groups(model, settings)
     given = "".join(f" {key}={value}" for key, value in settings.opt_kwargs.items())
@@ -67,6 +72,17 @@ def create_optimizer(
         if is_fused(settings, next(model.parameters()).device, may_skip, is_sharded):
             options["fused"] = True
         return create_optimizer_v2(model, **options)
+
+
+def fallback_names(model: nn.Module, settings: Optimizer) -> list[str]:
+    """Return the patterns of parameters for timm's ``fallback_list``.
+
+    Muon and its kin orthogonalise matrices and update the rest as AdamW does. The rows of a coefficient table are
+    functions, so it belongs to the rest. Other optimisers have no fallback, and get no groups for it.
+    """
+    given = list(settings.opt_kwargs.get("fallback_list", ()))
+    is_muon = get_optimizer_info(settings.opt.lower().removeprefix("lookahead_")).opt_class is Muon
+    return given + coefficient_names(model) if is_muon else given
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,25 +181,25 @@ def parameter_groups(model: nn.Module, settings: Optimizer) -> list[dict[str, An
         Groups as :class:`torch.optim.Optimizer` takes them, with timm's ``lr_scale``.
     """
     spared: set[str] = getattr(model, "no_weight_decay", set)()
+    fallback = fallback_names(model, settings)
     if settings.layer_decay is not None:
         groups = param_groups_layer_decay(
             model,
             settings.weight_decay,
             no_weight_decay_list=spared,
+            fallback_list=fallback,
             layer_decay=settings.layer_decay,
             min_scale=settings.layer_decay_min_scale,
             no_opt_scale=settings.layer_decay_no_opt_scale,
         )
     else:
-        groups = param_groups_weight_decay(model, settings.weight_decay, no_weight_decay_list=spared)
+        groups = param_groups_weight_decay(
+            model, settings.weight_decay, no_weight_decay_list=spared, fallback_list=fallback
+        )
 
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    coefficients = {
-        id(parameter)
-        for module in model.modules()
-        if isinstance(module, GroupRational)
-        for parameter in module.parameters(recurse=False)
-    }
+    tables = set(coefficient_names(model))
+    coefficients = {parameter for parameter, name in names.items() if name in tables}
     split: list[dict[str, Any]] = []
     for group in groups:
         others = [parameter for parameter in group["params"] if id(parameter) not in coefficients]
