@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from timm.layers import resample_abs_pos_embed
 
 from flashkat.cli.main import main
 
@@ -132,3 +133,18 @@ def test_sixteen_bits_are_learned_as_eight(data, run, flags):
     status, output = run("train", "d", "--no-aug", "--epochs", "12", "--val-interval", "12", "--lr", "1e-2", *flags)
     assert status == 0
     assert "top-1 100.00%" in next(line for line in output.splitlines() if line.startswith("Epoch 12/12"))
+
+
+def test_positions_of_oblong_images(run):
+    """Validating at another size, and starting with as many positions on another grid."""
+    tall = ["--input-size", "3", "32", "16", "--model-kwargs", "patch_size=4", "embed_dim=16", "depth=1", "num_heads=2"]
+    assert run("train", "d", *tall)[0] == 0
+    status, output = run("validate", "d", "--checkpoint", CHECKPOINT, "--input-size", "3", "64", "32")
+    assert status == 0, output
+    wide = [*tall, "--input-size", "3", "16", "32", "--initial-checkpoint", CHECKPOINT, "--experiment", "wide"]
+    status, output = run("train", "d", *wide, "--lr", "1e-12")
+    assert status == 0
+    assert f"the position embedding is resampled: 8 x 4 in {CHECKPOINT}, 4 x 8 here" in output
+    old, new = (torch.load(f"out/{name}/last.pth.tar", weights_only=True)["state_dict"] for name in ("r", "wide"))
+    expected = resample_abs_pos_embed(old["pos_embed"], (4, 8), old_size=(8, 4))
+    torch.testing.assert_close(new["pos_embed"], expected, rtol=0, atol=1e-6)

@@ -1,14 +1,16 @@
 """Load weights into a model: all of them, those that fit, or to fine-tune from."""
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
-from timm.models import adapt_input_conv, clean_state_dict
+from timm.models import clean_state_dict
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
 from ..errors import InputError, explain
 from ..nn.formats import rational_names, rename_rationals
+from .adapt import Size, source_grid, stated_size, with_channels, with_grid
 from .formats import compare, describe, model_name
 from .io import read
 
@@ -53,31 +55,44 @@ def weights(checkpoint: dict[str, Any], use_ema: bool | None = False) -> dict[st
     return clean_state_dict(state)
 
 
-def fit(model: nn.Module, state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
-    """Rename weights to a model's names. For a Vision Transformer, timm also resamples them to its image and patches.
+def fit(
+    model: nn.Module, state: dict[str, Tensor], name: str, *, size: Size | None = None, is_start: bool = False
+) -> dict[str, Tensor]:
+    """Rename weights to a model's names. A Vision Transformer's are also resampled to its image and patches.
 
     Args:
         model: the model.
         state: weights in any format of :mod:`flashkat.checkpoints.formats`.
         name: name of the weights, for errors.
+        size: height and width of the images that the weights are of, if known.
+        is_start: whether the model starts from them, see :func:`flashkat.checkpoints.adapt.source_grid`.
 
     Raises:
-        InputError: timm cannot resample the position or patch embedding.
+        InputError: the position or patch embedding cannot be resampled.
     """
     state = rename_rationals(state, model.state_dict().keys())
     if not isinstance(model, VisionTransformer):
         return state
+    # timm guesses at the grid of positions, and copies them if only their count is the same. It converts DINOv2's.
+    positions = None if "mask_token" in state else state.pop("pos_embed", None)
     with explain(f"cannot fit {name} to {model_name(model)}"):
-        return checkpoint_filter_fn(state, model)
+        fitted = checkpoint_filter_fn(state, model)
+        if positions is not None:
+            grid = source_grid(model, {**state, "pos_embed": positions}, size, name, is_start=is_start)
+            fitted["pos_embed"] = positions if grid is None else with_grid(positions, grid, model)
+    return fitted
 
 
-def load_weights(model: nn.Module, state: dict[str, Tensor], name: str, *, partial: bool = False) -> str:
+def load_weights(
+    model: nn.Module, state: dict[str, Tensor], name: str, *, size: Size | None = None, partial: bool = False
+) -> str:
     """Load a state_dict in any format of :mod:`flashkat.checkpoints.formats`.
 
     Args:
         model: the model to load into, in place.
         state: a state_dict, as from :func:`weights`.
         name: name of the weights, for errors.
+        size: height and width of the images that the weights are of, if known.
         partial: load the tensors that fit, and keep the model's others.
 
     Returns:
@@ -87,7 +102,7 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], name: str, *, parti
         InputError: the weights do not fit. The message says which are missing, unexpected or of another shape. With
             ``partial``, no tensor fits at all.
     """
-    return _load(model, fit(model, state, name), name, read=state, partial=partial)
+    return _load(model, fit(model, state, name, size=size), name, read=state, partial=partial)
 
 
 def _load(
@@ -121,7 +136,7 @@ def start_from(
 
     Weights of a ViT leave the rationals at their starting functions. If the number of classes differs, the classifier
     keeps its initialisation. The position embedding is resampled to the model's image size, and the patch embedding is
-    adapted to its number of channels, both by timm.
+    adapted to its number of channels, both as timm does.
 
     Args:
         model: the model to load into, in place.
@@ -135,9 +150,10 @@ def start_from(
     Raises:
         InputError: the file cannot be read, or differs from the model in other ways.
     """
-    as_read = weights(read(path), use_ema)
-    state = fit(model, as_read, str(path))
-    own, notes = model.state_dict(), _resampled(as_read, state, path)
+    checkpoint = read(path)
+    as_read, size = weights(checkpoint, use_ema), stated_size(checkpoint)
+    state = fit(model, as_read, str(path), size=size, is_start=True)
+    own, notes = model.state_dict(), _resampled(model, as_read, state, size, path)
     rationals = rational_names(own)
     if rationals and not rational_names(state):
         state |= {key: own[key] for key in rationals}
@@ -155,21 +171,36 @@ def start_from(
         channels = own[first].shape[1]
         if state[first].shape[1] != channels:
             notes.append(f"the patch embedding is adapted: {state[first].shape[1]} channels in {path}, {channels} here")
-            with explain(f"cannot adapt {path} to {channels} channels"):
-                state[first] = adapt_input_conv(channels, state[first])
+            state[first] = with_channels(state[first], channels)
 
     left = _load(model, state, str(path), read=as_read, partial=partial)
     return notes + ([f"{path} fits in part: {left}"] if left else [])
 
 
-def _resampled(read: dict[str, Tensor], fitted: dict[str, Tensor], path: str | os.PathLike[str]) -> list[str]:
-    """Return a line for each embedding that timm resampled to the model's image and patches."""
-    sizes = [
-        (name, tuple(read[key].shape), tuple(fitted[key].shape))
-        for name, key in (("position", "pos_embed"), ("patch", "patch_embed.proj.weight"))
-        if key in read and key in fitted and read[key].ndim == fitted[key].ndim
-    ]
-    return [f"the {name} embedding is resampled: {old} in {path}, {new} here" for name, old, new in sizes if old != new]
+def _resampled(
+    model: Any, read: dict[str, Tensor], fitted: dict[str, Tensor], size: Size | None, path: str | os.PathLike[str]
+) -> list[str]:
+    """Return a line for each embedding that was resampled to the model, or whose grid is a guess."""
+    notes: list[str] = []
+    if isinstance(model, VisionTransformer) and (grid := source_grid(model, read, size, str(path), is_start=True)):
+        own = tuple(model.patch_embed.grid_size)
+        if grid != own:
+            notes.append(_change("position", grid, own, path))
+        elif size is None and grid[0] != grid[1]:
+            notes.append(
+                f"the position embedding is taken for that of {grid[0]} x {grid[1]} patches, as here: {path} does not "
+                "state the size of its images"
+            )
+    kernel = "patch_embed.proj.weight"
+    if kernel in read and kernel in fitted and read[kernel].ndim == fitted[kernel].ndim == 4:
+        old, new = read[kernel].shape[2:], fitted[kernel].shape[2:]
+        if old != new:
+            notes.append(_change("patch", old, new, path))
+    return notes
+
+
+def _change(name: str, old: Sequence[int], new: Sequence[int], path: str | os.PathLike[str]) -> str:
+    return f"the {name} embedding is resampled: {old[0]} x {old[1]} in {path}, {new[0]} x {new[1]} here"
 
 
 def _classes(state: dict[str, Tensor], head: list[str]) -> int:

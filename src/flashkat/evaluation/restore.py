@@ -90,7 +90,9 @@ def restore(model: Model, trained: Trained, data: Data, say: Callable[[str], Non
         check_fits_file(model.name, wanted, sum(tensor.numel() for tensor in state.values()), file)
     module: nn.Module = create_model(model.name, **wanted)
     if file:
-        left = checkpoints.load_weights(module, state, file, partial=model.partial)
+        left = checkpoints.load_weights(
+            module, state, file, size=checkpoints.stated_size(checkpoint), partial=model.partial
+        )
         if left:
             say(f"{file} fits in part: {left}")
     return Restored(module, model.name, checkpoint, data)
