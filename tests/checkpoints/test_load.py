@@ -29,12 +29,44 @@ def load(path, model=None, **options):
     return model
 
 
-@pytest.mark.parametrize("wrap", [lambda s: {"state_dict": s, "epoch": 1}, lambda s: {"model": s}, lambda s: s])
-@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod."])
+PLACES = ["state_dict", "model", "model_state_dict", "model_state", "module", "net"]
+PREFIXES = ["", "module.", "_orig_mod.", "model.", "net.", "module._orig_mod.", "_orig_mod.module.", "model.backbone."]
+
+
+@pytest.mark.parametrize("wrap", [lambda s: s, *(lambda s, name=name: {name: s, "epoch": 1} for name in PLACES)])
+@pytest.mark.parametrize("prefix", PREFIXES)
 def test_weights_in_the_usual_places(wrap, prefix):
     state = checkpoint()["state_dict"]
     found = checkpoints.weights(wrap({prefix + name: value for name, value in state.items()}))
     assert same(found, state)
+
+
+@pytest.mark.parametrize("wrapper", ["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"])
+def test_wrappers_within_names(wrapper):
+    state = {"blocks.0.weight": torch.ones(1), "head.weight": torch.zeros(1)}
+    wrapped = {f"blocks.0.{wrapper}.weight": torch.ones(1), "head.weight": torch.zeros(1)}
+    assert same(checkpoints.weights(wrapped), state)
+    kept = {f"my{wrapper}.weight": torch.ones(1)}
+    assert same(checkpoints.weights(kept), kept)
+
+
+def test_weights_beside_those_of_a_loss():
+    """As in Lightning's checkpoints, where the loss has the weights of the classes."""
+    state = {**checkpoint()["state_dict"], "criterion.weight": torch.ones(2)}
+    found = checkpoints.weights({"state_dict": {"model.weight": state["weight"], **state, "model.bias": state["bias"]}})
+    assert found.keys() == {"weight", "bias", "criterion.weight", "model.weight", "model.bias"}
+    wrapped = {"criterion.weight": torch.ones(2), **{f"model.{name}": state[name] for name in ("weight", "bias")}}
+    assert same(checkpoints.weights({"state_dict": wrapped, "pytorch-lightning_version": "2.5"}), state)
+
+
+@pytest.mark.parametrize("name", ["state_dict_ema", "model_ema", "model_ema_state_dict", "ema_state_dict", "ema"])
+def test_pytorchs_average(name):
+    average = torch.optim.swa_utils.AveragedModel(nn.Linear(3, 2))
+    assert "n_averaged" in average.state_dict()
+    state = {"model": nn.Linear(3, 2).state_dict(), name: average.state_dict()}
+    assert same(checkpoints.weights(state, use_ema=True), average.module.state_dict())
+    assert same(checkpoints.weights(state, use_ema=None), average.module.state_dict())
+    assert same(checkpoints.weights(average.state_dict()), average.module.state_dict())
 
 
 def test_averaged_weights():

@@ -1,10 +1,10 @@
 """Load weights into a model: all of them, those that fit, or to fine-tune from."""
 
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
 from typing import Any
 
-from timm.models import clean_state_dict
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
@@ -29,8 +29,17 @@ def notes_on_average(checkpoint: dict[str, Any], use_ema: bool) -> list[str]:
     return ["These are the trained weights, the averaged ones were better: --use-ema takes those"]
 
 
+# Where trainers keep a model's weights and their average, in the order in which they are looked for.
+_PLACES = ("state_dict", "model", "model_state_dict", "model_state", "module", "net")
+_PLACES_OF_AVERAGES = ("state_dict_ema", "model_ema", "model_ema_state_dict", "ema_state_dict", "ema")
+
+# What trainers put before all names, and PyTorch's wrappers anywhere in them.
+_OUTER = ("module.", "model.", "net.", "backbone.", "ema_model.")
+_INNER = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+
+
 def weights(checkpoint: dict[str, Any], use_ema: bool | None = False) -> dict[str, Tensor]:
-    """Return a state_dict of a checkpoint.
+    """Return a state_dict of a checkpoint of any trainer, without the names of wrappers around the model.
 
     Args:
         checkpoint: the checkpoint, or a state_dict itself.
@@ -39,12 +48,12 @@ def weights(checkpoint: dict[str, Any], use_ema: bool | None = False) -> dict[st
     Raises:
         InputError: there is no such state_dict.
     """
-    average = checkpoint.get("state_dict_ema", checkpoint.get("model_ema"))
+    average = _first(checkpoint, _PLACES_OF_AVERAGES)
     if use_ema and average is None:
         raise InputError("the checkpoint holds no EMA weights: leave out --use-ema")
     if use_ema is None:
         use_ema = average is not None
-    state = average if use_ema else checkpoint.get("state_dict", checkpoint.get("model"))
+    state = average if use_ema else _first(checkpoint, _PLACES)
     state = checkpoint if state is None else state
     if (
         not isinstance(state, dict)
@@ -52,7 +61,27 @@ def weights(checkpoint: dict[str, Any], use_ema: bool | None = False) -> dict[st
         or not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items())
     ):
         raise InputError("the checkpoint holds no state_dict")
-    return clean_state_dict(state)
+    return _unwrapped(state)
+
+
+def _first(checkpoint: dict[str, Any], names: tuple[str, ...]) -> Any:
+    return next((checkpoint[name] for name in names if isinstance(checkpoint.get(name), dict)), None)
+
+
+def _unwrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Remove the names of wrappers, and the counter of PyTorch's averages. A name without a wrapper stays as it is."""
+    state = {_INNER.sub("", name): value for name, value in state.items() if name != "n_averaged"}
+    while wrapper := _wrapper(state):
+        unwrapped = {name.removeprefix(wrapper): value for name, value in state.items()}
+        if len(unwrapped) < len(state):
+            break
+        state = unwrapped
+    return state
+
+
+def _wrapper(names: Collection[str]) -> str | None:
+    """Return what most names begin with, if a trainer put it there."""
+    return next((each for each in _OUTER if 2 * sum(name.startswith(each) for name in names) > len(names)), None)
 
 
 def fit(
