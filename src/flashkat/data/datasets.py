@@ -13,7 +13,7 @@ from timm.data import (
 from ..errors import InputError, did_you_mean, explain, quiet, require_package
 from ..system import distributed
 from .bad_images import BadImages
-from .checks import check_class_map, check_columns, check_shards, check_streamed_columns
+from .checks import check_class_map, check_columns, check_shards, check_streamed_columns, name_classes
 from .config import Data
 from .folders import ImageFolder, Labelled, Numbered, open_split, ordered
 from .images import as_mode, image_mode
@@ -156,25 +156,31 @@ def _open(data: Data, split: str, mode: str, *, is_training: bool, num_samples: 
     hint = _torchvision_hint(data) if kind == "torch" else _SHARDS_HINT if kind == "wds" else ""
     # They warn of optional files, and of each retry.
     with explain(f"cannot open {source}", hint), quiet("timm.data.readers", "huggingface_hub"):
-        dataset = create_dataset(
-            data.dataset,
-            root=data.data_dir,
-            split=split,
-            class_map=data.class_map or None,
-            is_training=is_training,
-            download=data.dataset_download,
-            batch_size=data.batch_size,
-            num_samples=num_samples,
-            seed=seed,
-            # Converting is ours, where timm can leave it: its own clips 16-bit images.
-            input_img_mode=mode if kind == "tfds" else "",
-            trust_remote_code=data.dataset_trust_remote_code,
-            **{name: getattr(data, name) for name in ("input_key", "target_key") if kind != "torch"},
-        )
+        try:
+            dataset = create_dataset(
+                data.dataset,
+                root=data.data_dir,
+                split=split,
+                class_map=data.class_map or None,
+                is_training=is_training,
+                download=data.dataset_download,
+                batch_size=data.batch_size,
+                num_samples=num_samples,
+                seed=seed,
+                # Converting is ours, where timm can leave it: its own clips 16-bit images.
+                input_img_mode=mode if kind == "tfds" else "",
+                trust_remote_code=data.dataset_trust_remote_code,
+                **{name: getattr(data, name) for name in ("input_key", "target_key") if kind != "torch"},
+            )
+        except (RuntimeError, ValueError) as error:
+            if kind in _STREAMED and "num_samples" in str(error):
+                raise _uncounted(source, is_training) from error
+            raise
     if kind == "torch":
         return TorchImages(dataset, source, mode)
     if kind == "hfds":
         check_columns(dataset.reader, source)
+        name_classes(dataset.reader, source)
     if kind == "hfids":
         check_streamed_columns(dataset.reader, source)
     if kind == "wds":
@@ -182,9 +188,13 @@ def _open(data: Data, split: str, mode: str, *, is_training: bool, num_samples: 
     if kind not in _STREAMED:
         return ImageFolder(data.data_dir, dataset.reader, source, mode)
     if not len(dataset):
-        flag = "--train-num-samples" if is_training else "--val-num-samples (--num-samples of flashkat validate)"
-        raise InputError(f"{source} does not say how many samples it has: give {flag}")
+        raise _uncounted(source, is_training)
     return Stream(dataset, source, mode)
+
+
+def _uncounted(source: str, is_training: bool) -> InputError:
+    flag = "--train-num-samples" if is_training else "--val-num-samples (--num-samples of flashkat validate)"
+    return InputError(f"{source} does not say how many samples it has: give {flag}")
 
 
 def _torchvision_hint(data: Data) -> str:

@@ -18,7 +18,7 @@ from ..errors import InputError
 from ..system.terminal import printable_name
 from .images import image_suffixes
 
-__all__ = ["Images", "scan"]
+__all__ = ["Images", "natural", "scan"]
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def scan(root: Path, class_map: str = "") -> Images:
         InputError: there are no images in class folders, or the archive is damaged.
     """
     left = _Left()
-    found = sorted(_members(root, left) if root.is_file() else _files(root, left), key=lambda each: _natural(each.key))
+    found = sorted(_members(root, left) if root.is_file() else _files(root, left), key=lambda each: natural(each.key))
     classed = [each for each in found if len(each.parts) > 1]
     left.add(_BESIDE, *(each.path for each in found if len(each.parts) == 1))
     depth = _wrappers(classed)
@@ -140,7 +140,7 @@ def scan(root: Path, class_map: str = "") -> Images:
     if class_map:
         class_to_idx = load_class_map(class_map, root)
     else:
-        names = sorted(set(labels), key=lambda name: (_natural(name), name))
+        names = sorted(set(labels), key=lambda name: (natural(name), name))
         class_to_idx = {name: index for index, name in enumerate(names)}
     pairs = list(zip(classed, labels, strict=True))
     left.add(_UNLISTED, *(each.path for each, label in pairs if label not in class_to_idx))
@@ -151,7 +151,7 @@ def scan(root: Path, class_map: str = "") -> Images:
     return Images(root, [each for each, _ in pairs], [class_to_idx[label] for _, label in pairs], class_to_idx, notes)
 
 
-def _natural(name: str) -> list[str | int]:
+def natural(name: str) -> list[str | int]:
     """Return timm's key to sort by, in which numbers count as such."""
     return [int(part) if number % 2 else part for number, part in enumerate(re.split(r"(\d+)", name.lower()))]
 
