@@ -57,6 +57,20 @@ def test_class_map(folder, tmp_path):
         open_dataset(args_of(folder, "--class-map", "nowhere.txt"), "train")
 
 
+def test_a_class_map_names_the_classes_of_shards(shards, tmp_path):
+    pytest.importorskip("webdataset")
+    (tmp_path / "classes.txt").write_text("dark\nlight\n")
+    args = args_of(shards, *SHARDS, "--class-map", tmp_path / "classes.txt")
+    assert contents(args, args.data.val_split) == EXPECTED
+    assert open_dataset(args, args.data.val_split).classes == list(CLASSES)
+
+
+def test_torchvisions_data_sets_take_no_class_map(mnist, tmp_path):
+    args = args_of(mnist, "--dataset", "torch/mnist", "--class-map", tmp_path / "classes.txt")
+    with pytest.raises(InputError, match="numbers its classes itself: leave out --class-map"):
+        open_dataset(args, "validation")
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_shards(shards, workers):
     pytest.importorskip("webdataset")

@@ -12,7 +12,7 @@ from timm.data import create_dataset
 
 from flashkat.data.folders import open_split
 from flashkat.data.images import image_suffixes
-from flashkat.data.scan import scan
+from flashkat.data.scan import read_class_map, scan
 from flashkat.errors import InputError
 
 
@@ -145,11 +145,33 @@ def test_a_pipe_that_takes_the_place_of_an_image_is_refused(tmp_path):
 
 def test_class_map(tmp_path, place):
     root = place(write(tmp_path / "split", "a/0.png", "b/0.png", "c/0.png"))
-    (tmp_path / "map.txt").write_text("c\na\n")
-    images = scan(root, str(tmp_path / "map.txt"))
+    images = scan(root, {"c": 0, "a": 1})
     assert found(images) == {"a/0.png": "a", "c/0.png": "c"}
     assert images.class_to_idx == {"c": 0, "a": 1}
     assert "1 image whose class the class map lacks (b/0.png)" in images.notes[0]
+
+
+@pytest.mark.parametrize("text", ["c\na d\n", "c\r\na d", "\ufeffc\r\n  a d \r\n\r\n\n", "\ufeffc\na d"])
+def test_texts_of_class_maps(tmp_path, text):
+    (tmp_path / "map.txt").write_bytes(text.encode())
+    assert read_class_map(str(tmp_path / "map.txt")) == {"c": 0, "a d": 1}
+    assert read_class_map("map.txt", tmp_path) == {"c": 0, "a d": 1}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (b"a\nb\na\n", "has the name a again in line 3"),
+        (b"a\n\nb\n", "has no name in line 2"),
+        (b"\xff\xfe\n", "cannot read --class-map"),
+        (None, "no class map at"),
+    ],
+)
+def test_class_maps_that_are_none(tmp_path, text, words):
+    if text is not None:
+        (tmp_path / "map.txt").write_bytes(text)
+    with pytest.raises(InputError, match=words):
+        read_class_map(str(tmp_path / "map.txt"))
 
 
 def test_escapes_in_names_are_not_printed(tmp_path):

@@ -8,13 +8,7 @@ from typing import Any
 from ..errors import InputError, explain
 from .scan import natural
 
-__all__ = ["check_class_map", "check_columns", "check_shards", "check_streamed_columns", "name_classes"]
-
-
-def check_class_map(path: str) -> None:
-    """Raise InputError unless a class map is a text; timm would unpickle another kind."""
-    if path and not path.endswith(".txt"):
-        raise InputError(f"--class-map {path} is no .txt: write the class names into one, a line each")
+__all__ = ["check_columns", "check_shards", "check_streamed_columns", "name_classes"]
 
 
 def check_columns(reader: Any, source: str) -> None:

@@ -13,10 +13,11 @@ from timm.data import (
 from ..errors import InputError, did_you_mean, explain, quiet, require_package
 from ..system import distributed
 from .bad_images import BadImages
-from .checks import check_class_map, check_columns, check_shards, check_streamed_columns, name_classes
+from .checks import check_columns, check_shards, check_streamed_columns, name_classes
 from .config import Data
 from .folders import ImageFolder, Labelled, Numbered, open_split, ordered
 from .images import as_mode, image_mode
+from .scan import read_class_map
 
 __all__ = ["FakeImages", "check_same_classes", "image_count", "open_dataset"]
 
@@ -138,7 +139,6 @@ def open_dataset(
 def _open(data: Data, split: str, mode: str, *, is_training: bool, num_samples: int | None, seed: int) -> Any:
     kind, slash, name = data.dataset.partition("/")
     kind = kind.lower()
-    check_class_map(data.class_map)
     if not slash and kind in ("", "folder", "tar"):
         if data.data_dir is None:
             raise InputError("no data set: name its folder")
@@ -149,6 +149,9 @@ def _open(data: Data, split: str, mode: str, *, is_training: bool, num_samples: 
         )
     if not name and kind != "wds":
         raise InputError(f"--dataset {kind}/ needs a name: {kind}/NAME")
+    if kind == "torch" and data.class_map:
+        raise InputError(f"{data.dataset} numbers its classes itself: leave out --class-map")
+    class_to_idx = read_class_map(data.class_map) if data.class_map else None
     require_package(_PACKAGES[kind], f"--dataset {kind}/")
     if kind in ("torch", "wds") and not (data.dataset_download or Path(data.data_dir or "").is_dir()):
         raise InputError(f"no data folder at {data.data_dir}")
@@ -161,7 +164,7 @@ def _open(data: Data, split: str, mode: str, *, is_training: bool, num_samples: 
                 data.dataset,
                 root=data.data_dir,
                 split=split,
-                class_map=data.class_map or None,
+                class_map=None if kind == "wds" else class_to_idx,
                 is_training=is_training,
                 download=data.dataset_download,
                 batch_size=data.batch_size,
@@ -184,6 +187,8 @@ def _open(data: Data, split: str, mode: str, *, is_training: bool, num_samples: 
     if kind == "hfids":
         check_streamed_columns(dataset.reader, source)
     if kind == "wds":
+        # Classes in shards are numbers, which a class map gives names to.
+        dataset.reader.class_to_idx = class_to_idx or dataset.reader.class_to_idx
         check_shards(dataset.reader, source, distributed.size() * max(1, data.workers) if is_training else 1)
     if kind not in _STREAMED:
         return ImageFolder(data.data_dir, dataset.reader, source, mode)

@@ -12,7 +12,7 @@ from ..system.stalls import Reads
 from ..system.terminal import printable_name
 from .bad_images import SKIPPED, BadImages
 from .images import read_image
-from .scan import scan
+from .scan import read_class_map, scan
 
 __all__ = ["SPLIT_NAMES", "Labelled", "Numbered", "is_archive", "open_split", "ordered"]
 
@@ -171,12 +171,11 @@ def open_split(root: str | Path, split: str, class_map: str = "", mode: str = "R
     if not root.is_dir() and not is_archive(root):
         raise InputError(f"no data folder at {root}")
     folder = root if is_archive(root) else _split_folder(root, split)
-    if class_map and not (Path(class_map).is_file() or (folder / class_map).is_file()):
-        raise InputError(f"no class map at {class_map}")
+    class_to_idx = read_class_map(class_map, folder) if class_map else None
     if folder.is_dir() and not any(path.is_dir() for path in folder.iterdir()):
         raise InputError(f"{folder} has no class folders: images belong in {folder}/<class>/")
     with explain(f"cannot read {folder}"):
-        return ImageFolder(folder, scan(folder, class_map), mode=mode)
+        return ImageFolder(folder, scan(folder, class_to_idx), mode=mode)
 
 
 def is_archive(path: Path) -> bool:

@@ -11,14 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import IO
 
-from timm.data.readers.class_map import load_class_map
 from timm.data.readers.reader import Reader
 
-from ..errors import InputError
+from ..errors import InputError, explain
 from ..system.terminal import printable_name
 from .images import image_suffixes
 
-__all__ = ["Images", "natural", "scan"]
+__all__ = ["Images", "natural", "read_class_map", "scan"]
 
 
 @dataclass(frozen=True)
@@ -118,7 +117,34 @@ def _ordinary(path: str, flags: int) -> int:
     return descriptor
 
 
-def scan(root: Path, class_map: str = "") -> Images:
+def read_class_map(path: str, folder: Path | None = None) -> dict[str, int]:
+    """Read the indices of classes by name, from a text with a name a line.
+
+    Empty lines at the end do not count, nor does the mark with which Windows begins a text.
+
+    Args:
+        path: the file.
+        folder: where it is looked for too.
+
+    Raises:
+        InputError: there is no such text, or a name is empty or occurs twice.
+    """
+    if not path.endswith(".txt"):  # timm would unpickle another kind
+        raise InputError(f"--class-map {path} is no .txt: write the class names into one, a line each")
+    places = [Path(path), *([folder / path] if folder is not None else [])]
+    file = next((place for place in places if place.is_file()), None)
+    if file is None:
+        raise InputError(f"no class map at {path}")
+    with explain(f"cannot read --class-map {path}"):
+        names = [line.strip() for line in file.read_text(encoding="utf-8-sig").rstrip().splitlines()]
+    wrong = next((line for line, name in enumerate(names) if not name or name in names[:line]), None)
+    if wrong is not None:
+        found = f"the name {printable_name(names[wrong])} again" if names[wrong] else "no name"
+        raise InputError(f"--class-map {path} has {found} in line {wrong + 1}: write each class once, a line each")
+    return {name: index for index, name in enumerate(names)}
+
+
+def scan(root: Path, class_to_idx: dict[str, int] | None = None) -> Images:
     """Find the images of a folder or a .tar archive.
 
     The class is the first folder, or the archive within the archive. A single folder around all class folders does not
@@ -126,7 +152,7 @@ def scan(root: Path, class_map: str = "") -> Images:
 
     Args:
         root: the folder of the class folders, or an archive of it.
-        class_map: file with the names of the classes in the order of their indices.
+        class_to_idx: index by the name of the class; None numbers the classes that are found.
 
     Raises:
         InputError: there are no images in class folders, or the archive is damaged.
@@ -137,9 +163,7 @@ def scan(root: Path, class_map: str = "") -> Images:
     left.add(_BESIDE, *(each.path for each in found if len(each.parts) == 1))
     depth = _wrappers(classed)
     labels = [each.parts[depth] for each in classed]
-    if class_map:
-        class_to_idx = load_class_map(class_map, root)
-    else:
+    if class_to_idx is None:
         names = sorted(set(labels), key=lambda name: (natural(name), name))
         class_to_idx = {name: index for index, name in enumerate(names)}
     pairs = list(zip(classed, labels, strict=True))
