@@ -47,9 +47,8 @@ def name_classes(reader: Any, source: str) -> None:
         reader.class_to_idx, reader.remap_class = {name: index for index, name in enumerate(names)}, True
     unknown = [text for text in texts if text not in reader.class_to_idx]
     if unknown:
-        what = (
-            "samples without a class" if unknown[0] is None else f"the class {unknown[0]!r:.40}, not in the class map"
-        )
+        lacking = f"the class {unknown[0]!r:.40}, not in the class map"
+        what = "samples without a class" if unknown[0] is None else lacking
         raise InputError(f"column {key!r} of {source} has {what}: leave these samples out of the data set")
 
 
