@@ -142,7 +142,9 @@ def _open(data: Data, split: str, mode: str, *, is_training: bool, num_samples: 
     if not slash and kind in ("", "folder", "tar"):
         if data.data_dir is None:
             raise InputError("no data set: name its folder")
-        return open_split(data.data_dir, split, data.class_map, mode)
+        return open_split(data.data_dir, split, data.class_map, mode, data.val_fraction or 0.0, is_training)
+    if data.val_fraction:
+        raise InputError(f"--val-fraction divides folders and archives, {data.dataset} has splits: leave it out")
     if not slash or kind not in _PACKAGES:
         raise InputError(
             f"no kind of data set {data.dataset!r}: leave it out for a folder, or try torch/cifar10, hfds/, wds/"

@@ -1,5 +1,7 @@
 """Find the images of a folder or an archive, and their classes: the first folders below it."""
 
+import copy
+import hashlib
 import io
 import os
 import re
@@ -41,9 +43,10 @@ class _Found:
 
 @dataclass
 class _Left:
-    """The files that a scan leaves out, by reason."""
+    """The files that a scan leaves out, by reason, and all folders that it sees."""
 
     paths: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    folders: list[tuple[str, ...]] = field(default_factory=list)
 
     def add(self, reason: str, *paths: str) -> None:
         """Add files that are left out for a reason."""
@@ -60,6 +63,7 @@ class _Left:
 
 
 _BESIDE = "image beside the class folders|images beside the class folders"
+_EMPTY = "class folder without images|class folders without images"
 _UNLISTED = "image whose class the class map lacks|images whose class the class map lacks"
 _HIDDEN = "hidden file or folder|hidden files or folders"
 _OTHER = "file that is no image|files that are no images"
@@ -96,6 +100,34 @@ class Images(Reader):
         with _open(self.root) as archive:
             archive.seek(offset)
             return io.BytesIO(archive.read(size)), self._targets[index]
+
+    def part(self, share: float, is_held_out: bool) -> "Images":
+        """Return the images that are held out of each class, or the others.
+
+        The names of the files alone decide, so that every run holds out the same. Of a class with several images at
+        least one is held out, and at least one is not.
+
+        Args:
+            share: the share of each class that is held out.
+            is_held_out: whether to return these.
+        """
+        members: dict[int, list[int]] = defaultdict(list)
+        for index, target in enumerate(self._targets):
+            members[target].append(index)
+        held_out: set[int] = set()
+        for indices in members.values():
+            count = min(max(1, round(share * len(indices))), len(indices) - 1)
+            held_out.update(sorted(indices, key=self._digest)[:count])
+        part = copy.copy(self)
+        chosen = [index for index in range(len(self)) if (index in held_out) == is_held_out]
+        part._images, part._targets = [self._images[index] for index in chosen], [self._targets[i] for i in chosen]
+        single = sum(len(indices) == 1 for indices in members.values())
+        alone = f", but for {single} {'class' if single == 1 else 'classes'} of one image" if single else ""
+        part.notes = [*self.notes, f"{self.root}: {len(held_out)} of {len(self)} images are held out{alone}"]
+        return part
+
+    def _digest(self, index: int) -> bytes:
+        return hashlib.sha256(os.fsencode(self._images[index][0])).digest()
 
     def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
         path = self._images[index][0]
@@ -162,6 +194,8 @@ def scan(root: Path, class_to_idx: dict[str, int] | None = None) -> Images:
     classed = [each for each in found if len(each.parts) > 1]
     left.add(_BESIDE, *(each.path for each in found if len(each.parts) == 1))
     depth = _wrappers(classed)
+    filled = {each.parts[: depth + 1] for each in classed}
+    left.add(_EMPTY, *("/".join(each) for each in left.folders if len(each) == depth + 1 and each not in filled))
     labels = [each.parts[depth] for each in classed]
     if class_to_idx is None:
         names = sorted(set(labels), key=lambda name: (natural(name), name))
@@ -217,6 +251,7 @@ def _files(root: Path, left: _Left) -> Iterator[_Found]:
                     left.add(_FOLDER, path)
                 else:
                     stack.append((inner, above | {real}))
+                    left.folders.append(inner)
             elif not entry.is_file():
                 left.add(_SPECIAL if Path(entry).exists() else _LINK, path)
             elif reason := _reason(entry.name):
@@ -267,7 +302,9 @@ def _tar(file: IO[bytes], begin: int, end: int, left: _Left) -> Iterator[tuple[t
                 left.add(_FOLDER, member.name)
             elif member.isfile() and not member.issparse():
                 yield member, parts
-            elif not member.isdir():
+            elif member.isdir():
+                left.folders.append(parts)
+            else:
                 left.add(_NO_FILE, member.name)
         # tarfile takes a damaged header for the end.
         file.seek(archive.offset)
