@@ -1,6 +1,7 @@
 """Data sets of every kind through ``--dataset``, as far as they work without a network."""
 
 import json
+import shutil
 import tarfile
 
 import pytest
@@ -227,8 +228,12 @@ def test_samples_that_cannot_be_read(tmp_path):
             contents(args, num_samples=2)
 
 
-def test_torchvisions_folder(folder):
+def test_torchvisions_folder(folder, tmp_path):
     assert contents(args_of(folder, "--dataset", "torch/folder")) == EXPECTED
+    shutil.copytree(folder, tmp_path / "copy")
+    shutil.copytree(folder / "train" / "dark", tmp_path / "copy" / "train" / ".ipynb_checkpoints")
+    with pytest.raises(InputError, match=r"takes the hidden folder '.ipynb_checkpoints' for a class: remove it"):
+        open_dataset(args_of(tmp_path / "copy", "--dataset", "torch/folder"), "train")
 
 
 def test_torchvisions_mnist(mnist):

@@ -182,7 +182,10 @@ def _open(data: Data, split: str, mode: str, *, is_training: bool, num_samples: 
                 raise _uncounted(source, is_training) from error
             raise
     if kind == "torch":
-        return TorchImages(dataset, source, mode)
+        images = TorchImages(dataset, source, mode)
+        if hidden := next((each for each in images.classes if each.startswith(".")), None):
+            raise InputError(f"{source} takes the hidden folder {hidden!r:.80} for a class: remove it, or --dataset")
+        return images
     if kind == "hfds":
         check_columns(dataset.reader, source)
         name_classes(dataset.reader, source)
