@@ -147,6 +147,19 @@ def test_damaged_image_is_an_error_that_names_it(tmp_path, damage):
     assert str(caught.value) == f"cannot decode the image {broken}: replace or remove it"
 
 
+def test_why_an_image_cannot_be_decoded(tmp_path, monkeypatch):
+    write_classes(tmp_path / "val", ["cat"])
+    dataset = open_split(tmp_path, "val")
+    (tmp_path / "val" / "cat" / "0.png").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    with pytest.raises(InputError, match=r"0.png: it is a pointer of Git LFS, .*: git lfs pull fetches that$"):
+        dataset[0]
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 8)
+    with pytest.raises(
+        InputError, match=r"1.png: it has more pixels than Pillow decodes, make it smaller or remove it$"
+    ):
+        dataset[1]
+
+
 def test_an_image_that_vanished_is_an_error_that_names_it(tmp_path):
     write_classes(tmp_path / "val", ["cat", "dog"])
     dataset = open_split(tmp_path, "val")

@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from flashkat.errors import InputError
-from flashkat.system.files import check_writable, new_folder, replaced
+from flashkat.system.files import check_writable, new_folder, placeholder, replaced
 
 
 def names(folder):
@@ -122,3 +122,11 @@ def test_a_folder_with_files_is_not_filled(tmp_path):
         with pytest.raises(InputError, match=words), new_folder(folder):
             pass
     assert names(tmp_path) == ["file"]
+
+
+def test_what_stands_for_another_file():
+    assert "git lfs pull" in placeholder(b"version https://git-lfs.github.com/spec/v1\noid sha256:0")
+    for head in (b"<!DOCTYPE html><html>", b"\n <html lang=en>"):
+        assert "is a web page" in placeholder(head)
+    for head in (b"", b"PK\x03\x04", b"\x89PNG", b"version 2", b"<svg>"):
+        assert placeholder(head) == ""

@@ -1,13 +1,16 @@
 """Image folders and tar archives in the ImageNet layout."""
 
+import contextlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
+from PIL import Image
 from timm.data import ImageDataset
 
 from ..errors import InputError, explain
+from ..system.files import placeholder
 from ..system.stalls import Reads
 from ..system.terminal import printable_name
 from .bad_images import SKIPPED, BadImages
@@ -132,12 +135,12 @@ class ImageFolder(Numbered, ImageDataset):
             file, target = self.reader[index]
         except Exception as error:
             raise InputError(f"cannot read image number {index} of {self.source}: {error}") from error
-        try:
-            with file:
+        with file:
+            try:
                 return self.read_file(file, self.input_img_mode), target
-        # Damaged files make Pillow raise almost anything, a SyntaxError for a broken PNG among them.
-        except Exception as error:
-            raise InputError(f"cannot decode the image {self.name(index)}: replace or remove it") from error
+            # Damaged files make Pillow raise almost anything, a SyntaxError for a broken PNG among them.
+            except Exception as error:
+                raise InputError(f"cannot decode the image {self.name(index)}: {_remedy(file, error)}") from error
 
     def name(self, index: int) -> str:
         file = self.filename(index, absolute=True)
@@ -147,6 +150,17 @@ class ImageFolder(Numbered, ImageDataset):
     def classes(self) -> list[str]:
         """Class names, in the order of their indices; none where they are not known."""
         return ordered(getattr(self.reader, "class_to_idx", None) or {})
+
+
+def _remedy(file: IO[bytes], error: Exception) -> str:
+    """Return what to do with a file that is no image that Pillow decodes."""
+    if isinstance(error, Image.DecompressionBombError):
+        return "it has more pixels than Pillow decodes, make it smaller or remove it"
+    with contextlib.suppress(OSError, ValueError):
+        file.seek(0)
+        if other := placeholder(file.read(64)):
+            return f"it {other}"
+    return "replace or remove it"
 
 
 def ordered(indices: dict[str, int]) -> list[str]:

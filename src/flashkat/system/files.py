@@ -9,7 +9,16 @@ from pathlib import Path
 
 from ..errors import InputError
 
-__all__ = ["check_writable", "new_folder", "replaced"]
+__all__ = ["check_writable", "new_folder", "placeholder", "replaced"]
+
+
+def placeholder(head: bytes) -> str:
+    """Return what a file is that stands for another one, and what to do, by its first bytes; empty for any other."""
+    if head.startswith(b"version https://git-lfs."):
+        return "is a pointer of Git LFS, not the file itself: git lfs pull fetches that"
+    if head.lstrip().lower().startswith((b"<!doctype html", b"<html")):
+        return "is a web page, not the file itself: download that"
+    return ""
 
 
 def check_writable(path: Path) -> None:
