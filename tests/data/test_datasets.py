@@ -157,6 +157,14 @@ def test_labels_that_are_no_classes(folder, mnist, target):
             dataset[0]
 
 
+@pytest.mark.parametrize(("target", "hint"), [([0, 1], "an image has one class"), (0.0, "one class"), (7, "see --num")])
+def test_why_a_label_is_no_class(folder, target, hint):
+    dataset = open_dataset(args_of(folder), "train")
+    dataset.transform, dataset.num_classes, dataset.reader._targets[0] = (lambda image: image), 2, target
+    with pytest.raises(InputError, match=hint):
+        dataset[0]
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("kind", ["wds", "hfids"])
 def test_streamed_images_count_once_in_several_processes(shards, tables, tmp_path, kind, workers, monkeypatch):

@@ -46,9 +46,10 @@ class Labelled:
     def _checked(self, target: Any) -> Any:
         is_number = hasattr(target, "__index__")  # Python's or NumPy's
         if self.num_classes is not None and not (is_number and 0 <= target < self.num_classes):
+            hint = "see --num-classes" if is_number else "an image has one class, and that is a whole number"
             raise InputError(
                 f"{self.source} has the label {target!s:.40}, which is none of the {self.num_classes} classes "
-                f"from 0 to {self.num_classes - 1}: see --num-classes"
+                f"from 0 to {self.num_classes - 1}: {hint}"
             )
         return target
 
