@@ -208,3 +208,14 @@ def test_no_dictionary(tmp_path, value):
     torch.save(value, tmp_path / "list.pth")
     with pytest.raises(InputError, match="holds no state_dict"):
         checkpoints.read(tmp_path / "list.pth")
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pth.tar", ".safetensors", ".npz"])
+def test_a_pointer_or_a_page_in_the_place_of_a_checkpoint(tmp_path, suffix):
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n")
+    with pytest.raises(InputError, match=rf"a{suffix} is a pointer of Git LFS, .*: git lfs pull fetches that"):
+        checkpoints.read(path)
+    path.write_bytes(b"<!DOCTYPE html><html></html>")
+    with pytest.raises(InputError, match=rf"a{suffix} is a web page, not the file itself"):
+        checkpoints.read(path)

@@ -10,6 +10,7 @@ from tiny import checkpoint, same
 from torch import nn
 
 from flashkat import checkpoints
+from flashkat.checkpoints.adapt import with_channels
 from flashkat.errors import InputError
 
 STYLES = {"kat": KAT, "flashkat": FLASHKAT}
@@ -28,12 +29,44 @@ def load(path, model=None, **options):
     return model
 
 
-@pytest.mark.parametrize("wrap", [lambda s: {"state_dict": s, "epoch": 1}, lambda s: {"model": s}, lambda s: s])
-@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod."])
+PLACES = ["state_dict", "model", "model_state_dict", "model_state", "module", "net"]
+PREFIXES = ["", "module.", "_orig_mod.", "model.", "net.", "module._orig_mod.", "_orig_mod.module.", "model.backbone."]
+
+
+@pytest.mark.parametrize("wrap", [lambda s: s, *(lambda s, name=name: {name: s, "epoch": 1} for name in PLACES)])
+@pytest.mark.parametrize("prefix", PREFIXES)
 def test_weights_in_the_usual_places(wrap, prefix):
     state = checkpoint()["state_dict"]
     found = checkpoints.weights(wrap({prefix + name: value for name, value in state.items()}))
     assert same(found, state)
+
+
+@pytest.mark.parametrize("wrapper", ["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"])
+def test_wrappers_within_names(wrapper):
+    state = {"blocks.0.weight": torch.ones(1), "head.weight": torch.zeros(1)}
+    wrapped = {f"blocks.0.{wrapper}.weight": torch.ones(1), "head.weight": torch.zeros(1)}
+    assert same(checkpoints.weights(wrapped), state)
+    kept = {f"my{wrapper}.weight": torch.ones(1)}
+    assert same(checkpoints.weights(kept), kept)
+
+
+def test_weights_beside_those_of_a_loss():
+    """As in Lightning's checkpoints, where the loss has the weights of the classes."""
+    state = {**checkpoint()["state_dict"], "criterion.weight": torch.ones(2)}
+    found = checkpoints.weights({"state_dict": {"model.weight": state["weight"], **state, "model.bias": state["bias"]}})
+    assert found.keys() == {"weight", "bias", "criterion.weight", "model.weight", "model.bias"}
+    wrapped = {"criterion.weight": torch.ones(2), **{f"model.{name}": state[name] for name in ("weight", "bias")}}
+    assert same(checkpoints.weights({"state_dict": wrapped, "pytorch-lightning_version": "2.5"}), state)
+
+
+@pytest.mark.parametrize("name", ["state_dict_ema", "model_ema", "model_ema_state_dict", "ema_state_dict", "ema"])
+def test_pytorchs_average(name):
+    average = torch.optim.swa_utils.AveragedModel(nn.Linear(3, 2))
+    assert "n_averaged" in average.state_dict()
+    state = {"model": nn.Linear(3, 2).state_dict(), name: average.state_dict()}
+    assert same(checkpoints.weights(state, use_ema=True), average.module.state_dict())
+    assert same(checkpoints.weights(state, use_ema=None), average.module.state_dict())
+    assert same(checkpoints.weights(average.state_dict()), average.module.state_dict())
 
 
 def test_averaged_weights():
@@ -203,8 +236,7 @@ def test_head_and_positions_are_adapted(suffix, tmp_path):
         save(source, path)
     model, fresh = ours(num_classes=9, img_size=48), ours(num_classes=9, img_size=48).state_dict()
     notes = checkpoints.start_from(model, path)
-    positions = (1, 37, model.embed_dim)
-    assert f"the position embedding is resampled: {tuple(source.pos_embed.shape)} in {path}, {positions} here" in notes
+    assert f"the position embedding is resampled: 4 x 4 in {path}, 6 x 6 here" in notes
     assert f"the classifier is new: 5 classes in {path}, 9 here" in notes
     assert len(notes) == 3
     after = model.state_dict()
@@ -220,8 +252,8 @@ def test_patches_are_resampled(tmp_path):
     size = source.patch_embed.patch_size[0]
     model = ours(patch_size=2 * size, img_size=2 * source.patch_embed.img_size[0])
     notes = checkpoints.start_from(model, save(source, tmp_path / "vit.pth"))
-    shapes = [tuple(each.patch_embed.proj.weight.shape) for each in (source, model)]
-    assert notes[0] == f"the patch embedding is resampled: {shapes[0]} in {tmp_path / 'vit.pth'}, {shapes[1]} here"
+    patches = [f"{each} x {each}" for each in (size, 2 * size)]
+    assert notes[0] == f"the patch embedding is resampled: {patches[0]} in {tmp_path / 'vit.pth'}, {patches[1]} here"
     assert not any("position" in note for note in notes)
 
 
@@ -256,6 +288,41 @@ def test_starting_with_grey_images(tmp_path):
     assert any("3 channels in" in note and "1 here" in note for note in notes)
     expected = source.patch_embed.proj.weight.sum(dim=1, keepdim=True)
     torch.testing.assert_close(model.patch_embed.proj.weight, expected)
+
+
+@pytest.mark.parametrize(("given", "wanted"), [(1, 3), (4, 3), (6, 3), (6, 1), (4, 5), (2, 4), (3, 1), (3, 6)])
+def test_starting_with_other_channels(given, wanted, tmp_path):
+    source, model = ours(in_chans=given), ours(in_chans=wanted)
+    path = save(source, tmp_path / "source.pth")
+    assert checkpoints.start_from(model, path) == [
+        f"the patch embedding is adapted: {given} channels in {path}, {wanted} here"
+    ]
+    assert torch.equal(model.patch_embed.proj.weight, with_channels(source.patch_embed.proj.weight, wanted))
+
+
+TALL = {"state_dict": ours(img_size=(64, 32)).state_dict(), "args": {"input_size": [3, 64, 32], "img_size": None}}
+
+
+def test_positions_of_an_oblong_image(tmp_path):
+    """The checkpoint's arguments state the grid. The count of positions alone may be the same."""
+    path, model = tmp_path / "tall.pth", ours(img_size=(32, 64))
+    torch.save(TALL, path)
+    assert checkpoints.start_from(model, path) == [f"the position embedding is resampled: 8 x 4 in {path}, 4 x 8 here"]
+    positions = TALL["state_dict"]["pos_embed"]
+    assert torch.equal(model.pos_embed, timm.layers.resample_abs_pos_embed(positions, (4, 8), old_size=(8, 4)))
+    assert not torch.equal(model.pos_embed, positions)
+
+
+def test_positions_of_an_image_that_nothing_states(tmp_path):
+    path, model = tmp_path / "weights.pth", ours(img_size=(32, 64))
+    torch.save(TALL["state_dict"], path)
+    assert checkpoints.start_from(model, path) == [
+        f"the position embedding is taken for that of 4 x 8 patches, as here: {path} does not state the size of its "
+        "images"
+    ]
+    assert torch.equal(model.pos_embed, TALL["state_dict"]["pos_embed"])
+    with pytest.raises(InputError, match=r"has 32 positions, which are no square, and the file does not state"):
+        checkpoints.start_from(ours(img_size=(64, 64)), path)
 
 
 @pytest.mark.parametrize(

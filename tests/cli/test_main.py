@@ -142,9 +142,14 @@ def test_a_data_folder_without_data(name, make, refuse, checkpoint, tmp_path):
 
 
 def test_a_file_for_a_data_folder(refuse, tmp_path):
-    file = tmp_path / "images.zip"
+    file = tmp_path / "images.txt"
     file.write_text("")
     assert f"no data folder at {file}" in refuse("train", file, *TRAIN)
+    file = tmp_path / "images.zip"
+    file.write_text("")
+    assert f"{file} is compressed, so images in it cannot be read one by one: unpack it" in refuse(
+        "train", file, *TRAIN
+    )
 
 
 @pytest.mark.parametrize(("gone", "flags"), [("train", []), ("val", []), (None, ["--val-split", "test"])])

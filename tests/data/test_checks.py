@@ -3,7 +3,7 @@
 import tarfile
 
 import pytest
-from samples import SHARDS, add, args_of, open_dataset
+from samples import SHARDS, add, args_of, as_bytes, contents, open_dataset, picture
 from tiny import MODEL_KWARGS
 
 from flashkat.cli.main import main
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("no_curves")
     [
         (["--val-split", "validation-{0000..0001}.tar"], "give --val-num-samples"),
         (["--val-split", "validation"], "split validation not found"),
-        (["--train-split", "train-{0000..0001}.tar"], "num_samples"),
+        (["--train-split", "train-{0000..0001}.tar"], "does not say how many samples it has: give --train-num-samples"),
         (["--train-split", "train-{0001..0003}.tar|16"], "train-0002.tar: 2 of the 3 of the train-"),
         (["--val-split", "nope-0000.tar|6"], "nope-0000.tar: 1 of the 1 of the nope-"),
         (["--input-key", "img"], "hold png, cls, but no 'img': give --input-key"),
@@ -75,3 +75,71 @@ def test_shards_that_give_no_images(shards, split, tmp_path, capsys):
     error = "flashkat train: error: a whole pass over the data gave no images: check its files"
     assert error in capsys.readouterr().err
     assert not (tmp_path / "output").exists()
+
+
+@pytest.mark.parametrize("beside", ["cls", "json"])
+def test_shards_whose_classes_are_texts(tmp_path, beside, capsys):
+    """timm's reader warns of each sample, and leaves it out."""
+    pytest.importorskip("webdataset")
+    for split in ("train", "validation"):
+        for shard in range(2):
+            with tarfile.open(tmp_path / f"{split}-{shard:04d}.tar", "w") as archive:
+                add(archive, f"{shard}.png", as_bytes(picture(0)))
+                add(archive, f"{shard}.{beside}", b"cat" if beside == "cls" else b'{"label": "cat"}')
+    flags = ["--target-key", "label"] if beside == "json" else []
+    assert main([str(flag) for flag in ("train", tmp_path, *SHARDS, "-j", 0, *flags)]) == 2
+    assert "has the class 'cat', where shards hold its number" in capsys.readouterr().err
+
+
+@pytest.fixture
+def texts(tmp_path):
+    """A function that makes a table of images whose classes are texts; returns the flags that open it."""
+    datasets = pytest.importorskip("datasets")
+
+    def make(kind, labels):
+        rows = {"image": [{"bytes": as_bytes(picture(10 * number)), "path": None} for number in range(len(labels))]}
+        table = datasets.Dataset.from_dict({**rows, "label": labels}).cast_column("image", datasets.Image())
+        (tmp_path / "table").mkdir(exist_ok=True)
+        table.to_parquet(tmp_path / "table" / "validation.parquet")
+        return ["--dataset", f"{kind}/{tmp_path / 'table'}", "--data-dir", tmp_path / "cache"]
+
+    return make
+
+
+def test_classes_are_built_from_texts(texts):
+    args = args_of(*texts("hfds", ["c10", "c9", "c10", "a"]))
+    assert open_dataset(args, "validation").classes == ["a", "c9", "c10"]
+    assert contents(args) == [(0, 2), (10, 1), (20, 2), (30, 0)]
+
+
+@pytest.mark.parametrize("kind", ["hfds", "hfids"])
+def test_a_class_map_numbers_texts(texts, tmp_path, kind):
+    (tmp_path / "map.txt").write_text("dog\ncat\n")
+    args = args_of(*texts(kind, ["cat", "dog", "cat"]), "--class-map", tmp_path / "map.txt")
+    assert contents(args, num_samples=3) == [(0, 1), (10, 0), (20, 1)]
+
+
+def test_texts_that_are_no_classes(texts, tmp_path):
+    (tmp_path / "map.txt").write_text("dog\ncat\n")
+    args = args_of(*texts("hfds", ["cat", "emu"]), "--class-map", tmp_path / "map.txt")
+    with pytest.raises(InputError, match=r"column 'label' of .* has the class 'emu', not in the class map"):
+        open_dataset(args, "validation")
+    with pytest.raises(InputError, match=r"column 'label' of .* has samples without a class"):
+        open_dataset(args_of(*texts("hfds", ["cat", None])), "validation")
+
+
+@pytest.mark.parametrize("is_known", [False, True])
+def test_a_stream_of_texts_needs_a_class_map(texts, is_known):
+    flags = texts("hfds", ["cat", "dog"])
+    if is_known:  # the features of a table that has been read
+        open_dataset(args_of(*flags), "validation")
+    flags[1] = flags[1].replace("hfds/", "hfids/")
+    with pytest.raises(
+        InputError, match=r"column 'label' .* holds texts, .*: give --class-map, or take --dataset hfds/"
+    ):
+        open_dataset(args_of(*flags), "validation", num_samples=2)
+
+
+def test_a_stream_that_is_not_counted(texts):
+    with pytest.raises(InputError, match="does not say how many samples it has: give --val-num-samples"):
+        open_dataset(args_of(*texts("hfids", ["cat"])), "validation")

@@ -1,6 +1,7 @@
 """Data sets of every kind through ``--dataset``, as far as they work without a network."""
 
 import json
+import shutil
 import tarfile
 
 import pytest
@@ -55,6 +56,20 @@ def test_class_map(folder, tmp_path):
     assert open_dataset(args, "train").classes == ["light", "dark"]
     with pytest.raises(InputError, match="no class map at nowhere"):
         open_dataset(args_of(folder, "--class-map", "nowhere.txt"), "train")
+
+
+def test_a_class_map_names_the_classes_of_shards(shards, tmp_path):
+    pytest.importorskip("webdataset")
+    (tmp_path / "classes.txt").write_text("dark\nlight\n")
+    args = args_of(shards, *SHARDS, "--class-map", tmp_path / "classes.txt")
+    assert contents(args, args.data.val_split) == EXPECTED
+    assert open_dataset(args, args.data.val_split).classes == list(CLASSES)
+
+
+def test_torchvisions_data_sets_take_no_class_map(mnist, tmp_path):
+    args = args_of(mnist, "--dataset", "torch/mnist", "--class-map", tmp_path / "classes.txt")
+    with pytest.raises(InputError, match="numbers its classes itself: leave out --class-map"):
+        open_dataset(args, "validation")
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -142,6 +157,14 @@ def test_labels_that_are_no_classes(folder, mnist, target):
             dataset[0]
 
 
+@pytest.mark.parametrize(("target", "hint"), [([0, 1], "an image has one class"), (0.0, "one class"), (7, "see --num")])
+def test_why_a_label_is_no_class(folder, target, hint):
+    dataset = open_dataset(args_of(folder), "train")
+    dataset.transform, dataset.num_classes, dataset.reader._targets[0] = (lambda image: image), 2, target
+    with pytest.raises(InputError, match=hint):
+        dataset[0]
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("kind", ["wds", "hfids"])
 def test_streamed_images_count_once_in_several_processes(shards, tables, tmp_path, kind, workers, monkeypatch):
@@ -213,8 +236,12 @@ def test_samples_that_cannot_be_read(tmp_path):
             contents(args, num_samples=2)
 
 
-def test_torchvisions_folder(folder):
+def test_torchvisions_folder(folder, tmp_path):
     assert contents(args_of(folder, "--dataset", "torch/folder")) == EXPECTED
+    shutil.copytree(folder, tmp_path / "copy")
+    shutil.copytree(folder / "train" / "dark", tmp_path / "copy" / "train" / ".ipynb_checkpoints")
+    with pytest.raises(InputError, match=r"takes the hidden folder '.ipynb_checkpoints' for a class: remove it"):
+        open_dataset(args_of(tmp_path / "copy", "--dataset", "torch/folder"), "train")
 
 
 def test_torchvisions_mnist(mnist):

@@ -1,3 +1,4 @@
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -146,6 +147,19 @@ def test_damaged_image_is_an_error_that_names_it(tmp_path, damage):
     assert str(caught.value) == f"cannot decode the image {broken}: replace or remove it"
 
 
+def test_why_an_image_cannot_be_decoded(tmp_path, monkeypatch):
+    write_classes(tmp_path / "val", ["cat"])
+    dataset = open_split(tmp_path, "val")
+    (tmp_path / "val" / "cat" / "0.png").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    with pytest.raises(InputError, match=r"0.png: it is a pointer of Git LFS, .*: git lfs pull fetches that$"):
+        dataset[0]
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 8)
+    with pytest.raises(
+        InputError, match=r"1.png: it has more pixels than Pillow decodes, make it smaller or remove it$"
+    ):
+        dataset[1]
+
+
 def test_an_image_that_vanished_is_an_error_that_names_it(tmp_path):
     write_classes(tmp_path / "val", ["cat", "dog"])
     dataset = open_split(tmp_path, "val")
@@ -153,3 +167,59 @@ def test_an_image_that_vanished_is_an_error_that_names_it(tmp_path):
     gone.unlink()
     with pytest.raises((InputError, FileNotFoundError), match=str(gone)):
         dataset[4]
+
+
+# --- evaluation images that are held out ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("folder", ["", "train", "training"])
+def test_images_are_held_out_of_the_training_images(tmp_path, folder):
+    pixels = write_classes(tmp_path / "d" / folder, ["cat", "dog"], count=5)
+    parts = [open_split(tmp_path / "d", split, "", "RGB", 0.4, split == "train") for split in ("train", "validation")]
+    assert [len(part) for part in parts] == [6, 4]
+    assert {Path(name) for part in parts for name in part.filenames(absolute=True)} == pixels.keys()
+    check_same_classes(*parts)
+    # Another split is what it is.
+    write_classes(tmp_path / "d" / "test", ["cat", "dog"])
+    assert len(open_split(tmp_path / "d", "test", val_fraction=0.4)) == 6
+
+
+def test_nothing_is_held_out_beside_images_to_evaluate(tmp_path):
+    for split in ("train", "valid"):
+        write_classes(tmp_path / split, ["cat", "dog"])
+    for is_training in (True, False):
+        with pytest.raises(InputError, match="valid holds images to evaluate already: leave out --val-fraction"):
+            open_split(tmp_path, "train" if is_training else "val", "", "RGB", 0.1, is_training)
+    with pytest.raises(InputError, match=r"divides the training images of .*: leave out --train-split other"):
+        open_split(tmp_path, "other", "", "RGB", 0.1, True)
+
+
+def test_folders_that_are_there_are_named(tmp_path):
+    for name in ("Train", "fold1", "a", "b", "c"):
+        write_classes(tmp_path / name, ["cat", "dog"])
+    with pytest.raises(
+        InputError, match="no folder named train or training, but Train, a, b, c and 1 more: name one in"
+    ):
+        open_split(tmp_path, "train")
+
+
+@pytest.mark.parametrize("name", ["train.tar.gz", "train.zip", "training.tgz"])
+def test_compressed_archives_are_named(tmp_path, name):
+    (tmp_path / name).write_bytes(b"")
+    write_classes(tmp_path / "val", ["cat"])
+    for root in (tmp_path, tmp_path / name):
+        with pytest.raises(InputError, match=rf"{name} is compressed, so images in it .*: unpack it"):
+            open_split(root, "train")
+
+
+@pytest.mark.parametrize("is_archive", [False, True])
+def test_splits_are_not_taken_for_classes(tmp_path, is_archive):
+    for split in ("train", "val"):
+        write_classes(tmp_path / "data" / split, ["cat", "dog"])
+    place, split = tmp_path, "data"
+    if is_archive:
+        place, split = tmp_path / "data.tar", "val"
+        with tarfile.open(place, "w") as archive:
+            archive.add(tmp_path / "data", "data")
+    with pytest.raises(InputError, match="holds the splits train, val, not classes: name one split alone"):
+        open_split(place, split)

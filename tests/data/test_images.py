@@ -60,6 +60,16 @@ def test_cmyk_is_as_pillow_converts_it():
     assert np.array_equal(np.asarray(as_mode(image, "RGB")), np.asarray(image.convert("RGB")))
 
 
+def test_damaged_exif_and_many_pixels_give_no_warning(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40)
+    damaged = b"Exif\x00\x00MM\x00*\x00\x00\x00\x08\x00\x05\x01\x12\x00\x03\x00\x00\x00\xff"
+    Image.new("RGB", (8, 8)).save(tmp_path / "0.jpg", exif=damaged)
+    with warnings.catch_warnings(record=True) as told, (tmp_path / "0.jpg").open("rb") as file:
+        warnings.simplefilter("always")
+        assert read_image(file, "RGB").size == (8, 8)
+    assert told == []
+
+
 def test_images_are_not_turned_by_exif(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6

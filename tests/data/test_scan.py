@@ -12,7 +12,7 @@ from timm.data import create_dataset
 
 from flashkat.data.folders import open_split
 from flashkat.data.images import image_suffixes
-from flashkat.data.scan import scan
+from flashkat.data.scan import read_class_map, scan
 from flashkat.errors import InputError
 
 
@@ -111,6 +111,56 @@ def test_what_is_left_out_is_counted(tmp_path, place):
         assert words in note
 
 
+def test_class_folders_without_images(tmp_path):
+    root = write(tmp_path / "split", "a/0.png", "b/0.png")
+    (root / "c" / "more").mkdir(parents=True)
+    (root / "a" / "more").mkdir()
+    (root / "c" / "notes.txt").write_text("nothing")
+    (note,) = scan(root).notes
+    assert "1 class folder without images (c)" in note
+    with tarfile.open(tmp_path / "split.tar", "w") as archive:
+        archive.add(root, "data")
+    (note,) = scan(tmp_path / "split.tar").notes
+    assert "1 class folder without images (data/c)" in note
+
+
+def names_of(images):
+    return set(images.filenames())
+
+
+def test_parts_hold_a_share_of_each_class(tmp_path, place):
+    root = place(write(tmp_path / "split", *(f"a/{n}.png" for n in range(20)), *(f"b/{n}.png" for n in range(10))))
+    images = scan(root)
+    trained, held_out = (images.part(0.2, is_held_out) for is_held_out in (False, True))
+    assert names_of(trained) | names_of(held_out) == names_of(images)
+    assert not names_of(trained) & names_of(held_out)
+    assert [held_out[index][1] for index in range(len(held_out))] == [0] * 4 + [1] * 2
+    assert [found(held_out)[name] for name in held_out.filenames()] == ["a"] * 4 + ["b"] * 2
+    assert trained.class_to_idx == held_out.class_to_idx == {"a": 0, "b": 1}
+    assert held_out.notes == trained.notes == [f"{root}: 6 of 30 images are held out"]
+    assert held_out[0][0].read() == images[images.filenames().index(held_out.filename(0))][0].read()
+
+
+def test_parts_depend_on_names_alone(tmp_path):
+    roots = [write(tmp_path / name, *(f"a/{n}.png" for n in range(9))) for name in ("one", "two")]
+    for path in (roots[1] / "a").iterdir():
+        path.write_bytes(as_bytes(7))
+    one, two = (names_of(scan(root).part(0.4, True)) for root in roots)
+    assert one == two
+    assert len(one) == 4
+    # Adding a class changes nothing of the others, and most images stay where they are in a class that grows.
+    write(roots[1], "b/0.png", "b/1.png", *(f"a/{n}.png" for n in range(9, 11)))
+    assert len(names_of(scan(roots[1]).part(0.4, True)) & one) >= 2
+
+
+@pytest.mark.parametrize("share", [0.01, 0.99])
+def test_parts_of_small_classes(tmp_path, share):
+    root = write(tmp_path / "split", "a/0.png", "b/0.png", "b/1.png", "c/0.png")
+    held_out = scan(root).part(share, True)
+    assert list(found(held_out).values()) == ["b"]
+    assert held_out.notes == [f"{root}: 1 of 4 images are held out, but for 2 classes of one image"]
+
+
 def test_links(tmp_path):
     root = write(tmp_path / "split", "a/0.png", "b/0.png")
     (root / "a" / "gone.png").symlink_to(tmp_path / "nothing.png")
@@ -145,11 +195,33 @@ def test_a_pipe_that_takes_the_place_of_an_image_is_refused(tmp_path):
 
 def test_class_map(tmp_path, place):
     root = place(write(tmp_path / "split", "a/0.png", "b/0.png", "c/0.png"))
-    (tmp_path / "map.txt").write_text("c\na\n")
-    images = scan(root, str(tmp_path / "map.txt"))
+    images = scan(root, {"c": 0, "a": 1})
     assert found(images) == {"a/0.png": "a", "c/0.png": "c"}
     assert images.class_to_idx == {"c": 0, "a": 1}
     assert "1 image whose class the class map lacks (b/0.png)" in images.notes[0]
+
+
+@pytest.mark.parametrize("text", ["c\na d\n", "c\r\na d", "\ufeffc\r\n  a d \r\n\r\n\n", "\ufeffc\na d"])
+def test_texts_of_class_maps(tmp_path, text):
+    (tmp_path / "map.txt").write_bytes(text.encode())
+    assert read_class_map(str(tmp_path / "map.txt")) == {"c": 0, "a d": 1}
+    assert read_class_map("map.txt", tmp_path) == {"c": 0, "a d": 1}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (b"a\nb\na\n", "has the name a again in line 3"),
+        (b"a\n\nb\n", "has no name in line 2"),
+        (b"\xff\xfe\n", "cannot read --class-map"),
+        (None, "no class map at"),
+    ],
+)
+def test_class_maps_that_are_none(tmp_path, text, words):
+    if text is not None:
+        (tmp_path / "map.txt").write_bytes(text)
+    with pytest.raises(InputError, match=words):
+        read_class_map(str(tmp_path / "map.txt"))
 
 
 def test_escapes_in_names_are_not_printed(tmp_path):

@@ -1,6 +1,7 @@
 """Lists of models and of checkpoints."""
 
 import csv
+import shutil
 import sys
 
 import pytest
@@ -30,6 +31,18 @@ def test_a_folder_of_checkpoints(validated, tmp_path):
         rows = list(csv.DictReader(file))
     assert [row["checkpoint"] for row in rows] == [result["checkpoint"] for result in results]
     assert float(rows[0]["top1"]) == results[0]["top1"] == 20
+
+
+def test_what_is_left_out_is_said_once(validated, numbered, tmp_path):
+    shutil.copytree(numbered, tmp_path / "data")
+    (tmp_path / "data" / "notes.txt").write_text("no image")
+    (tmp_path / "weights").mkdir()
+    for answer in range(2):
+        weights(tmp_path / "weights" / f"{answer}.pth", answer=answer)
+    flags = ["--checkpoint", tmp_path / "weights", "--results-file", tmp_path / "all.csv"]
+    results, err = validated(*flags, data=tmp_path / "data")
+    assert len(results) == 2
+    assert err.count("left out 1 file that is no image (notes.txt)") == 1
 
 
 def test_a_list_ends_where_the_hub_cannot_be_reached(validated, monkeypatch):

@@ -438,6 +438,13 @@ def test_pretrained_weights_load_at_another_image_size(tmp_path):
     assert torch.equal(target.head.weight, source.head.weight)
 
 
+def test_pretrained_weights_load_for_oblong_images_of_as_many_patches(tmp_path):
+    source = small()
+    target = pretrained(source, tmp_path, img_size=(16, 64))
+    expected = timm.layers.resample_abs_pos_embed(source.pos_embed, (2, 8), old_size=(4, 4))
+    assert torch.equal(target.pos_embed, expected)
+
+
 def test_pretrained_weights_load_but_for_the_head_with_another_number_of_classes(tmp_path):
     source = small()
     target = pretrained(source, tmp_path, num_classes=9)

@@ -1,11 +1,13 @@
 """Data sets as people have them, through the command line: what is read, what is said, what is refused."""
 
 import shutil
+import tarfile
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from timm.layers import resample_abs_pos_embed
 
 from flashkat.cli.main import main
 
@@ -132,3 +134,60 @@ def test_sixteen_bits_are_learned_as_eight(data, run, flags):
     status, output = run("train", "d", "--no-aug", "--epochs", "12", "--val-interval", "12", "--lr", "1e-2", *flags)
     assert status == 0
     assert "top-1 100.00%" in next(line for line in output.splitlines() if line.startswith("Epoch 12/12"))
+
+
+def test_positions_of_oblong_images(run):
+    """Validating at another size, and starting with as many positions on another grid."""
+    tall = ["--input-size", "3", "32", "16", "--model-kwargs", "patch_size=4", "embed_dim=16", "depth=1", "num_heads=2"]
+    assert run("train", "d", *tall)[0] == 0
+    status, output = run("validate", "d", "--checkpoint", CHECKPOINT, "--input-size", "3", "64", "32")
+    assert status == 0, output
+    wide = [*tall, "--input-size", "3", "16", "32", "--initial-checkpoint", CHECKPOINT, "--experiment", "wide"]
+    status, output = run("train", "d", *wide, "--lr", "1e-12")
+    assert status == 0
+    assert f"the position embedding is resampled: 8 x 4 in {CHECKPOINT}, 4 x 8 here" in output
+    old, new = (torch.load(f"out/{name}/last.pth.tar", weights_only=True)["state_dict"] for name in ("r", "wide"))
+    expected = resample_abs_pos_embed(old["pos_embed"], (4, 8), old_size=(8, 4))
+    torch.testing.assert_close(new["pos_embed"], expected, rtol=0, atol=1e-6)
+
+
+def test_a_folder_without_splits(data, run):
+    """What training holds out, evaluation and pictures take."""
+    (data / "train").rename(data.parent / "all")
+    status, output = run("train", "all")
+    assert status == 2
+    assert "no folder named train or training, but a, b" in output
+    assert "--val-fraction 0.1" in output
+    status, output = run("train", "all", "--val-fraction", "0.25")
+    assert status == 0
+    assert "12 training and 4 evaluation images, 2 classes" in output
+    assert output.count("all: 4 of 16 images are held out") == 1
+    for flags in (
+        ["validate", "all", "--checkpoint", CHECKPOINT],
+        ["plot", CHECKPOINT, "--data", "all", "-o", "p.png"],
+    ):
+        status, output = run(*flags)
+        assert status == 0
+        assert output.count("all: 4 of 16 images are held out") == 1
+    (data.parent / "all").rename(data.parent / "moved")
+    status, output = run("validate", "moved", "--checkpoint", CHECKPOINT)
+    assert status == 0
+    assert "All images are evaluated. The run held out 0.25 of each class of all" in output
+    assert "held out of" not in run("validate", "d", "--checkpoint", CHECKPOINT)[1]
+
+
+def test_held_out_images_need_no_split(data, run):
+    assert run("train", "d", "--val-fraction", "0.25")[0] == 2
+    assert run("train", "d", "--val-fraction", "0.25", "--val-split", "test")[0] == 2
+    status, output = run("train", "d", "--val-fraction", "0.25", "--dataset", "torch/mnist")
+    assert status == 2
+    assert "divides folders and archives" in output
+
+
+@pytest.mark.parametrize("flags", [["d", "--val-split", "train"], ["d.tar"]], ids=str)
+def test_evaluation_on_the_images_of_training_is_said(data, run, flags):
+    with tarfile.open("d.tar", "w") as archive:
+        archive.add(data / "train", "d")
+    status, output = run("train", *flags)
+    assert status == 0
+    assert output.count("Evaluation sees the images of training, d") == 1

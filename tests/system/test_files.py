@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from flashkat.errors import InputError
-from flashkat.system.files import check_writable, replaced
+from flashkat.system.files import check_writable, new_folder, placeholder, replaced
 
 
 def names(folder):
@@ -89,3 +89,44 @@ def test_what_cannot_be_written(tmp_path):
         check_writable(tmp_path)
     with pytest.raises(InputError, match="no folder"):
         check_writable(tmp_path / "nowhere" / "file")
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+def test_a_new_folder_is_filled_in_one_step(tmp_path, is_there):
+    folder = tmp_path / "folder"
+    if is_there:
+        folder.mkdir()
+    with new_folder(folder) as staging:
+        (staging / "a").mkdir()
+        (staging / "a" / "file").write_text("whole")
+        assert is_there == folder.exists()
+    assert (folder / "a" / "file").read_text() == "whole"
+    assert names(tmp_path) == ["folder"]
+
+
+@pytest.mark.parametrize("error", [OSError("no space left"), KeyboardInterrupt()])
+def test_of_a_folder_that_is_half_filled_nothing_stays(tmp_path, error):
+    def fail():
+        with new_folder(tmp_path / "folder") as staging:
+            (staging / "file").write_text("half")
+            raise error
+
+    with pytest.raises(type(error)):
+        fail()
+    assert names(tmp_path) == []
+
+
+def test_a_folder_with_files_is_not_filled(tmp_path):
+    (tmp_path / "file").write_text("precious")
+    for folder, words in ((tmp_path, "not empty"), (tmp_path / "file" / "below", "cannot write to")):
+        with pytest.raises(InputError, match=words), new_folder(folder):
+            pass
+    assert names(tmp_path) == ["file"]
+
+
+def test_what_stands_for_another_file():
+    assert "git lfs pull" in placeholder(b"version https://git-lfs.github.com/spec/v1\noid sha256:0")
+    for head in (b"<!DOCTYPE html><html>", b"\n <html lang=en>"):
+        assert "is a web page" in placeholder(head)
+    for head in (b"", b"PK\x03\x04", b"\x89PNG", b"version 2", b"<svg>"):
+        assert placeholder(head) == ""

@@ -91,7 +91,7 @@ def test_start_from_a_vit(args, flag, suffix, tmp_path):
     x = torch.linspace(-2, 2, 16)
     torch.testing.assert_close(model.blocks[0].mlp.act1(x), x)
     assert len(notes) == 3
-    assert notes[0].startswith("the position embedding is resampled: (1, 17, 16)")
+    assert notes[0] == f"the position embedding is resampled: 4 x 4 in {path}, 2 x 2 here"
     assert notes[1].startswith("4 rationals keep their starting functions")
     assert "1000 classes" in notes[2]
 

@@ -1,5 +1,6 @@
 """Write checkpoint files in one step, read them without running code, and load them into models."""
 
+from .adapt import stated_size
 from .io import check_output, read, write, write_weights
 from .load import fit, load_weights, notes_on_average, start_from, weights
 
@@ -10,6 +11,7 @@ __all__ = [
     "notes_on_average",
     "read",
     "start_from",
+    "stated_size",
     "weights",
     "write",
     "write_weights",

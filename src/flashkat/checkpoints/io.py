@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError, explain
-from ..system.files import check_writable, replaced
+from ..system.files import check_writable, placeholder, replaced
 from .formats import from_google
 from .integrity import check_records, check_sizes, check_tensors, digest, seal
-from .numpy_values import SAFE_NUMPY
+from .numpy_values import NO_NUMBERS, SAFE_NUMPY
 
 __all__ = ["check_output", "read", "write", "write_weights"]
 
@@ -39,6 +39,9 @@ _ENTRIES: dict[Any, type] = {"arch": str, "args": dict, "classes": list, "epoch"
 _DIGEST = "flashkat_digest"
 
 _SUFFIXES = (".pth", ".pth.tar", ".pt", ".bin", ".safetensors")
+
+# Bytes that tell a pointer or a web page.
+_HEAD = 64
 
 # Bytes that are written to learn why others could not be.
 _PROBE = 2**20
@@ -85,8 +88,10 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise InputError(f"{path} is a folder: name a checkpoint in it, such as {path / 'last.pth.tar'}")
     if not path.is_file():
         raise InputError(f"no checkpoint at {path}")
-    with explain(f"cannot read {path}"):
-        path.open("rb").close()
+    with explain(f"cannot read {path}"), path.open("rb") as file:
+        other = placeholder(file.read(_HEAD))
+    if other:
+        raise InputError(f"{path} {other}")
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     if path.suffix == ".npz":
@@ -135,6 +140,8 @@ def _without_misfits(checkpoint: dict[str, Any]) -> dict[str, Any]:
 
 def _needs_code(path: Path, error: Exception) -> bool:
     """Return whether torch refused a complete file because it names functions or classes."""
+    if NO_NUMBERS in str(error):
+        return True
     if not isinstance(error, pickle.UnpicklingError):
         return False
     try:

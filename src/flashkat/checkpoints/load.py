@@ -1,14 +1,16 @@
 """Load weights into a model: all of them, those that fit, or to fine-tune from."""
 
 import os
+import re
+from collections.abc import Collection, Sequence
 from typing import Any
 
-from timm.models import adapt_input_conv, clean_state_dict
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
 from ..errors import InputError, explain
 from ..nn.formats import rational_names, rename_rationals
+from .adapt import Size, source_grid, stated_size, with_channels, with_grid
 from .formats import compare, describe, model_name
 from .io import read
 
@@ -27,8 +29,17 @@ def notes_on_average(checkpoint: dict[str, Any], use_ema: bool) -> list[str]:
     return ["These are the trained weights, the averaged ones were better: --use-ema takes those"]
 
 
+# Where trainers keep a model's weights and their average, in the order in which they are looked for.
+_PLACES = ("state_dict", "model", "model_state_dict", "model_state", "module", "net")
+_PLACES_OF_AVERAGES = ("state_dict_ema", "model_ema", "model_ema_state_dict", "ema_state_dict", "ema")
+
+# What trainers put before all names, and PyTorch's wrappers anywhere in them.
+_OUTER = ("module.", "model.", "net.", "backbone.", "ema_model.")
+_INNER = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+
+
 def weights(checkpoint: dict[str, Any], use_ema: bool | None = False) -> dict[str, Tensor]:
-    """Return a state_dict of a checkpoint.
+    """Return a state_dict of a checkpoint of any trainer, without the names of wrappers around the model.
 
     Args:
         checkpoint: the checkpoint, or a state_dict itself.
@@ -37,12 +48,12 @@ def weights(checkpoint: dict[str, Any], use_ema: bool | None = False) -> dict[st
     Raises:
         InputError: there is no such state_dict.
     """
-    average = checkpoint.get("state_dict_ema", checkpoint.get("model_ema"))
+    average = _first(checkpoint, _PLACES_OF_AVERAGES)
     if use_ema and average is None:
         raise InputError("the checkpoint holds no EMA weights: leave out --use-ema")
     if use_ema is None:
         use_ema = average is not None
-    state = average if use_ema else checkpoint.get("state_dict", checkpoint.get("model"))
+    state = average if use_ema else _first(checkpoint, _PLACES)
     state = checkpoint if state is None else state
     if (
         not isinstance(state, dict)
@@ -50,34 +61,67 @@ def weights(checkpoint: dict[str, Any], use_ema: bool | None = False) -> dict[st
         or not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items())
     ):
         raise InputError("the checkpoint holds no state_dict")
-    return clean_state_dict(state)
+    return _unwrapped(state)
 
 
-def fit(model: nn.Module, state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
-    """Rename weights to a model's names. For a Vision Transformer, timm also resamples them to its image and patches.
+def _first(checkpoint: dict[str, Any], names: tuple[str, ...]) -> Any:
+    return next((checkpoint[name] for name in names if isinstance(checkpoint.get(name), dict)), None)
+
+
+def _unwrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Remove the names of wrappers, and the counter of PyTorch's averages. A name without a wrapper stays as it is."""
+    state = {_INNER.sub("", name): value for name, value in state.items() if name != "n_averaged"}
+    while wrapper := _wrapper(state):
+        unwrapped = {name.removeprefix(wrapper): value for name, value in state.items()}
+        if len(unwrapped) < len(state):
+            break
+        state = unwrapped
+    return state
+
+
+def _wrapper(names: Collection[str]) -> str | None:
+    """Return what most names begin with, if a trainer put it there."""
+    return next((each for each in _OUTER if 2 * sum(name.startswith(each) for name in names) > len(names)), None)
+
+
+def fit(
+    model: nn.Module, state: dict[str, Tensor], name: str, *, size: Size | None = None, is_start: bool = False
+) -> dict[str, Tensor]:
+    """Rename weights to a model's names. A Vision Transformer's are also resampled to its image and patches.
 
     Args:
         model: the model.
         state: weights in any format of :mod:`flashkat.checkpoints.formats`.
         name: name of the weights, for errors.
+        size: height and width of the images that the weights are of, if known.
+        is_start: whether the model starts from them, see :func:`flashkat.checkpoints.adapt.source_grid`.
 
     Raises:
-        InputError: timm cannot resample the position or patch embedding.
+        InputError: the position or patch embedding cannot be resampled.
     """
     state = rename_rationals(state, model.state_dict().keys())
     if not isinstance(model, VisionTransformer):
         return state
+    # timm guesses at the grid of positions, and copies them if only their count is the same. It converts DINOv2's.
+    positions = None if "mask_token" in state else state.pop("pos_embed", None)
     with explain(f"cannot fit {name} to {model_name(model)}"):
-        return checkpoint_filter_fn(state, model)
+        fitted = checkpoint_filter_fn(state, model)
+        if positions is not None:
+            grid = source_grid(model, {**state, "pos_embed": positions}, size, name, is_start=is_start)
+            fitted["pos_embed"] = positions if grid is None else with_grid(positions, grid, model)
+    return fitted
 
 
-def load_weights(model: nn.Module, state: dict[str, Tensor], name: str, *, partial: bool = False) -> str:
+def load_weights(
+    model: nn.Module, state: dict[str, Tensor], name: str, *, size: Size | None = None, partial: bool = False
+) -> str:
     """Load a state_dict in any format of :mod:`flashkat.checkpoints.formats`.
 
     Args:
         model: the model to load into, in place.
         state: a state_dict, as from :func:`weights`.
         name: name of the weights, for errors.
+        size: height and width of the images that the weights are of, if known.
         partial: load the tensors that fit, and keep the model's others.
 
     Returns:
@@ -87,7 +131,7 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], name: str, *, parti
         InputError: the weights do not fit. The message says which are missing, unexpected or of another shape. With
             ``partial``, no tensor fits at all.
     """
-    return _load(model, fit(model, state, name), name, read=state, partial=partial)
+    return _load(model, fit(model, state, name, size=size), name, read=state, partial=partial)
 
 
 def _load(
@@ -121,7 +165,7 @@ def start_from(
 
     Weights of a ViT leave the rationals at their starting functions. If the number of classes differs, the classifier
     keeps its initialisation. The position embedding is resampled to the model's image size, and the patch embedding is
-    adapted to its number of channels, both by timm.
+    adapted to its number of channels, both as timm does.
 
     Args:
         model: the model to load into, in place.
@@ -135,9 +179,10 @@ def start_from(
     Raises:
         InputError: the file cannot be read, or differs from the model in other ways.
     """
-    as_read = weights(read(path), use_ema)
-    state = fit(model, as_read, str(path))
-    own, notes = model.state_dict(), _resampled(as_read, state, path)
+    checkpoint = read(path)
+    as_read, size = weights(checkpoint, use_ema), stated_size(checkpoint)
+    state = fit(model, as_read, str(path), size=size, is_start=True)
+    own, notes = model.state_dict(), _resampled(model, as_read, state, size, path)
     rationals = rational_names(own)
     if rationals and not rational_names(state):
         state |= {key: own[key] for key in rationals}
@@ -155,21 +200,36 @@ def start_from(
         channels = own[first].shape[1]
         if state[first].shape[1] != channels:
             notes.append(f"the patch embedding is adapted: {state[first].shape[1]} channels in {path}, {channels} here")
-            with explain(f"cannot adapt {path} to {channels} channels"):
-                state[first] = adapt_input_conv(channels, state[first])
+            state[first] = with_channels(state[first], channels)
 
     left = _load(model, state, str(path), read=as_read, partial=partial)
     return notes + ([f"{path} fits in part: {left}"] if left else [])
 
 
-def _resampled(read: dict[str, Tensor], fitted: dict[str, Tensor], path: str | os.PathLike[str]) -> list[str]:
-    """Return a line for each embedding that timm resampled to the model's image and patches."""
-    sizes = [
-        (name, tuple(read[key].shape), tuple(fitted[key].shape))
-        for name, key in (("position", "pos_embed"), ("patch", "patch_embed.proj.weight"))
-        if key in read and key in fitted and read[key].ndim == fitted[key].ndim
-    ]
-    return [f"the {name} embedding is resampled: {old} in {path}, {new} here" for name, old, new in sizes if old != new]
+def _resampled(
+    model: Any, read: dict[str, Tensor], fitted: dict[str, Tensor], size: Size | None, path: str | os.PathLike[str]
+) -> list[str]:
+    """Return a line for each embedding that was resampled to the model, or whose grid is a guess."""
+    notes: list[str] = []
+    if isinstance(model, VisionTransformer) and (grid := source_grid(model, read, size, str(path), is_start=True)):
+        own = tuple(model.patch_embed.grid_size)
+        if grid != own:
+            notes.append(_change("position", grid, own, path))
+        elif size is None and grid[0] != grid[1]:
+            notes.append(
+                f"the position embedding is taken for that of {grid[0]} x {grid[1]} patches, as here: {path} does not "
+                "state the size of its images"
+            )
+    kernel = "patch_embed.proj.weight"
+    if kernel in read and kernel in fitted and read[kernel].ndim == fitted[kernel].ndim == 4:
+        old, new = read[kernel].shape[2:], fitted[kernel].shape[2:]
+        if old != new:
+            notes.append(_change("patch", old, new, path))
+    return notes
+
+
+def _change(name: str, old: Sequence[int], new: Sequence[int], path: str | os.PathLike[str]) -> str:
+    return f"the {name} embedding is resampled: {old[0]} x {old[1]} in {path}, {new[0]} x {new[1]} here"
 
 
 def _classes(state: dict[str, Tensor], head: list[str]) -> int:

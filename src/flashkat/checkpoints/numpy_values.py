@@ -1,4 +1,7 @@
-"""NumPy's numbers in a pickle, read as Python's: what unpickles them runs none of NumPy's code on a file's bytes."""
+"""NumPy's numbers in a pickle, read as Python's, and its arrays, which are left out.
+
+What unpickles them runs none of NumPy's code on a file's bytes.
+"""
 
 import re
 from collections.abc import Callable
@@ -6,7 +9,10 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["SAFE_NUMPY"]
+__all__ = ["NO_NUMBERS", "SAFE_NUMPY"]
+
+NO_NUMBERS = "no dtype of numbers"
+"""What an error says about a dtype of texts or objects."""
 
 # Truth, whole numbers, real and complex ones, of fixed size.
 _NUMBER = re.compile(r"b1|[iu][1248]|f[248]|c(8|16)")
@@ -19,7 +25,7 @@ class _DType(str):
 
     def __new__(cls, name: str, *flags: Any) -> "_DType":
         if not isinstance(name, str) or not _NUMBER.fullmatch(name):
-            raise ValueError(f"no dtype of numbers: {name!r:.40}")
+            raise ValueError(f"{NO_NUMBERS}: {name!r:.40}")
         return super().__new__(cls, name)
 
     def __setstate__(self, state: Any) -> None:
@@ -35,9 +41,26 @@ def _scalar(dtype: _DType, data: bytes) -> Any:
     return np.frombuffer(data, found)[0].item()
 
 
+class _Array:
+    """Stands for an array, and for NumPy's class of arrays. What the array holds is left out.
+
+    No entry that is read here is an array. As lists, arrays that share their bytes would need many times the memory.
+    """
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+def _array(*unused: Any) -> _Array:
+    return _Array()
+
+
 # By the names that NumPy 1 and 2 pickle.
 SAFE_NUMPY: list[tuple[Callable[..., Any], str]] = [
     (_DType, "numpy.dtype"),
+    (_Array, "numpy.ndarray"),
+    (_array, "numpy.core.multiarray._reconstruct"),
+    (_array, "numpy._core.multiarray._reconstruct"),
     (_scalar, "numpy.core.multiarray.scalar"),
     (_scalar, "numpy._core.multiarray.scalar"),
 ]

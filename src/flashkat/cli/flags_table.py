@@ -77,7 +77,7 @@ defaults back: `--no-compile`, `--no-tf32`, `--opt-kwargs fused=False`, `--no-pi
 
 **Our own flags**: `--data-backend`, `--fake-data`, `--find-nonfinite`, `--fsdp`, `--loader-timeout`,
 `--max-bad-images`, `--max-bad-steps`, `--no-compile`, `--no-pin-mem`, `--no-tf32`, `--partial`, `--rational-lr-scale`,
-`--rational-weight-decay`, `--skip-bad-images`, and `--tta` of `flashkat validate`.
+`--rational-weight-decay`, `--skip-bad-images`, `--val-fraction`, and `--tta` of `flashkat validate`.
 """
 
 

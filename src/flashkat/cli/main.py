@@ -96,8 +96,8 @@ def _parser() -> argparse.ArgumentParser:
     add_flops_arguments(flops)
     flops.set_defaults(run=_flops)
 
-    data = commands.add_parser("data", help="write a built-in data set, or check one")
-    add_data_commands(data, write=_data, check=_check_data)
+    data = commands.add_parser("data", help="write a built-in data set, check one, or divide one")
+    add_data_commands(data, write=_data, check=_check_data, split=_split_data)
 
     doctor = commands.add_parser("doctor", help="show versions, devices and the path that the operator takes on each")
     doctor.set_defaults(run=_doctor)
@@ -177,6 +177,13 @@ def _check_data(args: argparse.Namespace) -> int:
     report, is_whole = check_data(args.folder)
     print(report)
     return 0 if is_whole else 1
+
+
+def _split_data(args: argparse.Namespace) -> None:
+    from ..tools.split_data import split_data
+
+    counts = split_data(args.folder, args.output, args.val_fraction, say=_note)
+    _say(f"Linked {counts['train']} training and {counts['val']} evaluation images in {args.output}")
 
 
 def _doctor(args: argparse.Namespace) -> None:

@@ -24,6 +24,7 @@ __all__ = [
     "count",
     "finite",
     "fraction",
+    "inner",
     "number",
     "positive",
     "processes",
@@ -288,3 +289,4 @@ size = number(float, 0, above=True)
 fraction = number(float, 0, 1)
 below_one = number(float, 0, math.nextafter(1, 0))
 share = number(float, 0, 1, above=True)
+inner = number(float, 0, math.nextafter(1, 0), above=True)

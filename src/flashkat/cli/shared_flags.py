@@ -4,7 +4,7 @@ import argparse
 import os
 
 from ..models.config import DEFAULT_MODEL
-from .parser import Instead, ModelKwargs, finite, fraction, positive, processes, seconds, share, size
+from .parser import Instead, ModelKwargs, below_one, finite, fraction, positive, processes, seconds, share, size
 
 __all__ = [
     "INTERPOLATIONS",
@@ -62,6 +62,13 @@ def add_dataset(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--class-map", default="", metavar="FILE", help="class names in the order of their indices, a line each"
+    )
+    group.add_argument(
+        "--val-fraction",
+        type=below_one,
+        metavar="F",
+        help="evaluate this share of each class of the training images, which is held out, in place of a split. DIR "
+        "may hold the class folders (default: none; validate and plot take the run's on the same DIR)",
     )
     group.add_argument(
         "--input-img-mode",

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable
 
 from ..nn.formats import FORMATS
-from .parser import positive
+from .parser import inner, positive
 from .shared_flags import add_model_kwargs
 from .validate_flags import add_evaluation
 
@@ -13,16 +13,27 @@ __all__ = ["add_data_commands", "add_export_arguments", "add_flops_arguments", "
 Command = Callable[[argparse.Namespace], int | None]
 
 
-def add_data_commands(parser: argparse.ArgumentParser, write: Command, check: Command) -> None:
+def add_data_commands(parser: argparse.ArgumentParser, write: Command, check: Command, split: Command) -> None:
     """Add the commands of ``flashkat data``, and the functions that run them."""
     # The name of the outer command is what errors begin with.
-    commands = parser.add_subparsers(dest="name", metavar="digits|check", required=True)
+    commands = parser.add_subparsers(dest="name", metavar="digits|check|split", required=True)
     digits = commands.add_parser("digits", help="write 1,797 handwritten digits, 8 x 8 pixels, as image files")
     digits.add_argument("folder", metavar="DIR", help="folder to make")
     digits.set_defaults(run=write)
     checked = commands.add_parser("check", help="read every image of a data set, and list what is broken")
     checked.add_argument("folder", metavar="DIR", help="data set with SPLIT/CLASS/*, one split, or an archive of one")
     checked.set_defaults(run=check)
+    divided = commands.add_parser("split", help="divide class folders into training and evaluation images, by links")
+    divided.add_argument("folder", metavar="DIR", help="data set with CLASS/*, or with train/CLASS/* alone")
+    divided.add_argument("output", metavar="NEW", help="folder to make, with train/CLASS/* and val/CLASS/*")
+    divided.add_argument(
+        "--val-fraction",
+        type=inner,
+        default=0.2,
+        metavar="F",
+        help="share of each class to hold out, as flashkat train --val-fraction does (default: 0.2)",
+    )
+    divided.set_defaults(run=split)
 
 
 def add_plot_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,18 +1,14 @@
 """Check the samples of a data set once, when it is opened, not when a worker reads them."""
 
+import json
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, explain
+from .scan import natural
 
-__all__ = ["check_class_map", "check_columns", "check_shards", "check_streamed_columns"]
-
-
-def check_class_map(path: str) -> None:
-    """Raise InputError unless a class map is a text; timm would unpickle another kind."""
-    if path and not path.endswith(".txt"):
-        raise InputError(f"--class-map {path} is no .txt: write the class names into one, a line each")
+__all__ = ["check_columns", "check_shards", "check_streamed_columns", "name_classes"]
 
 
 def check_columns(reader: Any, source: str) -> None:
@@ -30,6 +26,32 @@ def check_columns(reader: Any, source: str) -> None:
     _require_target(columns, reader.label_key, source)
 
 
+def name_classes(reader: Any, source: str) -> None:
+    """Let the texts in a Hugging Face data set's label column be its classes, in the order of their names.
+
+    A class map, where given, numbers them instead.
+
+    Args:
+        reader: timm's reader of ``hfds/``, which is changed.
+        source: the data set's name, for errors.
+
+    Raises:
+        InputError: a sample has no text, or one that the class map lacks.
+    """
+    key, table = reader.label_key, reader.dataset
+    if not _is_text(table.features.get(key)):
+        return
+    texts = table.unique(key)
+    if not reader.class_to_idx:
+        names = sorted((text for text in texts if text is not None), key=natural)
+        reader.class_to_idx, reader.remap_class = {name: index for index, name in enumerate(names)}, True
+    unknown = [text for text in texts if text not in reader.class_to_idx]
+    if unknown:
+        lacking = f"the class {unknown[0]!r:.40}, not in the class map"
+        what = "samples without a class" if unknown[0] is None else lacking
+        raise InputError(f"column {key!r} of {source} has {what}: leave these samples out of the data set")
+
+
 def check_streamed_columns(reader: Any, source: str) -> None:
     """Check as :func:`check_columns` for ``hfids/``, whose image column must have the type of an image."""
     columns = reader.builder.info.features
@@ -41,6 +63,11 @@ def check_streamed_columns(reader: Any, source: str) -> None:
     _require_target(columns, reader.target_key, source)
     if isinstance(columns[image], dict) or not getattr(columns[image], "decode", True):
         raise InputError(f"column {image!r} of {source} holds no images but bytes: --dataset hfds/ reads these")
+    if not reader.class_to_idx and _is_text(columns.get(reader.target_key)):
+        raise InputError(
+            f"column {reader.target_key!r} of {source} holds texts, and a stream does not list them all: give "
+            "--class-map, or take --dataset hfds/"
+        )
 
 
 def check_shards(reader: Any, source: str, readers: int) -> None:
@@ -73,9 +100,33 @@ def check_shards(reader: Any, source: str, readers: int) -> None:
     # Any of several names will do.
     if not set(reader.input_key.split(";")) & set(keys):
         _require(keys, reader.input_key, "--input-key", source)
-    # A target key names a field of the JSON beside the image. The reader checks one that names a file.
-    if (reader.target_key or "cls") not in keys:
-        _require(keys, "json" if reader.target_key or reader.split_info.alt_label else "cls", "--target-key", source)
+    # A target key names a field of the JSON beside the image.
+    field = reader.target_key or reader.split_info.alt_label
+    _require(keys, "json" if field else "cls", "--target-key", source)
+    if not field:
+        _check_number(sample["cls"].decode(errors="replace"), source)
+    elif "," not in field:
+        with explain(f"cannot read the first .json of {source}"):
+            value = json.loads(sample["json"]).get(field)
+        if value is not None:  # a path to a field of fields, for one
+            _check_number(value, source)
+
+
+def _check_number(label: Any, source: str) -> None:
+    """Raise InputError for the class of a WebDataset's sample that is no number. timm's reader leaves it out."""
+    try:
+        int(label)
+    except ValueError as error:
+        raise InputError(
+            f"the first sample of {source} has the class {label!r:.40}, where shards hold its number: write numbers"
+        ) from error
+    except TypeError:  # a list of classes
+        return
+
+
+def _is_text(column: Any) -> bool:
+    """Return whether a column, or the first value in it, is of text."""
+    return isinstance(column, str) or getattr(column, "dtype", None) in ("string", "large_string")
 
 
 def _require_target(columns: Collection[str], keys: str, source: str) -> None:

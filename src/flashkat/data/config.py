@@ -26,6 +26,8 @@ class Data:
         img_size: side of an image in pixels; None takes the model's.
         input_size: (channels, height, width), in place of ``img_size`` and ``in_chans``.
         val_split: the split to evaluate on; empty for none.
+        val_fraction: share of the training images to evaluate on, in place of a split; None takes the run's if
+            ``data_dir`` is the same.
 
     ``docs/reference/flags.md`` explains every field under its flag.
     """
@@ -53,6 +55,7 @@ class Data:
     std: Sequence[float] | None = None
     train_split: str = "train"
     val_split: str = "validation"
+    val_fraction: float | None = None
     train_num_samples: int | None = None
     val_num_samples: int | None = None
     validation_batch_size: int | None = None

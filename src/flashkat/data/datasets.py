@@ -13,10 +13,11 @@ from timm.data import (
 from ..errors import InputError, did_you_mean, explain, quiet, require_package
 from ..system import distributed
 from .bad_images import BadImages
-from .checks import check_class_map, check_columns, check_shards, check_streamed_columns
+from .checks import check_columns, check_shards, check_streamed_columns, name_classes
 from .config import Data
 from .folders import ImageFolder, Labelled, Numbered, open_split, ordered
 from .images import as_mode, image_mode
+from .scan import read_class_map
 
 __all__ = ["FakeImages", "check_same_classes", "image_count", "open_dataset"]
 
@@ -138,17 +139,21 @@ def open_dataset(
 def _open(data: Data, split: str, mode: str, *, is_training: bool, num_samples: int | None, seed: int) -> Any:
     kind, slash, name = data.dataset.partition("/")
     kind = kind.lower()
-    check_class_map(data.class_map)
     if not slash and kind in ("", "folder", "tar"):
         if data.data_dir is None:
             raise InputError("no data set: name its folder")
-        return open_split(data.data_dir, split, data.class_map, mode)
+        return open_split(data.data_dir, split, data.class_map, mode, data.val_fraction or 0.0, is_training)
+    if data.val_fraction:
+        raise InputError(f"--val-fraction divides folders and archives, {data.dataset} has splits: leave it out")
     if not slash or kind not in _PACKAGES:
         raise InputError(
             f"no kind of data set {data.dataset!r}: leave it out for a folder, or try torch/cifar10, hfds/, wds/"
         )
     if not name and kind != "wds":
         raise InputError(f"--dataset {kind}/ needs a name: {kind}/NAME")
+    if kind == "torch" and data.class_map:
+        raise InputError(f"{data.dataset} numbers its classes itself: leave out --class-map")
+    class_to_idx = read_class_map(data.class_map) if data.class_map else None
     require_package(_PACKAGES[kind], f"--dataset {kind}/")
     if kind in ("torch", "wds") and not (data.dataset_download or Path(data.data_dir or "").is_dir()):
         raise InputError(f"no data folder at {data.data_dir}")
@@ -156,35 +161,50 @@ def _open(data: Data, split: str, mode: str, *, is_training: bool, num_samples: 
     hint = _torchvision_hint(data) if kind == "torch" else _SHARDS_HINT if kind == "wds" else ""
     # They warn of optional files, and of each retry.
     with explain(f"cannot open {source}", hint), quiet("timm.data.readers", "huggingface_hub"):
-        dataset = create_dataset(
-            data.dataset,
-            root=data.data_dir,
-            split=split,
-            class_map=data.class_map or None,
-            is_training=is_training,
-            download=data.dataset_download,
-            batch_size=data.batch_size,
-            num_samples=num_samples,
-            seed=seed,
-            # Converting is ours, where timm can leave it: its own clips 16-bit images.
-            input_img_mode=mode if kind == "tfds" else "",
-            trust_remote_code=data.dataset_trust_remote_code,
-            **{name: getattr(data, name) for name in ("input_key", "target_key") if kind != "torch"},
-        )
+        try:
+            dataset = create_dataset(
+                data.dataset,
+                root=data.data_dir,
+                split=split,
+                class_map=None if kind == "wds" else class_to_idx,
+                is_training=is_training,
+                download=data.dataset_download,
+                batch_size=data.batch_size,
+                num_samples=num_samples,
+                seed=seed,
+                # Converting is ours, where timm can leave it: its own clips 16-bit images.
+                input_img_mode=mode if kind == "tfds" else "",
+                trust_remote_code=data.dataset_trust_remote_code,
+                **{name: getattr(data, name) for name in ("input_key", "target_key") if kind != "torch"},
+            )
+        except (RuntimeError, ValueError) as error:
+            if kind in _STREAMED and "num_samples" in str(error):
+                raise _uncounted(source, is_training) from error
+            raise
     if kind == "torch":
-        return TorchImages(dataset, source, mode)
+        images = TorchImages(dataset, source, mode)
+        if hidden := next((each for each in images.classes if each.startswith(".")), None):
+            raise InputError(f"{source} takes the hidden folder {hidden!r:.80} for a class: remove it, or --dataset")
+        return images
     if kind == "hfds":
         check_columns(dataset.reader, source)
+        name_classes(dataset.reader, source)
     if kind == "hfids":
         check_streamed_columns(dataset.reader, source)
     if kind == "wds":
+        # Classes in shards are numbers, which a class map gives names to.
+        dataset.reader.class_to_idx = class_to_idx or dataset.reader.class_to_idx
         check_shards(dataset.reader, source, distributed.size() * max(1, data.workers) if is_training else 1)
     if kind not in _STREAMED:
         return ImageFolder(data.data_dir, dataset.reader, source, mode)
     if not len(dataset):
-        flag = "--train-num-samples" if is_training else "--val-num-samples (--num-samples of flashkat validate)"
-        raise InputError(f"{source} does not say how many samples it has: give {flag}")
+        raise _uncounted(source, is_training)
     return Stream(dataset, source, mode)
+
+
+def _uncounted(source: str, is_training: bool) -> InputError:
+    flag = "--train-num-samples" if is_training else "--val-num-samples (--num-samples of flashkat validate)"
+    return InputError(f"{source} does not say how many samples it has: give {flag}")
 
 
 def _torchvision_hint(data: Data) -> str:

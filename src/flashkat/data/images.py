@@ -3,6 +3,7 @@
 Images are not turned by their EXIF orientation, as in timm.
 """
 
+import warnings
 from collections.abc import Set
 from functools import cache
 from typing import IO
@@ -66,7 +67,10 @@ def open_image(file: IO[bytes]) -> Image.Image:
 
 def read_image(file: IO[bytes], mode: str) -> Image.Image:
     """Decode an image file, of animations the first picture, to one of Pillow's modes."""
-    return as_mode(open_image(file), mode)
+    with warnings.catch_warnings():
+        # Of EXIF data, which is not used, and of large images, which are decoded whole.
+        warnings.simplefilter("ignore")
+        return as_mode(open_image(file), mode)
 
 
 def as_mode(image: Image.Image, mode: str) -> Image.Image:

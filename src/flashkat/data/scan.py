@@ -1,5 +1,7 @@
 """Find the images of a folder or an archive, and their classes: the first folders below it."""
 
+import copy
+import hashlib
 import io
 import os
 import re
@@ -11,14 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import IO
 
-from timm.data.readers.class_map import load_class_map
 from timm.data.readers.reader import Reader
 
-from ..errors import InputError
+from ..errors import InputError, explain
 from ..system.terminal import printable_name
 from .images import image_suffixes
 
-__all__ = ["Images", "scan"]
+__all__ = ["Images", "natural", "read_class_map", "scan"]
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,10 @@ class _Found:
 
 @dataclass
 class _Left:
-    """The files that a scan leaves out, by reason."""
+    """The files that a scan leaves out, by reason, and all folders that it sees."""
 
     paths: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    folders: list[tuple[str, ...]] = field(default_factory=list)
 
     def add(self, reason: str, *paths: str) -> None:
         """Add files that are left out for a reason."""
@@ -61,6 +63,7 @@ class _Left:
 
 
 _BESIDE = "image beside the class folders|images beside the class folders"
+_EMPTY = "class folder without images|class folders without images"
 _UNLISTED = "image whose class the class map lacks|images whose class the class map lacks"
 _HIDDEN = "hidden file or folder|hidden files or folders"
 _OTHER = "file that is no image|files that are no images"
@@ -98,6 +101,34 @@ class Images(Reader):
             archive.seek(offset)
             return io.BytesIO(archive.read(size)), self._targets[index]
 
+    def part(self, share: float, is_held_out: bool) -> "Images":
+        """Return the images that are held out of each class, or the others.
+
+        The names of the files alone decide, so that every run holds out the same. Of a class with several images at
+        least one is held out, and at least one is not.
+
+        Args:
+            share: the share of each class that is held out.
+            is_held_out: whether to return these.
+        """
+        members: dict[int, list[int]] = defaultdict(list)
+        for index, target in enumerate(self._targets):
+            members[target].append(index)
+        held_out: set[int] = set()
+        for indices in members.values():
+            count = min(max(1, round(share * len(indices))), len(indices) - 1)
+            held_out.update(sorted(indices, key=self._digest)[:count])
+        part = copy.copy(self)
+        chosen = [index for index in range(len(self)) if (index in held_out) == is_held_out]
+        part._images, part._targets = [self._images[index] for index in chosen], [self._targets[i] for i in chosen]
+        single = sum(len(indices) == 1 for indices in members.values())
+        alone = f", but for {single} {'class' if single == 1 else 'classes'} of one image" if single else ""
+        part.notes = [*self.notes, f"{self.root}: {len(held_out)} of {len(self)} images are held out{alone}"]
+        return part
+
+    def _digest(self, index: int) -> bytes:
+        return hashlib.sha256(os.fsencode(self._images[index][0])).digest()
+
     def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
         path = self._images[index][0]
         if basename:
@@ -118,7 +149,34 @@ def _ordinary(path: str, flags: int) -> int:
     return descriptor
 
 
-def scan(root: Path, class_map: str = "") -> Images:
+def read_class_map(path: str, folder: Path | None = None) -> dict[str, int]:
+    """Read the indices of classes by name, from a text with a name a line.
+
+    Empty lines at the end do not count, nor does the mark with which Windows begins a text.
+
+    Args:
+        path: the file.
+        folder: where it is looked for too.
+
+    Raises:
+        InputError: there is no such text, or a name is empty or occurs twice.
+    """
+    if not path.endswith(".txt"):  # timm would unpickle another kind
+        raise InputError(f"--class-map {path} is no .txt: write the class names into one, a line each")
+    places = [Path(path), *([folder / path] if folder is not None else [])]
+    file = next((place for place in places if place.is_file()), None)
+    if file is None:
+        raise InputError(f"no class map at {path}")
+    with explain(f"cannot read --class-map {path}"):
+        names = [line.strip() for line in file.read_text(encoding="utf-8-sig").rstrip().splitlines()]
+    wrong = next((line for line, name in enumerate(names) if not name or name in names[:line]), None)
+    if wrong is not None:
+        found = f"the name {printable_name(names[wrong])} again" if names[wrong] else "no name"
+        raise InputError(f"--class-map {path} has {found} in line {wrong + 1}: write each class once, a line each")
+    return {name: index for index, name in enumerate(names)}
+
+
+def scan(root: Path, class_to_idx: dict[str, int] | None = None) -> Images:
     """Find the images of a folder or a .tar archive.
 
     The class is the first folder, or the archive within the archive. A single folder around all class folders does not
@@ -126,21 +184,21 @@ def scan(root: Path, class_map: str = "") -> Images:
 
     Args:
         root: the folder of the class folders, or an archive of it.
-        class_map: file with the names of the classes in the order of their indices.
+        class_to_idx: index by the name of the class; None numbers the classes that are found.
 
     Raises:
         InputError: there are no images in class folders, or the archive is damaged.
     """
     left = _Left()
-    found = sorted(_members(root, left) if root.is_file() else _files(root, left), key=lambda each: _natural(each.key))
+    found = sorted(_members(root, left) if root.is_file() else _files(root, left), key=lambda each: natural(each.key))
     classed = [each for each in found if len(each.parts) > 1]
     left.add(_BESIDE, *(each.path for each in found if len(each.parts) == 1))
     depth = _wrappers(classed)
+    filled = {each.parts[: depth + 1] for each in classed}
+    left.add(_EMPTY, *("/".join(each) for each in left.folders if len(each) == depth + 1 and each not in filled))
     labels = [each.parts[depth] for each in classed]
-    if class_map:
-        class_to_idx = load_class_map(class_map, root)
-    else:
-        names = sorted(set(labels), key=lambda name: (_natural(name), name))
+    if class_to_idx is None:
+        names = sorted(set(labels), key=lambda name: (natural(name), name))
         class_to_idx = {name: index for index, name in enumerate(names)}
     pairs = list(zip(classed, labels, strict=True))
     left.add(_UNLISTED, *(each.path for each, label in pairs if label not in class_to_idx))
@@ -151,7 +209,7 @@ def scan(root: Path, class_map: str = "") -> Images:
     return Images(root, [each for each, _ in pairs], [class_to_idx[label] for _, label in pairs], class_to_idx, notes)
 
 
-def _natural(name: str) -> list[str | int]:
+def natural(name: str) -> list[str | int]:
     """Return timm's key to sort by, in which numbers count as such."""
     return [int(part) if number % 2 else part for number, part in enumerate(re.split(r"(\d+)", name.lower()))]
 
@@ -193,6 +251,7 @@ def _files(root: Path, left: _Left) -> Iterator[_Found]:
                     left.add(_FOLDER, path)
                 else:
                     stack.append((inner, above | {real}))
+                    left.folders.append(inner)
             elif not entry.is_file():
                 left.add(_SPECIAL if Path(entry).exists() else _LINK, path)
             elif reason := _reason(entry.name):
@@ -243,7 +302,9 @@ def _tar(file: IO[bytes], begin: int, end: int, left: _Left) -> Iterator[tuple[t
                 left.add(_FOLDER, member.name)
             elif member.isfile() and not member.issparse():
                 yield member, parts
-            elif not member.isdir():
+            elif member.isdir():
+                left.folders.append(parts)
+            else:
                 left.add(_NO_FILE, member.name)
         # tarfile takes a damaged header for the end.
         file.seek(archive.offset)

@@ -89,10 +89,10 @@ def _jobs(config: Config) -> list[tuple[str, Config]] | None:
 
 
 def _each(jobs: list[tuple[str, Config]], device: torch.device, say: Say) -> list[dict[str, Any]]:
-    results, errors = [], []
+    results, errors, told = [], [], set[str]()
     for name, config in jobs:
         try:
-            row = validate_on(config, device, say).row()
+            row = validate_on(config, device, say, told).row()
         except (UnreachableError, PassError):
             # Every further download would take as long to fail. After a pass, the other processes wait for this one.
             raise

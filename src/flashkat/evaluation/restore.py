@@ -1,7 +1,9 @@
 """Make the model of a checkpoint, ready to evaluate."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from timm.models import get_pretrained_cfg
@@ -9,6 +11,7 @@ from torch import nn
 
 from .. import checkpoints
 from ..data.config import Data
+from ..data.folders import has_evaluation_split
 from ..errors import InputError
 from ..models import create_model, is_same_model
 from ..models.architecture import SOURCES, check_arguments, check_fits_file, check_images, check_name
@@ -83,6 +86,8 @@ def restore(model: Model, trained: Trained, data: Data, say: Callable[[str], Non
     model = replace(model, model=model.model or arch or model.name, pretrained=not file)
     if arguments and arch and is_same_model(model.name, arch):
         model, data = _completed(model, data, arguments, file)
+    if arguments:
+        data = _with_held_out(data, arguments, file, say)
     if model.num_classes is None and "head.bias" in state:
         model = replace(model, num_classes=state["head.bias"].numel())
     wanted = model_arguments(model, data)
@@ -90,10 +95,29 @@ def restore(model: Model, trained: Trained, data: Data, say: Callable[[str], Non
         check_fits_file(model.name, wanted, sum(tensor.numel() for tensor in state.values()), file)
     module: nn.Module = create_model(model.name, **wanted)
     if file:
-        left = checkpoints.load_weights(module, state, file, partial=model.partial)
+        left = checkpoints.load_weights(
+            module, state, file, size=checkpoints.stated_size(checkpoint), partial=model.partial
+        )
         if left:
             say(f"{file} fits in part: {left}")
     return Restored(module, model.name, checkpoint, data)
+
+
+def _with_held_out(data: Data, arguments: dict[str, Any], file: str, say: Callable[[str], None]) -> Data:
+    """Take the share of images that a run held out of the same folder. For another folder, say how to."""
+    share, folder = arguments.get("val_fraction"), arguments.get("data_dir")
+    check_images({"val_fraction": share}, file)
+    if not share or not data.data_dir or data.dataset or data.val_fraction is not None:
+        return data
+    if has_evaluation_split(Path(data.data_dir)):
+        return data
+    if isinstance(folder, str) and os.path.realpath(folder) == os.path.realpath(data.data_dir):
+        return replace(data, val_fraction=share)
+    say(
+        f"All images are evaluated. The run held out {share:g} of each class of {folder!s:.200}: if they are the same, "
+        f"give --val-fraction {share:g}"
+    )
+    return data
 
 
 def _completed(model: Model, data: Data, arguments: dict[str, Any], file: str) -> tuple[Model, Data]:

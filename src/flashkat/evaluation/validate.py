@@ -76,12 +76,19 @@ def check_processes(evaluation: Evaluation) -> None:
         raise InputError(f"{wrong[0]} needs a process that sees all images: start without torchrun")
 
 
-def validate_on(config: Config, device: torch.device, say: Say) -> Result:
-    """Evaluate on a device. With ``retry``, use smaller batches until they fit in memory."""
-    size = config.data.batch_size
+def validate_on(config: Config, device: torch.device, say: Say, told: set[str] | None = None) -> Result:
+    """Evaluate on a device. With ``retry``, use smaller batches until they fit in memory.
+
+    Args:
+        config: see :class:`Config`.
+        device: where the model computes.
+        say: called with each line.
+        told: lines about the data set that were said for other models. It is extended.
+    """
+    size, told = config.data.batch_size, set() if told is None else told
     while True:
         try:
-            return _validate(replace(config, data=replace(config.data, batch_size=size)), device, say)
+            return _validate(replace(config, data=replace(config.data, batch_size=size)), device, say, told)
         except InputError:
             raise
         except RuntimeError as error:
@@ -94,7 +101,7 @@ def validate_on(config: Config, device: torch.device, say: Say) -> Result:
             torch.cuda.empty_cache()
 
 
-def _validate(config: Config, device: torch.device, say: Say) -> Result:
+def _validate(config: Config, device: torch.device, say: Say, told: set[str]) -> Result:
     settings, trained, runtime = config.evaluation, config.trained, config.runtime
     found = restore(config.model, trained, config.data, say)
     model, data = found.module, found.data
@@ -108,7 +115,9 @@ def _validate(config: Config, device: torch.device, say: Say) -> Result:
             seed=runtime.seed,
         )
     for note in dataset.notes:
-        say(note)
+        if note not in told:
+            say(note)
+    told.update(dataset.notes)
     valid_labels = read_valid_labels(settings.valid_labels, model)
     check_classes(dataset, model, found.checkpoint, valid_labels)
     dataset.num_classes = model.num_classes if valid_labels is None else len(valid_labels)

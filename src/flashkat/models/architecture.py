@@ -94,6 +94,7 @@ _IMAGES: dict[str, _Rule] = {
         lambda value: isinstance(value, (list, tuple)) and len(value) == 3 and all(map(_CHANNELS.holds, value)),
     ),
     "crop_pct": _real(1e-3, 1),
+    "val_fraction": _SHARE,
     "mean": _or_list(_real(-1e6, 1e6), 4096),
     "std": _or_list(_real(1e-6, 1e6), 4096),
     "num_classes": _CLASSES,

@@ -11,13 +11,14 @@ from functools import partial
 from typing import Any
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import build_model_with_cfg, clean_state_dict, generate_default_cfgs, is_model, register_model
-from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+from timm.models import build_model_with_cfg, generate_default_cfgs, is_model, register_model
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from ..checkpoints.formats import compare, describe, model_name
+from ..checkpoints.load import fit, weights
 from ..errors import InputError
-from ..nn.formats import rational_names, rename_rationals
+from ..nn.formats import rational_names
 from ..nn.grkan import GRKAN
 from .block import KATBlock
 from .initialisation import kan_mimetic_, variance_preserving_
@@ -175,10 +176,8 @@ def checkpoint_filter(state: dict[str, Any], model: VisionTransformer) -> dict[s
     Raises:
         InputError: the weights are of another model. timm itself does not notice if the number of classes differs.
     """
-    for key in ("model", "state_dict"):
-        state = state.get(key, state)
     own = model.state_dict()
-    state = checkpoint_filter_fn(rename_rationals(clean_state_dict(state), own), model)
+    state = fit(model, weights(state), "the published weights", is_start=True)
     if not rational_names(state):
         state |= {key: own[key] for key in rational_names(own)}
 

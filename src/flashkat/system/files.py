@@ -1,13 +1,24 @@
-"""Check that files can be written, and replace them in one step."""
+"""Check that files can be written, and replace them in one step. Fill new folders in one step."""
 
 import contextlib
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import InputError
 
-__all__ = ["check_writable", "replaced"]
+__all__ = ["check_writable", "new_folder", "placeholder", "replaced"]
+
+
+def placeholder(head: bytes) -> str:
+    """Return what a file is that stands for another one, and what to do, by its first bytes; empty for any other."""
+    if head.startswith(b"version https://git-lfs."):
+        return "is a pointer of Git LFS, not the file itself: git lfs pull fetches that"
+    if head.lstrip().lower().startswith((b"<!doctype html", b"<html")):
+        return "is a web page, not the file itself: download that"
+    return ""
 
 
 def check_writable(path: Path) -> None:
@@ -42,6 +53,29 @@ def replaced(path: Path) -> Iterator[Path]:
         # If both names are links to one file, replace() leaves the first.
         with contextlib.suppress(OSError):  # one that the system has refused to write
             partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside ``folder``, whose content moves there at the end. After an error it is removed.
+
+    Raises:
+        InputError: the folder is there and not empty, or cannot be made.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} is there already and not empty: choose another folder or remove it")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+    except OSError as error:
+        raise InputError(f"cannot write to {folder}: {error.strerror}") from error
+    try:
+        yield staging
+        folder.mkdir(exist_ok=True)
+        for entry in sorted(staging.iterdir()):
+            entry.replace(folder / entry.name)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 def _flush(path: Path, flags: int) -> None:

@@ -1,10 +1,9 @@
 """Write scikit-learn's handwritten digits as image files in the ImageNet layout: ``flashkat data digits``."""
 
-import shutil
-import tempfile
 from pathlib import Path
 
-from ..errors import InputError, require
+from ..errors import require
+from ..system.files import new_folder
 
 __all__ = ["write_digits"]
 
@@ -28,22 +27,8 @@ def write_digits(folder: str | Path) -> dict[str, int]:
         InputError: the folder is not empty, or cannot be written.
     """
     require("sklearn")
-    folder = Path(folder).resolve()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} is there already and not empty: choose another folder or remove it")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
-    except OSError as error:
-        raise InputError(f"cannot write to {folder}: {error.strerror}") from error
-    try:
-        counts = _write(staging)
-        folder.mkdir(exist_ok=True)
-        for split in counts:
-            (staging / split).replace(folder / split)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-    return counts
+    with new_folder(Path(folder).resolve()) as staging:
+        return _write(staging)
 
 
 def _write(folder: Path) -> dict[str, int]:

@@ -12,7 +12,7 @@ from timm.utils import random_seed
 from torch import nn
 
 from ..data.augment import check_mode
-from ..data.config import data_config
+from ..data.config import Data, data_config
 from ..data.datasets import check_same_classes, image_count, open_dataset
 from ..data.loaders import check_augmentation, evaluation_loader, training_loader
 from ..errors import InputError, require
@@ -103,6 +103,8 @@ def _check_names(config: Config) -> None:
 def _open_data(config: Config) -> tuple[Any, Any]:
     """Open both splits, the second one if there is one, and check that their classes are the same."""
     data, classes, seed = config.data, config.model.num_classes, config.runtime.seed
+    if data.val_fraction and data.val_split not in ("val", "validation"):
+        raise InputError("--val-fraction evaluates the images that it holds out: leave out --val-split")
     with distributed.one_by_one(data.dataset_download):
         train_set = open_dataset(
             data,
@@ -119,6 +121,20 @@ def _open_data(config: Config) -> tuple[Any, Any]:
         val_set = open_dataset(data, data.val_split, num_samples=data.val_num_samples, num_classes=classes, seed=seed)
     check_same_classes(train_set, val_set)
     return train_set, val_set
+
+
+def _about_splits(data: Data, train_set: Any, val_set: Any) -> list[str]:
+    """Return a line if evaluation sees the images that are trained on, else none."""
+    if data.val_fraction or data.fake_data or val_set is None:
+        return []
+    roots = [getattr(getattr(dataset, "reader", None), "root", None) for dataset in (train_set, val_set)]
+    paths = [root.resolve() for root in roots if isinstance(root, Path)]
+    if data.train_split != data.val_split and not (len(paths) == 2 and paths[0] == paths[1]):
+        return []
+    return [
+        f"Evaluation sees the images of training, {train_set.source}: give another --val-split, or for folders "
+        "--val-fraction 0.1"
+    ]
 
 
 def _count_classes(asked: int | None, dataset: Any) -> int:
@@ -147,7 +163,8 @@ def _train(asked: Config, device: torch.device) -> Result:
     # From here on config has the settled values. asked goes to args.yaml, which another run may read.
     config = replace(asked, model=replace(asked.model, num_classes=classes), compilation=compilation)
     data, runtime = replace(config.data, data_backend=config.data.data_backend or "auto"), config.runtime
-    notes: list[str] = [note for dataset in datasets for note in dataset.notes]
+    notes = list(dict.fromkeys(note for dataset in datasets for note in dataset.notes))
+    notes += _about_splits(data, train_set, val_set)
     if val_set is None:
         notes.append("There is no evaluation, as --val-split is empty, and no best checkpoint")
     is_automatic = config.resume.resume == AUTO

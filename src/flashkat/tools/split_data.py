@@ -1,0 +1,49 @@
+"""Divide a data set without splits into links to training and evaluation images: ``flashkat data split``."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from ..data.folders import is_archive, open_split
+from ..errors import InputError, explain
+from ..system.files import new_folder
+
+__all__ = ["split_data"]
+
+
+def split_data(
+    folder: str, output: str, val_fraction: float, say: Callable[[str], None] = lambda line: None
+) -> dict[str, int]:
+    """Make ``output/{train,val}/CLASS/*`` of links to the images of a folder, which stay where they are.
+
+    The split is fixed and stratified. ``flashkat train --val-fraction`` holds out the same images.
+
+    Args:
+        folder: the class folders, or ``train`` with these and nothing to evaluate.
+        output: a new or empty folder.
+        val_fraction: share of each class to hold out.
+        say: called with each line for the user.
+
+    Returns:
+        The number of images in each split.
+
+    Raises:
+        InputError: there are no such images, they are divided already, or the links cannot be made.
+    """
+    if is_archive(Path(folder)):
+        raise InputError(f"{folder} is an archive, which links cannot divide: train on it with --val-fraction")
+    splits = {
+        split: open_split(folder, split, val_fraction=val_fraction, is_training=split == "train")
+        for split in ("train", "val")
+    }
+    target = Path(output).resolve()
+    with new_folder(target) as staging, explain(f"cannot make links in {target}"):
+        for split, images in splits.items():
+            for name in images.filenames(absolute=True):
+                inside = Path(split) / Path(name).relative_to(images.reader.root)
+                (staging / inside).parent.mkdir(parents=True, exist_ok=True)
+                aim = os.path.relpath(Path(name).absolute(), (target / inside).parent)
+                (staging / inside).symlink_to(aim)
+    for note in splits["train"].notes:
+        say(note)
+    return {split: len(images) for split, images in splits.items()}
