@@ -302,6 +302,8 @@ def test_memory_is_pinned_for_gpus(folder, given, monkeypatch, device, flags, pi
 )
 def test_a_gpu_augments_to_the_same_batches(request, monkeypatch, flags):
     pytest.importorskip("triton")
+    if "wds/" in flags:
+        pytest.importorskip("webdataset")
     source = request.getfixturevalue("shards" if "wds/" in flags else "folder")
     args = args_of(source, *flags, "-b", 4, "--train-interpolation", "random")
 

@@ -110,6 +110,7 @@ def test_one_line_says_why_dali_is_not_taken(folder, on_gpu, flags, reason):
 
 
 def test_streams_are_decoded_by_pillow(shards, on_gpu):
+    pytest.importorskip("webdataset")
     on_gpu()
     _, loader = _training(shards, *SHARDS, "--data-backend", "auto", "-j", 1)
     assert loader.notes == ["Pillow decodes the images, not NVIDIA DALI: it reads image folders and archives only"]
