@@ -7,7 +7,9 @@ their metadata.
 """
 
 import hashlib
+import io
 import os
+import pickletools
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -19,13 +21,27 @@ from torch import Tensor
 
 from ..errors import InputError
 
-__all__ = ["check_records", "check_sizes", "check_tensors", "digest", "seal"]
+__all__ = ["check_header", "check_pickles", "check_records", "check_sizes", "check_tensors", "digest", "seal"]
 
 _SEAL = b"flashkat sha256:"
 
 # A file may claim this many times its own size, and small ones this many bytes.
 _GROWTH, _FREE = 20, 64 * 2**20
+# Names and structure may take this share of a file, and of small ones this many bytes. It takes 1 s to read 2**20.
+_SHARE, _FREE_NAMES = 1 / 64, 4 * 2**20
 _CHUNK = 2**20
+
+# An older file begins with this many pickles: its number, version, system, content and names of storages.
+_PICKLES = 5
+
+
+class _Archive(io.FileIO):
+    """An archive's file whose directory, which is read in one piece, may not be absurdly long."""
+
+    def read(self, size: int | None = -1, /) -> Any:
+        if size is not None and size > _CHUNK:
+            _check_names(size, Path(os.fsdecode(self.name)))
+        return super().read(size)
 
 
 def seal(path: Path) -> None:
@@ -44,10 +60,40 @@ def _directory_checksum(archive: zipfile.ZipFile) -> bytes:
 
 
 def check_sizes(path: Path) -> None:
-    """Raise InputError for an archive whose directory claims more than such a small file can hold."""
-    with zipfile.ZipFile(path) as archive:
-        claimed = sum(record.file_size for record in archive.infolist())
-    _check_claim(claimed, path)
+    """Raise InputError for an archive whose directory claims more than such a small file can hold.
+
+    The directory and the structure of the content may be long only in files that hold much.
+    """
+    with _Archive(path) as file, zipfile.ZipFile(file) as archive:
+        records = archive.infolist()
+    _check_claim(sum(record.file_size for record in records), path)
+    # PyTorch finds names in any case.
+    contents = [record.file_size for record in records if record.filename.lower().endswith("data.pkl")]
+    _check_names(max(contents, default=0), path)
+
+
+def check_pickles(path: Path) -> None:
+    """Raise InputError for a file of PyTorch's older format with an absurdly long structure."""
+    with path.open("rb") as file:
+        for _ in range(_PICKLES):
+            try:
+                for _ in pickletools.genops(file):
+                    _check_names(file.tell(), path)
+            except InputError:
+                raise
+            except Exception:  # it is damaged or no pickle, which reading it tells
+                return
+
+
+def check_header(path: Path) -> None:
+    """Raise InputError for a ``.safetensors`` with an absurdly long header."""
+    with path.open("rb") as file:
+        _check_names(int.from_bytes(file.read(8), "little"), path)
+
+
+def _check_names(length: int, path: Path) -> None:
+    if length > _FREE_NAMES and length > path.stat().st_size * _SHARE + _FREE_NAMES:
+        raise InputError(f"{path} has {length:,} bytes of names and structure: no checkpoint of its size does")
 
 
 def _check_claim(claimed: int, path: Path) -> None:
