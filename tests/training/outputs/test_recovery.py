@@ -1,6 +1,7 @@
 """The checkpoint that ``--resume auto`` picks."""
 
 import csv
+import errno
 import os
 import signal
 from pathlib import Path
@@ -143,8 +144,27 @@ def test_all_epochs_done_is_no_failure(images, tmp_path, capsys):
         found.append(contents(tmp_path / "run"))
     assert found[0] == found[1]
     assert "checkpoint-1.pth.tar" not in found[0][0]
-    assert capsys.readouterr().out.count("Epoch 1/2") == 1
+    out = capsys.readouterr().out
+    assert out.count("Epoch 1/2") == 1
+    assert out.count("All epochs are done") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_all_epochs_done_in_a_folder_that_is_read_only(images, tmp_path, monkeypatch, capsys):
+    def refuse(folder):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    assert command(images, tmp_path, "--epochs", 1) == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    monkeypatch.setattr("flashkat.training.outputs.folder.Lock", refuse)
+    capsys.readouterr()
+    assert command(images, tmp_path, "--epochs", 1, "--resume", "auto") == 0
+    out = capsys.readouterr().out
+    assert f"left as they are: cannot write to {tmp_path / 'run'}: Read-only file system" in out
+    assert "All epochs are done" in out
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+    assert command(images, tmp_path, "--epochs", 2, "--resume", "auto") == 2
+    assert "error: cannot write to" in capsys.readouterr().err
 
 
 def test_all_epochs_done_by_timm_is_no_failure(images, tmp_path):
