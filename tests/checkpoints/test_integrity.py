@@ -196,14 +196,22 @@ def test_a_storage_that_claims_more_than_its_record(tmp_path):
     refused(tmp_path / "a.pth", "damaged")
 
 
-def test_lists_in_lists_in_themselves(tmp_path):
-    """A million names for one list, and a list in itself."""
-    many = [torch.ones(2)]
-    for _ in range(20):
+def test_lists_that_no_one_could_walk(tmp_path):
+    """Millions of names for one list, a list in itself, and a number of more than 64 bits."""
+    many = [1]
+    for _ in range(25):
         many = [many, many]
-    many.append(many)
-    torch.save({"state_dict": {"a": torch.ones(2)}, "more": many}, tmp_path / "a.pth")
-    assert checkpoints.read(tmp_path / "a.pth")["state_dict"].keys() == {"a"}
+    endless: list = []
+    endless.append(endless)
+    for value, words in ((many, "more than 4,1"), (endless, "in themselves"), (2**100, "a number of 101 bits")):
+        torch.save({"state_dict": {"a": torch.ones(2)}, "args": {"opt": value}}, tmp_path / "a.pth")
+        refused(tmp_path / "a.pth", words)
+
+
+def test_a_list_that_is_named_twice(tmp_path):
+    betas = [0.9, 0.999]
+    torch.save({"state_dict": {"a": torch.ones(2)}, "more": [betas, betas]}, tmp_path / "a.pth")
+    assert checkpoints.read(tmp_path / "a.pth")["more"] == [betas, betas]
 
 
 # --- NumPy's numbers --------------------------------------------------------------------------------------------------

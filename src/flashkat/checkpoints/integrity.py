@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from .structure import fault_of_structure
 
 __all__ = ["check_header", "check_pickles", "check_records", "check_sizes", "check_tensors", "digest", "seal"]
 
@@ -92,8 +93,12 @@ def check_header(path: Path) -> None:
 
 
 def _check_names(length: int, path: Path) -> None:
-    if length > _FREE_NAMES and length > path.stat().st_size * _SHARE + _FREE_NAMES:
+    if length > _FREE_NAMES and length > _most_names(path):
         raise InputError(f"{path} has {length:,} bytes of names and structure: no checkpoint of its size does")
+
+
+def _most_names(path: Path) -> int:
+    return _FREE_NAMES + int(path.stat().st_size * _SHARE)
 
 
 def _check_claim(claimed: int, path: Path) -> None:
@@ -117,7 +122,12 @@ def check_records(path: Path) -> None:
 
 
 def check_tensors(checkpoint: Mapping[Any, Any], path: Path) -> None:
-    """Raise InputError for tensors that no memory holds: more numbers than the file has, or none at all."""
+    """Raise InputError for tensors that no memory holds: more numbers than the file has, or none at all.
+
+    The same holds for lists and dictionaries that no one could walk.
+    """
+    if fault := fault_of_structure(checkpoint, _most_names(path)):
+        raise InputError(f"{path} holds {fault}: no checkpoint does")
     claimed = 0
     for name, tensor in _tensors(checkpoint):
         if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized or tensor.is_nested:
@@ -136,7 +146,7 @@ def digest(state: Mapping[str, Tensor]) -> str:
 
 
 def _tensors(checkpoint: Mapping[Any, Any]) -> Iterator[tuple[Any, Tensor]]:
-    """Walk nested dictionaries and lists; what occurs twice, or in itself, is seen once."""
+    """Walk nested dictionaries and lists; what occurs twice is seen once."""
     seen: set[int] = set()
     left: list[tuple[Any, Any]] = [("", checkpoint)]
     while left:
