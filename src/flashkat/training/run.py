@@ -284,9 +284,15 @@ def _about_resuming(config: Config, resumed: dict[str, Any], state: TrainingStat
     if not resumed:
         return []
     left_out = "state_dict_ema" in resumed and state.ema is None
+    processes, before = distributed.size(), len(resumed.get("run", {}).get("processes", []))
     return [
         f"Continuing {config.resume.resume} in epoch {state.epoch + 1}, after {state.updates} updates",
         *differences(resumed.get("args", {}), config.flags()),
+        *(
+            [f"Differs from the run so far: there are {processes} processes, not {before}"]
+            if before not in (0, processes)
+            else []
+        ),
         *(["Its averaged weights are left out, as this run has no --model-ema"] if left_out else []),
     ]
 
