@@ -76,12 +76,22 @@ class Kills:
         straight, seconds = self._undisturbed(variant)
         killed = 0
         for _ in range(numbers.randint(1, 5)):
-            process = self._start(variant)
-            process.join(numbers.uniform(0, seconds))
-            process.kill()
-            process.join()
-            killed += process.exitcode == -signal.SIGKILL
+            moment = numbers.uniform(0, seconds)
+            while not (is_killed := self._killed(variant, moment)) and not killed:
+                # The machine was busier when the undisturbed run was timed.
+                shutil.rmtree(self._run)
+                moment /= 2
+            killed += is_killed
         return killed, self._resumed(variant, straight)
+
+    def _killed(self, variant: int, seconds: float) -> bool:
+        """Start the run, or go on with it, and return whether it was killed at a moment before its end."""
+        process = self._start(variant)
+        process.join(seconds)
+        process.kill()
+        process.join()
+        assert process.exitcode in (0, -signal.SIGKILL), (self._folder / "log.txt").read_text()
+        return process.exitcode != 0
 
     def steps(self) -> Iterator[list[str]]:
         """Kill a run before each of its file-system steps, and yield what differs after it was resumed."""

@@ -4,6 +4,7 @@ A longer run: ``FLIPS=400 python -m pytest tests/checkpoints/test_integrity.py -
 """
 
 import io
+import json
 import os
 import random
 import re
@@ -131,6 +132,44 @@ def test_many_names_for_the_same_bytes_are_refused(tmp_path):
     refused(path, "claims to hold 1,048,576,000")
 
 
+def test_a_million_entries_are_refused(tmp_path):
+    """Reading each of them in Python would take many seconds."""
+    torch.save({"optimizer": {"state": dict.fromkeys(range(10**6), 1.0)}}, tmp_path / "a.pth.tar")
+    refused(tmp_path / "a.pth.tar", "bytes of names and structure")
+
+
+def test_a_million_entries_of_an_older_file_are_refused(tmp_path):
+    state = {str(number): number for number in range(10**6)}
+    torch.save({"state": state}, tmp_path / "a.pth", _use_new_zipfile_serialization=False)
+    with pytest.raises(InputError, match="bytes of names and structure"):
+        checkpoints.read(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".npz"])
+def test_a_directory_of_a_million_records_is_refused(tmp_path, suffix):
+    path = tmp_path / f"a{suffix}"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", b"")
+        archive.filelist *= 10**5
+    refused(path, "bytes of names and structure")
+
+
+def test_a_long_header_of_safetensors_is_refused(tmp_path):
+    header = json.dumps({str(n): {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for n in range(10**5)}).encode()
+    (tmp_path / "a.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    refused(tmp_path / "a.safetensors", "bytes of names and structure")
+
+
+def test_many_names_are_honest_in_a_large_file(tmp_path, monkeypatch):
+    """Such as the names of many classes, beside the weights of as many outputs."""
+    monkeypatch.setattr("flashkat.checkpoints.integrity._FREE_NAMES", 2**10)
+    classes = [f"n{number:08}" for number in range(1000)]
+    torch.save({"state_dict": {"weight": torch.ones(1)}, "classes": classes}, tmp_path / "a.pth")
+    refused(tmp_path / "a.pth", "bytes of names and structure")
+    torch.save({"state_dict": {"weight": torch.ones(1000, 400)}, "classes": classes}, tmp_path / "a.pth")
+    assert checkpoints.read(tmp_path / "a.pth")["classes"] == classes
+
+
 @pytest.mark.parametrize(
     "tensor",
     [torch.zeros(1).expand(10**13), torch.zeros(1).expand(10**6, 10**6)],
@@ -157,14 +196,22 @@ def test_a_storage_that_claims_more_than_its_record(tmp_path):
     refused(tmp_path / "a.pth", "damaged")
 
 
-def test_lists_in_lists_in_themselves(tmp_path):
-    """A million names for one list, and a list in itself."""
-    many = [torch.ones(2)]
-    for _ in range(20):
+def test_lists_that_no_one_could_walk(tmp_path):
+    """Millions of names for one list, a list in itself, and a number of more than 64 bits."""
+    many = [1]
+    for _ in range(25):
         many = [many, many]
-    many.append(many)
-    torch.save({"state_dict": {"a": torch.ones(2)}, "more": many}, tmp_path / "a.pth")
-    assert checkpoints.read(tmp_path / "a.pth")["state_dict"].keys() == {"a"}
+    endless: list = []
+    endless.append(endless)
+    for value, words in ((many, "more than 4,1"), (endless, "in themselves"), (2**100, "a number of 101 bits")):
+        torch.save({"state_dict": {"a": torch.ones(2)}, "args": {"opt": value}}, tmp_path / "a.pth")
+        refused(tmp_path / "a.pth", words)
+
+
+def test_a_list_that_is_named_twice(tmp_path):
+    betas = [0.9, 0.999]
+    torch.save({"state_dict": {"a": torch.ones(2)}, "more": [betas, betas]}, tmp_path / "a.pth")
+    assert checkpoints.read(tmp_path / "a.pth")["more"] == [betas, betas]
 
 
 # --- NumPy's numbers --------------------------------------------------------------------------------------------------

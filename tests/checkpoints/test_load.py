@@ -102,6 +102,7 @@ def test_load():
         (lambda state: state.pop("bias"), r"1 missing \(bias\)"),
         (lambda state: state.update(scale=torch.ones(2)), r"1 unexpected \(scale\)"),
         (lambda state: state.update(weight=torch.ones(2, 4)), r"1 of another shape \(weight \(2, 4\) for \(2, 3\)\)"),
+        (lambda state: state.update(weight=torch.ones(2, 3) * 1j), r"1 complex \(weight\)"),
         (lambda state: state.update(a=0, b=0, c=0), r"3 unexpected \(a, b, \.\.\.\)"),
         (lambda state: (state.pop("bias"), state.update(gain=0)), r"1 missing \(bias\); 1 unexpected \(gain\)"),
     ],

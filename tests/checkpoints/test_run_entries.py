@@ -21,7 +21,7 @@ def checkpoint():
     return {
         "epoch": 3,
         "metric": 50.0,
-        "args": {"opt": "adamw", "batch_size": 4, "grad_accum_steps": 1},
+        "args": {"opt": "adamw", "batch_size": 4, "grad_accum_steps": 1, "scale": (0.1, 1.0), "opt_kwargs": {"a": [1]}},
         "optimizer": optimizer.state_dict(),
         "amp_scaler": {"scale": 65536.0, "growth_factor": 2.0, "_growth_tracker": 0},
         "run": {
@@ -52,6 +52,9 @@ def test_what_training_writes_is_good():
         ("metric", "good"),
         ("args.opt", 3),
         ("args.batch_size", "4"),
+        ("args.mixup", torch.ones(2)),
+        ("args.opt_kwargs", {"a": [torch.ones(2)]}),
+        ("args.scale", {1: 2}),
         ("optimizer.state", [1]),
         ("optimizer.param_groups", "x"),
         ("optimizer.param_groups.0.lr", "fast"),
@@ -68,6 +71,7 @@ def test_what_training_writes_is_good():
         ("run.lr", float("nan")),
         ("run.lr", -1.0),
         ("run.best", {"metric": "x", "weights": "state_dict"}),
+        ("run.best", {"metric": 1.0, "weights": "state_dict", "epoch": "/../../x"}),
         ("run.history", [3]),
         ("run.history.0.epoch", "first"),
         ("run.history.0.lr", "fast"),

@@ -220,3 +220,36 @@ def test_a_file_that_is_none(tmp_path, text, words, capsys):
         parse("train", "data", "-c", tmp_path / "flags.yaml")
     assert stopped.value.code == 2
     assert words in capsys.readouterr().err
+
+
+def doubled(key):
+    """A list that names the one before it ten times, and so on."""
+    lines = [f"- &a{number} [{', '.join([f'*a{number - 1}'] * 10)}]" for number in range(1, 9)]
+    return "\n".join([f"{key}:", "- &a0 [1]", *lines])
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        *((doubled(key), "more than 10,000 values") for key in ("model", "opt_kwargs", "model_kwargs", "mean")),
+        ("model_kwargs: &a {depth: *a}", "in themselves"),
+        ("a: " + "[" * 5000 + "]" * 5000, "is not YAML: maximum recursion depth"),
+        ("epochs: " + "9" * 5000, "is not YAML: Exceeds the limit"),
+        ("epochs: 0x" + "f" * 5000, "a number of 20,000 bits"),
+        ("#" * 10**6, "more than 100,000 characters"),
+    ],
+)
+def test_a_file_that_is_small_and_means_much(tmp_path, text, words, capsys):
+    (tmp_path / "flags.yaml").write_text(text)
+    with pytest.raises(SystemExit) as stopped:
+        parse("train", "data", "-c", tmp_path / "flags.yaml")
+    assert stopped.value.code == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert words in err
+
+
+def test_a_file_without_an_end(capsys):
+    with pytest.raises(SystemExit):
+        parse("train", "data", "-c", "/dev/zero")
+    assert "more than 100,000 characters" in capsys.readouterr().err

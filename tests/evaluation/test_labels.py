@@ -1,6 +1,7 @@
 """Labels that count in place of the data set's own."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -66,6 +67,14 @@ def test_valid_labels_that_are_not(validated, tmp_path, text, words):
     (tmp_path / "labels.txt").write_text(text)
     checkpoint = weights(tmp_path / "weights.pth")
     assert words in validated("--checkpoint", checkpoint, "--valid-labels", tmp_path / "labels.txt", status=2)
+
+
+def test_valid_labels_without_an_end(validated, tmp_path):
+    os.mkfifo(tmp_path / "labels.txt")
+    err = validated(
+        "--checkpoint", weights(tmp_path / "weights.pth"), "--valid-labels", tmp_path / "labels.txt", status=2
+    )
+    assert f"no file of --valid-labels at {tmp_path}" in err
 
 
 def test_valid_labels_beside_a_checkpoints_own_classes(validated, tmp_path):

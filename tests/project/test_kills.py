@@ -13,6 +13,15 @@ def test_a_chain_of_kills_ends_with_the_same_bits(tmp_path):
     assert found == []
 
 
+def test_a_run_that_was_timed_on_a_busier_machine_is_killed_all_the_same(tmp_path, monkeypatch):
+    kills = Kills(tmp_path, epochs=1)
+    straight, seconds = kills._undisturbed(1)
+    monkeypatch.setattr(kills, "_undisturbed", lambda variant: (straight, 20 * seconds))
+    killed, found = kills.chain(16)
+    assert killed
+    assert found == []
+
+
 def test_other_bits_and_other_files_are_noticed(tmp_path):
     one, other = tmp_path / "one", tmp_path / "other"
     one.mkdir()

@@ -9,7 +9,7 @@ from timm.optim import list_optimizers
 from torch import nn
 
 from flashkat.nn.group_rational import GroupRational
-from flashkat.training.optimizer import is_fused, parameter_groups, with_implementation_of
+from flashkat.training.optimizer import is_fused, parameter_groups, with_implementation_of, with_order_of
 
 KWARGS = {"img_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 3}
 
@@ -221,3 +221,11 @@ def test_other_settings_of_a_saved_optimiser_stay(model):
     groups = with_implementation_of(torch.optim.AdamW(model.parameters(), lr=0.1), saved)["param_groups"]
     assert (groups[0]["lr"], groups[0]["fused"]) == (0.3, None)
     assert saved["param_groups"][0]["fused"] is True
+
+
+def test_the_sizes_of_many_groups_are_not_all_said(model):
+    optimizer = torch.optim.AdamW(model.parameters())
+    state = {"param_groups": [{"params": [number]} for number in range(1000)], "state": {}}
+    with pytest.raises(ValueError, match=r"groups of \[1, 1") as error:
+        with_order_of(optimizer, state, model, [])
+    assert len(str(error.value)) < 250

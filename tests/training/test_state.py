@@ -114,6 +114,15 @@ def test_an_epoch_is_ended_in_the_batches_it_began_with(train, flag, capsys, ima
     assert main([str(each) for each in [*argv, "--resume", straight / "last.pth.tar"]]) == 0
 
 
+def test_an_epoch_of_a_data_set_that_has_lost_images(train, capsys, images, tmp_path):
+    straight = train("--epochs", 2, "--recovery-interval", 1, "-b", 2, "--opt", "sgd")
+    fewer = tiny.write_images(tmp_path / "fewer", train=4)
+    argv = ["train", fewer, *tiny.FLAGS, "-j", 0, "-b", 2, "--epochs", 3, "--opt", "sgd"]
+    assert main([str(each) for each in [*argv, "--resume", straight / "recovery-1-6.pth.tar"]]) == 2
+    assert "is from after batch 7 of an epoch, which has 4 batches of this data: give" in capsys.readouterr().err
+    assert main([str(each) for each in [*argv, "--resume", straight / "last.pth.tar"]]) == 0
+
+
 def test_goes_on_in_its_folder(train, images, tmp_path, capsys):
     flags = ["--epochs", 4, "--opt", "adamw", "--lr", 1e-3, *AVERAGED]
     straight = train(*flags, experiment="straight")

@@ -45,7 +45,7 @@ def model_name(model: Any) -> str:
 def compare(
     own: Mapping[str, Any], state: Mapping[str, Any], read: Mapping[str, Any] | None = None
 ) -> dict[str, list[str]]:
-    """List the names that a state_dict lacks, has beyond a model's own, or has in another shape.
+    """List the names that a state_dict lacks, has beyond a model's own, has in another shape, or as complex numbers.
 
     Args:
         own: the model's; a value may be None if its shape does not matter.
@@ -61,6 +61,10 @@ def compare(
             f"{key} {tuple(shown[key].shape)} for {tuple(own[key].shape)}"
             for key in shared
             if own[key] is not None and state[key].shape != own[key].shape
+        ],
+        # PyTorch would drop the imaginary part.
+        "complex": [
+            key for key in shared if own[key] is not None and state[key].is_complex() and not own[key].is_complex()
         ],
     }
 

@@ -7,7 +7,9 @@ their metadata.
 """
 
 import hashlib
+import io
 import os
+import pickletools
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -18,14 +20,29 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from .structure import fault_of_structure
 
-__all__ = ["check_records", "check_sizes", "check_tensors", "digest", "seal"]
+__all__ = ["check_header", "check_pickles", "check_records", "check_sizes", "check_tensors", "digest", "seal"]
 
 _SEAL = b"flashkat sha256:"
 
 # A file may claim this many times its own size, and small ones this many bytes.
 _GROWTH, _FREE = 20, 64 * 2**20
+# Names and structure may take this share of a file, and of small ones this many bytes. It takes 1 s to read 2**20.
+_SHARE, _FREE_NAMES = 1 / 64, 4 * 2**20
 _CHUNK = 2**20
+
+# An older file begins with this many pickles: its number, version, system, content and names of storages.
+_PICKLES = 5
+
+
+class _Archive(io.FileIO):
+    """An archive's file whose directory, which is read in one piece, may not be absurdly long."""
+
+    def read(self, size: int | None = -1, /) -> Any:
+        if size is not None and size > _CHUNK:
+            _check_names(size, Path(os.fsdecode(self.name)))
+        return super().read(size)
 
 
 def seal(path: Path) -> None:
@@ -44,10 +61,44 @@ def _directory_checksum(archive: zipfile.ZipFile) -> bytes:
 
 
 def check_sizes(path: Path) -> None:
-    """Raise InputError for an archive whose directory claims more than such a small file can hold."""
-    with zipfile.ZipFile(path) as archive:
-        claimed = sum(record.file_size for record in archive.infolist())
-    _check_claim(claimed, path)
+    """Raise InputError for an archive whose directory claims more than such a small file can hold.
+
+    The directory and the structure of the content may be long only in files that hold much.
+    """
+    with _Archive(path) as file, zipfile.ZipFile(file) as archive:
+        records = archive.infolist()
+    _check_claim(sum(record.file_size for record in records), path)
+    # PyTorch finds names in any case.
+    contents = [record.file_size for record in records if record.filename.lower().endswith("data.pkl")]
+    _check_names(max(contents, default=0), path)
+
+
+def check_pickles(path: Path) -> None:
+    """Raise InputError for a file of PyTorch's older format with an absurdly long structure."""
+    with path.open("rb") as file:
+        for _ in range(_PICKLES):
+            try:
+                for _ in pickletools.genops(file):
+                    _check_names(file.tell(), path)
+            except InputError:
+                raise
+            except Exception:  # it is damaged or no pickle, which reading it tells
+                return
+
+
+def check_header(path: Path) -> None:
+    """Raise InputError for a ``.safetensors`` with an absurdly long header."""
+    with path.open("rb") as file:
+        _check_names(int.from_bytes(file.read(8), "little"), path)
+
+
+def _check_names(length: int, path: Path) -> None:
+    if length > _FREE_NAMES and length > _most_names(path):
+        raise InputError(f"{path} has {length:,} bytes of names and structure: no checkpoint of its size does")
+
+
+def _most_names(path: Path) -> int:
+    return _FREE_NAMES + int(path.stat().st_size * _SHARE)
 
 
 def _check_claim(claimed: int, path: Path) -> None:
@@ -71,7 +122,12 @@ def check_records(path: Path) -> None:
 
 
 def check_tensors(checkpoint: Mapping[Any, Any], path: Path) -> None:
-    """Raise InputError for tensors that no memory holds: more numbers than the file has, or none at all."""
+    """Raise InputError for tensors that no memory holds: more numbers than the file has, or none at all.
+
+    The same holds for lists and dictionaries that no one could walk.
+    """
+    if fault := fault_of_structure(checkpoint, _most_names(path)):
+        raise InputError(f"{path} holds {fault}: no checkpoint does")
     claimed = 0
     for name, tensor in _tensors(checkpoint):
         if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized or tensor.is_nested:
@@ -90,7 +146,7 @@ def digest(state: Mapping[str, Tensor]) -> str:
 
 
 def _tensors(checkpoint: Mapping[Any, Any]) -> Iterator[tuple[Any, Tensor]]:
-    """Walk nested dictionaries and lists; what occurs twice, or in itself, is seen once."""
+    """Walk nested dictionaries and lists; what occurs twice is seen once."""
     seen: set[int] = set()
     left: list[tuple[Any, Any]] = [("", checkpoint)]
     while left:

@@ -23,7 +23,7 @@ from torch import Tensor
 from ..errors import InputError, explain
 from ..system.files import check_writable, placeholder, replaced
 from .formats import from_google
-from .integrity import check_records, check_sizes, check_tensors, digest, seal
+from .integrity import check_header, check_pickles, check_records, check_sizes, check_tensors, digest, seal
 from .numpy_values import NO_NUMBERS, SAFE_NUMPY
 
 __all__ = ["check_output", "read", "write", "write_weights"]
@@ -100,6 +100,8 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
         if _is_zip(path):
             check_sizes(path)
             check_records(path)
+        else:
+            check_pickles(path)
         with torch.serialization.safe_globals(_SAFE_GLOBALS), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickle protocols, beside the error that follows
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
@@ -155,6 +157,7 @@ def _needs_code(path: Path, error: Exception) -> bool:
 def _read_safetensors(path: Path) -> dict[str, Any]:
     from safetensors import safe_open
 
+    check_header(path)
     try:
         with safe_open(path, framework="pt") as file:
             expected = (file.metadata() or {}).get(_DIGEST)

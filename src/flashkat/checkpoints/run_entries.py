@@ -43,10 +43,17 @@ def check_run(checkpoint: Mapping[str, Any], path: str) -> None:
     ):
         for name, holds in rules.items():
             if name in entries and not holds(entries[name]):
-                raise InputError(
-                    f"{path} is no checkpoint to go on with, its {where}{name} is {_shown(entries[name])}: "
-                    "start from its weights, with --initial-checkpoint"
-                )
+                raise _refusal(path, f"{where}{name}", entries[name])
+    for name, value in checkpoint.get("args", {}).items():
+        if not _is_flag(value):
+            raise _refusal(path, f"args.{name!s:.80}", value)
+
+
+def _refusal(path: str, name: str, value: Any) -> InputError:
+    return InputError(
+        f"{path} is no checkpoint to go on with, its {name} is {_shown(value)}: "
+        "start from its weights, with --initial-checkpoint"
+    )
 
 
 def _shown(value: Any) -> str:
@@ -82,6 +89,12 @@ def _is_setting(value: Any) -> bool:
     return value is None or isinstance(value, (bool, int, float, str, Tensor))
 
 
+def _is_flag(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(_is_text(name) and _is_flag(each) for name, each in value.items())
+    return _list_of(_is_flag)(value) or (_is_setting(value) and not isinstance(value, Tensor))
+
+
 def _is_row(row: Any) -> bool:
     return (
         isinstance(row, dict)
@@ -91,7 +104,12 @@ def _is_row(row: Any) -> bool:
 
 
 def _is_best(best: Any) -> bool:
-    return best == {} or (isinstance(best, dict) and _is_number(best.get("metric")) and _is_text(best.get("weights")))
+    return best == {} or (
+        isinstance(best, dict)
+        and _is_number(best.get("metric"))
+        and _is_text(best.get("weights"))
+        and _or_none(_is_count)(best.get("epoch"))
+    )
 
 
 def _is_schedule(state: Any) -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
+from ..checkpoints.structure import fault_of_structure
 from ..errors import InputError, show_once
 from ..models.architecture import SOURCES, check_arguments
 from ..system.terminal import printable
@@ -37,6 +38,9 @@ __all__ = [
 
 # The largest whole number. PyTorch multiplies such numbers in 64 bits.
 _MOST = 2**31 - 1
+
+# Characters of a file of flags, and values in it.
+_LONGEST, _MOST_VALUES = 10**5, 10**4
 
 # Booleans as shells and YAML write them. As a string, "false" would count as true.
 _BOOLEANS = {"true": "True", "false": "False"}
@@ -125,11 +129,18 @@ class Parser(argparse.ArgumentParser):
         import yaml
 
         try:
-            content = yaml.safe_load(Path(path).read_text())
+            with Path(path).open() as file:
+                text = file.read(_LONGEST + 1)
+            content = yaml.safe_load(text) if len(text) <= _LONGEST else {}
         except OSError as error:
             self.error(f"cannot read the --config {path}: {error.strerror}")
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            self.error(f"the --config {path} is not YAML: {' '.join(str(error).split())}")
+        except (yaml.YAMLError, ValueError, RecursionError) as error:  # of bytes, numbers and depth
+            self.error(f"the --config {path} is not YAML: {' '.join(str(error).split()):.500}")
+        fault = (
+            fault_of_structure(content, _MOST_VALUES) if len(text) <= _LONGEST else f"more than {_LONGEST:,} characters"
+        )
+        if fault:
+            self.error(f"the --config {path} has {fault}: give a file of flags, such as a run's args.yaml")
         if not isinstance(content, dict):
             self.error(f"the --config {path} has to hold NAME: VALUE lines, as in a run's args.yaml")
         actions = {action.dest: action for action in self._actions if action.option_strings or action.dest != "help"}

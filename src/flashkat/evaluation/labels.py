@@ -40,6 +40,8 @@ def read_valid_labels(path: str, model: Any) -> list[int] | None:
     """
     if not path:
         return None
+    if not Path(path).is_file():
+        raise InputError(f"no file of --valid-labels at {path}")
     with explain(f"cannot read --valid-labels {path}, the indices of outputs, one a line"):
         labels = [int(line) for line in Path(path).read_text().split()]
     outputs = model.num_classes

@@ -43,10 +43,10 @@ def _real(low: float, high: float) -> _Rule:
 def _or_list(rule: _Rule, most: int) -> _Rule:
     def holds(value: Any) -> bool:
         if isinstance(value, (list, tuple)):
-            return len(value) <= most and all(map(rule.holds, value))
+            return 0 < len(value) <= most and all(map(rule.holds, value))
         return rule.holds(value)
 
-    return _Rule(f"{rule.wanted}, or at most {most} of them", holds)
+    return _Rule(f"{rule.wanted}, or 1 to {most} of them", holds)
 
 
 _FLAG = _Rule("true or false", lambda value: type(value) is bool)
@@ -69,8 +69,9 @@ _ARCHITECTURE: dict[str, _Rule] = {
     **dict.fromkeys(("window_size", "stem_width", "base_width", "cardinality", "output_stride"), _SIDE),
     "init_values": _real(-1e6, 1e6),
     "reg_tokens": _whole(0, 4096),
-    "m": _whole(1, 64),
-    "n": _whole(0, 64),
+    # A starting function of a higher degree takes longer to fit than 10 s.
+    "m": _whole(1, 16),
+    "n": _whole(0, 16),
     "num_groups": _whole(1, 2**14),
     "den_groups": _whole(1, 2**14),
     **dict.fromkeys(

@@ -138,7 +138,7 @@ def with_order_of(
     groups = state["param_groups"]
     sizes, own_sizes = ([len(group["params"]) for group in each] for each in (groups, optimizer.param_groups))
     if sizes != own_sizes:
-        raise ValueError(f"groups of {sizes} parameters, not of {own_sizes}")
+        raise ValueError(f"groups of {sizes!s:.80} parameters, not of {own_sizes!s:.80}")
     rank = {name: place for place, name in enumerate(names)}
     places = {id(parameter): rank[name] for name, parameter in model.named_parameters()}
     ordered = []

@@ -217,10 +217,12 @@ def _train(asked: Config, device: torch.device) -> Result:
         if not is_automatic:
             raise
         run = resumed.get("run", {})
-        if distributed.is_primary():
-            # It may have been killed at the end of its last epoch.
-            with contextlib.closing(open_folder(run, wandb=None)) as finished:
-                finished.draw()
+        with open_progress(0, 0) as progress:
+            for note in notes:
+                progress.say(note)
+            if distributed.is_primary() and (fault := _complete(lambda: open_folder(run, wandb=None))):
+                progress.say(f"The files of {Path(resume).parent} are left as they are: {fault}")
+            progress.say(f"All epochs are done, see {resume}: give more --epochs to go on")
         return Result(
             Path(resume).parent if distributed.is_primary() else None, run.get("history", []), run.get("best", {})
         )
@@ -277,14 +279,37 @@ def _with_newest(config: Config, say: Callable[[str], None]) -> Config:
     return replace(config, resume=replace(config.resume, resume=distributed.gather(newest)[0]))
 
 
+def _complete(open_folder: Callable[[], RunFolder]) -> str:
+    """Complete the files of a run that has all its epochs, and return the reason if that cannot be done.
+
+    It may have been killed at the end of its last epoch. Its folder may be read-only, as in an archive.
+    """
+    try:
+        with contextlib.closing(open_folder()) as folder:
+            folder.draw()
+    except OSError as error:
+        return error.strerror or str(error)
+    except InputError as error:
+        if not isinstance(error.__cause__, OSError):
+            raise
+        return str(error)
+    return ""
+
+
 def _about_resuming(config: Config, resumed: dict[str, Any], state: TrainingState) -> list[str]:
     """Return lines on where a resumed run continues, and what it changes; none for a new run."""
     if not resumed:
         return []
     left_out = "state_dict_ema" in resumed and state.ema is None
+    processes, before = distributed.size(), len(resumed.get("run", {}).get("processes", []))
     return [
         f"Continuing {config.resume.resume} in epoch {state.epoch + 1}, after {state.updates} updates",
         *differences(resumed.get("args", {}), config.flags()),
+        *(
+            [f"Differs from the run so far: there are {processes} processes, not {before}"]
+            if before not in (0, processes)
+            else []
+        ),
         *(["Its averaged weights are left out, as this run has no --model-ema"] if left_out else []),
     ]
 

@@ -174,6 +174,7 @@ class TrainingState:
         _set_ema_state(self.ema, run.get("ema", {}))
         if self.batch and start_epoch is None:
             _check_same_batches(checkpoint, resume.resume, self.flags)
+            self._check_same_length(resume.resume, updates_per_epoch)
         processes = run.get("processes", [])
         if len(processes) == distributed.size():
             own = processes[distributed.rank()]
@@ -183,6 +184,14 @@ class TrainingState:
             raise InputError(
                 f"{resume.resume} is from the middle of an epoch of {len(processes)} processes, not "
                 f"{distributed.size()}: start as many, or resume from last.pth.tar"
+            )
+
+    def _check_same_length(self, path: str, updates_per_epoch: int) -> None:
+        """Raise InputError if an epoch has fewer batches than are done, as of a data set that has lost images."""
+        if self.batch > (batches := updates_per_epoch * self.flags["grad_accum_steps"]):
+            raise InputError(
+                f"{path} is from after batch {self.batch} of an epoch, which has {batches} batches of this data: give "
+                "the run's data, or resume from last.pth.tar"
             )
 
     def _restore_optimizer(self, checkpoint: dict[str, Any], path: str, opt: str) -> None:

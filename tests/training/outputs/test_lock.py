@@ -1,8 +1,10 @@
 """One process writes to a folder."""
 
 import errno
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -58,6 +60,32 @@ os.kill(os.getpid(), signal.SIGKILL)
     finally:
         os.kill(child, signal.SIGKILL)
         process.stdout.close()
+
+
+def test_a_child_that_has_not_run_yet_is_waited_for(tmp_path):
+    """It has its parent's lock until then, and its parent may be killed before."""
+    code = f"""
+import os, signal, time
+from pathlib import Path
+os.register_at_fork(after_in_child=lambda: time.sleep(1))
+from flashkat.training.outputs.lock import Lock
+lock = Lock(Path({str(tmp_path)!r}))
+if os.fork():
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == -9
+    Lock(tmp_path).release()
+
+
+@pytest.mark.parametrize("holder", [{"process": 2**40}, {"process": "x"}, {"host": "elsewhere", "process": 2**22 + 1}])
+def test_a_lock_of_a_dead_process_that_stays_is_refused(holder, tmp_path, monkeypatch):
+    monkeypatch.setattr("flashkat.training.outputs.lock._PATIENCE_SECONDS", 0.1)
+    with (tmp_path / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.write(json.dumps({"host": socket.gethostname(), **holder}))
+        file.flush()
+        with pytest.raises(InputError, match=r"writes to .*: wait for its end"):
+            Lock(tmp_path)
 
 
 def test_a_lock_file_that_its_holder_removed_meanwhile_counts_for_nothing(tmp_path, monkeypatch):

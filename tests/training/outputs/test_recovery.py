@@ -1,6 +1,7 @@
 """The checkpoint that ``--resume auto`` picks."""
 
 import csv
+import errno
 import os
 import signal
 from pathlib import Path
@@ -62,6 +63,16 @@ def test_flags_that_differ():
     before = {"opt": "adamw", "mixup": 0.8, "workers": 4, "output": "a", "gone": 1}
     now = {"opt": "adamw", "mixup": 0.0, "workers": 8, "output": "b", "new": 2}
     assert differences(before, now) == ["Differs from the run so far: --mixup is 0.0, it was 0.8"]
+
+
+def test_a_rate_that_differs():
+    assert differences({"lr": 0.5}, {"lr": 0.1}) == ["Differs from the run so far: --lr is 0.1, it was 0.5"]
+    assert differences({"lr": None}, {"lr": 0.1}) == []
+
+
+def test_flags_of_a_file_are_shown_in_a_line():
+    (line,) = differences({"aa": "a\nEpoch 9/9"}, {"aa": None})
+    assert line.endswith(r"it was a\nEpoch 9/9")
 
 
 # --- going on by itself -----------------------------------------------------------------------------------------------
@@ -143,8 +154,27 @@ def test_all_epochs_done_is_no_failure(images, tmp_path, capsys):
         found.append(contents(tmp_path / "run"))
     assert found[0] == found[1]
     assert "checkpoint-1.pth.tar" not in found[0][0]
-    assert capsys.readouterr().out.count("Epoch 1/2") == 1
+    out = capsys.readouterr().out
+    assert out.count("Epoch 1/2") == 1
+    assert out.count("All epochs are done") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_all_epochs_done_in_a_folder_that_is_read_only(images, tmp_path, monkeypatch, capsys):
+    def refuse(folder):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    assert command(images, tmp_path, "--epochs", 1) == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    monkeypatch.setattr("flashkat.training.outputs.folder.Lock", refuse)
+    capsys.readouterr()
+    assert command(images, tmp_path, "--epochs", 1, "--resume", "auto") == 0
+    out = capsys.readouterr().out
+    assert f"left as they are: cannot write to {tmp_path / 'run'}: Read-only file system" in out
+    assert "All epochs are done" in out
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+    assert command(images, tmp_path, "--epochs", 2, "--resume", "auto") == 2
+    assert "error: cannot write to" in capsys.readouterr().err
 
 
 def test_all_epochs_done_by_timm_is_no_failure(images, tmp_path):
@@ -222,9 +252,20 @@ def test_a_disk_that_stays_full_is_a_failure(images, tmp_path, monkeypatch, caps
 
 def test_other_flags_are_listed(images, tmp_path, capsys):
     assert command(images, tmp_path, "--epochs", 1) == 0
-    more = ["--mixup", 0.5, "--smoothing", 0.2, "--resume", tmp_path / "run" / "last.pth.tar"]
+    more = ["--mixup", 0.5, "--smoothing", 0.2, "--lr", 0.7, "--resume", tmp_path / "run" / "last.pth.tar"]
     assert command(images, tmp_path, "--epochs", 2, *more) == 0
     out = capsys.readouterr().out
     assert "Differs from the run so far: --mixup is 0.5, it was 0.0" in out
     assert "Differs from the run so far: --smoothing is 0.2, it was 0.1" in out
-    assert out.count("Differs from the run so far: ") == 3  # and the epochs
+    assert "Differs from the run so far: --lr is 0.7, it was " in out
+    assert out.count("Differs from the run so far: ") == 4  # and the epochs
+
+
+def test_another_number_of_processes_is_said(images, tmp_path, capsys):
+    assert command(images, tmp_path, "--epochs", 1) == 0
+    path = tmp_path / "run" / "last.pth.tar"
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint["run"]["processes"] *= 2
+    torch.save(checkpoint, path)
+    assert command(images, tmp_path, "--epochs", 2, "--resume", "auto") == 0
+    assert "Differs from the run so far: there are 1 processes, not 2" in capsys.readouterr().out

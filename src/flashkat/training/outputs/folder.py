@@ -107,8 +107,9 @@ class RunFolder:
         self._unsaved: tuple[dict[str, Any], dict[str, Any]] | None = None
         # Another run that reads these flags needs a folder of its own, and starts anew.
         self._flags = {**flags, "experiment": "", "resume": ""}
-        self._lock = Lock(self.path)
+        self._lock: Lock | None = None
         try:
+            self._lock = Lock(self.path)
             if continued is not None:
                 self._remove_partial()
             self._write_flags()
@@ -143,7 +144,8 @@ class RunFolder:
 
     def close(self) -> None:
         """Let other processes write to the folder."""
-        self._lock.release()
+        if self._lock is not None:
+            self._lock.release()
 
     def _finish(self, resumed: Path, best_epoch: int | None) -> None:
         """Complete the files of an epoch at whose end the run was killed.
@@ -203,7 +205,7 @@ class RunFolder:
             OSError: it cannot be made.
             InputError: another process writes to a folder of that name.
         """
-        if not self._lock.is_held():
+        if self._lock is None or not self._lock.is_held():
             if not self.path.exists():
                 above = next((folder for folder in self.path.absolute().parents if folder.exists()), None)
                 if above is None or _identity(above)[0] != self._device:
@@ -211,7 +213,7 @@ class RunFolder:
                 self.path.mkdir(parents=True)
                 say(f"{self.path} was removed or renamed. It is made again, without the files of before")
             lock = Lock(self.path)
-            self._lock.release()
+            self.close()
             self._lock = lock
             self._ranked = [(path, rank) for path, rank in self._ranked if path.exists()]
             self._recoveries = [path for path in self._recoveries if path.exists()]

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import socket
+import time
 import weakref
 from pathlib import Path
 from typing import IO, Any
@@ -13,6 +14,9 @@ from ...errors import InputError
 __all__ = ["Lock"]
 
 _NAME = ".lock"
+
+# A process that was just forked holds its parent's lock until it runs. On a busy machine that can take a second.
+_PATIENCE_SECONDS, _INTERVAL_SECONDS = 10.0, 0.02
 
 # Open locks of this process.
 _HELD: "weakref.WeakSet[Lock]" = weakref.WeakSet()
@@ -35,6 +39,7 @@ class Lock:
             import fcntl
         except ImportError:  # Windows
             return
+        ends_at = time.monotonic() + _PATIENCE_SECONDS
         while self._file is None:
             file = self._path.open("a+")
             try:
@@ -42,6 +47,9 @@ class Lock:
             except BlockingIOError as error:
                 holder = _holder(file)
                 file.close()
+                if _is_dead(holder) and time.monotonic() < ends_at:
+                    time.sleep(_INTERVAL_SECONDS)
+                    continue
                 raise InputError(
                     f"process {holder.get('process', '?')} on {holder.get('host', 'another host')} writes to {folder}: "
                     "wait for its end, or give another --experiment"
@@ -94,6 +102,20 @@ def _holder(file: IO[str]) -> dict[str, Any]:
         found = json.loads(file.read())
         return found if isinstance(found, dict) else {}
     return {}
+
+
+def _is_dead(holder: dict[str, Any]) -> bool:
+    """Return whether the process that a lock names has ended, as far as its own host can tell."""
+    process = holder.get("process")
+    if holder.get("host") != socket.gethostname() or type(process) is not int or process <= 0:
+        return False
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return True
+    except OSError:  # it is another user's
+        return False
+    return False
 
 
 def _is_at(path: Path, file: IO[str]) -> bool:

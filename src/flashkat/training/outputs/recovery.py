@@ -11,6 +11,7 @@ from torch.distributed.tensor import DTensor
 from ... import checkpoints
 from ...checkpoints.run_entries import check_run
 from ...errors import InputError
+from ...system.terminal import printable_name
 
 __all__ = ["differences", "is_finite", "newest_good"]
 
@@ -29,7 +30,7 @@ _HARMLESS = {
         "synchronize_step",
         "find_nonfinite",
     ),
-    *("validation_batch_size", "data_dir", "start_epoch", "use_multi_epochs_loader", "lr"),
+    *("validation_batch_size", "data_dir", "start_epoch", "use_multi_epochs_loader"),
 }
 
 
@@ -89,8 +90,15 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     Returns:
         A line for each flag that differs.
     """
-    return [
-        f"Differs from the run so far: --{name.replace('_', '-')} is {now[name]}, it was {before[name]}"
+    found = [
+        (name, printable_name(str(before[name])))
         for name in now
-        if name in before and name not in _HARMLESS and before[name] != now[name]
+        if name in before
+        and name not in _HARMLESS
+        and before[name] != now[name]
+        # timm's arguments have no rate where it follows from others.
+        and (name, before[name]) != ("lr", None)
+    ]
+    return [
+        f"Differs from the run so far: --{name.replace('_', '-')} is {now[name]}, it was {was}" for name, was in found
     ]
