@@ -169,11 +169,13 @@ def read_class_map(path: str, folder: Path | None = None) -> dict[str, int]:
         raise InputError(f"no class map at {path}")
     with explain(f"cannot read --class-map {path}"):
         names = [line.strip() for line in file.read_text(encoding="utf-8-sig").rstrip().splitlines()]
-    wrong = next((line for line, name in enumerate(names) if not name or name in names[:line]), None)
-    if wrong is not None:
-        found = f"the name {printable_name(names[wrong])} again" if names[wrong] else "no name"
-        raise InputError(f"--class-map {path} has {found} in line {wrong + 1}: write each class once, a line each")
-    return {name: index for index, name in enumerate(names)}
+    indices: dict[str, int] = {}
+    for index, name in enumerate(names):
+        if not name or name in indices:
+            found = f"the name {printable_name(name)} again" if name else "no name"
+            raise InputError(f"--class-map {path} has {found} in line {index + 1}: write each class once, a line each")
+        indices[name] = index
+    return indices
 
 
 def scan(root: Path, class_to_idx: dict[str, int] | None = None) -> Images:
