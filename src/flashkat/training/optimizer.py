@@ -81,8 +81,12 @@ def fallback_names(model: nn.Module, settings: Optimizer) -> list[str]:
     functions, so it belongs to the rest. Other optimisers have no fallback, and get no groups for it.
     """
     given = list(settings.opt_kwargs.get("fallback_list", ()))
-    is_muon = get_optimizer_info(settings.opt.lower().removeprefix("lookahead_")).opt_class is Muon
-    return given + coefficient_names(model) if is_muon else given
+    return given + coefficient_names(model) if _kind(settings) is Muon else given
+
+
+def _kind(settings: Optimizer) -> type:
+    """Return the class of the optimiser, within Lookahead where that is around it."""
+    return get_optimizer_info(settings.opt.lower().removeprefix("lookahead_")).opt_class
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +100,7 @@ def is_fused(settings: Optimizer, device: torch.device, may_skip: bool, is_shard
     """Return whether to use PyTorch's fused kernel for the step: there is one, and no flag picks an implementation."""
     if device.type != "cuda" or settings.opt_kwargs.keys() & set(_IMPLEMENTATION):
         return False
-    kind = get_optimizer_info(settings.opt.lower().removeprefix("lookahead_")).opt_class
+    kind = _kind(settings)
     if kind is torch.optim.SGD:
         # If the very first step is skipped, fused SGD leaves its momentum uninitialised (seen with torch 2.15).
         # It does not take sharded weights.
