@@ -206,7 +206,6 @@ def _losses(run: Run, plan: Plan, images: Tensor, labels: Tensor, device: torch.
 
 def _losses_of_share(run: Run, plan: Plan, images: Tensor, labels: Tensor, kind: str) -> list[float]:
     """Train on this process's share of each batch, and return the losses of the whole batches."""
-    torch.compiler.reset()
     rank, size = distributed.rank(), distributed.size()
     device = torch.device(kind, rank) if kind == "cuda" else torch.device(kind)
     model = _model(run, plan, device)

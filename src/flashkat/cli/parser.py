@@ -131,14 +131,13 @@ class Parser(argparse.ArgumentParser):
         try:
             with Path(path).open() as file:
                 text = file.read(_LONGEST + 1)
-            content = yaml.safe_load(text) if len(text) <= _LONGEST else {}
+            is_long = len(text) > _LONGEST
+            content = {} if is_long else yaml.safe_load(text)
         except OSError as error:
             self.error(f"cannot read the --config {path}: {error.strerror}")
         except (yaml.YAMLError, ValueError, RecursionError) as error:  # of bytes, numbers and depth
             self.error(f"the --config {path} is not YAML: {' '.join(str(error).split()):.500}")
-        fault = (
-            fault_of_structure(content, _MOST_VALUES) if len(text) <= _LONGEST else f"more than {_LONGEST:,} characters"
-        )
+        fault = f"more than {_LONGEST:,} characters" if is_long else fault_of_structure(content, _MOST_VALUES)
         if fault:
             self.error(f"the --config {path} has {fault}: give a file of flags, such as a run's args.yaml")
         if not isinstance(content, dict):

@@ -90,15 +90,13 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     Returns:
         A line for each flag that differs.
     """
-    found = [
-        (name, printable_name(str(before[name])))
+    return [
+        f"Differs from the run so far: --{name.replace('_', '-')} is {now[name]}, "
+        f"it was {printable_name(str(before[name]))}"
         for name in now
         if name in before
         and name not in _HARMLESS
         and before[name] != now[name]
         # timm's arguments have no rate where it follows from others.
         and (name, before[name]) != ("lr", None)
-    ]
-    return [
-        f"Differs from the run so far: --{name.replace('_', '-')} is {now[name]}, it was {was}" for name, was in found
     ]
