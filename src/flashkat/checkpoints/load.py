@@ -33,7 +33,7 @@ def notes_on_average(checkpoint: dict[str, Any], use_ema: bool) -> list[str]:
 _PLACES = ("state_dict", "model", "model_state_dict", "model_state", "module", "net")
 _PLACES_OF_AVERAGES = ("state_dict_ema", "model_ema", "model_ema_state_dict", "ema_state_dict", "ema")
 
-# What trainers put before all names, and PyTorch's wrappers anywhere in them.
+# Trainers put the first ones before all names. PyTorch's wrappers put the second ones anywhere in a name.
 _OUTER = ("module.", "model.", "net.", "backbone.", "ema_model.")
 _INNER = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 

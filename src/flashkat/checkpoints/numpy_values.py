@@ -1,6 +1,6 @@
 """NumPy's numbers in a pickle, read as Python's, and its arrays, which are left out.
 
-What unpickles them runs none of NumPy's code on a file's bytes.
+Reading them runs none of NumPy's code on a file's bytes.
 """
 
 import re

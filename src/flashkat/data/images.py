@@ -68,7 +68,7 @@ def open_image(file: IO[bytes]) -> Image.Image:
 def read_image(file: IO[bytes], mode: str) -> Image.Image:
     """Decode an image file, of animations the first picture, to one of Pillow's modes."""
     with warnings.catch_warnings():
-        # Of EXIF data, which is not used, and of large images, which are decoded whole.
+        # Pillow warns of EXIF data, which is not used, and of large images, which are decoded whole.
         warnings.simplefilter("ignore")
         return as_mode(open_image(file), mode)
 

@@ -90,7 +90,7 @@ def register_shardings() -> None:
     def add_norm_rational_backward(
         grad_total, grad_out, total, mean, rstd, weight, bias, numerator, denominator, x_dtype, branch_dtype
     ):
-        # Of equal dtypes, the branch's gradient is an empty tensor.
+        # If both dtypes are equal, the branch's gradient is an empty tensor.
         return [
             (
                 [way.x, Replicate() if x_dtype == branch_dtype else way.x, *[way.grad_vector] * 2, *way.grad_tables],

@@ -1,4 +1,4 @@
-"""What loaders and data sets that stand around another one have in common."""
+"""Pass on the attributes of a loader or data set that another one wraps."""
 
 from typing import Any
 
@@ -6,7 +6,10 @@ __all__ = ["Around"]
 
 
 class Around:
-    """Has the attributes of the object that stands in its attribute ``inside``, where it has none of its own."""
+    """Gives the attributes that it lacks from the object that it wraps.
+
+    ``inside`` is the name of the attribute that holds this object.
+    """
 
     inside = "loader"
 
