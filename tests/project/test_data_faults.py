@@ -132,3 +132,13 @@ def test_sixteen_bits_are_learned_as_eight(data, run, flags):
     status, output = run("train", "d", "--no-aug", "--epochs", "12", "--val-interval", "12", "--lr", "1e-2", *flags)
     assert status == 0
     assert "top-1 100.00%" in next(line for line in output.splitlines() if line.startswith("Epoch 12/12"))
+
+
+def test_large_images_are_read_without_a_word_of_pillows(data, run, monkeypatch, recwarn):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200)
+    assert run("train", "d")[0] == 0
+    assert not [each for each in recwarn if issubclass(each.category, Image.DecompressionBombWarning)]
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    status, output = run("train", "d")
+    assert status == 2
+    assert "cannot decode the image" in output.splitlines()[-1]

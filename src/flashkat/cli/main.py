@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 import traceback
+import warnings
 from typing import NoReturn
 
 import torch
@@ -27,7 +28,9 @@ def main(argv: list[str] | None = None) -> int:
     args = vars(parser.parse_args(argv))
     run, program = args.pop("run"), f"flashkat {args.pop('command')}"
     try:
-        with interruptible():
+        with interruptible(), warnings.catch_warnings():
+            # Pillow warns of large images, and refuses those of twice that size.
+            warnings.filterwarnings("ignore", ".* could be decompression bomb")
             status = run(argparse.Namespace(**args)) or 0
             sys.stdout.flush()
     except InputError as error:
