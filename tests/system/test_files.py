@@ -89,3 +89,13 @@ def test_what_cannot_be_written(tmp_path):
         check_writable(tmp_path)
     with pytest.raises(InputError, match="no folder"):
         check_writable(tmp_path / "nowhere" / "file")
+
+
+def test_a_named_pipe_is_written_to_or_replaced(tmp_path):
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    with replaced(path) as partial:
+        assert partial == path
+    with replaced(path, keeps_special=False) as partial:
+        partial.write_text("whole")
+    assert path.read_text() == "whole"
