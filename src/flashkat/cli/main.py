@@ -12,7 +12,7 @@ import torch
 from ..errors import DivergedError, InputError, launched_processes, show_once
 from ..system.distributed import is_primary, leave
 from ..system.interrupts import interruptible
-from ..system.signals import Stopped
+from ..system.signals import Stopped, end_children
 from ..system.terminal import printable
 from .parser import Parser
 from .tool_flags import add_data_commands, add_export_arguments, add_flops_arguments, add_plot_arguments
@@ -71,6 +71,7 @@ def _is_memory_short(error: Exception) -> bool:
 def _fail(program: str, message: str, status: int) -> int:
     line = printable(f"{program}: error: {' '.join(message.split())}")
     show_once(lambda: print(line, file=sys.stderr, flush=True))
+    end_children()
     return status
 
 
