@@ -191,3 +191,13 @@ def test_evaluation_on_the_images_of_training_is_said(data, run, flags):
     status, output = run("train", *flags)
     assert status == 0
     assert output.count("Evaluation sees the images of training, d") == 1
+
+
+def test_large_images_are_read_without_a_word_of_pillows(data, run, monkeypatch, recwarn):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200)
+    assert run("train", "d")[0] == 0
+    assert not [each for each in recwarn if issubclass(each.category, Image.DecompressionBombWarning)]
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    status, output = run("train", "d")
+    assert status == 2
+    assert "cannot decode the image" in output.splitlines()[-1]

@@ -130,3 +130,13 @@ def test_what_stands_for_another_file():
         assert "is a web page" in placeholder(head)
     for head in (b"", b"PK\x03\x04", b"\x89PNG", b"version 2", b"<svg>"):
         assert placeholder(head) == ""
+
+
+def test_a_named_pipe_is_written_to_or_replaced(tmp_path):
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    with replaced(path) as partial:
+        assert partial == path
+    with replaced(path, keeps_special=False) as partial:
+        partial.write_text("whole")
+    assert path.read_text() == "whole"

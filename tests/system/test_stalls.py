@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from flashkat.system.stalls import Reads
+from flashkat.errors import InputError
+from flashkat.system.stalls import Reads, explain_workers
 
 
 class Noted(Dataset):
@@ -59,3 +60,17 @@ def test_errors_come_back():
     for _ in range(2):
         with pytest.raises(ZeroDivisionError):
             reads.read(lambda number: 1 // 0, 0)
+
+
+def test_an_error_about_a_loaders_process_is_one_line():
+    def fail(message):
+        with explain_workers(lambda: "worker 0 at a.png", "try again"):
+            raise RuntimeError(message)
+
+    with pytest.raises(InputError) as error:
+        fail("DataLoader worker (pid 3) is killed by signal: Killed. \nmore")
+    assert str(error.value) == (
+        "loading images stopped: DataLoader worker (pid 3) is killed by signal: Killed, worker 0 at a.png; try again"
+    )
+    with pytest.raises(RuntimeError, match=r"^another$"):
+        fail("another")

@@ -1,5 +1,8 @@
 """``flashkat data check``."""
 
+import os
+import signal
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -68,3 +71,19 @@ def test_no_data(tmp_path, folder, capsys):
     (tmp_path / "empty").mkdir()
     assert main(["data", "check", str(tmp_path / folder)]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("number", "words"), [(signal.SIGKILL, "DataLoader worker"), (signal.SIGSTOP, "DataLoader timed")]
+)
+def test_a_process_that_is_killed_or_stopped(data, capsys, monkeypatch, number, words):
+    def end(image, mode):
+        os.kill(os.getpid(), number)
+
+    monkeypatch.setattr("flashkat.tools.check_data._LIMIT", 2.0)
+    monkeypatch.setattr("flashkat.tools.check_data.as_mode", end)
+    assert main(["data", "check", str(data)]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert f"loading images stopped: {words}" in err
+    assert "worker 0 at cat/0.png" in err

@@ -3,6 +3,7 @@
 import csv
 import math
 import re
+import sys
 import time
 
 import numpy as np
@@ -483,3 +484,26 @@ def test_a_checkpoint_of_a_run_starts_another(train, capsys):
 def test_augmentation_that_an_image_is_too_small_for(refused):
     err = refused("--gaussian-blur-prob", "1", at_once=False)
     assert "cannot augment the image" in err
+
+
+def test_a_loaders_process_that_dies_while_something_else_runs(images, tmp_path, monkeypatch, capsys):
+    """PyTorch raises its error in whatever runs."""
+
+    def draw(rows, path):
+        raise RuntimeError("DataLoader worker (pid 3) is killed by signal: Killed. ")
+
+    monkeypatch.setattr("flashkat.training.outputs.folder.draw_curves", draw)
+    assert train_and_fail(images, tmp_path, "--epochs", 1) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "loading images stopped: DataLoader worker (pid 3) is killed by signal: Killed; try fewer --workers" in err
+
+
+def test_a_loaders_process_that_dies_during_an_evaluation(images, train, monkeypatch, capsys):
+    def forward(*args):
+        raise RuntimeError("DataLoader worker (pid 3) is killed by signal: Killed. ")
+
+    checkpoint = train("--epochs", 1) / "last.pth.tar"
+    monkeypatch.setattr(sys.modules["flashkat.evaluation.validate"], "evaluate", forward)
+    assert main(["validate", str(images), "--checkpoint", str(checkpoint), "-j", "0"]) == 2
+    assert "error: loading images stopped: DataLoader worker (pid 3)" in capsys.readouterr().err

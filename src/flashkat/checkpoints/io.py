@@ -53,7 +53,7 @@ def write(path: Path, checkpoint: dict[str, Any]) -> None:
     Raises:
         OSError: it cannot be written. The old file stays.
     """
-    with replaced(path) as partial:
+    with replaced(path, keeps_special=False) as partial:
         partial.open("wb").close()  # whose error is the system's, not PyTorch's
         try:
             torch.save(checkpoint, partial)

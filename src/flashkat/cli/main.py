@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 import traceback
+import warnings
 from typing import NoReturn
 
 import torch
@@ -11,7 +12,7 @@ import torch
 from ..errors import DivergedError, InputError, launched_processes, show_once
 from ..system.distributed import is_primary, leave
 from ..system.interrupts import interruptible
-from ..system.signals import Stopped
+from ..system.signals import Stopped, end_children
 from ..system.terminal import printable
 from .parser import Parser
 from .tool_flags import add_data_commands, add_export_arguments, add_flops_arguments, add_plot_arguments
@@ -27,7 +28,9 @@ def main(argv: list[str] | None = None) -> int:
     args = vars(parser.parse_args(argv))
     run, program = args.pop("run"), f"flashkat {args.pop('command')}"
     try:
-        with interruptible():
+        with interruptible(), warnings.catch_warnings():
+            # Pillow warns of large images, and refuses those of twice that size.
+            warnings.filterwarnings("ignore", ".* could be decompression bomb")
             status = run(argparse.Namespace(**args)) or 0
             sys.stdout.flush()
     except InputError as error:
@@ -68,6 +71,7 @@ def _is_memory_short(error: Exception) -> bool:
 def _fail(program: str, message: str, status: int) -> int:
     line = printable(f"{program}: error: {' '.join(message.split())}")
     show_once(lambda: print(line, file=sys.stderr, flush=True))
+    end_children()
     return status
 
 

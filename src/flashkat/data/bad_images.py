@@ -102,10 +102,10 @@ def list_bad_images(datasets: Sequence[Any], folder: Path | None) -> list[str]:
 
 def _add(names: list[str], file: Path) -> list[str]:
     """Add names to a file that lacks them, and return a line on that, or none."""
-    known = file.read_text(encoding="utf-8").splitlines() if names and file.exists() else []
+    known = file.read_text(encoding="utf-8").splitlines() if names and file.is_file() else []
     listed = list(dict.fromkeys([*known, *names]))
     if len(listed) == len(known):
         return []
-    with replaced(file) as partial:
+    with replaced(file, keeps_special=False) as partial:
         partial.write_text("".join(f"{name}\n" for name in listed), encoding="utf-8")
     return [f"Images that cannot be read, in whose place others were taken: {len(listed)}, see {file}"]

@@ -20,7 +20,7 @@ from ..errors import InputError, explain
 from ..system import distributed
 from ..system.device import Runtime
 from ..system.signals import leave_signals_to_parent, start_method
-from ..system.stalls import Reads
+from ..system.stalls import Reads, explain_workers
 from .batched.around import Around
 from .batched.backend import Backend, Decoding, evaluation_backend, training_backend
 from .config import Augmentation, Data
@@ -330,20 +330,12 @@ class Batches(Around):
         batches: Iterator[tuple[Tensor, Tensor]] | None = None
         while True:
             try:
-                if batches is None:
-                    batches = iter(self.loader)
-                images, target = next(batches)
+                with explain_workers(str if self._numbered is None else self._numbered.being_read):
+                    if batches is None:
+                        batches = iter(self.loader)
+                    images, target = next(batches)
             except StopIteration:
                 return
-            except RuntimeError as error:
-                # PyTorch's words for a worker that was killed, or gives nothing for too long.
-                if not str(error).startswith("DataLoader"):
-                    raise
-                read = self._numbered.being_read() if self._numbered is not None else ""
-                raise InputError(
-                    f"loading images stopped: {str(error).splitlines()[0].rstrip(' .')}{read and f', {read}'}; try "
-                    "fewer --workers, or a longer --loader-timeout for slow storage"
-                ) from error
             _keep_until_used(images, target)
             images = images.to(self.device, self._dtype, non_blocking=True).contiguous(memory_format=self._layout)
             target = target.to(self.device, non_blocking=True)

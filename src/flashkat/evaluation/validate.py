@@ -18,6 +18,7 @@ from ..system import distributed
 from ..system.compile import Compilation, compile_in_place, require_backend
 from ..system.device import autocast, place, prepare_process
 from ..system.heartbeat import watched
+from ..system.stalls import explain_workers
 from .config import Config, Evaluation
 from .evaluate import evaluate, prepared
 from .labels import Selected, check_classes, read_real_labels, read_valid_labels
@@ -155,9 +156,10 @@ def _validate(config: Config, device: torch.device, say: Say, told: set[str]) ->
     averages = ClassAverages(settings.metrics_avg, model) if settings.metrics_avg else None
     batches: Any = averages.seeing(loader) if averages else loader
     try:
-        (metrics,) = evaluate(
-            {found.name: model}, batches, autocast(runtime, device), report, data.skip_bad_images
-        ).values()
+        with explain_workers():
+            (metrics,) = evaluate(
+                {found.name: model}, batches, autocast(runtime, device), report, data.skip_bad_images
+            ).values()
     except InputError as error:
         raise (PassError(str(error)) if distributed.size() > 1 else error) from error.__cause__
     if bad := bad_image_names([dataset]):

@@ -32,13 +32,17 @@ def check_writable(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def replaced(path: Path) -> Iterator[Path]:
+def replaced(path: Path, *, keeps_special: bool = True) -> Iterator[Path]:
     """Yield a temporary name to write to, which replaces ``path`` in one step at the end. After an error it is removed.
 
-    File and folder are flushed to the disk, so that even a power cut leaves the old file or the new one. A path that is
-    not an ordinary file, such as a terminal, is written directly.
+    File and folder are flushed to the disk, so that even a power cut leaves the old file or the new one.
+
+    Args:
+        path: the file.
+        keeps_special: write directly to a path that is no ordinary file, such as a terminal. Otherwise it is replaced
+            too: no program reads a named pipe in a run's folder, so that writing to it would wait for ever.
     """
-    if path.exists() and not path.is_file():
+    if keeps_special and path.exists() and not path.is_file():
         yield path
         return
     # Two processes that write one file must not write to one temporary file.

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from ..errors import start_prefix
 from . import distributed
 
-__all__ = ["StopRequest", "Stopped", "leave_signals_to_parent", "start_method"]
+__all__ = ["StopRequest", "Stopped", "end_children", "leave_signals_to_parent", "start_method"]
 
 # Terminals, schedulers and torchrun send these.
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
@@ -88,8 +88,7 @@ class StopRequest:
         if not self._received:
             self._received, self._received_at = number, time.monotonic()
         elif time.monotonic() - self._received_at >= self._together:
-            for child in multiprocessing.active_children():
-                child.kill()
+            end_children()
             os._exit(128 + number)
 
     def _agree(self) -> None:
@@ -116,6 +115,20 @@ class StopRequest:
             return  # the store is gone once the processes leave each other
         finally:
             self._agreed.set()
+
+
+def end_children() -> None:
+    """End the processes that load images, also those that are stopped. Waiting for these would take many seconds."""
+    # PyTorch's handler would raise an error for each of them.
+    handles = hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if handles else None
+    children = [child for child in multiprocessing.active_children() if child.daemon]
+    for child in children:
+        child.kill()
+    for child in children:
+        child.join()
+    if handles:
+        signal.signal(signal.SIGCHLD, before)
 
 
 def start_method() -> str | None:

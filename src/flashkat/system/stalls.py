@@ -1,16 +1,44 @@
 """Reads that may stall, as from a network file system: which sample each process is at, and a limit of time."""
 
+import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from queue import Empty, SimpleQueue
 from typing import Any
 
 import torch
 from torch.utils.data import get_worker_info
 
-__all__ = ["Reads"]
+from ..errors import InputError
+
+__all__ = ["Reads", "explain_workers"]
 
 _NOTHING = -1
+
+_HINT = "try fewer --workers, or a longer --loader-timeout for slow storage"
+
+
+@contextlib.contextmanager
+def explain_workers(being_read: Callable[[], str] = str, hint: str = _HINT) -> Iterator[None]:
+    """Turn PyTorch's error about a process that loads images into an InputError.
+
+    PyTorch raises it in whatever runs when such a process dies.
+
+    Args:
+        being_read: returns what the processes read.
+        hint: the end of the message.
+
+    Raises:
+        InputError: a process was killed, or gave nothing for too long.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader"):
+            raise
+        read = being_read()
+        reason = str(error).splitlines()[0].rstrip(" .")
+        raise InputError(f"loading images stopped: {reason}{read and f', {read}'}; {hint}") from error
 
 
 class Reads:

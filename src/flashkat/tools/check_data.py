@@ -15,11 +15,15 @@ from ..data.folders import SPLIT_NAMES, is_archive
 from ..data.images import as_mode, open_image
 from ..data.scan import Images, scan
 from ..errors import InputError, explain, require
+from ..system.stalls import Reads, explain_workers
 from ..system.terminal import printable_name
 
 __all__ = ["check_data"]
 
 _AT_ONCE = 64
+
+# Seconds that a process may take for so many images, as --loader-timeout has by default.
+_LIMIT = 600.0
 
 
 class _Look(NamedTuple):
@@ -34,13 +38,23 @@ class _Look(NamedTuple):
 class _Looks(Dataset):
     """Data set of the findings in each file of a split."""
 
-    def __init__(self, images: Images) -> None:
-        self._images = images
+    def __init__(self, images: Images, workers: int) -> None:
+        self._images, self._reads = images, Reads(workers, _LIMIT)
 
     def __len__(self) -> int:
         return len(self._images)
 
     def __getitem__(self, index: int) -> _Look:
+        found = self._reads.read(self._look, index)
+        self._reads.done()
+        return found
+
+    def being_read(self) -> str:
+        """Return which processes read which images now."""
+        names = {worker: printable_name(self._images.filename(index)) for worker, index in self._reads.at().items()}
+        return ", ".join(f"worker {worker} at {name}" for worker, name in names.items())
+
+    def _look(self, index: int) -> _Look:
         try:
             with self._images[index][0] as file:
                 image = open_image(file)
@@ -112,9 +126,11 @@ def _look(images: Images, name: str) -> list[_Look]:
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = min(cores, math.ceil(len(images) / _AT_ONCE))
-    loader: Any = DataLoader(_Looks(images), batch_size=_AT_ONCE, num_workers=workers, collate_fn=list)
+    looks = _Looks(images, workers)
+    loader: Any = DataLoader(looks, batch_size=_AT_ONCE, num_workers=workers, collate_fn=list, timeout=_LIMIT)
     bar = track(loader, printable_name(name), console=Console(stderr=True), disable=not sys.stderr.isatty())
-    return [look for batch in bar for look in batch]
+    with explain_workers(looks.being_read, "look at the disk, and try again"):
+        return [look for batch in bar for look in batch]
 
 
 def _table(rows: dict[str, str]) -> list[str]:

@@ -22,6 +22,7 @@ from ..system.compile import captures_steps, choose_for_training, compile_in_pla
 from ..system.device import autocast, place, prepare_process, training_products
 from ..system.heartbeat import watched
 from ..system.signals import StopRequest
+from ..system.stalls import explain_workers
 from .average import MovingAverage
 from .config import AUTO, Config, Wandb
 from .distillation import Distillation, build_distillation
@@ -257,7 +258,7 @@ def _train(asked: Config, device: torch.device) -> Result:
             step = _build_step(state, loss, distillation, config, device, precision, progress.say)
             if isinstance(mixup, Mixer):
                 mixup.buffer = step.buffer
-            with contextlib.closing(step), StopRequest() as stop:
+            with contextlib.closing(step), StopRequest() as stop, explain_workers():
                 parts = Parts(step, train_loader, val_loader, mixup, precision, folder, progress, stop, datasets)
                 run_epochs(state, parts, config)
     except BaseException as error:

@@ -223,6 +223,24 @@ def test_a_folder_in_place_is_left_alone(make):
     assert (folder.path / "args.yaml").stat().st_mtime_ns == flags
 
 
+def test_named_pipes_in_the_place_of_its_files_are_replaced(make, curves):
+    """Nothing reads them, so writing to one would wait for ever."""
+    names = ("last.pth.tar", "model_best.pth.tar", "checkpoint-0.pth.tar", "summary.csv", "curves.png")
+    folder = make("--experiment", "run")
+    for name in names:
+        os.mkfifo(folder.path / name)
+    assert folder.newest() is None
+    folder.add(ROW)
+    folder.save({"epoch": 0, "state_dict": {}}, ROW, best=True)
+    folder.write_summary()
+    folder.draw()
+    folder.close()
+    (folder.path / "args.yaml").unlink()
+    os.mkfifo(folder.path / "args.yaml")
+    folder._write_flags()
+    assert all((folder.path / name).is_file() for name in (*names, "args.yaml"))
+
+
 @pytest.mark.parametrize("gone", ["removed", "renamed", "removed with its parent"])
 def test_a_folder_that_is_gone_is_made_again(make, gone):
     folder, said = make("--experiment", "a"), []

@@ -49,7 +49,7 @@ def failing(monkeypatch, code):
     """Let every file be refused by the system."""
 
     @contextlib.contextmanager
-    def refused(path):
+    def refused(path, **how):
         raise OSError(code, os.strerror(code), str(path))
         yield
 

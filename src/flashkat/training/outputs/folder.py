@@ -221,7 +221,8 @@ class RunFolder:
             self._write_flags()
 
     def _write_flags(self) -> None:
-        (self.path / "args.yaml").write_text(yaml.safe_dump(self._flags, sort_keys=False))
+        with replaced(self.path / "args.yaml", keeps_special=False) as partial:
+            partial.write_text(yaml.safe_dump(self._flags, sort_keys=False))
 
     def add(self, row: dict[str, Any]) -> None:
         """Add an epoch's row to those that :meth:`write_summary` and :meth:`draw` show."""
@@ -244,7 +245,7 @@ class RunFolder:
         """Write the rows to ``summary.csv``."""
         # The whole file: a resumed run may have other columns, and drops the rows after its checkpoint.
         columns = list(dict.fromkeys(name for row in self._rows for name in row))
-        with replaced(self.path / "summary.csv") as partial, partial.open("w", newline="") as file:
+        with replaced(self.path / "summary.csv", keeps_special=False) as partial, partial.open("w", newline="") as file:
             writer = csv.DictWriter(file, fieldnames=columns)
             writer.writeheader()
             writer.writerows(self._rows)
@@ -333,7 +334,7 @@ class RunFolder:
         """Return the checkpoint that was written last, or None if there is none."""
         try:
             found = [path for name in ("last.pth.tar", "recovery-*.pth.tar") for path in self.path.glob(name)]
-            return max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
+            return max(filter(Path.is_file, found), key=lambda path: path.stat().st_mtime_ns, default=None)
         except OSError:  # the folder is gone, or its disk
             return None
 
@@ -396,7 +397,7 @@ def _copied(value: Any) -> Any:
 
 def _link(source: Path, target: Path) -> None:
     """Replace ``target`` by a hard link to ``source`` in one step, or by a copy if links are not supported."""
-    with replaced(target) as partial:
+    with replaced(target, keeps_special=False) as partial:
         try:
             partial.hardlink_to(source)
         except OSError:
@@ -428,5 +429,5 @@ def draw_curves(rows: list[dict[str, Any]], path: Path) -> None:
         axes.grid(alpha=0.3)
         if len(names) > 1:
             axes.legend()
-    with replaced(path) as partial:
+    with replaced(path, keeps_special=False) as partial:
         figure.savefig(partial, dpi=120, format=path.suffix[1:])

@@ -149,7 +149,7 @@ def _attempt(name: str, write: Callable[[], None], faults: dict[str, str]) -> No
     try:
         write()
     except OSError as error:
-        faults[name] = error.strerror or str(error)
+        faults[name] = error.strerror or str(error).rstrip(".")
     except InputError as error:
         if not isinstance(error.__cause__, OSError):
             raise
