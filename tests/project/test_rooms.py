@@ -11,7 +11,7 @@ MOST_FILES = 12
 
 # Every room imports from rooms on lower floors alone.
 FLOORS = [
-    {"errors", "ops"},
+    {"defaults", "errors", "ops"},
     {"system", "nn"},
     {"checkpoints", "data", "compat"},
     {"models"},

@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from flashkat.system.signals import Stopped, StopRequest
+from flashkat.errors import Stopped
+from flashkat.system.signals import StopRequest
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"])

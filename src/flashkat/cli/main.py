@@ -1,4 +1,7 @@
-"""The ``flashkat`` command: parse the flags, run a subcommand, and report bad input in one line with status 2."""
+"""The ``flashkat`` command: parse the flags, run a subcommand, and report bad input in one line with status 2.
+
+PyTorch and timm are imported once the flags are read. Help and typos need neither.
+"""
 
 import argparse
 import os
@@ -6,12 +9,8 @@ import sys
 import traceback
 from typing import NoReturn
 
-import torch
-
-from ..errors import DivergedError, InputError, launched_processes, show_once
-from ..system.distributed import is_primary, leave
-from ..system.interrupts import interruptible
-from ..system.signals import Stopped
+from ..errors import DivergedError, InputError, Stopped, is_out_of_memory, launched_processes, show_once
+from ..system.interrupts import interruptible, leave
 from ..system.terminal import printable
 from .parser import Parser
 from .tool_flags import add_data_commands, add_export_arguments, add_flops_arguments, add_plot_arguments
@@ -62,7 +61,7 @@ def run(argv: list[str] | None = None) -> NoReturn:
 
 def _is_memory_short(error: Exception) -> bool:
     # On CPUs only PyTorch's message tells.
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
+    return isinstance(error, MemoryError) or is_out_of_memory(error) or "can't allocate memory" in str(error)
 
 
 def _fail(program: str, message: str, status: int) -> int:
@@ -121,6 +120,7 @@ def _say(line: str) -> None:
 
 
 def _train(args: argparse.Namespace) -> None:
+    from ..system.distributed import is_primary
     from ..training import train
     from .sections import training_config
 
@@ -135,6 +135,7 @@ def _train(args: argparse.Namespace) -> None:
 def _validate(args: argparse.Namespace) -> None:
     from ..evaluation import validate_all
     from ..evaluation.results import result_text
+    from ..system.distributed import is_primary
     from .sections import evaluation_config
 
     config = evaluation_config(args, args.checkpoint, args.data_dir)

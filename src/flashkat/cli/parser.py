@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
+from ..defaults import SOURCES
 from ..errors import InputError, show_once
-from ..models.architecture import SOURCES, check_arguments
 from ..system.terminal import printable
 from .left_out import LEFT_OUT
 
@@ -242,6 +242,8 @@ class ModelKwargs(KeyValues):
 
     def from_file(self, values: dict[Any, Any], where: str) -> dict[str, Any]:
         """Return pairs of a ``--config`` file, unless it may not give one of them."""
+        from ..models.architecture import check_arguments
+
         return check_arguments(values, where)
 
     flags: ClassVar[dict[str, str]] = {

@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Callable
 
-from ..nn.formats import FORMATS
+from ..defaults import FORMATS
 from .parser import positive
 from .shared_flags import add_model_kwargs
 from .validate_flags import add_evaluation

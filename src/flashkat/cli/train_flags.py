@@ -2,8 +2,7 @@
 
 import argparse
 
-from ..models.config import DEFAULT_MODEL
-from ..training.config import DEFAULT_OUTPUT
+from ..defaults import DEFAULT_MODEL, DEFAULT_OUTPUT
 from .parser import KeyValues, amount, below_one, count, finite, fraction, number, positive, seed, share, size
 from .shared_flags import INTERPOLATIONS, add_config, add_data, add_data_dir, add_device, add_model
 

@@ -9,9 +9,10 @@ from torch import nn
 
 from .. import checkpoints
 from ..data.config import Data
+from ..defaults import SOURCES
 from ..errors import InputError
 from ..models import create_model, is_same_model
-from ..models.architecture import SOURCES, check_arguments, check_fits_file, check_images, check_name
+from ..models.architecture import check_arguments, check_fits_file, check_images, check_name
 from ..models.config import Model
 from .config import Trained
 

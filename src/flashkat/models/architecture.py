@@ -14,10 +14,7 @@ import torch
 
 from ..errors import InputError
 
-__all__ = ["SOURCES", "check_arguments", "check_fits_file", "check_images", "check_name"]
-
-# timm's prefixes of a repository on the Hugging Face Hub, or of a folder.
-SOURCES = ("hf_hub:", "hf-hub:", "local-dir:")
+__all__ = ["check_arguments", "check_fits_file", "check_images", "check_name"]
 
 _WORD = re.compile(r"[A-Za-z0-9_-]{0,32}")
 _NAME = re.compile(r"[\w.-]{1,200}")

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from ..errors import start_prefix
 from . import distributed
 
-__all__ = ["StopRequest", "Stopped", "leave_signals_to_parent", "start_method"]
+__all__ = ["StopRequest", "leave_signals_to_parent", "start_method"]
 
 # Terminals, schedulers and torchrun send these.
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
@@ -25,14 +25,6 @@ _TOGETHER = 2.0
 
 # Seconds between two looks at the store that processes share.
 _INTERVAL = 0.5
-
-
-class Stopped(Exception):  # noqa: N818 - it is no error
-    """A signal has ended a run. The message says how to resume it."""
-
-    def __init__(self, message: str, number: int) -> None:
-        super().__init__(message)
-        self.status = 128 + number
 
 
 class StopRequest:

@@ -13,13 +13,13 @@ from timm.data import Mixup
 from torch import nn
 
 from ..data.order import start_epoch
-from ..errors import DivergedError
+from ..errors import DivergedError, Stopped
 from ..evaluation.evaluate import evaluate, prepared
 from ..evaluation.metrics import Meters, Metrics
 from ..evaluation.nonfinite import nonfinite_names
 from ..system import distributed
 from ..system.graph import CapturedForward
-from ..system.signals import Stopped, StopRequest
+from ..system.signals import StopRequest
 from .config import Average, Config
 from .outputs.costs import peak_memory, share_waited
 from .outputs.folder import RunFolder
