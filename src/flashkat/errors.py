@@ -110,8 +110,12 @@ def did_you_mean(name: str, known: Collection[str], otherwise: str, likeness: fl
 
 
 def is_installed(module: str) -> bool:
-    """Return whether a module can be imported."""
-    return module in sys.modules or importlib.util.find_spec(module) is not None
+    """Return whether a module can be imported. A mere folder of its name, such as wandb makes, is no module."""
+    loaded = sys.modules.get(module)
+    if loaded is not None:
+        return getattr(loaded, "__file__", None) is not None or not hasattr(loaded, "__path__")
+    spec = importlib.util.find_spec(module)
+    return spec is not None and spec.origin is not None
 
 
 @contextlib.contextmanager
@@ -128,10 +132,10 @@ def quiet(*libraries: str) -> Iterator[None]:
             logger.setLevel(level)
 
 
-def require_package(module: str, flag: str, hint: str = "") -> None:
+def require_package(module: str, flag: str) -> None:
     """Raise InputError unless the module that a flag needs is installed."""
     if not is_installed(module):
-        raise InputError(f"{flag} needs a package that is not installed: pip install {_package(module)}{hint}")
+        raise InputError(f"{flag} needs a package that is not installed: pip install {_package(module)}")
 
 
 def require(*modules: str) -> None:

@@ -65,7 +65,7 @@ defaults back: `--no-compile`, `--no-tf32`, `--opt-kwargs fused=False`, `--no-pi
 
 **Errors where timm continues.**
 
-- `--log-wandb` without wandb, and `--wandb-project` and the like without `--log-wandb`.
+- `--wandb-project` and the like without `--log-wandb`.
 - `--use-ema` with a checkpoint that has no averaged weights.
 - `--sync-bn` on CPUs with a model that has batch norms. PyTorch has no such norms for CPUs.
 

@@ -4,6 +4,7 @@ PyTorch and timm are imported once the flags are read. Help and typos need neith
 """
 
 import argparse
+import json
 import os
 import sys
 import traceback
@@ -41,6 +42,10 @@ def main(argv: list[str] | None = None) -> int:
         # The reader of our output has ended. Python would report a second failure when it flushes.
         sys.stderr.close()
         return 1
+    except ModuleNotFoundError as error:
+        if (error.name or "flashkat").startswith("flashkat"):
+            raise
+        return _fail(program, f"{error}: install what it needs with pip install 'flashkat[training]'", status=1)
     except OSError as error:  # names too long, disks full, files that went away
         about = f"{error.filename}: " if error.filename is not None else ""
         return _fail(program, f"{about}{error.strerror or error}", status=2)
@@ -122,6 +127,7 @@ def _say(line: str) -> None:
 def _train(args: argparse.Namespace) -> None:
     from ..system.distributed import is_primary
     from ..training import train
+    from ..training.outputs.summary import results
     from .sections import training_config
 
     if args.local_rank is not None:
@@ -130,6 +136,7 @@ def _train(args: argparse.Namespace) -> None:
     result = train(training_config(args))
     if is_primary():
         _say(f"The run is in {result.folder}")
+        print(f"--result\n{json.dumps(results(result.history, result.best), indent=4)}")
 
 
 def _validate(args: argparse.Namespace) -> None:

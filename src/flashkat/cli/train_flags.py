@@ -497,7 +497,9 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="average the outputs of N views: the image, its mirror image, both shifted to each corner (default: 0)",
     )
-    group.add_argument("--log-wandb", action="store_true", help="log to Weights & Biases too")
-    group.add_argument("--wandb-project", metavar="NAME", help="project in Weights & Biases")
+    group.add_argument("--log-wandb", action="store_true", help="log to Weights & Biases too, if wandb is installed")
+    group.add_argument(
+        "--wandb-project", metavar="NAME", help="project in Weights & Biases (default: KAT's, scale-kan)"
+    )
     group.add_argument("--wandb-tags", nargs="+", default=[], metavar="TAG", help="tags in Weights & Biases")
     group.add_argument("--wandb-resume-id", default="", metavar="ID", help="run in Weights & Biases to continue")
