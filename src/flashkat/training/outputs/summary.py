@@ -45,12 +45,14 @@ def results(history: Sequence[Mapping[str, Any]], best: Mapping[str, Any]) -> di
         As there, the averaged weights are validated where they were evaluated.
     """
     epochs = [
-        {"epoch": row["epoch"], "train": {"loss": row["train_loss"]}, "validation": _last(row)} for row in history
+        {"epoch": row["epoch"], "train": {"loss": row["train_loss"]}, "validation": _last_evaluation(row)}
+        for row in history
     ]
-    return {"all": epochs, **{"best": epoch for epoch in epochs if epoch["epoch"] == best.get("epoch")}}
+    found = [epoch for epoch in epochs if epoch["epoch"] == best.get("epoch")]
+    return {"all": epochs, **({"best": found[0]} if found else {})}
 
 
-def _last(row: Mapping[str, Any]) -> dict[str, float] | None:
+def _last_evaluation(row: Mapping[str, Any]) -> dict[str, float] | None:
     """Return the metrics of an epoch's last evaluation."""
     for prefix in reversed(PREFIXES.values()):
         if f"{prefix}_loss" in row:
