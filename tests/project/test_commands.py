@@ -17,6 +17,7 @@ from PIL import Image
 
 from flashkat.cli.parser import Parser
 from flashkat.cli.train_flags import add_training_arguments
+from flashkat.models import create_model
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "scripts").glob("*.sh"))
@@ -234,3 +235,28 @@ def test_a_python_without_what_they_need(command, name):
     assert re.fullmatch(
         rf"{name}: No (module named '\w+'|package metadata .*): .* pip install -e '\.\[training\]'\n", done.stderr
     )
+
+
+def test_the_example_names_five_classes(monkeypatch, capsys):
+    """With a small model whose weights are random, in place of the published one."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    example = runpy.run_path(str(ROOT / "example.py"))
+    made = create_model("kat_tiny_patch16_224", depth=1)
+    monkeypatch.setitem(example["main"].__globals__, "create_model", lambda name, pretrained: made)
+    example["main"]()
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 5
+    assert all(re.fullmatch(r" *\d+\.\d%  \w.*", line) for line in lines)
+
+
+def test_the_example_says_what_is_wrong(command):
+    done = command(sys.executable, ROOT / "example.py", "no.jpg")
+    assert done.returncode == 1
+    assert done.stderr.startswith("example.py: error: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_operations_are_counted_under_kats_name(command):
+    done = command(sys.executable, ROOT / "tools/calculate_flops.py")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("kat_tiny_gelu_patch16_224, 224 x 224")

@@ -13,9 +13,9 @@ MOST_FILES = 12
 FLOORS = [
     {"defaults", "errors", "ops"},
     {"system", "nn"},
-    {"checkpoints", "data", "compat"},
+    {"checkpoints", "data"},
     {"models"},
-    {"evaluation"},
+    {"evaluation", "compat"},
     {"training", "tools"},
     {"cli"},
     {"__init__", "__main__"},

@@ -9,14 +9,20 @@ These classes do more than the originals. Input may be on any device and have an
 :mod:`flashkat.nn.formats`. For new models use :class:`flashkat.GroupRational`.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from ..nn.formats import accept_formats
-from ..nn.starts import starting_coefficients
+from ..nn.starts import FUNCTIONS, starting_coefficients
 from ..ops import rational
 
-__all__ = ["FlashKAT_Group", "KAT_Group", "KAT_Group2D"]
+__all__ = ["FlashKAT_Group", "KAT_Group", "KAT_Group2D", "KAT_Group_Torch", "RationalTriton1DGroup"]
+
+
+# Starting functions are fitted on [-3, 3].
+_FITTED = 3.0
 
 
 class _Activation(nn.Module):
@@ -40,9 +46,24 @@ class _Activation(nn.Module):
         for table, coefficients in zip(tables, start, strict=True):
             table.copy_(coefficients.expand_as(table))
 
+    def init_info(self) -> dict[str, dict[str, Any]]:
+        """Return the coefficients of all starts by name, and the range of their fits, as KAT's class does."""
+        return {
+            name: {
+                **dict(zip(("init_w_numerator", "init_w_denominator"), _lists(name), strict=True)),
+                "ub": _FITTED,
+                "lb": -_FITTED,
+            }
+            for name in FUNCTIONS
+        }
+
     def forward(self, x: Tensor) -> Tensor:
         """Apply each group's rational. Raise ValueError if the channels of ``x`` do not divide into the groups."""
         return rational(x, *(getattr(self, name) for name in self._names), dim=self._dim)
+
+
+def _lists(name: str) -> list[list[float]]:
+    return [table.tolist() for table in starting_coefficients(name)]
 
 
 def _available(device: torch.device | str) -> torch.device:
@@ -78,6 +99,38 @@ class KAT_Group(_Activation):  # noqa: N801
 
     def extra_repr(self) -> str:
         return f"num_groups={self.num_groups}, order={self.order}"
+
+
+class KAT_Group_Torch(KAT_Group):  # noqa: N801
+    """:class:`KAT_Group` under the name of KAT's class in plain PyTorch.
+
+    That class computes another function, whose denominator begins with 1 + |b_1| x. This one has the absolute value of
+    x, as KAT's GPU kernels.
+    """
+
+
+class RationalTriton1DGroup:
+    """KAT's autograd function, as far as its users call it: ``RationalTriton1DGroup.apply``."""
+
+    @staticmethod
+    def apply(input: Tensor, weight_numerator: Tensor, weight_denominator: Tensor, group: int) -> Tensor:
+        """Return the rational of an input with the channels last.
+
+        Args:
+            input: (..., C).
+            weight_numerator: (group, m), or (1, m) for a shared one.
+            weight_denominator: (group, n), or (1, n) for a shared one.
+            group: number of groups.
+
+        Raises:
+            ValueError: tables of another number of groups.
+        """
+        rows = {len(weight_numerator), len(weight_denominator)}
+        if rows - {1, group}:
+            raise ValueError(f"the tables have {' and '.join(map(str, sorted(rows)))} rows, not 1 or {group}")
+        if rows == {1}:
+            weight_denominator = weight_denominator.expand(group, -1)
+        return rational(input, weight_numerator, weight_denominator)
 
 
 class KAT_Group2D(KAT_Group):  # noqa: N801
