@@ -260,7 +260,7 @@ def test_best_is_the_first_of_the_highest_top1(start, monkeypatch):
     best = torch.load(folder.best_checkpoint, weights_only=True)
     last = torch.load(folder.path / "last.pth.tar", weights_only=True)
     assert (best["epoch"], best["metric"]) == (1, 50.0)
-    assert (last["epoch"], last["metric"]) == (3, 50.0)
+    assert (last["epoch"], last["metric"], last["best_metric"]) == (3, 20.0, 50.0)
     assert not torch.equal(best["state_dict"]["weight"], last["state_dict"]["weight"])
     assert [line.endswith("best") for line in recorder.lines] == [True, True, False, False]
     assert state.best == {"metric": 50.0, "weights": "state_dict", "epoch": 1}
@@ -285,7 +285,8 @@ def test_checkpoint_has_timms_layout(start):
     _, folder, _ = start(flags=["--epochs", 1], scaler=True)
     checkpoint = torch.load(folder.path / "last.pth.tar", weights_only=True)
     assert checkpoint.keys() == {
-        *("arch", "args", "classes", "epoch", "metric", "metric_weights", "state_dict", "optimizer", "version"),
+        *("arch", "args", "classes", "epoch", "metric", "metric_weights", "best_metric", "state_dict"),
+        *("optimizer", "version"),
         *("amp_scaler", "run"),
     }
     assert checkpoint["version"] == 2
