@@ -8,6 +8,7 @@ their metadata.
 
 import hashlib
 import os
+import re
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -19,13 +20,32 @@ from torch import Tensor
 
 from ..errors import InputError
 
-__all__ = ["check_records", "check_sizes", "check_tensors", "digest", "seal"]
+__all__ = ["check_name", "check_records", "check_sizes", "check_tensors", "digest", "seal"]
 
 _SEAL = b"flashkat sha256:"
 
 # A file may claim this many times its own size, and small ones this many bytes.
 _GROWTH, _FREE = 20, 64 * 2**20
 _CHUNK = 2**20
+
+
+_NAMED = re.compile(r"[-_]([0-9a-f]{64})\.")
+
+
+def check_name(path: Path) -> None:
+    """Raise InputError for a file whose name ends in the SHA-256 of another content, as published weights' names do."""
+    named = _NAMED.search(path.name)
+    if named is None:
+        return
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            found.update(chunk)
+    if found.hexdigest() != named[1]:
+        raise InputError(
+            f"{path} is not the file that its name says, its SHA-256 is {found.hexdigest()[:8]}...: "
+            "download it again, or rename it if you changed it"
+        )
 
 
 def seal(path: Path) -> None:

@@ -23,7 +23,7 @@ from torch import Tensor
 from ..errors import InputError, explain
 from ..system.files import check_writable, replaced
 from .formats import from_google
-from .integrity import check_records, check_sizes, check_tensors, digest, seal
+from .integrity import check_name, check_records, check_sizes, check_tensors, digest, seal
 from .numpy_values import SAFE_NUMPY
 
 __all__ = ["check_output", "read", "write", "write_weights"]
@@ -87,6 +87,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise InputError(f"no checkpoint at {path}")
     with explain(f"cannot read {path}"):
         path.open("rb").close()
+    check_name(path)
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     if path.suffix == ".npz":
