@@ -67,8 +67,10 @@ def fit(model: nn.Module, state: dict[str, Tensor], name: str) -> dict[str, Tens
     state = rename_rationals(state, model.state_dict().keys())
     if not isinstance(model, VisionTransformer):
         return state
+    # timm resamples Google's files in another way than its own.
+    how = {"interpolation": "bilinear", "antialias": False} if name.endswith(".npz") else {}
     with explain(f"cannot fit {name} to {model_name(model)}"):
-        return checkpoint_filter_fn(state, model)
+        return checkpoint_filter_fn(state, model, **how)
 
 
 def load_weights(model: nn.Module, state: dict[str, Tensor], name: str, *, partial: bool = False) -> str:
