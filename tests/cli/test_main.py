@@ -465,7 +465,7 @@ def test_export_of_no_checkpoint(refuse, checkpoint, tmp_path):
         (["test_resnet"], "test_resnet is not a Vision Transformer"),
         (["kat_tiny_patch16_224", "--model-kwargs", "den_groups=7"], "7 groups"),
         (["kat_tiny_patch16_224", "--img-size", "0"], "--img-size"),
-        (["kat_tiny_patch16_224", "--model-kwargs", "img_size=8"], "use --img-size"),
+        (["kat_tiny_patch16_224", "--model-kwargs", "img_size=no"], "img_size is a side in pixels"),
         (["local-dir:nowhere"], "nowhere"),
     ],
 )

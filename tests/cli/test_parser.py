@@ -198,7 +198,7 @@ def test_timms_own_arguments_are_such_a_file(config):
         ({"mean": "grey"}, ["mean in", "grey"]),
         ({"scale": [1]}, ["scale in", "2 values"]),
         ({"model_kwargs": ["m=5"]}, ["names and values"]),
-        ({"model_kwargs": {"img_size": 8}}, ["cannot set img_size: use --img-size"]),
+        ({"model_kwargs": {"img_size": 0}}, ["model_kwargs in", "img_size has to be"]),
         ({"remode": "zz"}, ["remode in", "const", "'zz'"]),
         ({"torchscript": True}, ["left out here"]),
     ],
@@ -220,3 +220,22 @@ def test_a_file_that_is_none(tmp_path, text, words, capsys):
         parse("train", "data", "-c", tmp_path / "flags.yaml")
     assert stopped.value.code == 2
     assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "size"),
+    [
+        (["--model-kwargs", "img_size=64", "m=5"], 64),
+        (["--img-size", 32, "--model-kwargs", "img_size=64", "m=5"], 64),
+        (["--model-kwargs", "img_size=64", "m=5", "--img-size", 32], 32),
+    ],
+)
+def test_the_image_size_among_the_models_arguments_is_the_flag(argv, size):
+    args = parse("train", "data", *argv)
+    assert (args.img_size, args.model_kwargs) == (size, {"m": 5})
+
+
+@pytest.mark.parametrize(("flag", "size"), [({}, 64), ({"img_size": None}, 64), ({"img_size": 32}, 32)])
+def test_the_image_size_among_the_models_arguments_of_a_file(config, flag, size):
+    args = parse("train", "data", "-c", config(**flag, model_kwargs={"img_size": 64, "m": 5}))
+    assert (args.img_size, args.model_kwargs) == (size, {"m": 5})

@@ -150,6 +150,11 @@ class Parser(argparse.ArgumentParser):
             else:
                 nearest = difflib.get_close_matches(name, actions, n=1)
                 self.error(f"unknown {key} in {path}{f', did you mean {nearest[0]}' if nearest else ''}")
+        kwargs = values.get("model_kwargs")
+        if isinstance(kwargs, dict) and "img_size" in kwargs:
+            size = kwargs.pop("img_size")
+            if values.get("img_size") is None:
+                values["img_size"] = self._converted(actions["img_size"], size, f"img_size of model_kwargs in {path}")
         return values
 
     def _converted(self, action: argparse.Action, value: Any, where: str) -> Any:
@@ -238,7 +243,10 @@ class KeyValues(argparse.Action):
 
 
 class ModelKwargs(KeyValues):
-    """KEY=VALUE pairs for a model; those of a file are an architecture and no more."""
+    """KEY=VALUE pairs for a model; those of a file are an architecture and no more.
+
+    ``img_size``, the only way to another size in KAT's code, means ``--img-size``.
+    """
 
     def from_file(self, values: dict[Any, Any], where: str) -> dict[str, Any]:
         """Return pairs of a ``--config`` file, unless it may not give one of them."""
@@ -246,9 +254,17 @@ class ModelKwargs(KeyValues):
 
         return check_arguments(values, where)
 
+    def __call__(self, parser, namespace, values, option_string=None):
+        super().__call__(parser, namespace, values, option_string)
+        pairs = getattr(namespace, self.dest)
+        if "img_size" in pairs:
+            try:
+                namespace.img_size = positive(str(pairs.pop("img_size")))
+            except (argparse.ArgumentTypeError, ValueError) as error:
+                raise argparse.ArgumentError(self, f"img_size is a side in pixels: {error}") from error
+
     flags: ClassVar[dict[str, str]] = {
         "num_classes": "--num-classes",
-        "img_size": "--img-size",
         "in_chans": "--in-chans",
         "drop_rate": "--drop",
         "drop_path_rate": "--drop-path",
