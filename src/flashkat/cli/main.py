@@ -100,8 +100,8 @@ def _parser() -> argparse.ArgumentParser:
     add_flops_arguments(flops)
     flops.set_defaults(run=_flops)
 
-    data = commands.add_parser("data", help="write a built-in data set, or check one")
-    add_data_commands(data, write=_data, check=_check_data)
+    data = commands.add_parser("data", help="write a built-in data set, unpack ImageNet, or check a data set")
+    add_data_commands(data, write=_data, check=_check_data, unpack=_unpack_imagenet)
 
     doctor = commands.add_parser("doctor", help="show versions, devices and the path that the operator takes on each")
     doctor.set_defaults(run=_doctor)
@@ -185,6 +185,13 @@ def _check_data(args: argparse.Namespace) -> int:
     report, is_whole = check_data(args.folder)
     print(report)
     return 0 if is_whole else 1
+
+
+def _unpack_imagenet(args: argparse.Namespace) -> None:
+    from ..tools.imagenet import unpack_imagenet
+
+    counts = unpack_imagenet(args.folder, args.train, args.val, args.devkit)
+    _say(f"{args.folder} has {' and '.join(f'{count:,} images in {split}' for split, count in counts.items())}")
 
 
 def _doctor(args: argparse.Namespace) -> None:

@@ -13,16 +13,22 @@ __all__ = ["add_data_commands", "add_export_arguments", "add_flops_arguments", "
 Command = Callable[[argparse.Namespace], int | None]
 
 
-def add_data_commands(parser: argparse.ArgumentParser, write: Command, check: Command) -> None:
+def add_data_commands(parser: argparse.ArgumentParser, write: Command, check: Command, unpack: Command) -> None:
     """Add the commands of ``flashkat data``, and the functions that run them."""
     # The name of the outer command is what errors begin with.
-    commands = parser.add_subparsers(dest="name", metavar="digits|check", required=True)
+    commands = parser.add_subparsers(dest="name", metavar="digits|check|imagenet", required=True)
     digits = commands.add_parser("digits", help="write 1,797 handwritten digits, 8 x 8 pixels, as image files")
     digits.add_argument("folder", metavar="DIR", help="folder to make")
     digits.set_defaults(run=write)
     checked = commands.add_parser("check", help="read every image of a data set, and list what is broken")
     checked.add_argument("folder", metavar="DIR", help="data set with SPLIT/CLASS/*, one split, or an archive of one")
     checked.set_defaults(run=check)
+    unpacked = commands.add_parser("imagenet", help="unpack ImageNet's archives into train/CLASS/* and val/CLASS/*")
+    unpacked.add_argument("folder", metavar="DIR", help="folder to make, or to complete if the command was stopped")
+    unpacked.add_argument("--train", default="", metavar="FILE", help="ILSVRC2012_img_train.tar")
+    unpacked.add_argument("--val", default="", metavar="FILE", help="ILSVRC2012_img_val.tar")
+    unpacked.add_argument("--devkit", default="", metavar="FILE", help="ILSVRC2012_devkit_t12.tar.gz, for --val")
+    unpacked.set_defaults(run=unpack)
 
 
 def add_plot_arguments(parser: argparse.ArgumentParser) -> None:
