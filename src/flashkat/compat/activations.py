@@ -18,14 +18,14 @@ from ..nn.formats import accept_formats
 from ..nn.starts import FUNCTIONS, starting_coefficients
 from ..ops import rational
 
-__all__ = ["FlashKAT_Group", "KAT_Group", "KAT_Group2D", "KAT_Group_Torch", "RationalTriton1DGroup"]
+__all__ = ["Activation", "FlashKAT_Group", "KAT_Group", "KAT_Group2D", "KAT_Group_Torch", "RationalTriton1DGroup"]
 
 
 # Starting functions are fitted on [-3, 3].
 _FITTED = 3.0
 
 
-class _Activation(nn.Module):
+class Activation(nn.Module):
     """Two tables of coefficients under given names, applied along ``_dim``."""
 
     _dim = -1
@@ -38,12 +38,18 @@ class _Activation(nn.Module):
         self.initialize(mode)
         self.register_load_state_dict_pre_hook(accept_formats)
 
+    @property
+    def tables(self) -> tuple[Tensor, Tensor]:
+        """The coefficients of numerator and denominator."""
+        numerator, denominator = (getattr(self, name) for name in self._names)
+        return numerator, denominator
+
     @torch.no_grad()
     def initialize(self, mode: str = "gelu") -> None:
         """Set every group to a named function; ValueError for an unknown name."""
-        tables = [getattr(self, name) for name in self._names]
-        start = starting_coefficients(mode, *(table.shape[1] for table in tables))
-        for table, coefficients in zip(tables, start, strict=True):
+        start = starting_coefficients(mode, *(table.shape[1] for table in self.tables))
+        self.start = mode
+        for table, coefficients in zip(self.tables, start, strict=True):
             table.copy_(coefficients.expand_as(table))
 
     def init_info(self) -> dict[str, dict[str, Any]]:
@@ -59,7 +65,7 @@ class _Activation(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply each group's rational. Raise ValueError if the channels of ``x`` do not divide into the groups."""
-        return rational(x, *(getattr(self, name) for name in self._names), dim=self._dim)
+        return rational(x, *self.tables, dim=self._dim)
 
 
 def _lists(name: str) -> list[list[float]]:
@@ -72,7 +78,7 @@ def _available(device: torch.device | str) -> torch.device:
     return torch.device("cpu") if device.type == "cuda" and not torch.cuda.is_available() else device
 
 
-class KAT_Group(_Activation):  # noqa: N801
+class KAT_Group(Activation):  # noqa: N801
     """KAT's activation for channels in the last dimension: 8 groups, one numerator, degrees 5 and 4.
 
     Args:
@@ -143,7 +149,7 @@ class KAT_Group2D(KAT_Group):  # noqa: N801
     _dim = 1
 
 
-class FlashKAT_Group(_Activation):  # noqa: N801
+class FlashKAT_Group(Activation):  # noqa: N801
     """The FlashKAT paper's activation for channels in the last dimension.
 
     Args:
