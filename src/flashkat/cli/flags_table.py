@@ -26,9 +26,10 @@ _BEFORE = """\
 | `--num-classes` | as many as the data set lists | the model's |
 | `--workers` | at most the number of cores | 4 |
 
-On GPUs, training compiles the model, uses TF32 for float32 products, and takes PyTorch's fused optimisers.
+On GPUs, training compiles the model and takes PyTorch's fused optimisers.
 Each whole step is a CUDA graph, on one GPU and on several. Every loader pins memory. These flags bring timm's
-defaults back: `--no-compile`, `--no-tf32`, `--opt-kwargs fused=False`, `--no-pin-mem`.
+defaults back: `--no-compile`, `--opt-kwargs fused=False`, `--no-pin-mem`.
+Float32 products are in TF32, as in timm's `train.py`. `--no-tf32` computes them in float32.
 
 **Data.**
 
