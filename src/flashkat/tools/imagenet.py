@@ -100,9 +100,7 @@ def _training_images(archive: tarfile.TarFile) -> Iterator[tuple[str, str, int, 
             for image, pixels in _files(images):
                 named = _TRAINING.fullmatch(image.name)
                 if named is None or named[2] != found[1]:
-                    raise InputError(
-                        f"{archive.name!s} holds {image.name!r:.80} in {found[1]}, which is no image of it"
-                    )
+                    raise InputError(f"{archive.name!s} holds {image.name!r:.80}, which is no image of {found[1]}")
                 yield found[1], named[1], image.size, pixels
 
 
