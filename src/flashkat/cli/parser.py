@@ -77,6 +77,21 @@ class Parser(argparse.ArgumentParser):
         super().__init__(**{"allow_abbrev": False, **kwargs})
         self.checks: list[Callable[[argparse.Namespace], None]] = []
 
+    def introduce(self, usage: str, *lines: str) -> None:
+        """Begin the help with a short usage and these lines, in place of a list of all flags.
+
+        Args:
+            usage: what follows the command's name.
+            *lines: shown as they are; a blank one separates paragraphs.
+        """
+        self.usage, self.description = f"%(prog)s {usage}", "\n".join(lines)
+        self.formatter_class = argparse.RawDescriptionHelpFormatter
+
+    @property
+    def themes(self) -> list[str]:
+        """The titles of the groups of flags, in their order."""
+        return [group.title for group in self._action_groups[2:] if group.title]
+
     def error(self, message: str) -> NoReturn:
         line = printable(f"{self.prog}: error: {message}; {self.prog} --help lists the flags")
         show_once(lambda: print(line, file=sys.stderr, flush=True))

@@ -4,11 +4,26 @@ import argparse
 from collections.abc import Callable
 
 from ..defaults import FORMATS
-from .parser import positive
+from .parser import Parser, positive
 from .shared_flags import add_model_kwargs
 from .validate_flags import add_evaluation
 
 __all__ = ["add_data_commands", "add_export_arguments", "add_flops_arguments", "add_plot_arguments"]
+
+# The flags that plotting needs. Its help leaves out the others of an evaluation.
+_PLOTTED = {
+    "help",
+    "checkpoint",
+    "output",
+    "data",
+    "split",
+    "batch_size",
+    "workers",
+    "img_size",
+    "model",
+    "num_classes",
+}
+_PLOTTED |= {"model_kwargs", "use_ema", "device"}
 
 Command = Callable[[argparse.Namespace], int | None]
 
@@ -39,6 +54,19 @@ def add_plot_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--data", metavar="DIR", help="data set to take the ranges of x from (default: -3 to 3)")
     add_evaluation(parser)
+    for action in parser._actions:
+        if action.dest not in _PLOTTED:
+            action.help = argparse.SUPPRESS
+    if isinstance(parser, Parser):
+        parser.introduce(
+            "CHECKPOINT [-o FILE] [--data DIR] [FLAGS]",
+            "examples:",
+            "  flashkat plot output/train/RUN/last.pth.tar",
+            "  flashkat plot output/train/RUN/last.pth.tar --data /data/imagenet -o functions.svg",
+            "  flashkat plot weights.pth --model kat_small_patch16_224",
+            "",
+            "The flags of flashkat validate for data, model and device work here too.",
+        )
 
 
 def add_export_arguments(parser: argparse.ArgumentParser) -> None:
