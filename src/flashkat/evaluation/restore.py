@@ -99,11 +99,11 @@ def restore(model: Model, trained: Trained, data: Data, say: Callable[[str], Non
 
 def _completed(model: Model, data: Data, arguments: dict[str, Any], file: str) -> tuple[Model, Data]:
     """Fill the settings that are not given with a checkpoint's arguments, after checking these."""
-    stored = dict(arguments.get("model_kwargs", {}))
-    if isinstance(stored.get("img_size"), int):  # KAT's users have no other place for it
-        size = stored.pop("img_size")
+    stored = arguments.get("model_kwargs", {}).items()
+    kwargs = check_arguments({key: value for key, value in stored if key not in model.model_kwargs}, file)
+    if isinstance(kwargs.get("img_size"), int):  # KAT's users have no other place for it
+        size = kwargs.pop("img_size")
         arguments = {**arguments, "img_size": arguments.get("img_size") or size}
-    kwargs = check_arguments({key: value for key, value in stored.items() if key not in model.model_kwargs}, file)
     is_sized = data.img_size is not None or data.input_size is not None
     names = [name for name in _IMAGES if getattr(data, name) in (None, "") and not (is_sized and name in _SIZES)]
     settled = {"num_classes": model.num_classes is not None, "gp": model.gp not in (None, "")}
