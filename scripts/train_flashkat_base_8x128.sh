@@ -1,3 +1,3 @@
 #!/usr/bin/env bash
-# Train FlashKAT-Base on ImageNet-1k; recipes/imagenet.sh says how.
-RECIPE_SCRIPT=$0 exec bash "$(dirname "$0")/../recipes/imagenet.sh" flash_kat base scratch "$@"
+# Train FlashKAT-Base on ImageNet-1k; recipes/published.sh says how.
+RECIPE_SCRIPT=$0 exec bash "$(dirname "$0")/../recipes/published.sh" flash_kat base scratch "$@"

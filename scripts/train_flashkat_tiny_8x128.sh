@@ -1,3 +1,3 @@
 #!/usr/bin/env bash
-# Train FlashKAT-Tiny on ImageNet-1k; recipes/imagenet.sh says how.
-RECIPE_SCRIPT=$0 exec bash "$(dirname "$0")/../recipes/imagenet.sh" flash_kat tiny scratch "$@"
+# Train FlashKAT-Tiny on ImageNet-1k; recipes/published.sh says how.
+RECIPE_SCRIPT=$0 exec bash "$(dirname "$0")/../recipes/published.sh" flash_kat tiny scratch "$@"

@@ -1,3 +1,3 @@
 #!/usr/bin/env bash
-# Train KAT-Small on ImageNet-1k, from the weights of a ViT; recipes/imagenet.sh says how.
-RECIPE_SCRIPT=$0 exec bash "$(dirname "$0")/../recipes/imagenet.sh" kat small vitft "$@"
+# Train KAT-Small on ImageNet-1k, from the weights of a ViT; recipes/published.sh says how.
+RECIPE_SCRIPT=$0 exec bash "$(dirname "$0")/../recipes/published.sh" kat small vitft "$@"

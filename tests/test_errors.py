@@ -1,9 +1,10 @@
+import importlib
 import sys
 
 import pytest
 from torch._utils import ExceptionWrapper
 
-from flashkat.errors import DivergedError, InputError, did_you_mean, explain, require, start_prefix
+from flashkat.errors import DivergedError, InputError, did_you_mean, explain, is_installed, require, start_prefix
 
 
 def test_message_is_kept():
@@ -54,6 +55,16 @@ def test_require_does_not_import():
     sys.modules.pop("this", None)
     require("this")
     assert "this" not in sys.modules
+
+
+def test_a_folder_is_no_package(tmp_path, monkeypatch):
+    (tmp_path / "only_a_folder").mkdir()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert not is_installed("only_a_folder")
+    monkeypatch.setitem(sys.modules, "only_a_folder", importlib.import_module("only_a_folder"))
+    assert not is_installed("only_a_folder")
+    assert is_installed("torch")
+    assert is_installed("email")
 
 
 def test_a_name_that_was_begun_goes_before_a_nearer_one():

@@ -1,21 +1,35 @@
 """FlashKAT: Kolmogorov-Arnold Transformers (KATs) with fast kernels for their learnable activation.
 
 Importing the package registers the models with timm and the operators with PyTorch. Triton kernels, training and
-plotting are imported when they are first used.
+plotting are imported when they are first used. So is everything else if the process runs the ``flashkat`` command.
 """
 
-from .system.interrupts import guard_command
-
-guard_command()  # before PyTorch, whose import takes seconds
-
+from importlib import import_module
 from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
 
-from . import models
-from .nn.grkan import GRKAN
-from .nn.group_rational import GroupRational
-from .nn.lazy import LazyGroupRational
-from .ops import rational
+from .system.interrupts import guard_command
 
 __version__ = version("flashkat")
 
 __all__ = ["GRKAN", "GroupRational", "LazyGroupRational", "models", "rational"]
+
+_HOMES = {"GRKAN": "nn", "GroupRational": "nn", "LazyGroupRational": "nn", "rational": "ops"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name at its first use. Commands read their flags before they wait for PyTorch."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name in _HOMES:
+        return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    return import_module(f".{name}", __name__)
+
+
+# The guard comes before PyTorch, whose import takes seconds.
+if not guard_command() or TYPE_CHECKING:
+    from . import models
+    from .nn.grkan import GRKAN
+    from .nn.group_rational import GroupRational
+    from .nn.lazy import LazyGroupRational
+    from .ops import rational

@@ -10,16 +10,15 @@ import sys
 from collections.abc import Callable, Collection, Iterator
 from datetime import timedelta
 
-import torch
-import torch.distributed as dist
-
 __all__ = [
     "DivergedError",
     "InputError",
+    "Stopped",
     "UnreachableError",
     "did_you_mean",
     "explain",
     "is_installed",
+    "is_out_of_memory",
     "launched_processes",
     "quiet",
     "require",
@@ -56,6 +55,21 @@ class DivergedError(RuntimeError):
     """Loss, gradients or weights are no longer finite. The message says when, then what usually helps."""
 
 
+class Stopped(Exception):  # noqa: N818 - it is no error
+    """A signal has ended a run. The message says how to resume it."""
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.status = 128 + number
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an exception is PyTorch's for a device without memory."""
+    # PyTorch may not be imported yet. Then the error is not its own.
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(error, torch.OutOfMemoryError)
+
+
 @contextlib.contextmanager
 def explain(what: str, hint: str = "") -> Iterator[None]:
     """Turn an exception of timm or torch into an InputError.
@@ -69,9 +83,9 @@ def explain(what: str, hint: str = "") -> Iterator[None]:
     """
     try:
         yield
-    except (InputError, torch.OutOfMemoryError):
-        raise
     except Exception as error:
+        if isinstance(error, InputError) or is_out_of_memory(error):
+            raise
         said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         reason = said.strip().split("\n")[0] or "no reason given"
         reason = _NO_SUCH_ARGUMENT.sub(r"there is no argument \1", reason)
@@ -96,8 +110,12 @@ def did_you_mean(name: str, known: Collection[str], otherwise: str, likeness: fl
 
 
 def is_installed(module: str) -> bool:
-    """Return whether a module can be imported."""
-    return module in sys.modules or importlib.util.find_spec(module) is not None
+    """Return whether a module can be imported. A mere folder of its name, such as wandb makes, is no module."""
+    loaded = sys.modules.get(module)
+    if loaded is not None:
+        return getattr(loaded, "__file__", None) is not None or not hasattr(loaded, "__path__")
+    spec = importlib.util.find_spec(module)
+    return spec is not None and spec.origin is not None
 
 
 @contextlib.contextmanager
@@ -114,10 +132,10 @@ def quiet(*libraries: str) -> Iterator[None]:
             logger.setLevel(level)
 
 
-def require_package(module: str, flag: str, hint: str = "") -> None:
+def require_package(module: str, flag: str) -> None:
     """Raise InputError unless the module that a flag needs is installed."""
     if not is_installed(module):
-        raise InputError(f"{flag} needs a package that is not installed: pip install {_package(module)}{hint}")
+        raise InputError(f"{flag} needs a package that is not installed: pip install {_package(module)}")
 
 
 def require(*modules: str) -> None:
@@ -160,6 +178,8 @@ def show_once(show: Callable[[], None]) -> None:
         show()
         return
     try:
+        import torch.distributed as dist
+
         # By default torchrun keeps this store alive through the ends and restarts of the processes.
         store = dist.TCPStore(
             os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=_PATIENCE

@@ -3,6 +3,7 @@
 A longer run: ``FLIPS=400 python -m pytest tests/checkpoints/test_integrity.py -k flips``.
 """
 
+import hashlib
 import io
 import json
 import os
@@ -237,3 +238,14 @@ def test_other_dtypes_are_refused(tmp_path, dtype):
     torch.save({"state_dict": {"a": torch.ones(2)}, "dtype": np.dtype(dtype)}, tmp_path / "a.pth")
     with pytest.raises(InputError):
         checkpoints.read(tmp_path / "a.pth")
+
+
+def test_a_name_that_ends_in_a_hash_is_checked_against_the_file(tmp_path):
+    torch.save({"a": torch.ones(2)}, tmp_path / "a.pth")
+    content = (tmp_path / "a.pth").read_bytes()
+    right = tmp_path / f"kat-finetune_{hashlib.sha256(content).hexdigest()}.pth"
+    right.write_bytes(content)
+    assert checkpoints.read(right)["a"].tolist() == [1, 1]
+    torch.save({"a": torch.zeros(2)}, right)
+    with pytest.raises(InputError, match=r"not the file that its name says.*download it again"):
+        checkpoints.read(right)

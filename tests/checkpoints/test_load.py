@@ -243,7 +243,9 @@ def test_head_and_positions_are_adapted(suffix, tmp_path):
     after = model.state_dict()
     assert torch.equal(after["head.weight"], fresh["head.weight"])
     assert torch.equal(after["head.bias"], fresh["head.bias"])
-    expected = timm.layers.resample_abs_pos_embed(source.pos_embed, new_size=(6, 6), num_prefix_tokens=1)
+    # As timm resamples files of each kind.
+    how = {"interpolation": "bilinear", "antialias": False} if suffix == ".npz" else {}
+    expected = timm.layers.resample_abs_pos_embed(source.pos_embed, new_size=(6, 6), num_prefix_tokens=1, **how)
     assert torch.equal(after["pos_embed"], expected)
     assert model(images(size=48)).shape == (2, 9)
 

@@ -11,7 +11,7 @@ from flashkat.cli.left_out import LEFT_OUT
 ROOT = Path(__file__).parents[2]
 TIMM = [
     word
-    for line in Path(__file__).parents[1].joinpath("timm_flags.txt").read_text().splitlines()
+    for line in Path(__file__).with_name("timm_flags.txt").read_text().splitlines()
     if not line.startswith("#")
     for word in line.split()
 ]

@@ -470,7 +470,7 @@ def test_export_of_no_checkpoint(refuse, checkpoint, tmp_path):
         (["test_resnet"], "test_resnet is not a Vision Transformer"),
         (["kat_tiny_patch16_224", "--model-kwargs", "den_groups=7"], "7 groups"),
         (["kat_tiny_patch16_224", "--img-size", "0"], "--img-size"),
-        (["kat_tiny_patch16_224", "--model-kwargs", "img_size=8"], "use --img-size"),
+        (["kat_tiny_patch16_224", "--model-kwargs", "img_size=no"], "img_size is a side in pixels"),
         (["local-dir:nowhere"], "nowhere"),
     ],
 )
@@ -679,3 +679,18 @@ def test_real_process_interrupted_with_workers(images, tmp_path):
     assert len(rows) >= 3
     assert checkpoints.read(folder / "last.pth.tar")["epoch"] >= len(rows) - 2
     assert not list(folder.glob("*.partial"))
+
+
+def test_a_package_that_is_not_there_is_named(command, monkeypatch):
+    monkeypatch.delitem(sys.modules, "flashkat.tools.flops", raising=False)
+    monkeypatch.setitem(sys.modules, "torch.utils.flop_counter", None)
+    status, _, lines, _ = command("flops", "kat_tiny_patch16_224")
+    assert status == 1
+    assert len(lines) == 1
+    assert lines[0].endswith("install what it needs with pip install 'flashkat[training]'")
+
+
+def test_a_module_of_our_own_that_is_missing_is_no_users_error(command, monkeypatch):
+    monkeypatch.setitem(sys.modules, "flashkat.tools.flops", None)
+    with pytest.raises(ModuleNotFoundError):
+        command("flops", "kat_tiny_patch16_224")

@@ -1,5 +1,9 @@
 """Errors of one line, suggestions, values, and files of flags."""
 
+import argparse
+import re
+import shlex
+
 import pytest
 import yaml
 from parsing import long_flags, parse, parser_of
@@ -59,8 +63,11 @@ def test_help(command, capsys):
         main([command, "--help"])
     assert stopped.value.code == 0
     out = capsys.readouterr().out
+    actions = parser_of(command)._actions
+    hidden = {name for action in actions if action.help == argparse.SUPPRESS for name in action.option_strings}
     for flag in long_flags(command):
-        assert flag in out
+        assert (re.search(rf"{flag}\b(?!-)", out) is not None) != (flag in hidden), flag
+    assert bool(hidden) == (command == "plot")
     assert all(action.help for action in parser_of(command)._actions)
 
 
@@ -198,7 +205,7 @@ def test_timms_own_arguments_are_such_a_file(config):
         ({"mean": "grey"}, ["mean in", "grey"]),
         ({"scale": [1]}, ["scale in", "2 values"]),
         ({"model_kwargs": ["m=5"]}, ["names and values"]),
-        ({"model_kwargs": {"img_size": 8}}, ["cannot set img_size: use --img-size"]),
+        ({"model_kwargs": {"img_size": 0}}, ["model_kwargs in", "img_size has to be"]),
         ({"remode": "zz"}, ["remode in", "const", "'zz'"]),
         ({"torchscript": True}, ["left out here"]),
     ],
@@ -253,3 +260,43 @@ def test_a_file_without_an_end(capsys):
     with pytest.raises(SystemExit):
         parse("train", "data", "-c", "/dev/zero")
     assert "more than 100,000 characters" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "size"),
+    [
+        (["--model-kwargs", "img_size=64", "m=5"], 64),
+        (["--img-size", 32, "--model-kwargs", "img_size=64", "m=5"], 64),
+        (["--model-kwargs", "img_size=64", "m=5", "--img-size", 32], 32),
+    ],
+)
+def test_the_image_size_among_the_models_arguments_is_the_flag(argv, size):
+    args = parse("train", "data", *argv)
+    assert (args.img_size, args.model_kwargs) == (size, {"m": 5})
+
+
+@pytest.mark.parametrize(("flag", "size"), [({}, 64), ({"img_size": None}, 64), ({"img_size": 32}, 32)])
+def test_the_image_size_among_the_models_arguments_of_a_file(config, flag, size):
+    args = parse("train", "data", "-c", config(**flag, model_kwargs={"img_size": 64, "m": 5}))
+    assert (args.img_size, args.model_kwargs) == (size, {"m": 5})
+
+
+@pytest.mark.parametrize("command", ["train", "plot"])
+def test_help_begins_with_three_examples_that_can_be_read(command, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"usage: flashkat {command} ")
+    start = lines.index("examples:")
+    assert start == 2
+    for line in lines[start + 1 : start + 4]:
+        program, name, *argv = shlex.split(line.rpartition("&& ")[2])
+        assert (program, name) == ("flashkat", command)
+        parse(command, *argv)
+
+
+def test_help_of_training_lists_its_groups(capsys):
+    parser = parser_of("train")
+    assert "learning rate" in parser.themes
+    listed = " ".join(parser.format_help().partition("in this order:")[2].split())
+    assert listed.startswith(", ".join(parser.themes))

@@ -11,7 +11,7 @@ from foreign import FLASHKAT, KAT, Rational
 from torch import nn
 
 from flashkat import GroupRational
-from flashkat.compat.activations import FlashKAT_Group, KAT_Group, KAT_Group2D
+from flashkat.compat.activations import FlashKAT_Group, KAT_Group, KAT_Group2D, KAT_Group_Torch, RationalTriton1DGroup
 from flashkat.nn.starts import FUNCTIONS
 
 ALL = [KAT_Group, KAT_Group2D, lambda **kwargs: FlashKAT_Group(32, **kwargs)]
@@ -202,3 +202,30 @@ def test_copies_and_pickles(duplicate):
     module = KAT_Group(mode="tanh", device="cpu")
     x = noise(2, 5, 16)
     assert torch.equal(duplicate(module)(x), module(x))
+
+
+@pytest.mark.parametrize("make", [lambda: KAT_Group(device="cpu"), lambda: FlashKAT_Group(32, device="cpu")])
+def test_the_starts_can_be_asked_for(make):
+    module = make()
+    info = module.init_info()
+    assert info.keys() == FUNCTIONS.keys()
+    module.initialize("gelu_old")
+    numerator, denominator = module.parameters()
+    torch.testing.assert_close(numerator[0].tolist(), info["gelu_old"]["init_w_numerator"], rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(denominator[0].tolist(), info["gelu_old"]["init_w_denominator"], rtol=1e-6, atol=1e-8)
+    assert (info["gelu"]["lb"], info["gelu"]["ub"]) == (-3, 3)
+
+
+def test_kats_class_in_plain_pytorch_computes_the_same():
+    x = noise(2, 3, 32)
+    assert torch.equal(KAT_Group_Torch(4, "tanh", "cpu")(x), KAT_Group(4, "tanh", "cpu")(x))
+
+
+@pytest.mark.parametrize("rows", [(4, 4), (1, 4), (4, 1), (1, 1)])
+def test_kats_autograd_function(rows):
+    x, a, b = noise(2, 3, 32), noise(rows[0], 6, seed=1), noise(rows[1], 4, seed=2)
+    found = RationalTriton1DGroup.apply(x, a, b, 4)
+    whole = RationalTriton1DGroup.apply(x, a.expand(4, -1), b.expand(4, -1), 4)
+    torch.testing.assert_close(found, whole)
+    with pytest.raises(ValueError, match="rows"):
+        RationalTriton1DGroup.apply(x, noise(2, 6), b, 4)

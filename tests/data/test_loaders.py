@@ -81,6 +81,19 @@ def test_evaluation_resizes_as_told(tmp_path, name):
     torch.testing.assert_close(images[0], normalised(np.asarray(expected)))
 
 
+@pytest.mark.parametrize("name", ["bilinear", "bicubic"])
+def test_training_without_augmentation_resizes_as_the_model_does(tmp_path, name):
+    (tmp_path / "train" / "cat").mkdir(parents=True)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8))
+    for number in range(4):
+        image.save(tmp_path / "train" / "cat" / f"{number}.png")
+    config = {**NORMALISING, "interpolation": name}
+    args = args_of("data", "-b", "4", "--no-aug", "--train-interpolation", "random")
+    ((images, _),) = training_loader(open_split(tmp_path, "train"), config, args, CPU)
+    expected = normalised(np.asarray(image.resize((8, 8), Image.Resampling[name.upper()])))
+    torch.testing.assert_close(images, expected.expand_as(images))
+
+
 def test_training_sees_shuffled_images_and_drops_the_rest(tmp_path):
     pixels = write_classes(tmp_path / "train", ["cat", "dog"], count=5)
     dataset = open_split(tmp_path, "train")

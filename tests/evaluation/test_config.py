@@ -2,14 +2,15 @@
 
 from dataclasses import replace
 
-from flashkat.evaluation.config import BATCH_SIZE, Config
+from flashkat.defaults import EVALUATION_BATCH_SIZE
+from flashkat.evaluation.config import Config
 
 
 def test_left_alone_it_takes_what_the_checkpoint_says():
     config = Config()
     assert config.model.model is None
     assert config.trained.checkpoint == ""
-    assert config.data.batch_size == BATCH_SIZE == 256
+    assert config.data.batch_size == EVALUATION_BATCH_SIZE == 256
     assert config.data.val_split == "validation"
 
 

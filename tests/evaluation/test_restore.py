@@ -13,6 +13,8 @@ from safetensors.torch import save_file
 from tiny import KWARGS, MODEL, MODEL_KWARGS
 
 from flashkat.checkpoints.export import renamed_for
+from flashkat.evaluation import Data, Model, Trained
+from flashkat.evaluation.restore import restore
 
 # Not timm's own, so that they have to come from the checkpoint.
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
@@ -205,3 +207,13 @@ def test_an_image_size_for_a_model_that_takes_any(validate, images, tmp_path):
     flags = ["--model", "test_resnet", "--num-classes", 3, "--img-size", 32]
     result, _ = validate(images, *flags, "--checkpoint", tmp_path / "resnet.pth")
     assert result["img_size"] == 32
+
+
+def test_an_image_size_among_the_models_arguments_of_a_checkpoint(tmp_path):
+    """The only place that KAT's code has for it."""
+    model = timm.create_model(MODEL, img_size=16, num_classes=3, **KWARGS)
+    args = {"model": MODEL, "img_size": None, "model_kwargs": {**KWARGS, "img_size": 16}}
+    torch.save({"arch": MODEL, "args": args, "state_dict": model.state_dict()}, tmp_path / "a.pth")
+    restored = restore(Model(model=None), Trained(checkpoint=str(tmp_path / "a.pth")), Data())
+    assert restored.data.img_size == 16
+    assert restored.module.patch_embed.img_size == (16, 16)

@@ -7,7 +7,16 @@ from flashkat.models.architecture import check_arguments, check_fits_file, check
 
 
 def test_an_architecture_is_taken_as_it_is():
-    arguments = {"depth": 2, "embed_dim": 64, "num_heads": 4, "patch_size": 4, "m": 6, "n": 4, "act_init": "gelu"}
+    arguments = {
+        "depth": 2,
+        "embed_dim": 64,
+        "num_heads": 4,
+        "patch_size": 4,
+        "m": 6,
+        "n": 4,
+        "act_init": "leaky_relu_0.1",
+    }
+    arguments["num_groups"] = 0
     assert check_arguments(arguments, "a.pth") == arguments
 
 
@@ -17,7 +26,9 @@ def test_anything_else_is_named(key):
         check_arguments({key: "x"}, "a.pth")
 
 
-@pytest.mark.parametrize("arguments", [{"depth": 10**7}, {"depth": -1}, {"depth": "2"}, {"depth": True}, ["depth"]])
+@pytest.mark.parametrize(
+    "arguments", [{"depth": 10**7}, {"depth": -1}, {"depth": "2"}, {"depth": True}, {"act_init": "a.b"}, ["depth"]]
+)
 def test_values_out_of_bounds(arguments):
     with pytest.raises(InputError, match=r"a\.pth"):
         check_arguments(arguments, "a.pth")

@@ -2,7 +2,8 @@
 
 import pytest
 
-from flashkat.models.config import DEFAULT_MODEL, Model
+from flashkat.defaults import DEFAULT_MODEL
+from flashkat.models.config import Model
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from flashkat import GRKAN
 from flashkat.models import KolmogorovArnoldTransformer
 
 WIDTH, HEADS, HEAD = 192, 3, 64
-OWN = ["kan_mimetic", "variance_preserving"]
+OWN = ["kan_mimetic", "paper_mimetic", "variance_preserving"]
 TIMMS = ["", "jax", "jax_nlhb", "moco", "reset"]
 
 
@@ -32,8 +32,10 @@ def query_key_products(attention):
     return query.mT @ key
 
 
-def value_projection(attention):
-    return attention.proj.weight.detach().double() @ query_key_value(attention)[2].flatten(0, 1)
+def value_projection(attention, *, is_swapped):
+    """L R, where W_proj W_v is L R as in the paper, or R L as in KAT's code."""
+    factors = attention.proj.weight.detach().double(), query_key_value(attention)[2].flatten(0, 1)
+    return factors[1] @ factors[0] if is_swapped else factors[0] @ factors[1]
 
 
 def off_diagonal(matrix):
@@ -53,6 +55,11 @@ def wanted_query_key(samples=4):
 @pytest.fixture(scope="module", params=OWN)
 def model(request):
     return create(weight_init=request.param)
+
+
+@pytest.fixture
+def is_swapped(model):
+    return model.weight_init_mode != "paper_mimetic"
 
 
 @pytest.fixture(scope="module")
@@ -117,14 +124,23 @@ def test_query_key_product_of_a_single_wide_head_is_the_noisy_identity_itself():
     assert_noisy_identity(query_key_products(attention)[0], 0.7, 0.7)
 
 
-def test_value_and_projection_multiply_to_a_negative_noisy_identity(model):
+def test_the_factors_of_value_and_projection_multiply_to_a_negative_noisy_identity(model, is_swapped):
     for block in model.blocks:
-        assert_noisy_identity(value_projection(block.attn), 0.4, -0.4)
+        assert_noisy_identity(value_projection(block.attn, is_swapped=is_swapped), 0.4, -0.4)
 
 
-def test_value_and_projection_share_the_size_of_their_product(model):
+def test_published_values_and_projections_are_the_papers_exchanged():
+    """And the output's channels go from the largest singular value to the smallest, as SVD gives them."""
+    ours, papers = (create(weight_init=name, depth=1).blocks[0].attn for name in ("kan_mimetic", "paper_mimetic"))
+    assert torch.equal(ours.proj.weight, query_key_value(papers)[2].flatten(0, 1).float())
+    assert torch.equal(papers.proj.weight, query_key_value(ours)[2].flatten(0, 1).float())
+    sizes = ours.proj.weight.norm(dim=1)
+    assert torch.equal(sizes, sizes.sort(descending=True).values)
+
+
+def test_value_and_projection_share_the_size_of_their_product(model, is_swapped):
     attention = model.blocks[0].attn
-    singular = torch.linalg.svdvals(value_projection(attention)).sqrt()
+    singular = torch.linalg.svdvals(value_projection(attention, is_swapped=is_swapped)).sqrt()
     value = query_key_value(attention)[2].flatten(0, 1)
     torch.testing.assert_close(torch.linalg.svdvals(value), singular, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(torch.linalg.svdvals(attention.proj.weight.double()), singular, rtol=1e-3, atol=1e-4)
@@ -135,7 +151,7 @@ def test_heads_and_blocks_are_drawn_independently(mimetic):
     noise = off_diagonal(products)
     correlations = torch.corrcoef(noise) - torch.eye(len(noise))
     assert correlations.abs().max() < 0.05
-    values = torch.stack([off_diagonal(value_projection(block.attn)) for block in mimetic.blocks])
+    values = torch.stack([off_diagonal(value_projection(block.attn, is_swapped=True)) for block in mimetic.blocks])
     assert torch.corrcoef(values)[0, 1].abs() < 0.05
 
 
@@ -191,6 +207,23 @@ def test_rationals_start_as_named(model):
     for block in model.blocks:
         assert torch.equal(block.mlp.act1(x[:WIDTH]), x[:WIDTH])
         torch.testing.assert_close(block.mlp.act2(x), nn.functional.silu(x), rtol=0, atol=1e-4)
+
+
+# KAT's other names
+
+
+def test_mimetic_is_kan_mimetic():
+    one, other = (create(depth=1, weight_init=name).state_dict() for name in ("mimetic", "kan_mimetic"))
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_kan_has_glorots_queries_keys_and_values_and_narrow_normals():
+    block = create(weight_init="kan").blocks[0]
+    bound = math.sqrt(6 / (2 * WIDTH))
+    assert block.attn.qkv.weight.abs().max().item() == pytest.approx(bound, rel=1e-3)
+    assert block.attn.qkv.weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.02)
+    for linear in (block.attn.proj, block.mlp.fc1, block.mlp.fc2):
+        assert linear.weight.std().item() == pytest.approx(0.02, rel=0.02)
 
 
 # Variance preserving
@@ -263,7 +296,7 @@ def test_moco_scheme_has_its_statistics():
 @pytest.mark.parametrize("way", ["when built", "later"])
 def test_an_unknown_mode_is_refused(way):
     with pytest.raises((AssertionError, ValueError)):
-        create(depth=1, weight_init="kan_mimetical") if way == "when built" else create(depth=1).init_weights("kan")
+        create(depth=1, weight_init="kan_mimetical") if way == "when built" else create(depth=1).init_weights("kann")
 
 
 @pytest.mark.parametrize("mode", OWN + TIMMS)
@@ -295,7 +328,8 @@ def test_weights_skipped_at_first_can_be_initialised_with_a_named_mode_later(mod
     torch.manual_seed(0)
     model = create(weight_init="skip", depth=1)
     model.init_weights(mode)
-    assert_noisy_identity(value_projection(model.blocks[0].attn), 0.4, -0.4)
+    product = value_projection(model.blocks[0].attn, is_swapped=mode != "paper_mimetic")
+    assert_noisy_identity(product, 0.4, -0.4)
 
 
 @pytest.mark.parametrize("first", ["skip", "moco", "kan_mimetic"])
@@ -309,7 +343,7 @@ def test_a_mode_asked_for_later_overrides_the_first(first, mode):
     assert all(parameter.isfinite().all() for parameter in model.parameters())
     x = torch.linspace(-3, 3, WIDTH)
     assert torch.equal(model.blocks[0].mlp.act1(x), x)
-    expected = 0.02 if mode == "kan_mimetic" else math.sqrt(1 / WIDTH)
+    expected = math.sqrt(1 / WIDTH) if mode == "variance_preserving" else 0.02
     assert model.blocks[0].mlp.fc1.weight.std().item() == pytest.approx(expected, rel=0.03)
 
 
@@ -343,7 +377,7 @@ def test_other_dtypes_are_initialised_too(dtype):
     model = create(depth=1, dtype=dtype)
     assert {parameter.dtype for parameter in model.parameters()} == {dtype}
     assert all(parameter.isfinite().all() for parameter in model.parameters())
-    product = value_projection(model.blocks[0].attn)
+    product = value_projection(model.blocks[0].attn, is_swapped=True)
     assert product.diagonal().mean().item() == pytest.approx(-0.4, abs=0.02)
     assert off_diagonal(product).std().item() == pytest.approx(0.4 / math.sqrt(WIDTH), rel=0.05)
 
@@ -370,5 +404,5 @@ def test_layers_without_biases_are_no_trouble(mode, qkv_bias):
 def test_registered_models_take_the_mode(mode):
     torch.manual_seed(0)
     model = timm.create_model("kat_tiny_patch16_224", weight_init=mode, depth=1, img_size=32)
-    expected = 0.02 if mode == "kan_mimetic" else math.sqrt(1 / 192)
+    expected = math.sqrt(1 / 192) if mode == "variance_preserving" else 0.02
     assert model.blocks[0].mlp.fc1.weight.std().item() == pytest.approx(expected, rel=0.03)

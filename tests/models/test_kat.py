@@ -349,7 +349,7 @@ def test_gradient_checkpointing_changes_neither_loss_nor_gradients():
         torch.testing.assert_close(checkpointed_gradients[name], gradient, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("weight_init", ["kan_mimetic", "variance_preserving", ""])
+@pytest.mark.parametrize("weight_init", ["kan_mimetic", "mimetic", "paper_mimetic", "kan", "variance_preserving", ""])
 def test_every_parameter_receives_a_finite_gradient_that_is_not_zero(weight_init):
     for name, gradient in loss_and_gradients(small(weight_init=weight_init))[1].items():
         assert gradient.isfinite().all(), name

@@ -136,7 +136,16 @@ def test_grkan_groups_of_numerators_and_denominators(num_groups, den_groups, row
     assert layer(noise(3, 16)).isfinite().all()
 
 
-@pytest.mark.parametrize(("num_groups", "den_groups"), [(2, 8), (8, 2), (0, 8), (-1, 1)])
+@pytest.mark.parametrize(("num_groups", "den_groups"), [(0, 1), (1, 0), (0, 0)])
+def test_no_groups_are_one_for_each_channel(num_groups, den_groups):
+    layer = GRKAN(6, 10, num_groups=num_groups, den_groups=den_groups)
+    for act, channels in ((layer.act1, 6), (layer.act2, 10)):
+        rows = act.numerator.shape[0], act.denominator.shape[0]
+        assert rows == tuple(groups or channels for groups in (num_groups, den_groups))
+    assert layer(noise(3, 6)).isfinite().all()
+
+
+@pytest.mark.parametrize(("num_groups", "den_groups"), [(2, 8), (8, 2), (0, 8), (-1, 1), (-1, -1)])
 def test_grkan_refuses_groups_that_do_not_fit_and_names_them(num_groups, den_groups):
     with pytest.raises(ValueError, match=rf"{num_groups} and {den_groups}"):
         GRKAN(16, num_groups=num_groups, den_groups=den_groups)

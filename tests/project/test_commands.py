@@ -17,6 +17,7 @@ from PIL import Image
 
 from flashkat.cli.parser import Parser
 from flashkat.cli.train_flags import add_training_arguments
+from flashkat.models import create_model
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "scripts").glob("*.sh"))
@@ -102,6 +103,9 @@ def test_the_recipe_of_flashkats_users_runs_to_its_end(command, images, tmp_path
         torch.isfinite(each).all() for name in ("state_dict", "state_dict_ema") for each in checkpoint[name].values()
     )
     assert logged.read_text().count("train_loss") == 2
+    results = json.loads(done.stdout.partition("--result\n")[2])
+    assert [epoch["epoch"] for epoch in results["all"]] == [0, 1]
+    assert results["best"]["validation"].keys() == {"loss", "top1", "top5"}
 
 
 @pytest.mark.parametrize("argv", [[], ["data"], ["0", "data"]])
@@ -117,7 +121,42 @@ def test_there_is_a_recipe_for_every_published_model():
         for kind in ("kat", "flashkat")
         for size in ("tiny", "small", "base")
         for start in ("", "_vitft")
-    }
+    } | {"train_flash_kat_small_8x128.sh"}
+
+
+def published_flags(kind, size, start):
+    """The words of a published script, in its order. KAT-Small loads a ViT by other flags than its sisters."""
+    words = [*RECIPE]
+    words[1] = f"{kind}_{size}_swish_patch16_224"
+    words[words.index("--output") + 1] = f"output/kat_{size}_swish_patch16_224"
+    words[words.index("--drop-path") + 1] = "0.4" if size == "base" else "0.1"
+    kwargs = words.index("--model-kwargs")
+    loads = {"scratch": [], "vitft": ["--initial-checkpoint", "vit.npz"]}[start]
+    if loads and size == "small":
+        loads = ["--pretrained-path", "vit.npz", "--pretrained"]
+    return [*words[:kwargs], *loads, *(words[kwargs:] if kind == "flash_kat" else words[-1:])]
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_recipes_are_the_published_ones_word_for_word(recipe, command, torchrun, tmp_path):
+    python, called = torchrun
+    (tmp_path / "vit.npz").touch()
+    done = command("bash", recipe, DATA_PATH="my data", VIT_WEIGHTS="vit.npz", PYTHON=str(python))
+    assert done.returncode == 0, done.stderr
+    kind, size = re.match(r"train_(kat|flash_?kat)_(tiny|small|base)", recipe.stem).groups()
+    start = "vitft" if "vitft" in recipe.stem else "scratch"
+    flags = published_flags(kind.replace("flashkat", "flash_kat"), size, start)
+    assert called() == ["-m", "flashkat.cli.launch", "8", "my data", *flags]
+
+
+def test_our_recipe_is_the_published_one_with_two_changes_and_without_wandb(command, torchrun):
+    python, called = torchrun
+    done = command("bash", ROOT / "recipes/imagenet.sh", "kat", "tiny", "scratch", DATA_PATH="data", PYTHON=str(python))
+    assert done.returncode == 0, done.stderr
+    flags = [*published_flags("kat", "tiny", "scratch")[:-1], "--clip-grad", "1", "--model-ema-warmup"]
+    assert called()[3:] == ["data", *flags]
+    done = command("bash", ROOT / "recipes/imagenet.sh")
+    assert (done.returncode, done.stderr.split(":")[0]) == (2, "usage")
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
@@ -129,14 +168,14 @@ def test_recipes(recipe, command, torchrun, tmp_path):
     words = called()
     assert words[2] == "8"
     args = parse(words[3:])
-    kind, size = re.match(r"train_(kat|flashkat)_(tiny|small|base)", recipe.stem).groups()
+    kind, size = re.match(r"train_(kat|flash_?kat)_(tiny|small|base)", recipe.stem).groups()
     assert args.data_dir == "my data"
-    assert args.model == f"{'flash_kat' if kind == 'flashkat' else 'kat'}_{size}_swish_patch16_224"
+    assert args.model == f"{'kat' if kind == 'kat' else 'flash_kat'}_{size}_swish_patch16_224"
     assert (args.batch_size, args.opt, args.lr, args.weight_decay) == (128, "adamw", 1e-3, 0.05)
     assert (args.mixup, args.cutmix, args.smoothing, args.aa) == (0.8, 1.0, 0.1, "rand-m9-mstd0.5")
     assert (args.drop_path, args.epochs) == (0.4 if size == "base" else 0.1, 3)
-    assert (args.model_ema, args.model_ema_decay, args.model_ema_warmup) == (True, 0.9999, True)
-    assert args.pretrained_path == ("vit.npz" if "vitft" in recipe.stem else None)
+    assert (args.model_ema, args.model_ema_decay, args.model_ema_warmup) == (True, 0.9999, False)
+    assert (args.pretrained_path or args.initial_checkpoint) == ("vit.npz" if "vitft" in recipe.stem else "")
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
@@ -160,7 +199,8 @@ def test_recipes_from_a_vit_take_googles_by_default(recipe, command, torchrun, t
     path.parent.mkdir()
     path.touch()
     assert command("bash", recipe, DATA_PATH="data", PYTHON=str(python)).returncode == 0
-    assert parse(called()[3:]).pretrained_path == missing
+    args = parse(called()[3:])
+    assert (args.pretrained_path or args.initial_checkpoint) == missing
 
 
 def test_train_and_validate_are_doors(command, images, tmp_path, monkeypatch, capsys):
@@ -192,4 +232,31 @@ def test_train_and_validate_are_doors(command, images, tmp_path, monkeypatch, ca
 def test_a_python_without_what_they_need(command, name):
     done = command(sys.executable, "-S", ROOT / name, "data")  # without installed packages
     assert done.returncode == 1
-    assert re.fullmatch(rf"{name}: No module named '\w+': .* pip install -e '\.\[training\]'\n", done.stderr)
+    assert re.fullmatch(
+        rf"{name}: No (module named '\w+'|package metadata .*): .* pip install -e '\.\[training\]'\n", done.stderr
+    )
+
+
+def test_the_example_names_five_classes(monkeypatch, capsys):
+    """With a small model whose weights are random, in place of the published one."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    example = runpy.run_path(str(ROOT / "example.py"))
+    made = create_model("kat_tiny_patch16_224", depth=1)
+    monkeypatch.setitem(example["main"].__globals__, "create_model", lambda name, pretrained: made)
+    example["main"]()
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 5
+    assert all(re.fullmatch(r" *\d+\.\d%  \w.*", line) for line in lines)
+
+
+def test_the_example_says_what_is_wrong(command):
+    done = command(sys.executable, ROOT / "example.py", "no.jpg")
+    assert done.returncode == 1
+    assert done.stderr.startswith("example.py: error: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_operations_are_counted_under_kats_name(command):
+    done = command(sys.executable, ROOT / "tools/calculate_flops.py")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("kat_tiny_gelu_patch16_224, 224 x 224")

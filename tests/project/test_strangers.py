@@ -4,6 +4,7 @@ import json
 import pickle
 import socket
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from flashkat.cli.main import main
+from flashkat.training import Result
 
 MODEL = "kat_tiny_patch16_224"
 KWARGS = {"patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2}
@@ -205,7 +207,7 @@ def test_metadata_of_safetensors_is_not_looked_at(tmp_path, state, images):
 @pytest.fixture
 def config(tmp_path, images, capsys, monkeypatch):
     """The status and the error of ``train`` with a file of flags, for a run that is made of them but not trained."""
-    monkeypatch.setattr("flashkat.training.train", lambda config: type("Result", (), {"folder": config.model.model}))
+    monkeypatch.setattr("flashkat.training.train", lambda config: Result(Path(config.model.model), [], {}))
 
     def run(flags, *typed):
         (tmp_path / "args.yaml").write_text(yaml.safe_dump(flags))

@@ -1,6 +1,5 @@
-"""The processes of a run: joining them, adding up, and how they end."""
+"""The processes of a run: joining them and adding up."""
 
-import atexit
 import sys
 
 import pytest
@@ -14,7 +13,8 @@ from flashkat.system import distributed
 ENDING = """
 import torch
 import torch.distributed as dist
-from flashkat.system.distributed import joined, leave
+from flashkat.system.distributed import joined
+from flashkat.system.interrupts import leave
 with joined("cpu"):
     group = dist.group.WORLD
     tensors = [torch.ones(4) for _ in range(200)]
@@ -32,24 +32,6 @@ def test_processes_end_while_threads_give_back_tensors(tmp_path):
     script.write_text(ENDING)
     done = started(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, script)
     assert done.returncode == 0, done.stderr
-
-
-def last_words(status):
-    atexit.register(print, "bye")
-    print("done")
-    distributed.leave(status)
-
-
-def test_the_end_of_one_of_several_processes(tmp_path):
-    """What it has said arrives, and its handlers run."""
-    done = forked(tmp_path, last_words, (3,), [{"WORLD_SIZE": 2}])
-    assert (done.status, done.stdout, done.stderr) == ([3], "done\nbye\n", "")
-
-
-def test_the_end_of_one_process():
-    with pytest.raises(SystemExit) as end:
-        distributed.leave(3)
-    assert end.value.code == 3
 
 
 def count_together():

@@ -11,8 +11,8 @@ import torch
 import torch.distributed as dist
 from processes import begun, free_port
 
+from flashkat.errors import Stopped
 from flashkat.system.heartbeat import watched
-from flashkat.system.signals import Stopped
 
 INTERVAL = 0.3
 

@@ -1,6 +1,8 @@
 """Ctrl-C at any moment of a command gives one line, and programs that import the package are left alone."""
 
+import atexit
 import contextlib
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -9,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from processes import forked
 
 from flashkat.system import interrupts
 
@@ -60,11 +63,15 @@ def test_one_line_while_modules_are_imported(interrupted_at, module):
     assert interrupted_at("import", module, sys.executable, "-m", "flashkat", "train", "d") == (130, LINE)
 
 
-@pytest.mark.parametrize("script", [COMMAND, ROOT / "train.py", ROOT / "validate.py"], ids=lambda path: path.name)
-def test_one_line_of_every_script(interrupted_at, script):
+@pytest.mark.parametrize(
+    ("script", "argument"),
+    [(COMMAND, "doctor"), (ROOT / "train.py", "data"), (ROOT / "validate.py", "data")],
+    ids=lambda word: getattr(word, "name", None),
+)
+def test_one_line_of_every_script(interrupted_at, script, argument):
     if not script.exists():
         pytest.skip("the command is not installed beside this Python")
-    assert interrupted_at("import", "torch", sys.executable, script) == (130, LINE)
+    assert interrupted_at("import", "torch", sys.executable, script, argument) == (130, LINE)
 
 
 def test_dist_train_in_its_first_second(interrupted_at):
@@ -72,7 +79,7 @@ def test_dist_train_in_its_first_second(interrupted_at):
 
 
 def test_one_of_several_processes_reports(interrupted_at):
-    assert interrupted_at("import", "torch", sys.executable, "-m", "flashkat", RANK="1") == (130, "")
+    assert interrupted_at("import", "torch", sys.executable, "-m", "flashkat", "doctor", RANK="1") == (130, "")
 
 
 def test_a_command_at_work_cleans_up(interrupted_at, images):
@@ -93,7 +100,8 @@ def test_a_process_ends_with_torchrun_while_it_still_imports(tmp_path):
     (tmp_path / "torch.py").write_text("import os, signal\nos.write(2, b'importing')\nsignal.pause()\n")
     path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {"PYTHONPATH": path, "TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "2", "RANK": "1"}
-    launcher = started(sys.executable, "-c", LAUNCHER, sys.executable, "-m", "flashkat", environment=environment)
+    command = [sys.executable, "-m", "flashkat", "doctor"]
+    launcher = started(sys.executable, "-c", LAUNCHER, *command, environment=environment)
     process = int(launcher.stdout.readline())
     try:
         assert launcher.stderr.read(9) == "importing"
@@ -118,8 +126,8 @@ raise SystemExit
     ("words", "handler", "found"),
     [
         (["-c", "import flashkat"], signal.default_int_handler, "default_int_handler"),
-        (["-m", "flashkat"], signal.default_int_handler, "_Handler"),
-        (["-m", "flashkat"], signal.SIG_IGN, "SIG_IGN"),
+        (["-m", "flashkat", "doctor"], signal.default_int_handler, "_Handler"),
+        (["-m", "flashkat", "doctor"], signal.SIG_IGN, "SIG_IGN"),
     ],
 )
 def test_who_handles_the_signal(tmp_path, words, handler, found):
@@ -147,6 +155,24 @@ def test_which_programs_are_commands(monkeypatch, program, words, is_command):
     monkeypatch.setattr(sys, "argv", [program])
     monkeypatch.setattr(sys, "orig_argv", words)
     assert interrupts._is_command() == is_command
+
+
+def last_words(status):
+    atexit.register(print, "bye")
+    print("done")
+    interrupts.leave(status)
+
+
+def test_the_end_of_one_of_several_processes(tmp_path):
+    """What it has said arrives, and its handlers run."""
+    done = forked(tmp_path, last_words, (3,), [{"WORLD_SIZE": 2}])
+    assert (done.status, done.stdout, done.stderr) == ([3], "done\nbye\n", "")
+
+
+def test_the_end_of_one_process():
+    with pytest.raises(SystemExit) as end:
+        interrupts.leave(3)
+    assert end.value.code == 3
 
 
 def test_a_block_raises_once_and_forks_nothing():
@@ -177,3 +203,28 @@ def test_no_traceback_at_any_moment(tmp_path, monkeypatch, command):
             continue
         assert process.returncode in (0, 130, -signal.SIGINT)
         assert err.count("\n") <= 1
+
+
+@pytest.mark.parametrize("stops", [False, True])
+def test_processes_that_load_images_end_also_when_they_are_stopped(stops):
+    """Others live on. The handler that a loader sets for their ends is not called."""
+    context, ended = multiprocessing.get_context("spawn"), []
+    loading, other = (context.Process(target=time.sleep, args=(3600,), daemon=daemon) for daemon in (True, False))
+    before = signal.signal(signal.SIGCHLD, lambda *_: ended.append(1))
+    try:
+        loading.start()
+        other.start()
+        if stops:
+            os.kill(loading.pid, signal.SIGSTOP)
+            os.waitpid(loading.pid, os.WUNTRACED)
+        ended.clear()
+        interrupts.end_children()
+        assert loading.exitcode == -signal.SIGKILL
+        assert other.is_alive()
+        assert signal.getsignal(signal.SIGCHLD) is not signal.SIG_DFL
+        assert ended == []
+    finally:
+        for process in (loading, other):
+            process.kill()
+            process.join()
+        signal.signal(signal.SIGCHLD, before)

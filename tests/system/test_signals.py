@@ -1,16 +1,15 @@
 """A signal to stop is noticed between two steps; the second one ends the process."""
 
-import multiprocessing
 import os
 import signal
 import socket
 import subprocess
 import sys
-import time
 
 import pytest
 
-from flashkat.system.signals import Stopped, StopRequest, end_children
+from flashkat.errors import Stopped
+from flashkat.system.signals import StopRequest
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"])
@@ -143,28 +142,3 @@ def test_several_processes_stop_after_the_same_step_however_fast_it_comes():
     assert len(lines) == 3
     assert len(set(lines)) == 1
     assert lines[0].endswith(f" {signal.SIGTERM.value}")
-
-
-@pytest.mark.parametrize("stops", [False, True])
-def test_processes_that_load_images_end_also_when_they_are_stopped(stops):
-    """Others live on. The handler that a loader sets for their ends is not called."""
-    context, ended = multiprocessing.get_context("spawn"), []
-    loading, other = (context.Process(target=time.sleep, args=(3600,), daemon=daemon) for daemon in (True, False))
-    before = signal.signal(signal.SIGCHLD, lambda *_: ended.append(1))
-    try:
-        loading.start()
-        other.start()
-        if stops:
-            os.kill(loading.pid, signal.SIGSTOP)
-            os.waitpid(loading.pid, os.WUNTRACED)
-        ended.clear()
-        end_children()
-        assert loading.exitcode == -signal.SIGKILL
-        assert other.is_alive()
-        assert signal.getsignal(signal.SIGCHLD) is not signal.SIG_DFL
-        assert ended == []
-    finally:
-        for process in (loading, other):
-            process.kill()
-            process.join()
-        signal.signal(signal.SIGCHLD, before)

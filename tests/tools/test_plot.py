@@ -11,6 +11,8 @@ from torch import nn
 
 from flashkat import GRKAN, GroupRational, checkpoints
 from flashkat.cli.main import main
+from flashkat.compat import FlashKAT_Group, KAT_Group
+from flashkat.errors import InputError
 from flashkat.models.create import create_model
 from flashkat.nn.starts import starting_coefficients
 from flashkat.ops import rational_reference
@@ -330,3 +332,24 @@ def test_many_values_in_half_precision():
     low, high = input_ranges(nn.Sequential(GroupRational(8)), [x])["0"]
     assert (low, high) == pytest.approx((-0.998, 0.998), abs=0.01)
     assert math.isfinite(low)
+
+
+def test_a_model_without_rationals_says_so():
+    with pytest.raises(InputError, match="the model has no rationals to draw"):
+        draw_rationals(nn.Sequential(nn.Linear(2, 2), nn.GELU()))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: KAT_Group(4, "gelu", "cpu"), lambda: FlashKAT_Group(16, 1, 4, mode="gelu", device="cpu")],
+    ids=["kat", "flashkat"],
+)
+def test_the_classes_of_others_are_drawn(make):
+    model = nn.Sequential(nn.Linear(16, 16), make())
+    expected = nn.Sequential(nn.Linear(16, 16), GroupRational(16, 4, start="gelu"))
+    (axes,), (same,) = draw_rationals(model).axes, draw_rationals(expected).axes
+    assert len(curves(axes)[0]) == 4
+    for line, other in zip(axes.lines, same.lines, strict=True):
+        np.testing.assert_allclose(line.get_ydata(), other.get_ydata(), rtol=1e-6)
+    ranges = input_ranges(model, [torch.ones(2, 16)])
+    assert ranges.keys() == {"1"}

@@ -260,7 +260,7 @@ def test_best_is_the_first_of_the_highest_top1(start, monkeypatch):
     best = torch.load(folder.best_checkpoint, weights_only=True)
     last = torch.load(folder.path / "last.pth.tar", weights_only=True)
     assert (best["epoch"], best["metric"]) == (1, 50.0)
-    assert (last["epoch"], last["metric"]) == (3, 50.0)
+    assert (last["epoch"], last["metric"], last["best_metric"]) == (3, 20.0, 50.0)
     assert not torch.equal(best["state_dict"]["weight"], last["state_dict"]["weight"])
     assert [line.endswith("best") for line in recorder.lines] == [True, True, False, False]
     assert state.best == {"metric": 50.0, "weights": "state_dict", "epoch": 1}
@@ -272,7 +272,7 @@ def test_best_may_be_of_the_average(start, monkeypatch):
     _, folder, recorder = start(flags=["--epochs", 3], ema=0.9)
     best = torch.load(folder.best_checkpoint, weights_only=True)
     assert (best["epoch"], best["metric"], best["metric_weights"]) == (1, 40.0, "state_dict_ema")
-    assert "EMA top-1 40.00%" in recorder.lines[1]
+    assert "EMA 40.00%" in recorder.lines[1]
 
 
 def test_a_run_without_any_success_has_a_best_checkpoint(start, monkeypatch):
@@ -285,7 +285,8 @@ def test_checkpoint_has_timms_layout(start):
     _, folder, _ = start(flags=["--epochs", 1], scaler=True)
     checkpoint = torch.load(folder.path / "last.pth.tar", weights_only=True)
     assert checkpoint.keys() == {
-        *("arch", "args", "classes", "epoch", "metric", "metric_weights", "state_dict", "optimizer", "version"),
+        *("arch", "args", "classes", "epoch", "metric", "metric_weights", "best_metric", "state_dict"),
+        *("optimizer", "version"),
         *("amp_scaler", "run"),
     }
     assert checkpoint["version"] == 2
@@ -528,3 +529,13 @@ def test_processes_leave_out_the_same_updates(images, tmp_path, parallel):
     assert "Left out 1 of the updates up to 4: the loss or gradients were not finite\n" in done.stdout
     saved = torch.load(tmp_path / "goes on" / "run" / "last.pth.tar", weights_only=True)
     assert all(tensor.isfinite().all() for tensor in saved["state_dict"].values())
+
+
+def test_the_line_of_an_epoch_has_100_columns_at_most():
+    row = {"epoch": 299, "train_loss": 6.9077, "eval_loss": 6.9077, "eval_top1": 100.0, "eval_top5": 100.0}
+    row |= {"eval_ema_top1": 100.0, "lr": 1e-3, "images_per_second": 115362.1, "peak_memory_gib": 139.0, "data_wait": 1}
+    line = loop._epoch_line(row, 300, True)
+    assert line == (
+        "Epoch 300/300  train loss 6.908  eval loss 6.908  top-1 100.00%  EMA 100.00%  115362 images/s  best"
+    )
+    assert len(line) <= 100

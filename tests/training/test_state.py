@@ -212,7 +212,7 @@ def test_best_so_far_is_kept(train):
     torch.save({**best, "run": {**best["run"], "best": {"metric": 100.0, "weights": "state_dict"}}}, first / "full.tar")
     second = train("--epochs", 3, "--opt", "adamw", "--lr", 5e-3, "--resume", first / "full.tar", experiment="second")
     assert torch.load(second / "model_best.pth.tar", weights_only=True)["epoch"] == 0
-    assert torch.load(second / "last.pth.tar", weights_only=True)["metric"] == 100.0
+    assert torch.load(second / "last.pth.tar", weights_only=True)["best_metric"] == 100.0
 
 
 def test_a_checkpoint_of_timms_scripts(train):

@@ -96,12 +96,16 @@ def _prefix_tokens(model: Any) -> int:
     return 0 if model.no_embed_class else model.num_prefix_tokens
 
 
-def with_grid(embedding: Tensor, grid: Size, model: Any) -> Tensor:
-    """Resample a position embedding (1, tokens, features) from a grid to the model's, as timm does."""
+def with_grid(embedding: Tensor, grid: Size, model: Any, is_googles: bool = False) -> Tensor:
+    """Resample a position embedding (1, tokens, features) from a grid to the model's, as timm does.
+
+    timm resamples Google's files in another way than its own.
+    """
     own = tuple(model.patch_embed.grid_size)
     if grid == own:
         return embedding
-    return resample_abs_pos_embed(embedding, list(own), list(grid), num_prefix_tokens=_prefix_tokens(model))
+    how: dict[str, Any] = {"interpolation": "bilinear", "antialias": False} if is_googles else {}
+    return resample_abs_pos_embed(embedding, list(own), list(grid), num_prefix_tokens=_prefix_tokens(model), **how)
 
 
 def with_channels(weight: Tensor, channels: int) -> Tensor:

@@ -10,6 +10,7 @@ import hashlib
 import io
 import os
 import pickletools
+import re
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -22,7 +23,16 @@ from torch import Tensor
 from ..errors import InputError
 from .structure import fault_of_structure
 
-__all__ = ["check_header", "check_pickles", "check_records", "check_sizes", "check_tensors", "digest", "seal"]
+__all__ = [
+    "check_header",
+    "check_name",
+    "check_pickles",
+    "check_records",
+    "check_sizes",
+    "check_tensors",
+    "digest",
+    "seal",
+]
 
 _SEAL = b"flashkat sha256:"
 
@@ -43,6 +53,25 @@ class _Archive(io.FileIO):
         if size is not None and size > _CHUNK:
             _check_names(size, Path(os.fsdecode(self.name)))
         return super().read(size)
+
+
+_NAMED = re.compile(r"[-_]([0-9a-f]{64})\.")
+
+
+def check_name(path: Path) -> None:
+    """Raise InputError for a file whose name ends in the SHA-256 of another content, as published weights' names do."""
+    named = _NAMED.search(path.name)
+    if named is None:
+        return
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            found.update(chunk)
+    if found.hexdigest() != named[1]:
+        raise InputError(
+            f"{path} is not the file that its name says, its SHA-256 is {found.hexdigest()[:8]}...: "
+            "download it again, or rename it if you changed it"
+        )
 
 
 def seal(path: Path) -> None:

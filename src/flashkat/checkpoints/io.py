@@ -23,7 +23,16 @@ from torch import Tensor
 from ..errors import InputError, explain
 from ..system.files import check_writable, placeholder, replaced
 from .formats import from_google
-from .integrity import check_header, check_pickles, check_records, check_sizes, check_tensors, digest, seal
+from .integrity import (
+    check_header,
+    check_name,
+    check_pickles,
+    check_records,
+    check_sizes,
+    check_tensors,
+    digest,
+    seal,
+)
 from .numpy_values import NO_NUMBERS, SAFE_NUMPY
 
 __all__ = ["check_output", "read", "write", "write_weights"]
@@ -92,6 +101,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
         other = placeholder(file.read(_HEAD))
     if other:
         raise InputError(f"{path} {other}")
+    check_name(path)
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     if path.suffix == ".npz":

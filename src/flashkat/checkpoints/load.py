@@ -108,7 +108,8 @@ def fit(
         fitted = checkpoint_filter_fn(state, model)
         if positions is not None:
             grid = source_grid(model, {**state, "pos_embed": positions}, size, name, is_start=is_start)
-            fitted["pos_embed"] = positions if grid is None else with_grid(positions, grid, model)
+            is_googles = name.endswith(".npz")
+            fitted["pos_embed"] = positions if grid is None else with_grid(positions, grid, model, is_googles)
     return fitted
 
 

@@ -193,7 +193,7 @@ def _are_alike(states: Iterable[Mapping[str, Any]]) -> bool:
 
 _CHECKPOINT: dict[str, Check] = {
     "epoch": _is_count,
-    "metric": _or_none(_is_number),
+    **dict.fromkeys(("metric", "best_metric"), _or_none(_is_number)),
     "optimizer": _is_optimizer,
     "amp_scaler": lambda state: isinstance(state, dict) and all(map(_is_rate, state.values())),
 }

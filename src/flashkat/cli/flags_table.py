@@ -26,9 +26,10 @@ _BEFORE = """\
 | `--num-classes` | as many as the data set lists | the model's |
 | `--workers` | at most the number of cores | 4 |
 
-On GPUs, training compiles the model, uses TF32 for float32 products, and takes PyTorch's fused optimisers.
+On GPUs, training compiles the model and takes PyTorch's fused optimisers.
 Each whole step is a CUDA graph, on one GPU and on several. Every loader pins memory. These flags bring timm's
-defaults back: `--no-compile`, `--no-tf32`, `--opt-kwargs fused=False`, `--no-pin-mem`.
+defaults back: `--no-compile`, `--opt-kwargs fused=False`, `--no-pin-mem`.
+Float32 products are in TF32, as in timm's `train.py`. `--no-tf32` computes them in float32.
 
 **Data.**
 
@@ -65,7 +66,7 @@ defaults back: `--no-compile`, `--no-tf32`, `--opt-kwargs fused=False`, `--no-pi
 
 **Errors where timm continues.**
 
-- `--log-wandb` without wandb, and `--wandb-project` and the like without `--log-wandb`.
+- `--wandb-project` and the like without `--log-wandb`.
 - `--use-ema` with a checkpoint that has no averaged weights.
 - `--sync-bn` on CPUs with a model that has batch norms. PyTorch has no such norms for CPUs.
 

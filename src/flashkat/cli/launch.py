@@ -9,10 +9,6 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from torch.distributed import run
-from torch.distributed.elastic.multiprocessing.api import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-
 from .parser import Parser
 from .train_flags import add_training_arguments
 
@@ -38,6 +34,10 @@ def launch(processes: int, flags: Sequence[str]) -> int:
     add_training_arguments(parser)
     # Check here, as each process takes seconds to start.
     parser.parse_args(flags)
+    from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
     options = ["--standalone", "--nproc-per-node", str(processes), "--signals-to-handle", _SIGNALS]
     options += ["-m", "flashkat", "train", *flags]
     try:

@@ -20,6 +20,8 @@ class LeftOut(NamedTuple):
 _NO_BATCH_NORM = "these models have layer norms, no batch norms"
 _SCRIPT = "TorchScript is deprecated and does not support custom operators. Use --torchcompile"
 _NAFLEX = "KATs have a fixed patch grid. NaFlex needs timm's NaFlexVit"
+_ONE_SIZE = "training keeps one size of images and batches, so that whole steps are CUDA graphs"
+_WHOLE_EPOCHS = "an epoch is a pass over the data. --epoch-repeats makes it longer or shorter"
 _FEATURES = "only outputs are distilled here. Distilling features would train a projection beside the model"
 
 LEFT_OUT: dict[str, LeftOut] = {
@@ -40,6 +42,16 @@ LEFT_OUT: dict[str, LeftOut] = {
     "--naflex-patch-sizes": LeftOut(_NAFLEX, is_switch=False),
     "--naflex-patch-size-probs": LeftOut(_NAFLEX, is_switch=False),
     "--naflex-loss-scale": LeftOut(_NAFLEX, is_switch=False),
+    "--naflex-patchify-channels-first": LeftOut(_NAFLEX),
+    "--train-img-sizes": LeftOut(_ONE_SIZE),
+    "--train-batch-sizes": LeftOut(_ONE_SIZE),
+    "--train-size-probs": LeftOut(_ONE_SIZE, is_switch=False),
+    "--train-size-random-mix": LeftOut(_ONE_SIZE, is_switch=False),
+    "--train-size-schedule": LeftOut(_ONE_SIZE, is_switch=False),
+    "--train-size-schedule-spread": LeftOut(_ONE_SIZE, is_switch=False),
+    "--train-batches-per-epoch": LeftOut(_WHOLE_EPOCHS),
+    "--train-steps-per-epoch": LeftOut(_WHOLE_EPOCHS),
+    "--variable-batch-loss-scale": LeftOut(_ONE_SIZE, is_switch=False),
     "--kd-student-feature-dim": LeftOut(_FEATURES, is_switch=False),
     "--kd-teacher-feature-dim": LeftOut(_FEATURES, is_switch=False),
     "--kd-token-distill-type": LeftOut("KATs have no distillation token", is_switch=False),

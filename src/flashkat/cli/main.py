@@ -1,18 +1,18 @@
-"""The ``flashkat`` command: parse the flags, run a subcommand, and report bad input in one line with status 2."""
+"""The ``flashkat`` command: parse the flags, run a subcommand, and report bad input in one line with status 2.
+
+PyTorch and timm are imported once the flags are read. Help and typos need neither.
+"""
 
 import argparse
+import json
 import os
 import sys
 import traceback
 import warnings
 from typing import NoReturn
 
-import torch
-
-from ..errors import DivergedError, InputError, launched_processes, show_once
-from ..system.distributed import is_primary, leave
-from ..system.interrupts import interruptible
-from ..system.signals import Stopped, end_children
+from ..errors import DivergedError, InputError, Stopped, is_out_of_memory, launched_processes, show_once
+from ..system.interrupts import end_children, interruptible, leave
 from ..system.terminal import printable
 from .parser import Parser
 from .tool_flags import add_data_commands, add_export_arguments, add_flops_arguments, add_plot_arguments
@@ -45,6 +45,10 @@ def main(argv: list[str] | None = None) -> int:
         # The reader of our output has ended. Python would report a second failure when it flushes.
         sys.stderr.close()
         return 1
+    except ModuleNotFoundError as error:
+        if (error.name or "flashkat").startswith("flashkat"):
+            raise
+        return _fail(program, f"{error}: install what it needs with pip install 'flashkat[training]'", status=1)
     except OSError as error:  # names too long, disks full, files that went away
         about = f"{error.filename}: " if error.filename is not None else ""
         return _fail(program, f"{about}{error.strerror or error}", status=2)
@@ -65,7 +69,7 @@ def run(argv: list[str] | None = None) -> NoReturn:
 
 def _is_memory_short(error: Exception) -> bool:
     # On CPUs only PyTorch's message tells.
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
+    return isinstance(error, MemoryError) or is_out_of_memory(error) or "can't allocate memory" in str(error)
 
 
 def _fail(program: str, message: str, status: int) -> int:
@@ -100,8 +104,10 @@ def _parser() -> argparse.ArgumentParser:
     add_flops_arguments(flops)
     flops.set_defaults(run=_flops)
 
-    data = commands.add_parser("data", help="write a built-in data set, check one, or divide one")
-    add_data_commands(data, write=_data, check=_check_data, split=_split_data)
+    data = commands.add_parser(
+        "data", help="write a built-in data set, unpack ImageNet, check a data set, or divide one"
+    )
+    add_data_commands(data, write=_data, check=_check_data, unpack=_unpack_imagenet, split=_split_data)
 
     doctor = commands.add_parser("doctor", help="show versions, devices and the path that the operator takes on each")
     doctor.set_defaults(run=_doctor)
@@ -125,7 +131,9 @@ def _say(line: str) -> None:
 
 
 def _train(args: argparse.Namespace) -> None:
+    from ..system.distributed import is_primary
     from ..training import train
+    from ..training.outputs.summary import results
     from .sections import training_config
 
     if args.local_rank is not None:
@@ -134,11 +142,13 @@ def _train(args: argparse.Namespace) -> None:
     result = train(training_config(args))
     if is_primary():
         _say(f"The run is in {result.folder}")
+        print(f"--result\n{json.dumps(results(result.history, result.best), indent=4)}")
 
 
 def _validate(args: argparse.Namespace) -> None:
     from ..evaluation import validate_all
     from ..evaluation.results import result_text
+    from ..system.distributed import is_primary
     from .sections import evaluation_config
 
     config = evaluation_config(args, args.checkpoint, args.data_dir)
@@ -188,6 +198,13 @@ def _split_data(args: argparse.Namespace) -> None:
 
     counts = split_data(args.folder, args.output, args.val_fraction, say=_note)
     _say(f"Linked {counts['train']} training and {counts['val']} evaluation images in {args.output}")
+
+
+def _unpack_imagenet(args: argparse.Namespace) -> None:
+    from ..tools.imagenet import unpack_imagenet
+
+    counts = unpack_imagenet(args.folder, args.train, args.val, args.devkit)
+    _say(f"{args.folder} has {' and '.join(f'{count:,} images in {split}' for split, count in counts.items())}")
 
 
 def _doctor(args: argparse.Namespace) -> None:

@@ -9,9 +9,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
-from ..checkpoints.structure import fault_of_structure
+from ..defaults import SOURCES
 from ..errors import InputError, show_once
-from ..models.architecture import SOURCES, check_arguments
 from ..system.terminal import printable
 from .left_out import LEFT_OUT
 
@@ -82,6 +81,21 @@ class Parser(argparse.ArgumentParser):
         super().__init__(**{"allow_abbrev": False, **kwargs})
         self.checks: list[Callable[[argparse.Namespace], None]] = []
 
+    def introduce(self, usage: str, *lines: str) -> None:
+        """Begin the help with a short usage and these lines, in place of a list of all flags.
+
+        Args:
+            usage: what follows the command's name.
+            *lines: shown as they are; a blank one separates paragraphs.
+        """
+        self.usage, self.description = f"%(prog)s {usage}", "\n".join(lines)
+        self.formatter_class = argparse.RawDescriptionHelpFormatter
+
+    @property
+    def themes(self) -> list[str]:
+        """The titles of the groups of flags, in their order."""
+        return [group.title for group in self._action_groups[2:] if group.title]
+
     def error(self, message: str) -> NoReturn:
         line = printable(f"{self.prog}: error: {message}; {self.prog} --help lists the flags")
         show_once(lambda: print(line, file=sys.stderr, flush=True))
@@ -128,6 +142,8 @@ class Parser(argparse.ArgumentParser):
     def _read_config(self, path: str) -> dict[str, Any]:
         import yaml
 
+        from ..checkpoints.structure import fault_of_structure
+
         try:
             with Path(path).open() as file:
                 text = file.read(_LONGEST + 1)
@@ -161,6 +177,11 @@ class Parser(argparse.ArgumentParser):
             else:
                 nearest = difflib.get_close_matches(name, actions, n=1)
                 self.error(f"unknown {key} in {path}{f', did you mean {nearest[0]}' if nearest else ''}")
+        kwargs = values.get("model_kwargs")
+        if isinstance(kwargs, dict) and "img_size" in kwargs:
+            size = kwargs.pop("img_size")
+            if values.get("img_size") is None:
+                values["img_size"] = self._converted(actions["img_size"], size, f"img_size of model_kwargs in {path}")
         return values
 
     def _converted(self, action: argparse.Action, value: Any, where: str) -> Any:
@@ -249,15 +270,28 @@ class KeyValues(argparse.Action):
 
 
 class ModelKwargs(KeyValues):
-    """KEY=VALUE pairs for a model; those of a file are an architecture and no more."""
+    """KEY=VALUE pairs for a model; those of a file are an architecture and no more.
+
+    ``img_size``, the only way to another size in KAT's code, means ``--img-size``.
+    """
 
     def from_file(self, values: dict[Any, Any], where: str) -> dict[str, Any]:
         """Return pairs of a ``--config`` file, unless it may not give one of them."""
+        from ..models.architecture import check_arguments
+
         return check_arguments(values, where)
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        super().__call__(parser, namespace, values, option_string)
+        pairs = getattr(namespace, self.dest)
+        if "img_size" in pairs:
+            try:
+                namespace.img_size = positive(str(pairs.pop("img_size")))
+            except (argparse.ArgumentTypeError, ValueError) as error:
+                raise argparse.ArgumentError(self, f"img_size is a side in pixels: {error}") from error
 
     flags: ClassVar[dict[str, str]] = {
         "num_classes": "--num-classes",
-        "img_size": "--img-size",
         "in_chans": "--in-chans",
         "drop_rate": "--drop",
         "drop_path_rate": "--drop-path",

@@ -3,7 +3,7 @@
 import argparse
 import os
 
-from ..models.config import DEFAULT_MODEL
+from ..defaults import DEFAULT_MODEL
 from .parser import Instead, ModelKwargs, below_one, finite, fraction, positive, processes, seconds, share, size
 
 __all__ = [

@@ -3,20 +3,37 @@
 import argparse
 from collections.abc import Callable
 
-from ..nn.formats import FORMATS
-from .parser import inner, positive
+from ..defaults import FORMATS
+from .parser import Parser, inner, positive
 from .shared_flags import add_model_kwargs
 from .validate_flags import add_evaluation
 
 __all__ = ["add_data_commands", "add_export_arguments", "add_flops_arguments", "add_plot_arguments"]
 
+# The flags that plotting needs. Its help leaves out the others of an evaluation.
+_PLOTTED = {
+    "help",
+    "checkpoint",
+    "output",
+    "data",
+    "split",
+    "batch_size",
+    "workers",
+    "img_size",
+    "model",
+    "num_classes",
+}
+_PLOTTED |= {"model_kwargs", "use_ema", "device"}
+
 Command = Callable[[argparse.Namespace], int | None]
 
 
-def add_data_commands(parser: argparse.ArgumentParser, write: Command, check: Command, split: Command) -> None:
+def add_data_commands(
+    parser: argparse.ArgumentParser, write: Command, check: Command, unpack: Command, split: Command
+) -> None:
     """Add the commands of ``flashkat data``, and the functions that run them."""
     # The name of the outer command is what errors begin with.
-    commands = parser.add_subparsers(dest="name", metavar="digits|check|split", required=True)
+    commands = parser.add_subparsers(dest="name", metavar="digits|check|imagenet|split", required=True)
     digits = commands.add_parser("digits", help="write 1,797 handwritten digits, 8 x 8 pixels, as image files")
     digits.add_argument("folder", metavar="DIR", help="folder to make")
     digits.set_defaults(run=write)
@@ -34,6 +51,12 @@ def add_data_commands(parser: argparse.ArgumentParser, write: Command, check: Co
         help="share of each class to hold out, as flashkat train --val-fraction does (default: 0.2)",
     )
     divided.set_defaults(run=split)
+    unpacked = commands.add_parser("imagenet", help="unpack ImageNet's archives into train/CLASS/* and val/CLASS/*")
+    unpacked.add_argument("folder", metavar="DIR", help="folder to make, or to complete if the command was stopped")
+    unpacked.add_argument("--train", default="", metavar="FILE", help="ILSVRC2012_img_train.tar")
+    unpacked.add_argument("--val", default="", metavar="FILE", help="ILSVRC2012_img_val.tar")
+    unpacked.add_argument("--devkit", default="", metavar="FILE", help="ILSVRC2012_devkit_t12.tar.gz, for --val")
+    unpacked.set_defaults(run=unpack)
 
 
 def add_plot_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,6 +67,19 @@ def add_plot_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--data", metavar="DIR", help="data set to take the ranges of x from (default: -3 to 3)")
     add_evaluation(parser)
+    for action in parser._actions:
+        if action.dest not in _PLOTTED:
+            action.help = argparse.SUPPRESS
+    if isinstance(parser, Parser):
+        parser.introduce(
+            "CHECKPOINT [-o FILE] [--data DIR] [FLAGS]",
+            "examples:",
+            "  flashkat plot output/train/RUN/last.pth.tar",
+            "  flashkat plot output/train/RUN/last.pth.tar --data /data/imagenet -o functions.svg",
+            "  flashkat plot weights.pth --model kat_small_patch16_224",
+            "",
+            "The flags of flashkat validate for data, model and device work here too.",
+        )
 
 
 def add_export_arguments(parser: argparse.ArgumentParser) -> None:

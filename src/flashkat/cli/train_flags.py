@@ -1,10 +1,10 @@
 """The flags of ``flashkat train``, a function per group."""
 
 import argparse
+import textwrap
 
-from ..models.config import DEFAULT_MODEL
-from ..training.config import DEFAULT_OUTPUT
-from .parser import KeyValues, amount, below_one, count, finite, fraction, number, positive, seed, share, size
+from ..defaults import DEFAULT_MODEL, DEFAULT_OUTPUT
+from .parser import KeyValues, Parser, amount, below_one, count, finite, fraction, number, positive, seed, share, size
 from .shared_flags import INTERPOLATIONS, add_config, add_data, add_data_dir, add_device, add_model
 
 __all__ = ["add_training_arguments"]
@@ -31,6 +31,17 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     _add_ema(parser)
     _add_nonfinite(parser)
     _add_run(parser)
+    if isinstance(parser, Parser):
+        parser.introduce(
+            "DIR [FLAGS]",
+            "examples:",
+            "  flashkat data digits digits && flashkat train digits --img-size 32 --opt adamw --lr 1e-3 --epochs 5",
+            "  flashkat train /data/imagenet --model kat_small_patch16_224 --opt adamw --lr 1e-3 --amp --model-ema",
+            "  flashkat train /data/flowers --pretrained --opt adamw --lr 1e-4 --epochs 20",
+            "",
+            "groups of flags, in this order:",
+            *textwrap.wrap(", ".join(parser.themes), 98, initial_indent="  ", subsequent_indent="  "),
+        )
 
 
 def _add_splits(parser: argparse.ArgumentParser) -> None:
@@ -498,7 +509,9 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="average the outputs of N views: the image, its mirror image, both shifted to each corner (default: 0)",
     )
-    group.add_argument("--log-wandb", action="store_true", help="log to Weights & Biases too")
-    group.add_argument("--wandb-project", metavar="NAME", help="project in Weights & Biases")
+    group.add_argument("--log-wandb", action="store_true", help="log to Weights & Biases too, if wandb is installed")
+    group.add_argument(
+        "--wandb-project", metavar="NAME", help="project in Weights & Biases (default: KAT's, scale-kan)"
+    )
     group.add_argument("--wandb-tags", nargs="+", default=[], metavar="TAG", help="tags in Weights & Biases")
     group.add_argument("--wandb-resume-id", default="", metavar="ID", help="run in Weights & Biases to continue")

@@ -2,7 +2,7 @@
 
 import argparse
 
-from ..evaluation.config import BATCH_SIZE
+from ..defaults import EVALUATION_BATCH_SIZE
 from .parser import count, number, positive, seed
 from .shared_flags import add_config, add_data, add_data_dir, add_device, add_model
 
@@ -73,7 +73,7 @@ def add_validation_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_evaluation(parser: argparse.ArgumentParser) -> None:
     """Add the flags of a command that loads a trained model: data, model, weights and device."""
-    add_data(parser, BATCH_SIZE)
+    add_data(parser, EVALUATION_BATCH_SIZE)
     parser.add_argument(
         "--split",
         default="validation",

@@ -9,17 +9,23 @@ These classes do more than the originals. Input may be on any device and have an
 :mod:`flashkat.nn.formats`. For new models use :class:`flashkat.GroupRational`.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from ..nn.formats import accept_formats
-from ..nn.starts import starting_coefficients
+from ..nn.starts import FUNCTIONS, starting_coefficients
 from ..ops import rational
 
-__all__ = ["FlashKAT_Group", "KAT_Group", "KAT_Group2D"]
+__all__ = ["Activation", "FlashKAT_Group", "KAT_Group", "KAT_Group2D", "KAT_Group_Torch", "RationalTriton1DGroup"]
 
 
-class _Activation(nn.Module):
+# Starting functions are fitted on [-3, 3].
+_FITTED = 3.0
+
+
+class Activation(nn.Module):
     """Two tables of coefficients under given names, applied along ``_dim``.
 
     ``_ranks`` are the numbers of dimensions that input may have, and ``_shape`` says so in an error. ``_channels`` is
@@ -39,20 +45,41 @@ class _Activation(nn.Module):
         self.initialize(mode)
         self.register_load_state_dict_pre_hook(accept_formats)
 
+    @property
+    def tables(self) -> tuple[Tensor, Tensor]:
+        """The coefficients of numerator and denominator."""
+        numerator, denominator = (getattr(self, name) for name in self._names)
+        return numerator, denominator
+
     @torch.no_grad()
     def initialize(self, mode: str = "gelu") -> None:
         """Set every group to a named function; ValueError for an unknown name."""
-        tables = [getattr(self, name) for name in self._names]
-        start = starting_coefficients(mode, *(table.shape[1] for table in tables))
-        for table, coefficients in zip(tables, start, strict=True):
+        start = starting_coefficients(mode, *(table.shape[1] for table in self.tables))
+        self.start = mode
+        for table, coefficients in zip(self.tables, start, strict=True):
             table.copy_(coefficients.expand_as(table))
+
+    def init_info(self) -> dict[str, dict[str, Any]]:
+        """Return the coefficients of all starts by name, and the range of their fits, as KAT's class does."""
+        return {
+            name: {
+                **dict(zip(("init_w_numerator", "init_w_denominator"), _lists(name), strict=True)),
+                "ub": _FITTED,
+                "lb": -_FITTED,
+            }
+            for name in FUNCTIONS
+        }
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply each group's rational. Raise ValueError for input of another shape than the class takes."""
         # A stand-in of torch.fx is no tensor, and its dimensions cannot be compared.
         if isinstance(x, Tensor) and x.ndim not in self._ranks:
             raise ValueError(f"{type(self).__name__} takes {self._shape}, got x of shape {tuple(x.shape)}")
-        return rational(x, *(getattr(self, name) for name in self._names), dim=self._dim, channels=self._channels)
+        return rational(x, *self.tables, dim=self._dim, channels=self._channels)
+
+
+def _lists(name: str) -> list[list[float]]:
+    return [table.tolist() for table in starting_coefficients(name)]
 
 
 def _available(device: torch.device | str) -> torch.device:
@@ -61,7 +88,7 @@ def _available(device: torch.device | str) -> torch.device:
     return torch.device("cpu") if device.type == "cuda" and not torch.cuda.is_available() else device
 
 
-class KAT_Group(_Activation):  # noqa: N801
+class KAT_Group(Activation):  # noqa: N801
     """KAT's activation for channels in the last dimension: 8 groups, one numerator, degrees 5 and 4.
 
     Args:
@@ -93,6 +120,38 @@ class KAT_Group(_Activation):  # noqa: N801
         return f"num_groups={self.num_groups}, order={self.order}"
 
 
+class KAT_Group_Torch(KAT_Group):  # noqa: N801
+    """:class:`KAT_Group` under the name of KAT's class in plain PyTorch.
+
+    That class computes another function, whose denominator begins with 1 + |b_1| x. This one has the absolute value of
+    x, as KAT's GPU kernels.
+    """
+
+
+class RationalTriton1DGroup:
+    """KAT's autograd function, as far as its users call it: ``RationalTriton1DGroup.apply``."""
+
+    @staticmethod
+    def apply(input: Tensor, weight_numerator: Tensor, weight_denominator: Tensor, group: int) -> Tensor:
+        """Return the rational of an input with the channels last.
+
+        Args:
+            input: (..., C).
+            weight_numerator: (group, m), or (1, m) for a shared one.
+            weight_denominator: (group, n), or (1, n) for a shared one.
+            group: number of groups.
+
+        Raises:
+            ValueError: tables of another number of groups.
+        """
+        rows = {len(weight_numerator), len(weight_denominator)}
+        if rows - {1, group}:
+            raise ValueError(f"the tables have {' and '.join(map(str, sorted(rows)))} rows, not 1 or {group}")
+        if rows == {1}:
+            weight_denominator = weight_denominator.expand(group, -1)
+        return rational(input, weight_numerator, weight_denominator)
+
+
 class KAT_Group2D(KAT_Group):  # noqa: N801
     """:class:`KAT_Group` for channels in dimension 1, with the same arguments and parameters.
 
@@ -105,7 +164,7 @@ class KAT_Group2D(KAT_Group):  # noqa: N801
     _shape = "(B, C, H, W); KAT_Group takes (B, N, C)"
 
 
-class FlashKAT_Group(_Activation):  # noqa: N801
+class FlashKAT_Group(Activation):  # noqa: N801
     """The FlashKAT paper's activation for channels in the last dimension.
 
     Args:

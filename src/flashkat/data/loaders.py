@@ -94,7 +94,7 @@ def training_loader(
         "grayscale_prob": augmentation.grayscale_prob or 0.0,
         "gaussian_blur_prob": augmentation.gaussian_blur_prob or 0.0,
         "auto_augment": augmentation.aa,
-        "interpolation": augmentation.train_interpolation,
+        "interpolation": config["interpolation"] if augmentation.no_aug else augmentation.train_interpolation,
         **erasing,
     }
     with explain("cannot load images like this"):

@@ -3,13 +3,12 @@
 from dataclasses import dataclass, field
 
 from ..data.config import Data
+from ..defaults import EVALUATION_BATCH_SIZE
 from ..models.config import Model
 from ..system.compile import Compilation
 from ..system.device import Runtime
 
-__all__ = ["BATCH_SIZE", "Config", "Evaluation", "Trained"]
-
-BATCH_SIZE = 256
+__all__ = ["Config", "Evaluation", "Trained"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +57,7 @@ class Evaluation:
 class Config:
     """The configuration of :func:`flashkat.evaluation.validate`. ``data.val_split`` names the split to evaluate."""
 
-    data: Data = field(default_factory=lambda: Data(batch_size=BATCH_SIZE))
+    data: Data = field(default_factory=lambda: Data(batch_size=EVALUATION_BATCH_SIZE))
     model: Model = field(default_factory=lambda: Model(model=None))
     trained: Trained = field(default_factory=Trained)
     evaluation: Evaluation = field(default_factory=Evaluation)

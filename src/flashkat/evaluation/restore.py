@@ -12,9 +12,10 @@ from torch import nn
 from .. import checkpoints
 from ..data.config import Data
 from ..data.folders import has_evaluation_split
+from ..defaults import SOURCES
 from ..errors import InputError
 from ..models import create_model, is_same_model
-from ..models.architecture import SOURCES, check_arguments, check_fits_file, check_images, check_name
+from ..models.architecture import check_arguments, check_fits_file, check_images, check_name
 from ..models.config import Model
 from .config import Trained
 
@@ -124,6 +125,9 @@ def _completed(model: Model, data: Data, arguments: dict[str, Any], file: str) -
     """Fill the settings that are not given with a checkpoint's arguments, after checking these."""
     stored = arguments.get("model_kwargs", {}).items()
     kwargs = check_arguments({key: value for key, value in stored if key not in model.model_kwargs}, file)
+    if isinstance(kwargs.get("img_size"), int):  # KAT's users have no other place for it
+        size = kwargs.pop("img_size")
+        arguments = {**arguments, "img_size": arguments.get("img_size") or size}
     is_sized = data.img_size is not None or data.input_size is not None
     names = [name for name in _IMAGES if getattr(data, name) in (None, "") and not (is_sized and name in _SIZES)]
     settled = {"num_classes": model.num_classes is not None, "gp": model.gp not in (None, "")}

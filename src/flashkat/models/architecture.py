@@ -13,11 +13,9 @@ import timm
 import torch
 
 from ..errors import InputError
+from ..nn.starts import FUNCTIONS
 
-__all__ = ["SOURCES", "check_arguments", "check_fits_file", "check_images", "check_name"]
-
-# timm's prefixes of a repository on the Hugging Face Hub, or of a folder.
-SOURCES = ("hf_hub:", "hf-hub:", "local-dir:")
+__all__ = ["check_arguments", "check_fits_file", "check_images", "check_name"]
 
 _WORD = re.compile(r"[A-Za-z0-9_-]{0,32}")
 _NAME = re.compile(r"[\w.-]{1,200}")
@@ -72,8 +70,9 @@ _ARCHITECTURE: dict[str, _Rule] = {
     # A starting function of a higher degree takes longer to fit than 10 s.
     "m": _whole(1, 16),
     "n": _whole(0, 16),
-    "num_groups": _whole(1, 2**14),
-    "den_groups": _whole(1, 2**14),
+    "num_groups": _whole(0, 2**14),
+    "den_groups": _whole(0, 2**14),
+    "act_init": _Rule("the name of a starting function", lambda value: isinstance(value, str) and value in FUNCTIONS),
     **dict.fromkeys(
         ("qkv_bias", "qk_norm", "scale_attn_norm", "scale_mlp_norm", "proj_bias", "class_token", "no_embed_class"),
         _FLAG,
@@ -82,7 +81,7 @@ _ARCHITECTURE: dict[str, _Rule] = {
     **dict.fromkeys(("dynamic_img_size", "dynamic_img_pad", "strict_img_size"), _FLAG),
     **dict.fromkeys(("drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate"), _SHARE),
     "drop_path_rate": _SHARE,
-    **dict.fromkeys(("global_pool", "pos_embed", "weight_init", "act_init", "attn_layer"), _TEXT),
+    **dict.fromkeys(("global_pool", "pos_embed", "weight_init", "attn_layer"), _TEXT),
     **dict.fromkeys(("norm_layer", "act_layer", "embed_norm_layer"), _TEXT),
 }
 
@@ -160,7 +159,8 @@ def _check_memory(arguments: Mapping[str, Any], source: str) -> None:
         return default if value is None else max(value, default=0) if isinstance(value, (list, tuple)) else value
 
     depth, width = largest("depth", 1), largest("embed_dim", 1)
-    patch, groups = largest("patch_size", 1), largest("num_groups", 1) + largest("den_groups", 1)
+    # 0 is a group for each channel.
+    patch, groups = largest("patch_size", 1), sum(largest(key, 1) or width for key in ("num_groups", "den_groups"))
     numbers = depth * (width**2 * (4 + 2 * largest("mlp_ratio", 4)) + 128 * groups)
     numbers += width * (patch**2 * largest("in_chans", 1) + largest("num_classes", 1) + largest("reg_tokens", 0))
     numbers += width * (largest("img_size", 1) / patch) ** 2

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["DEFAULT_MODEL", "Model"]
+from ..defaults import DEFAULT_MODEL
 
-DEFAULT_MODEL = "kat_tiny_patch16_224"
+__all__ = ["Model"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,8 +14,9 @@ from timm.models._hub import load_model_config_from_hf, load_model_config_from_p
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+from ..defaults import SOURCES
 from ..errors import InputError, UnreachableError, did_you_mean, explain, quiet
-from .architecture import SOURCES, check_arguments, check_images, check_name
+from .architecture import check_arguments, check_images, check_name
 
 __all__ = ["check_model_name", "create_model"]
 

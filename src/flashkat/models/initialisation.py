@@ -1,4 +1,4 @@
-"""Initialise a KAT: mimetic attention, and one of two schemes for the linear layers of its GR-KANs."""
+"""Initialise a KAT: attention as KAT's code, the mimetic paper or MoCo start it, and the layers of its GR-KANs."""
 
 import math
 
@@ -18,11 +18,28 @@ _LINEAR_STD = 0.02
 
 
 def kan_mimetic_(model: VisionTransformer) -> None:
-    """Initialise a model in place as the published KATs: mimetic attention, other linear layers from N(0, 0.02^2)."""
+    """Initialise a model in place as the published KATs: mimetic attention, other linear layers from N(0, 0.02^2).
+
+    W_proj W_v is R L, where L R is the paper's 0.4 Z - 0.4 I: KAT's code has these two factors the other way round.
+    """
     _start_all(model)
-    for module in model.blocks.modules():
-        if isinstance(module, Attention):
-            mimetic_attention_(module)
+    for attention in _attentions(model):
+        mimetic_attention_(attention, is_swapped=True)
+
+
+def paper_mimetic_(model: VisionTransformer) -> None:
+    """Initialise as ``kan_mimetic_``, with W_proj W_v = 0.4 Z - 0.4 I as in Trockman & Kolter's paper."""
+    _start_all(model)
+    for attention in _attentions(model):
+        mimetic_attention_(attention)
+
+
+def kan_(model: VisionTransformer) -> None:
+    """Initialise as ``kan`` in KAT's code: Glorot's uniform for queries, keys and values, others from N(0, 0.02^2)."""
+    _start_all(model)
+    for attention in _attentions(model):
+        bound = math.sqrt(6 / (attention.qkv.weight.shape[0] // 3 + attention.qkv.weight.shape[1]))
+        nn.init.uniform_(attention.qkv.weight, -bound, bound)
 
 
 def variance_preserving_(model: VisionTransformer) -> None:
@@ -36,6 +53,10 @@ def variance_preserving_(model: VisionTransformer) -> None:
             for rational, linear in ((module.act1, module.fc1), (module.act2, module.fc2)):
                 gain = variance_gain(rational.start, rational.numerator.shape[1], rational.denominator.shape[1])
                 nn.init.normal_(linear.weight, std=math.sqrt(gain / rational.channels))
+
+
+def _attentions(model: VisionTransformer) -> list[Attention]:
+    return [module for module in model.blocks.modules() if isinstance(module, Attention)]
 
 
 def _start_all(model: VisionTransformer) -> None:
@@ -59,11 +80,15 @@ def _start_all(model: VisionTransformer) -> None:
 
 
 @torch.no_grad()
-def mimetic_attention_(attention: Attention) -> None:
+def mimetic_attention_(attention: Attention, *, is_swapped: bool = False) -> None:
     """Initialise a timm attention layer in place so that its products resemble those of a trained one.
 
     Z is a (d, d) matrix of uniform noise with mean 0 and variance 1 / d. W_q^T W_k of each head is the best
     rank-d_head approximation of 0.7 Z + 0.7 I. W_proj W_v equals 0.4 Z - 0.4 I.
+
+    Args:
+        attention: the layer.
+        is_swapped: exchange the factors L and R of 0.4 Z - 0.4 I, so that W_proj W_v = R L.
 
     Source: Trockman & Kolter, ICML 2023.
     """
@@ -74,8 +99,9 @@ def mimetic_attention_(attention: Attention) -> None:
         query[rows] = left.T.to(query)
         key[rows] = right.to(key)
     left, right = _factors(_noisy_identity(width, *_VALUE_PROJECTION, like=value), rank=width)
-    attention.proj.weight.copy_(left)
-    value.copy_(right)
+    first, second = (left, right) if is_swapped else (right, left)
+    value.copy_(first)
+    attention.proj.weight.copy_(second)
 
 
 def _noisy_identity(size: int, alpha: float, beta: float, like: Tensor) -> Tensor:
@@ -87,9 +113,11 @@ def _noisy_identity(size: int, alpha: float, beta: float, like: Tensor) -> Tenso
 def _factors(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """Return L (d, rank) and R (rank, d) of equal norm, whose product best approximates a (d, d) matrix.
 
+    The columns of L and the rows of R go from the largest singular value to the smallest.
     They come from the eigenvectors of the Gram matrix. That is several times faster than a singular value
     decomposition, and accurate enough, as the matrices here are well conditioned.
     """
     eigenvalues, vectors = torch.linalg.eigh(matrix.T @ matrix)
-    right, singular = vectors[:, -rank:], eigenvalues[-rank:].clamp_min(torch.finfo(matrix.dtype).tiny).sqrt()
+    right = vectors.flip(1)[:, :rank]
+    singular = eigenvalues.flip(0)[:rank].clamp_min(torch.finfo(matrix.dtype).tiny).sqrt()
     return (matrix @ right) / singular.sqrt(), singular.sqrt()[:, None] * right.T

@@ -21,9 +21,16 @@ from ..errors import InputError
 from ..nn.formats import rational_names
 from ..nn.grkan import GRKAN
 from .block import KATBlock
-from .initialisation import kan_mimetic_, variance_preserving_
+from .initialisation import kan_, kan_mimetic_, paper_mimetic_, variance_preserving_
 
-_INITIALISATIONS = {"kan_mimetic": kan_mimetic_, "variance_preserving": variance_preserving_}
+# In KAT's code "mimetic" draws from the same distributions as "kan_mimetic".
+_INITIALISATIONS = {
+    "kan_mimetic": kan_mimetic_,
+    "mimetic": kan_mimetic_,
+    "paper_mimetic": paper_mimetic_,
+    "kan": kan_,
+    "variance_preserving": variance_preserving_,
+}
 _TIMM_INITIALISATIONS = ("", "jax", "jax_nlhb", "moco", "reset", "skip")
 
 
@@ -34,10 +41,11 @@ class KolmogorovArnoldTransformer(VisionTransformer):
         *args: as VisionTransformer's.
         m: numerator coefficients of each rational.
         n: denominator coefficients of each rational.
-        num_groups: number of numerators of each rational; with 1, all channels share it.
-        den_groups: number of denominators of each rational; with 1, all channels share it.
+        num_groups: number of numerators of each rational; with 1, all channels share it, with 0 each has its own.
+        den_groups: number of denominators of each rational, likewise.
         act_init: function that each block's second rational starts as; the first starts as the identity.
-        weight_init: "kan_mimetic", "variance_preserving", or one of VisionTransformer's own.
+        weight_init: "kan_mimetic" as the published models, "mimetic" (the same), "paper_mimetic", "kan",
+            "variance_preserving", or one of VisionTransformer's own.
         **kwargs: as VisionTransformer's.
     """
 
@@ -122,13 +130,11 @@ def _configuration(**weights: str) -> dict[str, Any]:
     }
 
 
-def _configurations(name: str, size: str, start: str) -> dict[str, dict[str, Any]]:
+def _configurations(name: str, size: str) -> dict[str, dict[str, Any]]:
     """Return timm's configurations of a model by name and tag.
 
-    All published weights were trained from swish, so a model that starts as GELU has none.
+    A model that starts as GELU has the same weights, as in KAT's code. They replace its start.
     """
-    if start != "swish":
-        return {name: _configuration()}
     return {
         f"{name}.{tag}" if tag else name: _configuration(hf_hub_id=_HUB_REPOSITORY, hf_hub_filename=file)
         for tag, file in _HUB_FILES[size].items()
@@ -156,7 +162,7 @@ def _variant_of(name: str) -> str | tuple[str, str]:
 
 
 default_cfgs = generate_default_cfgs(
-    {key: value for name, variant in _VARIANTS.items() for key, value in _configurations(name, *variant).items()}
+    {key: value for name, (size, _) in _VARIANTS.items() for key, value in _configurations(name, size).items()}
 )
 
 

@@ -6,14 +6,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["FORMATS", "accept_formats", "coefficient_names", "rational_names", "rename_rationals", "renamings"]
+from ..defaults import FORMATS
 
-FORMATS: dict[str, tuple[str, str]] = {
-    "timm": ("numerator", "denominator"),
-    "kat": ("weight_numerator", "weight_denominator"),
-    "flashkat": ("numerator_v", "denominator_v"),
-}
-"""The names of numerator and denominator in each format."""
+__all__ = ["FORMATS", "accept_formats", "rational_names", "rename_rationals", "renamings"]
 
 _ROLES = {name: role for pair in FORMATS.values() for role, name in enumerate(pair)}
 

@@ -32,9 +32,9 @@ class GRKAN(nn.Module):
         use_conv: 1x1 convolutions on NCHW input in place of linear layers on channels-last input.
         m: number of numerator coefficients.
         n: number of denominator coefficients.
-        num_groups: number of numerators, 1 for a shared one.
-        den_groups: number of denominators, 1 for a shared one. The larger of the two is the number of groups, and
-            the smaller must equal it or be 1.
+        num_groups: number of numerators, 1 for a shared one, 0 for one per channel.
+        den_groups: number of denominators, likewise. The larger of the two is the number of groups, and the smaller
+            must equal it or be 1.
         start: starting function of the second rational.
         device: where the parameters live.
         dtype: dtype of the parameters.
@@ -66,11 +66,12 @@ class GRKAN(nn.Module):
         hidden_features = hidden_features or in_features
         out_features = out_features or in_features
         biases, drops = to_2tuple(bias), to_2tuple(drop)
-        groups = max(num_groups, den_groups)
-        if {num_groups, den_groups} - {1, groups}:
+        given = {num_groups, den_groups}
+        if min(given) < 0 or len(given - {1}) > 1:
             raise ValueError(f"num_groups and den_groups must be equal or 1, not {num_groups} and {den_groups}")
 
         def activation(channels: int, start: str) -> GroupRational:
+            groups = channels if 0 in given else max(given)
             return GroupRational(
                 channels,
                 groups,

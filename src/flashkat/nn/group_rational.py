@@ -24,7 +24,8 @@ class GroupRational(nn.Module):
         m: number of numerator coefficients, at least 1.
         n: number of denominator coefficients, at least 0.
         start: named starting function, exact for "identity" and a fit on [-3, 3] for the others: relu, leaky_relu, elu,
-            gelu, swish (silu), mish, softplus, tanh, sigmoid, geglu, swishglu.
+            gelu, swish (silu), mish, softplus, tanh, sigmoid, geglu, swishglu, and the further names of
+            :data:`flashkat.nn.FUNCTIONS`.
         dim: the channel dimension of the input; 1 for NCHW.
         device: where the coefficients live.
         dtype: dtype of the coefficients. The input may have any floating-point dtype.

@@ -3,12 +3,10 @@
 Without torchrun, or with one process, everything here is a no-op: rank 0 of 1.
 """
 
-import atexit
 import contextlib
 import os
-import sys
 from collections.abc import Iterator
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -17,7 +15,7 @@ from timm.utils.distributed import init_distributed_device_so, world_info_from_e
 from ..errors import InputError, explain, launched_processes
 from .device import resolve_device
 
-__all__ = ["gather", "is_primary", "joined", "leave", "one_by_one", "rank", "size", "total"]
+__all__ = ["gather", "is_primary", "joined", "one_by_one", "rank", "size", "total"]
 
 
 def rank() -> int:
@@ -69,21 +67,6 @@ def joined(device: str | None) -> Iterator[torch.device]:
     yield torch.device(found["device"])
     # Not after an error: the others may be waiting in a collective, and torchrun ends them.
     dist.destroy_process_group()
-
-
-def leave(status: int) -> NoReturn:
-    """End this process with an exit status. One of several processes ends without finalising the interpreter.
-
-    gloo's threads may still release tensors, and abort the process if there is no interpreter. After FSDP or an error
-    these threads outlive the process group.
-    """
-    if launched_processes() == 1:
-        sys.exit(status)
-    atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):  # the pipe's reader has ended
-            stream.flush()
-    os._exit(status)
 
 
 @contextlib.contextmanager

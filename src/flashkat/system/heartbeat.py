@@ -13,8 +13,7 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
-from ..errors import launched_processes, start_prefix
-from .signals import Stopped
+from ..errors import Stopped, launched_processes, start_prefix
 
 __all__ = ["watched"]
 

@@ -3,7 +3,9 @@
 Python's own handler raises KeyboardInterrupt, which an import shows as a traceback or takes for another error.
 """
 
+import atexit
 import contextlib
+import multiprocessing
 import os
 import signal
 import sys
@@ -12,8 +14,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
-__all__ = ["guard_command", "interruptible"]
+from ..errors import launched_processes
+
+__all__ = ["end_children", "guard_command", "interruptible", "leave"]
 
 # The scripts of a checkout, which is three folders above this one.
 _CHECKOUT, _SCRIPTS = Path(__file__).parents[3], ("train.py", "validate.py")
@@ -44,18 +49,22 @@ class _Handler:
         os._exit(_STATUS)
 
 
-def guard_command() -> None:
+def guard_command() -> bool:
     """Handle SIGINT from here on if this process runs one of our commands. Programs that import us keep theirs.
 
     A command that torchrun has started also ends with torchrun.
+
+    Returns:
+        Whether this process runs one of our commands.
     """
-    # A shell's background job ignores SIGINT, and goes on to.
     if not _is_command():
-        return
+        return False
+    # A shell's background job ignores SIGINT, and goes on to.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _Handler())
     if "TORCHELASTIC_RUN_ID" in os.environ:
         threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True, name="end with torchrun").start()
+    return True
 
 
 def _end_with(parent: int) -> None:
@@ -77,6 +86,35 @@ def interruptible() -> Iterator[None]:
         yield
     finally:
         handler.raises = False
+
+
+def end_children() -> None:
+    """End the processes that load images, also those that are stopped. Waiting for these would take many seconds."""
+    # PyTorch's handler would raise an error for each of them.
+    handles = hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if handles else None
+    children = [child for child in multiprocessing.active_children() if child.daemon]
+    for child in children:
+        child.kill()
+    for child in children:
+        child.join()
+    if handles:
+        signal.signal(signal.SIGCHLD, before)
+
+
+def leave(status: int) -> NoReturn:
+    """End this process with an exit status. One of several processes ends without finalising the interpreter.
+
+    gloo's threads may still release tensors, and abort the process if there is no interpreter. After FSDP or an error
+    these threads outlive the process group.
+    """
+    if launched_processes() == 1:
+        sys.exit(status)
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # the pipe's reader has ended
+            stream.flush()
+    os._exit(status)
 
 
 def _is_command() -> bool:

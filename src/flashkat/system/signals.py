@@ -1,6 +1,5 @@
 """Stop a run at a signal: it finishes its step, and all its processes stop after the same one."""
 
-import multiprocessing
 import os
 import signal
 import sys
@@ -13,8 +12,9 @@ import torch.distributed as dist
 
 from ..errors import start_prefix
 from . import distributed
+from .interrupts import end_children
 
-__all__ = ["StopRequest", "Stopped", "end_children", "leave_signals_to_parent", "start_method"]
+__all__ = ["StopRequest", "leave_signals_to_parent", "start_method"]
 
 # Terminals, schedulers and torchrun send these.
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
@@ -25,14 +25,6 @@ _TOGETHER = 2.0
 
 # Seconds between two looks at the store that processes share.
 _INTERVAL = 0.5
-
-
-class Stopped(Exception):  # noqa: N818 - it is no error
-    """A signal has ended a run. The message says how to resume it."""
-
-    def __init__(self, message: str, number: int) -> None:
-        super().__init__(message)
-        self.status = 128 + number
 
 
 class StopRequest:
@@ -115,20 +107,6 @@ class StopRequest:
             return  # the store is gone once the processes leave each other
         finally:
             self._agreed.set()
-
-
-def end_children() -> None:
-    """End the processes that load images, also those that are stopped. Waiting for these would take many seconds."""
-    # PyTorch's handler would raise an error for each of them.
-    handles = hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if handles else None
-    children = [child for child in multiprocessing.active_children() if child.daemon]
-    for child in children:
-        child.kill()
-    for child in children:
-        child.join()
-    if handles:
-        signal.signal(signal.SIGCHLD, before)
 
 
 def start_method() -> str | None:

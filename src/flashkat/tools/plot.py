@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoints.load import notes_on_average
+from ..compat.activations import Activation
 from ..data.config import data_config
 from ..data.datasets import open_dataset
 from ..data.loaders import evaluation_loader
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 __all__ = ["draw_rationals", "input_ranges", "plot"]
 
 _DEFAULT_RANGE = (-3.0, 3.0)
+Rational = GroupRational | Activation
+
 _FORMATS = (".png", ".svg", ".pdf")
 # A panel spans the inputs of its rational between these quantiles.
 _QUANTILES = (0.001, 0.999)
@@ -62,7 +65,7 @@ def plot(config: Config, output: str | None = None, say: Callable[[str], None] =
     model, data = found.module, found.data
     for note in notes_on_average(found.checkpoint, trained.use_ema):
         say(note)
-    if not any(isinstance(module, GroupRational) for module in model.modules()):
+    if not _rationals(model):
         raise InputError(f"{found.name} has no rationals to draw")
     ranges = {}
     if data.data_dir:
@@ -87,7 +90,7 @@ def input_ranges(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, tuple
     """Measure the range of inputs that each rational of a model sees, from the 0.1% to the 99.9% quantile.
 
     Args:
-        model: any module with :class:`flashkat.GroupRational` modules in it.
+        model: any module with :class:`flashkat.GroupRational` modules in it, or those of ``flashkat.compat``.
         batches: inputs of the model.
 
     Returns:
@@ -105,7 +108,7 @@ def input_ranges(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, tuple
 
         return hook
 
-    rationals = {name: module for name, module in model.named_modules() if isinstance(module, GroupRational)}
+    rationals = _rationals(model)
     hooks = [module.register_forward_pre_hook(watch(name)) for name, module in rationals.items()]
     try:
         model.eval()
@@ -122,17 +125,25 @@ def draw_rationals(model: nn.Module, ranges: dict[str, tuple[float, float]] | No
     """Draw every rational of a model: a panel per layer, a line per group, the starting function dashed.
 
     Args:
-        model: any module with :class:`flashkat.GroupRational` modules in it, on the CPU.
+        model: any module with :class:`flashkat.GroupRational` modules in it, or those of
+            ``flashkat.compat``, on the CPU.
         ranges: (low, high) of x by the rational's module name; [-3, 3] for rationals without one.
         title: title of the figure.
 
     Returns:
         A matplotlib figure.
+
+    Raises:
+        InputError: the model has no such modules.
     """
     import matplotlib
     from matplotlib.figure import Figure
 
-    rationals = {name: module for name, module in model.named_modules() if isinstance(module, GroupRational)}
+    rationals = _rationals(model)
+    if not rationals:
+        raise InputError(
+            "the model has no rationals to draw: it needs GroupRational modules, or those of flashkat.compat"
+        )
     # Each block of a transformer has two rationals. They share a column.
     rows = 2 if len(rationals) > 4 and len(rationals) % 2 == 0 else 1
     columns = math.ceil(len(rationals) / rows)
@@ -142,9 +153,11 @@ def draw_rationals(model: nn.Module, ranges: dict[str, tuple[float, float]] | No
     for panel, (name, module) in zip(panels, rationals.items(), strict=True):
         low, high = (ranges or {}).get(name, _DEFAULT_RANGE)
         x = torch.linspace(low, high, 400, dtype=torch.float64)
-        for group, y in enumerate(_curves(x, module.numerator, module.denominator)):
-            panel.plot(x, y, color=colours(group / max(1, module.groups - 1)), linewidth=1.2)
-        start = starting_coefficients(module.start, module.numerator.shape[1], module.denominator.shape[1])
+        tables = _tables(module)
+        lines = _curves(x, *tables)
+        for group, y in enumerate(lines):
+            panel.plot(x, y, color=colours(group / max(1, len(lines) - 1)), linewidth=1.2)
+        start = starting_coefficients(module.start, *(table.shape[1] for table in tables))
         panel.plot(x, _curves(x, *(c[None] for c in start))[0], "k--", linewidth=1, label=f"start: {module.start}")
         panel.set_title(name, fontsize=9)
         panel.tick_params(labelsize=7)
@@ -154,6 +167,15 @@ def draw_rationals(model: nn.Module, ranges: dict[str, tuple[float, float]] | No
     explanation = "a line per group, dashed: start"
     figure.suptitle(f"{title}\n{explanation}" if title else explanation, fontsize=10)
     return figure
+
+
+def _rationals(model: nn.Module) -> dict[str, Rational]:
+    """Return the rationals of a model by their module names."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, Rational)}
+
+
+def _tables(module: Rational) -> tuple[Tensor, Tensor]:
+    return (module.numerator, module.denominator) if isinstance(module, GroupRational) else module.tables
 
 
 @torch.no_grad()

@@ -5,13 +5,13 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from ..data.config import Augmentation, Data
+from ..defaults import DEFAULT_OUTPUT
 from ..models.config import Model
 from ..system.compile import Compilation
 from ..system.device import Runtime
 
 __all__ = [
     "AUTO",
-    "DEFAULT_OUTPUT",
     "Average",
     "Config",
     "Distillation",
@@ -25,8 +25,6 @@ __all__ = [
     "Schedule",
     "Wandb",
 ]
-
-DEFAULT_OUTPUT = "output/train"
 
 AUTO = "auto"
 """The value of ``resume`` that picks the newest good checkpoint of the run's folder."""

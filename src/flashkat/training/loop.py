@@ -13,13 +13,13 @@ from timm.data import Mixup
 from torch import nn
 
 from ..data.order import start_epoch
-from ..errors import DivergedError
+from ..errors import DivergedError, Stopped
 from ..evaluation.evaluate import evaluate, prepared
 from ..evaluation.metrics import Meters, Metrics
 from ..evaluation.nonfinite import nonfinite_names
 from ..system import distributed
 from ..system.graph import CapturedForward
-from ..system.signals import Stopped, StopRequest
+from ..system.signals import StopRequest
 from .config import Average, Config
 from .outputs.costs import peak_memory, share_waited
 from .outputs.folder import RunFolder
@@ -321,14 +321,11 @@ def _summary_row(
 
 
 def _epoch_line(row: dict[str, Any], epochs: int, is_best: bool) -> str:
-    line = f"Epoch {row['epoch'] + 1}/{epochs}  train loss {row['train_loss']:.4f}  "
+    """Return an epoch's line, of at most 100 columns. The summary has the other numbers."""
+    line = f"Epoch {row['epoch'] + 1}/{epochs}  train loss {row['train_loss']:.3f}"
     if "eval_loss" in row:
-        line += f"eval loss {row['eval_loss']:.4f}  top-1 {row['eval_top1']:.2f}%  top-5 {row['eval_top5']:.2f}%  "
+        line += f"  eval loss {row['eval_loss']:.3f}  top-1 {row['eval_top1']:.2f}%"
     if "eval_ema_top1" in row:
-        line += f"EMA top-1 {row['eval_ema_top1']:.2f}%  "
-    line += f"lr {row['lr']:.2e}  {per_second(row['images_per_second'])}"
-    if "peak_memory_gib" in row:
-        line += f"  peak {row['peak_memory_gib']:.2f} GiB"
-    if "data_wait" in row:
-        line += f"  data wait {row['data_wait']:.0%}"
+        line += f"  EMA {row['eval_ema_top1']:.2f}%"
+    line += f"  {per_second(row['images_per_second'])}"
     return line + ("  best" if is_best else "")

@@ -164,7 +164,8 @@ def _train(asked: Config, device: torch.device) -> Result:
     # From here on config has the settled values. asked goes to args.yaml, which another run may read.
     config = replace(asked, model=replace(asked.model, num_classes=classes), compilation=compilation)
     data, runtime = replace(config.data, data_backend=config.data.data_backend or "auto"), config.runtime
-    notes = list(dict.fromkeys(note for dataset in datasets for note in dataset.notes))
+    notes = check_wandb(config.wandb)
+    notes += dict.fromkeys(note for dataset in datasets for note in dataset.notes)
     notes += _about_splits(data, train_set, val_set)
     if val_set is None:
         notes.append("There is no evaluation, as --val-split is empty, and no best checkpoint")

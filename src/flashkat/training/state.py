@@ -81,8 +81,7 @@ class TrainingState:
             "classes": self.classes,
             # As in timm, the epoch that trained these weights.
             "epoch": self.epoch if self.batch else max(self.epoch - 1, 0),
-            "metric": self.best.get("metric"),
-            "metric_weights": self.best.get("weights"),
+            **self._metrics(),
             "state_dict": full(self.model.state_dict()),
             "optimizer": full(self.optimizer.state_dict()),
             "version": 2,
@@ -103,6 +102,16 @@ class TrainingState:
             "processes": distributed.gather({"random": random_state(), "sums": self.meters.sums()}),
         }
         return checkpoint
+
+    def _metrics(self) -> dict[str, Any]:
+        """Return the metric of the epoch that has just ended, if it was evaluated, and the best one so far."""
+        is_over = not self.batch and bool(self.history) and self.history[-1]["epoch"] == self.epoch - 1
+        own = best_of(self.history[-1:], self.flags.get("eval_metric", "top1")) if is_over else {}
+        return {
+            "metric": own.get("metric"),
+            "metric_weights": own.get("weights"),
+            "best_metric": self.best.get("metric"),
+        }
 
     def start(
         self,

@@ -9,21 +9,19 @@ from flashkat.training.outputs.costs import peak_memory, share_waited
 
 
 @pytest.mark.parametrize(("share", "hints"), [(1.0, 1), (0.11, 1), (0.1, 0), (0.0, 0)])
-def test_waiting_for_data_is_shown(train, summary_of, capsys, monkeypatch, share, hints):
+def test_waiting_for_data_is_noted(train, summary_of, capsys, monkeypatch, share, hints):
     monkeypatch.setattr("flashkat.training.loop.share_waited", lambda loader, seconds: share)
     rows = summary_of(train("--epochs", 2))
     out = capsys.readouterr().out
     assert [row["data_wait"] for row in rows] == [share] * 2
-    assert out.count(f"data wait {share:.0%}") == 2
     assert out.count(f"Training waited for data {share:.0%} of that epoch: try more --workers") == hints
 
 
-def test_peak_memory_is_shown(train, summary_of, capsys, monkeypatch):
+def test_peak_memory_is_noted(train, summary_of, monkeypatch):
     """Of a GPU, which alone knows it."""
     monkeypatch.setattr("flashkat.training.loop.peak_memory", lambda model: {"peak_memory_gib": 2.5})
     (row,) = summary_of(train("--epochs", 1))
     assert row["peak_memory_gib"] == 2.5
-    assert " images/s  peak 2.50 GiB  data wait" in capsys.readouterr().out
 
 
 def test_fake_data_waits_for_nothing(train, summary_of):

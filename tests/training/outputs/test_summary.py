@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from flashkat.training.outputs.summary import best_of, score
+from flashkat.training.outputs.summary import best_of, results, score
 
 
 def checkpoint_of(folder, name="last.pth.tar"):
@@ -39,3 +39,18 @@ def test_best_of_rows():
 def test_less_loss_is_more():
     assert score("loss", 1.0) > score("loss", 2.0)
     assert score("top5", 1.0) < score("top5", 2.0)
+
+
+def test_results_are_those_that_kats_script_prints():
+    first = {"epoch": 0, "train_loss": 2.0, "lr": 0.1}
+    second = {"epoch": 1, "train_loss": 1.0, "eval_loss": 1.5, "eval_top1": 50.0, "eval_top5": 90.0}
+    third = {**second, "epoch": 2, "eval_ema_loss": 1.4, "eval_ema_top1": 60.0, "eval_ema_top5": 95.0}
+    found = results([first, second, third], {"metric": 60.0, "epoch": 2})
+    assert [epoch["validation"] for epoch in found["all"]] == [
+        None,
+        {"loss": 1.5, "top1": 50.0, "top5": 90.0},
+        {"loss": 1.4, "top1": 60.0, "top5": 95.0},
+    ]
+    assert found["all"][0] == {"epoch": 0, "train": {"loss": 2.0}, "validation": None}
+    assert found["best"] == found["all"][2]
+    assert results([first], {}).keys() == {"all"}

@@ -1,11 +1,10 @@
 """Weights & Biases, whose place a stand-in takes."""
 
+import importlib.util
 import sys
 import types
 
 import pytest
-
-from flashkat import errors
 
 
 @pytest.fixture
@@ -30,11 +29,21 @@ def test_rows_go_to_wandb(train, wandb, summary_of):
     )
 
 
-def test_without_wandb(refused, monkeypatch):
-    installed = errors.is_installed
-    monkeypatch.setattr(errors, "is_installed", lambda module: module != "wandb" and installed(module))
-    err = refused("--log-wandb")
-    assert "--log-wandb needs a package that is not installed: pip install wandb" in err
+def test_the_project_is_that_of_kats_code(train, wandb):
+    train("--epochs", 1, "--log-wandb")
+    assert wandb["project"] == "scale-kan"
+
+
+def test_without_wandb_training_goes_on(train, monkeypatch, capsys, tmp_path):
+    """Also beside the folder of runs that wandb makes, which Python could import."""
+    (tmp_path / "here" / "wandb").mkdir(parents=True)
+    monkeypatch.syspath_prepend(str(tmp_path / "here"))
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    if importlib.util.find_spec("wandb").origin is not None:
+        pytest.skip("wandb is installed")
+    folder = train("--epochs", 1, "--log-wandb")
+    assert capsys.readouterr().out.count("Nothing goes to Weights & Biases, as --log-wandb needs a package") == 1
+    assert (folder / "last.pth.tar").is_file()
 
 
 def test_wandb_that_does_not_start(refused, wandb, monkeypatch):

@@ -18,9 +18,10 @@ from torch import Tensor
 from torchvision.utils import save_image
 
 from ... import checkpoints
+from ...defaults import DEFAULT_OUTPUT
 from ...errors import InputError
 from ...system.files import replaced
-from ..config import DEFAULT_OUTPUT, Output, Wandb
+from ..config import Output, Wandb
 from .lock import Lock
 from .summary import best_of, score
 from .wandb import open_wandb

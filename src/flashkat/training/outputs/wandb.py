@@ -3,23 +3,30 @@
 from collections.abc import Callable
 from typing import Any
 
-from ...errors import InputError, explain, require_package
+from ...errors import InputError, explain, is_installed
 from ..config import Wandb
 
 __all__ = ["check_wandb", "open_wandb"]
 
+# Of KAT's code.
+_PROJECT = "scale-kan"
 
-def check_wandb(settings: Wandb) -> None:
-    """Raise InputError if logging is on and wandb is not installed, or if its flags are given without it."""
-    if not settings.log_wandb:
-        if settings.wandb_project or settings.wandb_tags or settings.wandb_resume_id:
-            raise InputError("--wandb-project, --wandb-tags and --wandb-resume-id need --log-wandb")
-        return
-    require_package("wandb", "--log-wandb", " (without an account, WANDB_MODE=offline logs to files)")
+
+def check_wandb(settings: Wandb) -> list[str]:
+    """Return a note if logging is on and wandb is not installed.
+
+    Raises:
+        InputError: flags of Weights & Biases are given without logging.
+    """
+    if not settings.log_wandb and (settings.wandb_project or settings.wandb_tags or settings.wandb_resume_id):
+        raise InputError("--wandb-project, --wandb-tags and --wandb-resume-id need --log-wandb")
+    if not settings.log_wandb or is_installed("wandb"):
+        return []
+    return ["Nothing goes to Weights & Biases, as --log-wandb needs a package that is not installed: pip install wandb"]
 
 
 def open_wandb(settings: Wandb, name: str, flags: dict[str, Any]) -> Callable[[dict[str, Any]], None]:
-    """Start a run at Weights & Biases if logging is on.
+    """Start a run at Weights & Biases if logging is on and wandb is installed.
 
     Args:
         settings: the section of the configuration.
@@ -32,13 +39,13 @@ def open_wandb(settings: Wandb, name: str, flags: dict[str, Any]) -> Callable[[d
     Raises:
         InputError: Weights & Biases does not start.
     """
-    if not settings.log_wandb:
+    if not settings.log_wandb or not is_installed("wandb"):
         return lambda row: None
     import wandb
 
     with explain("Weights & Biases does not start", "; WANDB_MODE=offline logs to files"):
         run = wandb.init(
-            project=settings.wandb_project,
+            project=settings.wandb_project or _PROJECT,
             name=name,
             config=flags,
             tags=list(settings.wandb_tags),

@@ -1,0 +1,19 @@
+"""The constants that flags need too. This module imports nothing, so that ``--help`` waits for no PyTorch."""
+
+__all__ = ["DEFAULT_MODEL", "DEFAULT_OUTPUT", "EVALUATION_BATCH_SIZE", "FORMATS", "SOURCES"]
+
+DEFAULT_MODEL = "kat_tiny_patch16_224"
+
+DEFAULT_OUTPUT = "output/train"
+
+EVALUATION_BATCH_SIZE = 256
+
+FORMATS: dict[str, tuple[str, str]] = {
+    "timm": ("numerator", "denominator"),
+    "kat": ("weight_numerator", "weight_denominator"),
+    "flashkat": ("numerator_v", "denominator_v"),
+}
+"""The names of a rational's numerator and denominator in each format of weights."""
+
+SOURCES = ("hf_hub:", "hf-hub:", "local-dir:")
+"""timm's prefixes of a repository on the Hugging Face Hub, or of a folder."""

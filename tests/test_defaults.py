@@ -1,0 +1,49 @@
+"""Commands read their flags before they import PyTorch, and the names of the package are there anyway."""
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("torch", "timm", "numpy", "PIL", "yaml")
+
+
+def imports(*words):
+    """The exit status of a command, and the heavy modules among those that it imports."""
+    done = subprocess.run([sys.executable, "-X", "importtime", "-m", *words], capture_output=True, text=True)
+    found = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    assert "flashkat.cli.parser" in found
+    return done.returncode, sorted(found.intersection(HEAVY))
+
+
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [
+        (["flashkat", "--help"], 0),
+        (["flashkat", "--version"], 0),
+        (["flashkat", "train", "--help"], 0),
+        (["flashkat", "validate", "--help"], 0),
+        (["flashkat", "trian"], 2),
+        (["flashkat", "train", "data", "--epohcs", "3"], 2),
+        (["flashkat", "plot"], 2),
+        (["flashkat.cli.launch", "2", "data", "--epohcs", "3"], 2),
+    ],
+    ids=str,
+)
+def test_flags_are_read_without_pytorch(words, status):
+    assert imports(*words) == (status, [])
+
+
+def test_a_command_imports_what_it_needs():
+    assert imports("flashkat", "flops", "kat_none") == (2, ["PIL", "numpy", "timm", "torch", "yaml"])
+
+
+def test_names_of_the_package_are_imported_at_their_first_use_in_a_command():
+    code = (
+        "import sys; sys.argv[0] = 'flashkat'; sys.orig_argv = ['python', 'flashkat']; import flashkat; "
+        "assert 'torch' not in sys.modules; print(*[getattr(flashkat, name).__name__ for name in flashkat.__all__]); "
+        "flashkat.none"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "GRKAN GroupRational flashkat.models rational\n", done.stderr
+    assert "AttributeError: module 'flashkat' has no attribute 'none'" in done.stderr
