@@ -179,14 +179,14 @@ def _flops(args: argparse.Namespace) -> None:
 
 
 def _data(args: argparse.Namespace) -> None:
-    from ..tools.digits import write_digits
+    from ..tools.data.digits import write_digits
 
     counts = write_digits(args.folder)
     _say(f"Wrote {counts['train']} training and {counts['val']} validation images to {args.folder}")
 
 
 def _check_data(args: argparse.Namespace) -> int:
-    from ..tools.check_data import check_data
+    from ..tools.data.check_data import check_data
 
     report, is_whole = check_data(args.folder)
     print(report)
@@ -194,14 +194,14 @@ def _check_data(args: argparse.Namespace) -> int:
 
 
 def _split_data(args: argparse.Namespace) -> None:
-    from ..tools.split_data import split_data
+    from ..tools.data.split_data import split_data
 
     counts = split_data(args.folder, args.output, args.val_fraction, say=_note)
     _say(f"Linked {counts['train']} training and {counts['val']} evaluation images in {args.output}")
 
 
 def _unpack_imagenet(args: argparse.Namespace) -> None:
-    from ..tools.imagenet import unpack_imagenet
+    from ..tools.data.imagenet import unpack_imagenet
 
     counts = unpack_imagenet(args.folder, args.train, args.val, args.devkit)
     _say(f"{args.folder} has {' and '.join(f'{count:,} images in {split}' for split, count in counts.items())}")

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from ..errors import require
-from ..system.files import new_folder
+from ...errors import require
+from ...system.files import new_folder
 
 __all__ = ["write_digits"]
 

@@ -80,8 +80,8 @@ def test_a_process_that_is_killed_or_stopped(data, capsys, monkeypatch, number, 
     def end(image, mode):
         os.kill(os.getpid(), number)
 
-    monkeypatch.setattr("flashkat.tools.check_data._LIMIT", 2.0)
-    monkeypatch.setattr("flashkat.tools.check_data.as_mode", end)
+    monkeypatch.setattr("flashkat.tools.data.check_data._LIMIT", 2.0)
+    monkeypatch.setattr("flashkat.tools.data.check_data.as_mode", end)
     assert main(["data", "check", str(data)]) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1

@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from ..errors import InputError, explain, require
-from ..system.terminal import printable_name
+from ...errors import InputError, explain, require
+from ...system.terminal import printable_name
 
 __all__ = ["unpack_imagenet"]
 

@@ -4,9 +4,9 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from ..data.folders import is_archive, open_split
-from ..errors import InputError, explain
-from ..system.files import new_folder
+from ...data.folders import is_archive, open_split
+from ...errors import InputError, explain
+from ...system.files import new_folder
 
 __all__ = ["split_data"]
 

@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 
 from torch.utils.data import DataLoader, Dataset
 
-from ..data.folders import SPLIT_NAMES, is_archive
-from ..data.images import as_mode, open_image
-from ..data.scan import Images, scan
-from ..errors import InputError, explain, require
-from ..system.stalls import Reads, explain_workers
-from ..system.terminal import printable_name
+from ...data.folders import SPLIT_NAMES, is_archive
+from ...data.images import as_mode, open_image
+from ...data.scan import Images, scan
+from ...errors import InputError, explain, require
+from ...system.stalls import Reads, explain_workers
+from ...system.terminal import printable_name
 
 __all__ = ["check_data"]
 

@@ -10,7 +10,7 @@ import pytest
 from scipy.io import savemat
 
 from flashkat.cli.main import main
-from flashkat.tools import imagenet
+from flashkat.tools.data import imagenet
 
 WNIDS = ["n01440764", "n01443537"]
 # Of the images 1 to 3, by the devkit's own numbers of classes.

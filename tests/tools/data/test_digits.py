@@ -10,7 +10,7 @@ from flashkat.cli.main import main
 from flashkat.data.datasets import check_same_classes
 from flashkat.data.folders import open_split
 from flashkat.errors import InputError
-from flashkat.tools.digits import write_digits
+from flashkat.tools.data.digits import write_digits
 
 
 @pytest.fixture(scope="module")
