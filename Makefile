@@ -16,16 +16,6 @@ DEMO_TRAINING := --model kat_tiny_patch16_224 --img-size 16 \
 .PHONY: demo test test-slow test-gpu test-oldest test-newest test-wheel test-timm newest constraints lint words dist \
 	docs docs-serve flags starts figures benchmarks benchmark-figures clean
 
-# $(call install,VENV,WHAT): install the tested versions. If one cannot be had, say so and take pyproject.toml's ranges.
-define install
-@echo "Installing into $(1), which takes minutes"
-@$(PYTHON) -m venv $(1)
-@$(1)/bin/python -m pip install --constraint constraints.txt $(2) > $(1)/pip.log 2>&1 || { \
-	echo "Taking the ranges in pyproject.toml:" \
-		"$$(sed -n 's/.*(constraint) \(.*\)/constraints.txt asks for \1, which cannot be had here/p' $(1)/pip.log | head -n 1)"; \
-	$(1)/bin/python -m pip install --quiet $(2); }
-endef
-
 # One thread computes: tensors this small gain nothing from a second one, and wait long for it on a busy machine.
 demo: $(READY)
 	rm -rf $(DEMO)
@@ -68,12 +58,15 @@ constraints: newest
 	echo "# Tested versions, written by make constraints on $$(.venv-newest/bin/python --version)." > $@.txt
 	.venv-newest/bin/python -m pip freeze --exclude-editable >> $@.txt
 
-# The built wheel alone in an empty environment: its command runs, and the tests of what depends on the wheel pass. These
-# are the package's files and names, and the operator with the compiled library.
+# The built wheel in an environment that has only what it requires and the test runner: its command runs, and the tests of
+# what depends on the wheel pass. These are the package's files and names, and the operator with the compiled library.
+# Packages are linked, as installing PyTorch again takes minutes.
 test-wheel: dist
 	rm -rf build/wheel
 	mkdir -p build/wheel
-	$(call install,build/wheel/.venv,dist/*.whl pytest pytest-timeout hypothesis)
+	$(PYTHON) -m venv --without-pip build/wheel/.venv
+	$(BIN)/python dev/link_packages.py build/wheel/.venv flashkat pytest pytest-timeout hypothesis
+	$(BIN)/python -m pip --python build/wheel/.venv install --quiet --no-index dist/*.whl
 	cp -r tests pyproject.toml build/wheel
 	cd build/wheel && .venv/bin/flashkat doctor
 	cd build/wheel && .venv/bin/python -m pytest -k 'not import_brings and not without_triton' \
@@ -136,8 +129,14 @@ benchmark-figures: $(READY)
 clean:
 	rm -rf .venv .venv-oldest .venv-newest build dist $(DEMO)
 
+# The tested versions. If one cannot be had, this says so and takes pyproject.toml's ranges.
 $(READY): $(SOURCES) constraints.txt
-	$(call install,.venv,--editable '.[dev]')
+	@echo "Installing into .venv, which takes minutes"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev]' > .venv/pip.log 2>&1 || { \
+		echo "Taking the ranges in pyproject.toml:" \
+			"$$(sed -n 's/.*(constraint) \(.*\)/constraints.txt asks for \1, which cannot be had here/p' .venv/pip.log | head -n 1)"; \
+		$(BIN)/python -m pip install --quiet --editable '.[dev]'; }
 	touch $@
 
 .venv-oldest/.ready: $(SOURCES)
