@@ -44,7 +44,7 @@ def _kernels(document: Document) -> Figure:
         axes.set(xscale="log", yscale="log", xlabel="D", ylabel="microseconds", title=f"{direction}, bf16")
         axes.set_xticks(widths, [str(width) for width in widths])
         axes.minorticks_off()
-    panels[1].legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+    _legend_beside(panels)
     return figure
 
 
@@ -69,7 +69,7 @@ def _rounding(document: Document) -> Figure:
             _line(axes, name, [row["batch"] for row in found], [row[f"{gradient}_error"] for row in found])
         axes.set(yscale="log", xlabel="batch", ylabel="mean absolute error", title=f"gradient {gradient}, float32")
         axes.set_xscale("log", base=2)
-    panels[1].legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+    _legend_beside(panels)
     return figure
 
 
@@ -82,7 +82,7 @@ def _host_time(document: Document) -> Figure:
         rows = [row for row in document["rows"] if wanted.items() <= row.items()]
         for name, found in reversed(list(_by_contender(rows))):
             axes.barh(LABELS[name], found[0]["median_us"], color=_COLOURS[name])
-        axes.set(xlabel="microseconds on the host, forward and backward", title=dtype)
+        axes.set(xlabel="microseconds on the host", title=f"forward and backward, {dtype}")
     return figure
 
 
@@ -183,7 +183,9 @@ def _loading(document: Document) -> Figure:
             axes.plot(workers, step, "k:", label="step, KAT-Tiny, CUDA graphs")
         axes.legend(fontsize=7)
         axes.set(xlabel="workers", ylabel="images/s", title=f"{kind}, {rows[0]['pixels']} px", ylim=(0, None))
-        axes.set_xticks(workers)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(workers, [str(number) for number in workers])
+        axes.minorticks_off()
     return figure
 
 
@@ -202,7 +204,7 @@ def _scaling_gpus(document: Document) -> Figure:
                 axes.plot(numbers, [one * number for number in numbers], "k:", label="one GPU times their number")
         axes.set(xlabel="GPUs", ylabel="thousand images/s", title=size.capitalize(), ylim=(0, None))
         axes.set_xticks(sorted({row["gpus"] for row in rows}))
-    panels[-1].legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+    _legend_beside(panels)
     return figure
 
 
@@ -231,6 +233,12 @@ def _by_contender(rows: list[Row]) -> Iterable[tuple[str, list[Row]]]:
         found = [row for row in rows if row["contender"] == name]
         if found:
             yield name, found
+
+
+def _legend_beside(panels: list[Axes]) -> None:
+    """Put one legend of all panels' lines beside the last one, as not every panel has every line."""
+    lines = {label: line for axes in panels for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    panels[-1].legend(lines.values(), lines.keys(), fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
 
 
 def _line(axes: Axes, name: str, x: list[float], y: list[float]) -> None:

@@ -1,7 +1,11 @@
 """Every result has a picture, and the same result gives the same file."""
 
+import itertools
+
+import matplotlib
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 pytest.importorskip("triton")
 
@@ -65,3 +69,40 @@ def test_commands_write_what_tables_and_figures_read(tmp_path):
     assert "| forward | bf16 | 192 | 1.0 | 1.0 | 1.0 | 1.00 |" in tables.render("kernels", tmp_path)
     assert "The results are right at every size" in tables.render("scaling", tmp_path)
     assert len(figures.draw(tmp_path, tmp_path / "pictures")) == 4
+
+
+@pytest.fixture(params=[name for name in figures.FIGURES if (common.RESULTS / f"{name}.json").exists()])
+def drawn(request):
+    """A committed result's figure, laid out."""
+    with matplotlib.rc_context(figures._STYLE):
+        figure = figures.FIGURES[request.param](common.read(common.RESULTS / f"{request.param}.json"))
+        FigureCanvasAgg(figure).draw()
+    return figure
+
+
+def x_ticks(axes):
+    """The labels of ticks that are seen. matplotlib also has some beyond the limits."""
+    low, high = axes.get_xlim()
+    places = axes.get_xticks()
+    return [text for text, at in zip(axes.get_xticklabels(), places, strict=True) if low <= at <= high]
+
+
+def test_texts_lie_within_their_figure(drawn):
+    page = drawn.bbox.padded(1)
+    for axes in drawn.axes:
+        for text in (axes.title, axes.xaxis.label, axes.yaxis.label, *x_ticks(axes), *axes.get_yticklabels()):
+            box = text.get_window_extent()
+            assert not text.get_text() or (page.x0 <= box.x0 and box.x1 <= page.x1), text
+
+
+def test_ticks_do_not_overlap(drawn):
+    for axes in drawn.axes:
+        boxes = [text.get_window_extent() for text in x_ticks(axes)]
+        assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
+
+
+def test_legends_name_every_line(drawn):
+    shown = {line.get_label() for axes in drawn.axes for line in axes.get_lines()}
+    legends = [axes.get_legend() for axes in drawn.axes]
+    named = {text.get_text() for legend in legends if legend for text in legend.get_texts()}
+    assert {name for name in shown if not name.startswith("_")} <= named
