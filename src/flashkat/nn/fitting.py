@@ -12,27 +12,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..defaults import FIT_METHODS
 from ..errors import InputError, explain
 from ..ops import rational_reference
 from .functions import named_function
 from .solvers import Points, evaluate, least_squares, minimax
 
-__all__ = ["METHODS", "Fit", "Function", "Tail", "fit"]
-
-METHODS = ("least-squares", "minimax")
+__all__ = ["REACH", "Fit", "Function", "Tail", "fit"]
 
 Function = Callable[[Tensor], Tensor]
 _Numbers = Tensor | np.ndarray | Sequence[float]
 
 _DEFAULT_INTERVAL = (-3.0, 3.0)
-# A tail ends where the distance to the middle of the interval is this multiple of half its width.
-_REACH = 8 / 3
+REACH = 8 / 3
+"""A tail ends where the distance to the middle of the interval is this multiple of half its width."""
+
 # Least squares takes Chebyshev nodes. Minimax and the errors take a uniform grid, which has kinks such as ReLU's.
 _NODES, _GRID, _TAIL_NODES, _TAIL_GRID = 400, 4001, 60, 401
 # More points make one search take minutes.
 _MOST_POINTS = 10_000
-# Squares of larger values overflow.
-_LARGEST_VALUE = 1e100
+# Powers of larger values overflow, some in float32 alone.
+_LARGEST_VALUE, _LARGEST_X = 1e30, 1e6
+# A coefficient's share of its polynomial below which it is rounding.
+_NEGLIGIBLE = 1e-9
 # Characters of a file, and coefficients in it.
 _LONGEST_FILE, _MOST_COEFFICIENTS = 100_000, 1000
 
@@ -82,13 +84,18 @@ class Fit:
 
     @property
     def slopes(self) -> tuple[float, float]:
-        """The limits of F(x) / x at minus and plus infinity, from the degrees and leading coefficients."""
-        top, bottom = self.numerator.tolist(), [1.0, *self.denominator.abs().tolist()]
-        p = max((power for power, a in enumerate(top) if a), default=0)
-        q = max(power for power, b in enumerate(bottom) if b)
-        if p - 1 < q or not top[p]:
+        """The limits of F(x) / x at minus and plus infinity, from the degrees and leading coefficients.
+
+        A term below 1e-9 of its polynomial at the interval's end is rounding, and counts as 0.
+        """
+        size = max(map(abs, self.interval))
+        top, p = _leading(self.numerator, size)
+        bottom, q = _leading(
+            torch.cat([torch.ones(1, dtype=torch.float64, device="cpu"), self.denominator.abs()]), size
+        )
+        if p - 1 < q or not top:
             return 0.0, 0.0
-        right = top[p] / bottom[q] if p - 1 == q else math.copysign(math.inf, top[p])
+        right = top / bottom if p - 1 == q else math.copysign(math.inf, top)
         return right if p % 2 else -right, right
 
     @property
@@ -184,8 +191,8 @@ def fit(
     """
     if m < 1 or n < 0:
         raise InputError(f"a fit needs m >= 1 and n >= 0, not m={m} and n={n}")
-    if method not in METHODS:
-        raise InputError(f"unknown method {method!r}: choose {' or '.join(METHODS)}")
+    if method not in FIT_METHODS:
+        raise InputError(f"unknown method {method!r}: choose {' or '.join(FIT_METHODS)}")
     if not 0 <= tail_weight < math.inf:
         raise InputError(f"tail_weight must be finite and at least 0, not {tail_weight}")
     if isinstance(function, str) or callable(function):
@@ -230,8 +237,8 @@ class _Sample(NamedTuple):
 
 def _checked(interval: tuple[float, float]) -> tuple[float, float]:
     low, high = map(float, interval)
-    if not -math.inf < low < high < math.inf:
-        raise InputError(f"a fit needs low < high, both finite, not interval={interval}")
+    if not -_LARGEST_X <= low < high <= _LARGEST_X:
+        raise InputError(f"a fit needs low < high, both within {_LARGEST_X:g} of 0, not interval={interval}")
     return low, high
 
 
@@ -239,7 +246,7 @@ def _coarse(low: float, high: float) -> tuple[np.ndarray, np.ndarray]:
     """Return the x of least squares, and whether they are inside."""
     middle, half = (low + high) / 2, (high - low) / 2
     nodes = np.cos(np.pi * (np.arange(_NODES) + 0.5) / _NODES)
-    tail = np.linspace(1, _REACH, _TAIL_NODES)
+    tail = np.linspace(1, REACH, _TAIL_NODES)
     x = middle + half * np.concatenate([nodes, tail, -tail])
     return x, np.arange(len(x)) < _NODES
 
@@ -247,7 +254,7 @@ def _coarse(low: float, high: float) -> tuple[np.ndarray, np.ndarray]:
 def _fine(low: float, high: float) -> tuple[np.ndarray, np.ndarray]:
     """Return the x of minimax and of the errors, in ascending order, and whether they are inside."""
     middle, half = (low + high) / 2, (high - low) / 2
-    tail = np.linspace(1, _REACH, _TAIL_GRID)[1:]
+    tail = np.linspace(1, REACH, _TAIL_GRID)[1:]
     x = np.concatenate([middle - half * tail[::-1], np.linspace(low, high, _GRID), middle + half * tail])
     return x, (low <= x) & (x <= high)
 
@@ -268,9 +275,11 @@ def _given(x: np.ndarray, y: np.ndarray, interval: tuple[float, float] | None, w
     if x.ndim != 1 or x.shape != y.shape or not 0 < len(x) <= _MOST_POINTS:
         wanted = f"two series of the same length, from 1 to {_MOST_POINTS:,}"
         raise InputError(f"points are {wanted}, not of shapes {x.shape} and {y.shape}")
-    wrong = ~(np.abs(x) <= _LARGEST_VALUE) | ~(np.abs(y) <= _LARGEST_VALUE)
+    wrong = ~(np.abs(x) <= _LARGEST_X) | ~(np.abs(y) <= _LARGEST_VALUE)
     if wrong.any():
-        raise InputError(f"the point ({x[wrong][0]:g}, {y[wrong][0]:g}) is not finite or huge: leave it out")
+        raise InputError(
+            f"the point ({x[wrong][0]:g}, {y[wrong][0]:g}) is not finite, or its numbers are too large: leave it out"
+        )
     low, high = _checked(interval or (float(x.min()), float(x.max())))
     is_inside = (low <= x) & (x <= high)
     if not is_inside.any():
@@ -337,7 +346,7 @@ def _judged(
         x = end if at is None else float(sample.x[at])
         return Tail(x, float(evaluate(a, b, np.array(x))), None if at is None else float(error[at]))
 
-    reach = (_REACH - 1) * (high - low) / 2
+    reach = (REACH - 1) * (high - low) / 2
     return Fit(
         name=name,
         numerator=torch.from_numpy(a),
@@ -349,6 +358,13 @@ def _judged(
         rms_error=float(np.sqrt(np.square(error[inside]).mean())),
         tails=(tail(sample.x < low, low - reach), tail(sample.x > high, high + reach)),
     )
+
+
+def _leading(coefficients: Tensor, size: float) -> tuple[float, int]:
+    """Return the last coefficient that counts, and its power."""
+    terms = [abs(each) * size**power for power, each in enumerate(coefficients.tolist())]
+    power = max((power for power, term in enumerate(terms) if term > _NEGLIGIBLE * sum(terms)), default=0)
+    return float(coefficients[power]), power
 
 
 def _number(value: Any) -> float:

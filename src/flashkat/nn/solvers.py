@@ -7,7 +7,6 @@ import functools
 from typing import NamedTuple
 
 import numpy as np
-from numpy.polynomial import Chebyshev, Polynomial, chebyshev
 
 __all__ = ["Points", "evaluate", "least_squares", "minimax"]
 
@@ -30,9 +29,8 @@ class Points(NamedTuple):
 
 def evaluate(a: np.ndarray, b: np.ndarray, x: np.ndarray) -> np.ndarray:
     """Return P(x) / Q(x)."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        top = np.polynomial.polynomial.polyval(x, a)
-        return top / np.polynomial.polynomial.polyval(np.abs(x), np.concatenate([[1.0], np.abs(b)]))
+    powers = x[..., None] ** np.arange(max(len(a), len(b) + 1))
+    return powers[..., : len(a)] @ a / (np.abs(powers[..., : len(b) + 1]) @ np.concatenate([[1.0], np.abs(b)]))
 
 
 def least_squares(points: Points, m: int, n: int, size: float) -> tuple[np.ndarray, np.ndarray]:
@@ -91,6 +89,8 @@ def minimax(points: Points, start: tuple[np.ndarray, np.ndarray], size: float) -
     Returns:
         a and b of the shapes of ``start``.
     """
+    from numpy.polynomial import Chebyshev, Polynomial, chebyshev
+
     order = np.argsort(points.x, kind="stable")
     x, y, weight = (values[order] for values in points)
     m, low, high = len(start[0]), x[0], x[-1]
