@@ -111,11 +111,12 @@ starts: $(READY)
 	$(BIN)/python -m flashkat.nn.starts > build/starts.json
 	mv build/starts.json src/flashkat/nn/starts.json
 
-# The README's pictures and numbers, from a fresh run of the demo.
+# The README's pictures and numbers, from a fresh run of the demo, and the picture of flashkat fit.
 figures: demo
 	mkdir -p docs/demo
 	cp $(DEMO)/run/rationals.png $(DEMO)/run/curves.png $(DEMO)/run/summary.csv $(DEMO)/run/args.yaml docs/demo
 	sed 1d $(DEMO)/result.txt > docs/demo/result.json
+	cd docs/how-to/functions && $(abspath $(BIN))/flashkat fit gelu --plot
 
 # On a machine with a CUDA GPU: every benchmark that needs one, and of loading, into benchmarks/results.
 benchmarks: $(READY)

@@ -12,9 +12,9 @@ from .system.interrupts import guard_command
 
 __version__ = version("flashkat")
 
-__all__ = ["GRKAN", "GroupRational", "LazyGroupRational", "models", "rational"]
+__all__ = ["GRKAN", "GroupRational", "LazyGroupRational", "fit", "models", "rational"]
 
-_HOMES = {"GRKAN": "nn", "GroupRational": "nn", "LazyGroupRational": "nn", "rational": "ops"}
+_HOMES = {"GRKAN": "nn", "GroupRational": "nn", "LazyGroupRational": "nn", "fit": "nn", "rational": "ops"}
 
 
 def __getattr__(name: str) -> Any:
@@ -29,6 +29,7 @@ def __getattr__(name: str) -> Any:
 # The guard comes before PyTorch, whose import takes seconds.
 if not guard_command() or TYPE_CHECKING:
     from . import models
+    from .nn.fitting import fit
     from .nn.grkan import GRKAN
     from .nn.group_rational import GroupRational
     from .nn.lazy import LazyGroupRational

@@ -1,12 +1,14 @@
 """The constants that flags need too. This module imports nothing, so that ``--help`` waits for no PyTorch."""
 
-__all__ = ["DEFAULT_MODEL", "DEFAULT_OUTPUT", "EVALUATION_BATCH_SIZE", "FORMATS", "SOURCES"]
+__all__ = ["DEFAULT_MODEL", "DEFAULT_OUTPUT", "EVALUATION_BATCH_SIZE", "FIT_METHODS", "FORMATS", "SOURCES"]
 
 DEFAULT_MODEL = "kat_tiny_patch16_224"
 
 DEFAULT_OUTPUT = "output/train"
 
 EVALUATION_BATCH_SIZE = 256
+
+FIT_METHODS = ("least-squares", "minimax")
 
 FORMATS: dict[str, tuple[str, str]] = {
     "timm": ("numerator", "denominator"),

@@ -1,4 +1,4 @@
-"""The flags of ``flashkat plot``, ``export`` and ``flops``."""
+"""The flags of ``flashkat plot``, ``fit``, ``export`` and ``flops``."""
 
 import pytest
 from parsing import parse
@@ -25,3 +25,35 @@ def test_flops_takes_what_shapes_a_model():
     args = parse("flops", "kat_tiny_patch16_224", "--img-size", 32, "--num-classes", 5, "--model-kwargs", "m=5")
     assert (args.model, args.img_size, args.num_classes, args.model_kwargs) == ("kat_tiny_patch16_224", 32, 5, {"m": 5})
     assert not args.json
+
+
+def test_fit_takes_a_name_with_flashkats_degrees():
+    args = parse("fit", "gelu")
+    assert (args.name, args.expr, args.points, args.m, args.n, args.interval) == ("gelu", None, None, 6, 4, None)
+    assert (args.method, args.tail_weight, args.max_error) == ("least-squares", 0, None)
+    assert (args.json, args.output, args.plot) == (False, None, None)
+
+
+def test_fit_takes_negative_numbers_and_draws_to_a_name_of_its_own():
+    args = parse("fit", "--expr", "x*sin(x)", "--interval", "-3.5", "-1", "-m", "5", "-n", "0", "--plot")
+    assert (args.name, args.expr, args.interval) == (None, "x*sin(x)", [-3.5, -1])
+    assert (args.m, args.n, args.plot) == (5, 0, "fit.png")
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["-m", "0"], "at least 1 and at most 16"),
+        (["-n", "17"], "at most 16"),
+        (["--interval", "1"], "expected 2 arguments"),
+        (["--interval", "nan", "1"], "must be finite"),
+        (["--method", "lawson"], "minimax"),
+        (["--tail-weight", "-1"], "at least 0"),
+        (["--max-error", "0"], "more than 0"),
+    ],
+)
+def test_fit_refuses_numbers_out_of_bounds(flags, words, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        parse("fit", "gelu", *flags)
+    assert stopped.value.code == 2
+    assert words in capsys.readouterr().err

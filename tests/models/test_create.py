@@ -2,6 +2,7 @@
 
 import json
 import logging
+import pickle
 
 import pytest
 import timm
@@ -369,3 +370,15 @@ def test_weights_that_cannot_be_had_are_explained_in_one_line(name, hub):
         create_model(name, pretrained=True, **({} if ":" in name else SMALL))
     assert str(caught.value).startswith(f"cannot create {name} with pretrained=True")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("weight_init", ["kan_mimetic", "variance_preserving"])
+def test_a_model_that_starts_from_any_function_can_be_pickled(weight_init):
+    sizes = {"img_size": 16, "patch_size": 8, "embed_dim": 48, "depth": 1, "m": 5}
+    model = create_model("kat_tiny_patch16_224", act_init=lambda x: x.sin(), weight_init=weight_init, **sizes)
+    rational = pickle.loads(pickle.dumps(model)).blocks[0].mlp.act2
+    x = torch.linspace(-3, 3, 192)
+    torch.testing.assert_close(rational(x), x.sin(), rtol=0, atol=0.05)
+    assert rational.start.name == "<lambda>"
+    with pytest.raises(InputError, match="log is not finite at x=-3"):
+        create_model("kat_tiny_patch16_224", act_init=torch.log, **sizes)

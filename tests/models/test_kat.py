@@ -137,6 +137,13 @@ def test_degrees_and_groups_reach_every_rational(arguments, numerator, denominat
             assert rational.denominator.shape == denominator
 
 
+def test_act_init_may_be_any_function():
+    model = copy.deepcopy(small("kat_tiny_patch16_224", act_init=lambda x: x * torch.sin(x)))
+    x = torch.linspace(-3, 3, 192)
+    for block in model.blocks:
+        torch.testing.assert_close(block.mlp.act2(x), x * torch.sin(x), rtol=0, atol=0.02)
+
+
 def test_act_init_is_the_start_of_the_second_rational_only():
     model = small("kat_tiny_gelu_patch16_224", act_init="tanh")
     x = torch.linspace(-3, 3, 192)

@@ -241,6 +241,13 @@ def test_grkan_asks_for_hooks_where_something_fuses_only(monkeypatch):
     assert asked == [layer.fc1]
 
 
+def test_grkan_second_rational_starts_as_any_function():
+    layer = pickle.loads(pickle.dumps(GRKAN(16, 32, start=lambda x: x * torch.sin(x))))
+    x = torch.linspace(-3, 3, 32)
+    assert layer.act1.start == "identity"
+    torch.testing.assert_close(layer.act2(x), x * torch.sin(x), rtol=0, atol=0.02)
+
+
 def test_grkan_gives_away_its_parameters_where_they_are_all_it_is():
     layer = GRKAN(16, 32)
     weight1, bias1, numerator, denominator, weight2, bias2 = layer.plain_parameters()

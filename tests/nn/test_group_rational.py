@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from rational_oracle import by_formula, noise, perturb
 
-from flashkat import GroupRational, rational
+from flashkat import GroupRational, fit, rational
 from flashkat.nn.formats import FORMATS
 from flashkat.nn.starts import starting_coefficients
 
@@ -120,6 +120,39 @@ def test_rational_resets_to_its_start():
     layer.reset_parameters()
     for name, tensor in layer.state_dict().items():
         assert torch.equal(tensor, before[name])
+
+
+@pytest.mark.parametrize("function", [torch.sin, lambda x: x * torch.sin(x), torch.nn.Softsign()])
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))])
+def test_rational_starts_as_any_function(function, duplicate):
+    layer = duplicate(GroupRational(16, 4, m=7, n=5, start=function))
+    x = torch.linspace(-3, 3, 32 * 16).reshape(32, 16)
+    torch.testing.assert_close(layer(x), function(x), rtol=0, atol=0.02)
+    before = copy.deepcopy(layer.state_dict())
+    perturb(layer).reset_parameters()
+    assert torch.equal(layer.numerator, before["numerator"])
+    assert torch.equal(layer.denominator, before["denominator"])
+
+
+def test_rational_starts_as_a_fit_and_says_so():
+    found = fit("gelu", 5, 3, (-6, 6), method="minimax")
+    layer = GroupRational(16, 4, m=5, n=3, start=found)
+    assert torch.equal(layer.numerator[0], found.numerator.float())
+    assert torch.equal(layer.denominator[3], found.denominator.float())
+    assert f"start={found!r}" in repr(layer)
+    assert "start=<fit of sin on [-3, 3], m=6, n=4, " in repr(GroupRational(16, start=torch.sin))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"start": torch.log}, "log is not finite at x=-3"),
+        ({"start": fit("relu", 2, 1)}, "m=2 and n=1, not m=6 and n=4"),
+    ],
+)
+def test_rational_refuses_starts_that_do_not_fit(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        GroupRational(16, **arguments)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])

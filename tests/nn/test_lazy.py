@@ -109,3 +109,10 @@ def test_inplace_is_taken_and_changes_nothing():
     before = x.clone()
     LazyGroupRational(start="relu", inplace=True)(x)
     assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))])
+def test_any_function_is_a_start(duplicate):
+    layer = duplicate(LazyGroupRational(4, start=lambda x: x * torch.sin(x), dim=-1))
+    x = torch.linspace(-3, 3, 32 * 16).reshape(32, 16)
+    torch.testing.assert_close(layer(x), x * torch.sin(x), rtol=0, atol=0.02)

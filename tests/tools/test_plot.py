@@ -203,6 +203,14 @@ def test_a_line_per_group_and_the_start(groups, shared):
     assert "gelu" in start.get_label()
 
 
+def test_a_start_that_was_fitted_has_its_functions_name():
+    figure = draw_rationals(nn.Sequential(GroupRational(8, 2, start=torch.sin)))
+    start = curves(figure.axes[0])[1]
+    assert start.get_label() == "start: sin"
+    x = torch.tensor(start.get_xdata())
+    np.testing.assert_allclose(start.get_ydata(), torch.sin(x), atol=0.02)
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 6, 24])
 def test_a_panel_per_rational(count):
     model = nn.Sequential(*(GroupRational(8, 2, start="identity" if i % 2 else "swish") for i in range(count)))

@@ -14,7 +14,10 @@ import yaml
 from PIL import Image
 from tiny import write_images
 
+from flashkat import training
 from flashkat.cli.main import main
+from flashkat.errors import InputError
+from flashkat.training import Config, Model, Output
 
 
 def checkpoint_of(folder, name="last.pth.tar"):
@@ -507,3 +510,11 @@ def test_a_loaders_process_that_dies_during_an_evaluation(images, train, monkeyp
     monkeypatch.setattr(sys.modules["flashkat.evaluation.validate"], "evaluate", forward)
     assert main(["validate", str(images), "--checkpoint", str(checkpoint), "-j", "0"]) == 2
     assert "error: loading images stopped: DataLoader worker (pid 3)" in capsys.readouterr().err
+
+
+def test_a_run_keeps_the_name_of_its_start_and_takes_no_function(tmp_path):
+    """Nothing is written before."""
+    model = Model(model=tiny.MODEL, model_kwargs={**tiny.KWARGS, "act_init": torch.sin})
+    with pytest.raises(InputError, match="act_init of a run has to be a name"):
+        training.train(Config(model=model, output=Output(output=str(tmp_path / "runs"))))
+    assert not (tmp_path / "runs").exists()

@@ -15,7 +15,13 @@ from ..errors import DivergedError, InputError, Stopped, is_out_of_memory, launc
 from ..system.interrupts import end_children, interruptible, leave
 from ..system.terminal import printable
 from .parser import Parser
-from .tool_flags import add_data_commands, add_export_arguments, add_flops_arguments, add_plot_arguments
+from .tool_flags import (
+    add_data_commands,
+    add_export_arguments,
+    add_fit_arguments,
+    add_flops_arguments,
+    add_plot_arguments,
+)
 from .train_flags import add_training_arguments
 from .validate_flags import add_validation_arguments
 
@@ -96,6 +102,10 @@ def _parser() -> argparse.ArgumentParser:
     add_plot_arguments(plot)
     plot.set_defaults(run=_plot)
 
+    fit = commands.add_parser("fit", help="fit a rational to a function or to points, and show its errors")
+    add_fit_arguments(fit)
+    fit.set_defaults(run=_fit)
+
     export = commands.add_parser("export", help="write a KAT's weights as other programs load them")
     add_export_arguments(export)
     export.set_defaults(run=_export)
@@ -163,6 +173,30 @@ def _plot(args: argparse.Namespace) -> None:
 
     config = evaluation_config(args, args.checkpoint, args.data)
     _say(f"The rationals are drawn in {plot(config, args.output, say=_note)}")
+
+
+def _fit(args: argparse.Namespace) -> None:
+    from ..tools.fits.fit_function import fit_function, table
+
+    found = fit_function(
+        args.name,
+        args.expr,
+        args.points,
+        m=args.m,
+        n=args.n,
+        interval=args.interval and tuple(args.interval),
+        method=args.method,
+        tail_weight=args.tail_weight,
+        max_error=args.max_error,
+        output=args.output,
+        picture=args.plot,
+    )
+    if args.json:
+        print(found.to_json())
+    else:
+        _say(table(found))
+    for path in filter(None, (args.output, args.plot)):
+        _note(f"Wrote {path}")
 
 
 def _export(args: argparse.Namespace) -> None:

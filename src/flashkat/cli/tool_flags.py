@@ -1,14 +1,20 @@
-"""The flags of ``flashkat plot``, ``export``, ``flops`` and ``data``."""
+"""The flags of ``flashkat plot``, ``fit``, ``export``, ``flops`` and ``data``."""
 
 import argparse
 from collections.abc import Callable
 
-from ..defaults import FORMATS
-from .parser import Parser, inner, positive
+from ..defaults import FIT_METHODS, FORMATS
+from .parser import Parser, amount, finite, inner, number, positive, size
 from .shared_flags import add_model_kwargs
 from .validate_flags import add_evaluation
 
-__all__ = ["add_data_commands", "add_export_arguments", "add_flops_arguments", "add_plot_arguments"]
+__all__ = [
+    "add_data_commands",
+    "add_export_arguments",
+    "add_fit_arguments",
+    "add_flops_arguments",
+    "add_plot_arguments",
+]
 
 # The flags that plotting needs. Its help leaves out the others of an evaluation.
 _PLOTTED = {
@@ -79,6 +85,49 @@ def add_plot_arguments(parser: argparse.ArgumentParser) -> None:
             "  flashkat plot weights.pth --model kat_small_patch16_224",
             "",
             "The flags of flashkat validate for data, model and device work here too.",
+        )
+
+
+def add_fit_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add all flags of ``flashkat fit``."""
+    parser.add_argument("name", nargs="?", metavar="NAME", help="a function that has a name, such as gelu")
+    parser.add_argument("--expr", metavar="EXPR", help="a function of x, such as 'x*sin(x)'; --expr=-x for a minus")
+    parser.add_argument("--points", metavar="FILE", help="a CSV with lines of x,y or x,y,weight")
+    parser.add_argument(
+        "-m", type=number(int, 1, 16), default=6, metavar="N", help="numerator coefficients (default: 6)"
+    )
+    parser.add_argument(
+        "-n", type=number(int, 0, 16), default=4, metavar="N", help="denominator coefficients (default: 4)"
+    )
+    parser.add_argument(
+        "--interval",
+        nargs=2,
+        type=finite,
+        metavar=("LOW", "HIGH"),
+        help="where the fit matters (default: -3 3, or all points)",
+    )
+    parser.add_argument(
+        "--method",
+        default=FIT_METHODS[0],
+        choices=FIT_METHODS,
+        help="smallest sum of squares, or smallest largest error (default: least-squares)",
+    )
+    parser.add_argument(
+        "--tail-weight", type=amount, default=0.0, metavar="W", help="weight of errors beyond the interval (default: 0)"
+    )
+    parser.add_argument("--max-error", type=size, metavar="E", help="fail if the largest error is larger")
+    parser.add_argument("--json", action="store_true", help="print everything for programs, numbers in full")
+    parser.add_argument("-o", "--output", metavar="FILE", help="write that to a file, for flashkat.nn.Fit.read")
+    parser.add_argument(
+        "--plot", nargs="?", const="fit.png", metavar="FILE", help="draw it, as .png, .svg or .pdf (default: fit.png)"
+    )
+    if isinstance(parser, Parser):
+        parser.introduce(
+            "NAME | --expr EXPR | --points FILE [FLAGS]",
+            "examples:",
+            "  flashkat fit gelu --plot",
+            "  flashkat fit --expr 'x*sin(x)' -m 8 -n 4 --interval -5 5",
+            "  flashkat fit --points measured.csv --method minimax --output measured.json",
         )
 
 

@@ -16,6 +16,7 @@ from torch import nn
 
 from ..defaults import SOURCES
 from ..errors import InputError, UnreachableError, did_you_mean, explain, quiet
+from ..nn.starts import kept_start
 from .architecture import check_arguments, check_images, check_name
 
 __all__ = ["check_model_name", "create_model"]
@@ -56,6 +57,9 @@ def create_model(name: str, **kwargs: Any) -> nn.Module:
         try:
             if name.startswith(SOURCES):
                 _check_configuration(name, arguments)
+            if callable(arguments.get("act_init")):  # timm keeps the arguments, and models are pickled
+                degrees = arguments.get("m", 6), arguments.get("n", 4)
+                arguments["act_init"] = kept_start(arguments["act_init"], *degrees)
             model = timm.create_model(name, **arguments)
         except LocalEntryNotFoundError as error:
             if constants.HF_HUB_OFFLINE:

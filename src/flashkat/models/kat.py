@@ -20,6 +20,7 @@ from ..checkpoints.load import fit, weights
 from ..errors import InputError
 from ..nn.formats import rational_names
 from ..nn.grkan import GRKAN
+from ..nn.starts import Start
 from .block import KATBlock
 from .initialisation import kan_, kan_mimetic_, paper_mimetic_, variance_preserving_
 
@@ -43,7 +44,7 @@ class KolmogorovArnoldTransformer(VisionTransformer):
         n: denominator coefficients of each rational.
         num_groups: number of numerators of each rational; with 1, all channels share it, with 0 each has its own.
         den_groups: number of denominators of each rational, likewise.
-        act_init: function that each block's second rational starts as; the first starts as the identity.
+        act_init: ``start`` of each block's second rational; the first starts as the identity.
         weight_init: "kan_mimetic" as the published models, "mimetic" (the same), "paper_mimetic", "kan",
             "variance_preserving", or one of VisionTransformer's own.
         **kwargs: as VisionTransformer's.
@@ -56,7 +57,7 @@ class KolmogorovArnoldTransformer(VisionTransformer):
         n: int = 4,
         num_groups: int = 1,
         den_groups: int = 8,
-        act_init: str = "swish",
+        act_init: Start = "swish",
         weight_init: str = "kan_mimetic",
         **kwargs: Any,
     ) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ..ops import fuses, linear_rational
 from .fusing import hooks_are_global, is_idle, is_linear, is_plain
 from .group_rational import GroupRational
+from .starts import Start
 
 __all__ = ["GRKAN"]
 
@@ -35,7 +36,7 @@ class GRKAN(nn.Module):
         num_groups: number of numerators, 1 for a shared one, 0 for one per channel.
         den_groups: number of denominators, likewise. The larger of the two is the number of groups, and the smaller
             must equal it or be 1.
-        start: starting function of the second rational.
+        start: starting function of the second rational, as GroupRational's.
         device: where the parameters live.
         dtype: dtype of the parameters.
 
@@ -58,7 +59,7 @@ class GRKAN(nn.Module):
         n: int = 4,
         num_groups: int = 1,
         den_groups: int = 8,
-        start: str = "swish",
+        start: Start = "swish",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -70,7 +71,7 @@ class GRKAN(nn.Module):
         if min(given) < 0 or len(given - {1}) > 1:
             raise ValueError(f"num_groups and den_groups must be equal or 1, not {num_groups} and {den_groups}")
 
-        def activation(channels: int, start: str) -> GroupRational:
+        def activation(channels: int, start: Start) -> GroupRational:
             groups = channels if 0 in given else max(given)
             return GroupRational(
                 channels,

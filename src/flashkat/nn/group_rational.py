@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from ..ops import rational
 from .formats import accept_formats
-from .starts import starting_coefficients
+from .starts import Start, kept_start, starting_coefficients
 
 __all__ = ["GroupRational"]
 
@@ -23,9 +23,10 @@ class GroupRational(nn.Module):
         share_denominator: one denominator for all groups.
         m: number of numerator coefficients, at least 1.
         n: number of denominator coefficients, at least 0.
-        start: named starting function, exact for "identity" and a fit on [-3, 3] for the others: relu, leaky_relu, elu,
+        start: starting function, exact for "identity" and a fit on [-3, 3] for the other names: relu, leaky_relu, elu,
             gelu, swish (silu), mish, softplus, tanh, sigmoid, geglu, swishglu, and the further names of
-            :data:`flashkat.nn.FUNCTIONS`.
+            :data:`flashkat.nn.FUNCTIONS`. Any function of a tensor is fitted in the same way. The module keeps that
+            fit, and not the function. A result of :func:`flashkat.fit` is taken as it is.
         dim: the channel dimension of the input; 1 for NCHW.
         device: where the coefficients live.
         dtype: dtype of the coefficients. The input may have any floating-point dtype.
@@ -38,7 +39,7 @@ class GroupRational(nn.Module):
     :mod:`flashkat.nn.formats`.
 
     Raises:
-        ValueError: numbers that do not fit together, or an unknown start.
+        ValueError: numbers that do not fit together, an unknown start, or a function that cannot be fitted.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class GroupRational(nn.Module):
         share_denominator: bool = False,
         m: int = 6,
         n: int = 4,
-        start: str = "identity",
+        start: Start = "identity",
         dim: int = -1,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -62,10 +63,9 @@ class GroupRational(nn.Module):
             raise ValueError(f"{channels} channels do not divide into {groups} groups")
         if m < 1 or n < 0:
             raise ValueError(f"a rational needs m >= 1 and n >= 0 coefficients, not m={m} and n={n}")
-        starting_coefficients(start, m, n)
         self.channels = channels
         self.groups = groups
-        self.start = start
+        self.start = kept_start(start, m, n)
         self.dim = dim
         self.numerator = nn.Parameter(torch.empty(1 if share_numerator else groups, m, device=device, dtype=dtype))
         self.denominator = nn.Parameter(torch.empty(1 if share_denominator else groups, n, device=device, dtype=dtype))

@@ -158,7 +158,8 @@ def draw_rationals(model: nn.Module, ranges: dict[str, tuple[float, float]] | No
         for group, y in enumerate(lines):
             panel.plot(x, y, color=colours(group / max(1, len(lines) - 1)), linewidth=1.2)
         start = starting_coefficients(module.start, *(table.shape[1] for table in tables))
-        panel.plot(x, _curves(x, *(c[None] for c in start))[0], "k--", linewidth=1, label=f"start: {module.start}")
+        start_name = getattr(module.start, "name", module.start)
+        panel.plot(x, _curves(x, *(c[None] for c in start))[0], "k--", linewidth=1, label=f"start: {start_name}")
         panel.set_title(name, fontsize=9)
         panel.tick_params(labelsize=7)
         panel.locator_params(axis="x", nbins=5)  # a narrow range has long labels

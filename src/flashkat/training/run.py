@@ -94,6 +94,11 @@ def _check_names(config: Config) -> None:
     """Raise InputError for an unknown name, before data and models are loaded, which may take long."""
     for name in filter(None, (config.model.name, config.distillation.kd_model_name)):
         check_model_name(name)
+    if callable(config.model.model_kwargs.get("act_init")):
+        raise InputError(
+            "the act_init of a run has to be a name, which its files keep: give other starts as weights, with "
+            "--initial-checkpoint"
+        )
     check_optimizer_name(config.optimizer.opt)
     check_schedule_name(config.schedule.sched)
     check_augmentation(config.augmentation.aa)
