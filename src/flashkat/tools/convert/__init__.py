@@ -1,0 +1,1 @@
+"""Turn the activations of any model into rationals."""
