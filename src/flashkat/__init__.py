@@ -12,9 +12,21 @@ from .system.interrupts import guard_command
 
 __version__ = version("flashkat")
 
-__all__ = ["GRKAN", "GroupRational", "LazyGroupRational", "models", "rational"]
+__all__ = [
+    "GRKAN",
+    "GroupRational",
+    "LazyGroupRational",
+    "convert",
+    "models",
+    "rational",
+    "revert",
+]
 
-_HOMES = {"GRKAN": "nn", "GroupRational": "nn", "LazyGroupRational": "nn", "rational": "ops"}
+_HOMES = {
+    **dict.fromkeys(("GRKAN", "GroupRational", "LazyGroupRational"), "nn"),
+    **dict.fromkeys(("convert", "revert"), "tools.convert"),
+    "rational": "ops",
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -33,3 +45,6 @@ if not guard_command() or TYPE_CHECKING:
     from .nn.group_rational import GroupRational
     from .nn.lazy import LazyGroupRational
     from .ops import rational
+
+if TYPE_CHECKING:
+    from .tools.convert import convert, revert
