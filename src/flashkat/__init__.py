@@ -17,6 +17,7 @@ __all__ = [
     "GroupRational",
     "LazyGroupRational",
     "convert",
+    "mlp_to_grkan",
     "models",
     "rational",
     "revert",
@@ -24,7 +25,7 @@ __all__ = [
 
 _HOMES = {
     **dict.fromkeys(("GRKAN", "GroupRational", "LazyGroupRational"), "nn"),
-    **dict.fromkeys(("convert", "revert"), "tools.convert"),
+    **dict.fromkeys(("convert", "mlp_to_grkan", "revert"), "tools.convert"),
     "rational": "ops",
 }
 
@@ -47,4 +48,4 @@ if not guard_command() or TYPE_CHECKING:
     from .ops import rational
 
 if TYPE_CHECKING:
-    from .tools.convert import convert, revert
+    from .tools.convert import convert, mlp_to_grkan, revert
