@@ -12,9 +12,23 @@ from .system.interrupts import guard_command
 
 __version__ = version("flashkat")
 
-__all__ = ["GRKAN", "GroupRational", "LazyGroupRational", "fit", "models", "rational"]
+__all__ = [
+    "GRKAN",
+    "GroupRational",
+    "LazyGroupRational",
+    "convert",
+    "fit",
+    "mlp_to_grkan",
+    "models",
+    "rational",
+    "revert",
+]
 
-_HOMES = {"GRKAN": "nn", "GroupRational": "nn", "LazyGroupRational": "nn", "fit": "nn", "rational": "ops"}
+_HOMES = {
+    **dict.fromkeys(("GRKAN", "GroupRational", "LazyGroupRational", "fit"), "nn"),
+    **dict.fromkeys(("convert", "mlp_to_grkan", "revert"), "tools.convert"),
+    "rational": "ops",
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -34,3 +48,6 @@ if not guard_command() or TYPE_CHECKING:
     from .nn.group_rational import GroupRational
     from .nn.lazy import LazyGroupRational
     from .ops import rational
+
+if TYPE_CHECKING:
+    from .tools.convert import convert, mlp_to_grkan, revert

@@ -1,1 +1,1 @@
-"""Tools around training: a built-in data set, plots of learned functions, operation counts, an installation check."""
+"""Tools around training: data sets, plots, operation counts, an installation check, conversions of other models."""

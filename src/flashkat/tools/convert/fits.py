@@ -1,0 +1,125 @@
+"""The rational that takes an activation's place: a named start, or a fit of the function itself."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...nn.fitting import Fit, fit
+from ...nn.functions import FUNCTIONS
+from ...nn.group_rational import GroupRational
+from ...nn.starts import starting_coefficients
+from ...ops import rational_reference
+from .known import Start
+
+__all__ = ["Chosen", "Fits", "UnfitError", "coefficient_dtype"]
+
+# As for the named starts: a fit stays near its function out to 8/3 of its interval.
+_TAIL_WEIGHT = 1 / 256
+
+# Half widths of the intervals that are tried, if the inputs lie beyond the first.
+_WIDTHS = (3.0, 6.0, 12.0, 24.0)
+
+_GRID = torch.linspace(-8, 8, 257, dtype=torch.float64)
+
+
+class Chosen(NamedTuple):
+    """A rational that stands for a function.
+
+    Args:
+        name: the named start, or "fit".
+        start: what a module starts as: the name, or a fit on another interval or of another function.
+        degrees: numbers of numerator and denominator coefficients.
+        error: the largest difference from the function, on the numbers that it was chosen for.
+        half: half the width of the interval of the fit, around 0.
+    """
+
+    name: str
+    start: str | Fit
+    degrees: tuple[int, int]
+    error: float
+    half: float
+
+    def rational(self, channels: int, groups: int, dim: int, like: Tensor) -> GroupRational:
+        """Return a module that starts so, on a tensor's device."""
+        m, n = self.degrees
+        dtype = coefficient_dtype(like)
+        return GroupRational(channels, groups, m=m, n=n, start=self.start, dim=dim, device=like.device, dtype=dtype)
+
+
+def coefficient_dtype(like: Tensor) -> torch.dtype:
+    """Return the dtype of coefficients for an activation's input: in 16 bits they would round too far."""
+    return torch.float64 if like.dtype == torch.float64 else torch.float32
+
+
+class UnfitError(Exception):
+    """A place that gets no rational. The message says why."""
+
+
+class Fits:
+    """Fits of functions, each made once.
+
+    Args:
+        m: number of numerator coefficients.
+        n: number of denominator coefficients.
+    """
+
+    def __init__(self, m: int, n: int) -> None:
+        self._degrees = m, n
+        self._known: dict[tuple[bytes, float], Fit] = {}
+
+    @torch.no_grad()
+    def choose(self, start: Start, function: Callable[[Tensor], Tensor], sample: Tensor) -> Chosen:
+        """Choose the fit that is nearest to a function on a sample of its inputs.
+
+        Args:
+            start: what the rational starts as; None is the function itself.
+            function: the activation that it replaces.
+            sample: inputs of the activation.
+
+        Raises:
+            UnfitError: it cannot be fitted.
+        """
+        wanted = FUNCTIONS[start] if isinstance(start, str) else start or function
+        try:
+            name = start if isinstance(start, str) else _name(wanted)
+            return self._nearest(name, wanted, sample)
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise UnfitError(f"it cannot be fitted: {str(error).splitlines()[0]}") from error
+
+    def _nearest(self, name: str, wanted: Callable[[Tensor], Tensor], sample: Tensor) -> Chosen:
+        value = wanted(sample)
+        # The identity is exact everywhere. Beyond the inputs, a wider interval only costs precision.
+        widths = _WIDTHS[:1] if name == "identity" else _WIDTHS
+        furthest = float(sample.abs().max())
+        best: tuple[float, Chosen] | None = None
+        for half in widths:
+            start = name if name != "fit" and half == _WIDTHS[0] else self._fitted(name, wanted, half)
+            numerator, denominator = starting_coefficients(start, *self._degrees)
+            differences = rational_reference(sample[:, None], numerator[None], denominator[None])[:, 0] - value
+            squares = float(differences.square().mean())
+            if best is not None and squares >= best[0]:
+                break
+            best = squares, Chosen(name, start, self._degrees, float(differences.abs().max()), half)
+            if half >= furthest:
+                break
+        assert best is not None
+        return best[1]
+
+    def _fitted(self, name: str, function: Callable[[Tensor], Tensor], half: float) -> Fit:
+        key = function(_GRID).numpy().tobytes(), half
+        if key not in self._known:
+            found = fit(function, *self._degrees, interval=(-half, half), tail_weight=_TAIL_WEIGHT)
+            self._known[key] = found if name == "fit" else replace(found, name=name)
+        return self._known[key]
+
+
+def _name(function: Callable[[Tensor], Tensor]) -> str:
+    """Return the named start that is this function, or "fit"."""
+    values = function(_GRID)
+    for name, known in FUNCTIONS.items():
+        if name != "identity" and torch.allclose(values, known(_GRID), rtol=0, atol=1e-12):
+            return name
+    return "fit"
