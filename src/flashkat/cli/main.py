@@ -15,7 +15,13 @@ from ..errors import DivergedError, InputError, Stopped, is_out_of_memory, launc
 from ..system.interrupts import end_children, interruptible, leave
 from ..system.terminal import printable
 from .parser import Parser
-from .tool_flags import add_data_commands, add_export_arguments, add_flops_arguments, add_plot_arguments
+from .tool_flags import (
+    add_data_commands,
+    add_export_arguments,
+    add_flops_arguments,
+    add_inspect_arguments,
+    add_plot_arguments,
+)
 from .train_flags import add_training_arguments
 from .validate_flags import add_validation_arguments
 
@@ -96,6 +102,10 @@ def _parser() -> argparse.ArgumentParser:
     add_plot_arguments(plot)
     plot.set_defaults(run=_plot)
 
+    inspect = commands.add_parser("inspect", help="measure the learned functions, and write a report of them")
+    add_inspect_arguments(inspect)
+    inspect.set_defaults(run=_inspect)
+
     export = commands.add_parser("export", help="write a KAT's weights as other programs load them")
     add_export_arguments(export)
     export.set_defaults(run=_export)
@@ -163,6 +173,16 @@ def _plot(args: argparse.Namespace) -> None:
 
     config = evaluation_config(args, args.checkpoint, args.data)
     _say(f"The rationals are drawn in {plot(config, args.output, say=_note)}")
+
+
+def _inspect(args: argparse.Namespace) -> None:
+    from ..tools.inspect.inspect_model import inspect_model
+    from .sections import evaluation_config
+
+    config = evaluation_config(args, args.checkpoint, args.data)
+    print(inspect_model(config, args.html, args.json, say=_note))
+    if args.html is not None:
+        _note(f"The report is {args.html}")
 
 
 def _export(args: argparse.Namespace) -> None:

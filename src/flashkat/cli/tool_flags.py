@@ -1,4 +1,4 @@
-"""The flags of ``flashkat plot``, ``export``, ``flops`` and ``data``."""
+"""The flags of ``flashkat plot``, ``inspect``, ``export``, ``flops`` and ``data``."""
 
 import argparse
 from collections.abc import Callable
@@ -8,13 +8,21 @@ from .parser import Parser, inner, positive
 from .shared_flags import add_model_kwargs
 from .validate_flags import add_evaluation
 
-__all__ = ["add_data_commands", "add_export_arguments", "add_flops_arguments", "add_plot_arguments"]
+__all__ = [
+    "add_data_commands",
+    "add_export_arguments",
+    "add_flops_arguments",
+    "add_inspect_arguments",
+    "add_plot_arguments",
+]
 
-# The flags that plotting needs. Its help leaves out the others of an evaluation.
+# The flags that plotting and inspecting need. Their help leaves out the others of an evaluation.
 _PLOTTED = {
     "help",
     "checkpoint",
     "output",
+    "html",
+    "json",
     "data",
     "split",
     "batch_size",
@@ -66,10 +74,7 @@ def add_plot_arguments(parser: argparse.ArgumentParser) -> None:
         "-o", "--output", metavar="FILE", help="a .png, .svg or .pdf (default: rationals.png beside it)"
     )
     parser.add_argument("--data", metavar="DIR", help="data set to take the ranges of x from (default: -3 to 3)")
-    add_evaluation(parser)
-    for action in parser._actions:
-        if action.dest not in _PLOTTED:
-            action.help = argparse.SUPPRESS
+    _add_evaluation(parser)
     if isinstance(parser, Parser):
         parser.introduce(
             "CHECKPOINT [-o FILE] [--data DIR] [FLAGS]",
@@ -80,6 +85,33 @@ def add_plot_arguments(parser: argparse.ArgumentParser) -> None:
             "",
             "The flags of flashkat validate for data, model and device work here too.",
         )
+
+
+def add_inspect_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add all flags of ``flashkat inspect``."""
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="of flashkat train, or weights of the model --model")
+    parser.add_argument("--data", metavar="DIR", help="data set to take the inputs of the functions from")
+    parser.add_argument("--html", metavar="FILE", help="write a report too, one page that needs no network")
+    parser.add_argument("--json", action="store_true", help="for programs, with formulas, in place of the table")
+    _add_evaluation(parser)
+    if isinstance(parser, Parser):
+        parser.introduce(
+            "CHECKPOINT [--data DIR] [--html FILE] [FLAGS]",
+            "examples:",
+            "  flashkat inspect output/train/RUN/last.pth.tar",
+            "  flashkat inspect output/train/RUN/last.pth.tar --data /data/imagenet --html report.html",
+            "  flashkat inspect weights.pth --model kat_small_patch16_224 --json",
+            "",
+            "The flags of flashkat validate for data, model and device work here too.",
+        )
+
+
+def _add_evaluation(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of an evaluation. The help shows those that the functions depend on."""
+    add_evaluation(parser)
+    for action in parser._actions:
+        if action.dest not in _PLOTTED:
+            action.help = argparse.SUPPRESS
 
 
 def add_export_arguments(parser: argparse.ArgumentParser) -> None:

@@ -52,9 +52,12 @@ def test_every_formula_is_the_definition(a, b):
     np.testing.assert_allclose([float(expression.subs(X, each)) for each in x], expected, rtol=1e-9)
 
 
-def test_python_has_every_digit():
-    number = float(torch.tensor(0.1))
-    assert eval(python([0.0, number], []), {"x": 1.0}) == number
+def test_python_has_every_digit_of_the_coefficients():
+    number = torch.tensor(0.1)
+    assert python([0.0, float(number)], []) == "0.100000001*x"
+    assert torch.tensor(eval(python([0.0, float(number)], []), {"x": 1.0})) == number
+    assert eval(python([0.0, 0.1], []), {"x": 1.0}) == 0.1
+    assert eval(python([0.0, 1 / 3], []), {"x": 1.0}) == 1 / 3
 
 
 def test_a_function_keeps_the_shape():

@@ -4,6 +4,7 @@ Each function takes the coefficients a of the numerator and b of the denominator
 (a_0 + a_1 x + ...) / (1 + |b_1| |x| + |b_2| |x|^2 + ...).
 """
 
+import ctypes
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -46,8 +47,10 @@ def python(a: Sequence[float], b: Sequence[float]) -> str:
     def term(number: str, base: str, power: int) -> str:
         return number if not power else f"{number}*{base}" + (f"**{power}" if power > 1 else "")
 
-    top = _sum(_terms(a), 17, lambda number, power: term(number, "x", power))
-    bottom = _sum(_denominator(b), 17, lambda number, power: term(number, "abs(x)", power))
+    # So many digits tell all numbers of float32 apart, or of float64.
+    digits = 9 if all(ctypes.c_float(number).value == number for number in (*a, *b)) else 17
+    top = _sum(_terms(a), digits, lambda number, power: term(number, "x", power))
+    bottom = _sum(_denominator(b), digits, lambda number, power: term(number, "abs(x)", power))
     # A constant has the shape of x too.
     top = f"{top} + 0.0*x" if "x" not in top else top
     return top if bottom == "1" else f"({top}) / ({bottom})"
