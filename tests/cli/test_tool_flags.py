@@ -6,7 +6,7 @@ from parsing import parse, parser_of
 
 def test_plot_draws_beside_the_checkpoint_over_a_fixed_range():
     args = parse("plot", "last.pth.tar")
-    assert (args.checkpoint, args.output, args.data) == ("last.pth.tar", None, None)
+    assert (args.checkpoint, args.output, args.data, args.animate) == ("last.pth.tar", None, None, False)
 
 
 def test_inspect_prints_a_table_of_the_functions_alone():

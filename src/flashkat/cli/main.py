@@ -168,11 +168,12 @@ def _validate(args: argparse.Namespace) -> None:
 
 
 def _plot(args: argparse.Namespace) -> None:
+    from ..tools.animation import animate
     from ..tools.plot import plot
     from .sections import evaluation_config
 
-    config = evaluation_config(args, args.checkpoint, args.data)
-    _say(f"The rationals are drawn in {plot(config, args.output, say=_note)}")
+    config, draw = evaluation_config(args, args.checkpoint, args.data), animate if args.animate else plot
+    _say(f"The rationals are drawn in {draw(config, args.output, say=_note)}")
 
 
 def _inspect(args: argparse.Namespace) -> None:

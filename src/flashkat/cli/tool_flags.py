@@ -19,6 +19,7 @@ __all__ = [
 # The flags that plotting and inspecting need. Their help leaves out the others of an evaluation.
 _PLOTTED = {
     "help",
+    "animate",
     "checkpoint",
     "output",
     "html",
@@ -71,16 +72,25 @@ def add_plot_arguments(parser: argparse.ArgumentParser) -> None:
     """Add all flags of ``flashkat plot``."""
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="of flashkat train, or weights of the model --model")
     parser.add_argument(
-        "-o", "--output", metavar="FILE", help="a .png, .svg or .pdf (default: rationals.png beside it)"
+        "-o",
+        "--output",
+        metavar="FILE",
+        help="a .png, .svg or .pdf; with --animate a .gif or .mp4 (default: rationals.png or .gif beside it)",
     )
     parser.add_argument("--data", metavar="DIR", help="data set to take the ranges of x from (default: -3 to 3)")
+    parser.add_argument(
+        "--animate",
+        action="store_true",
+        help="show the run's checkpoints, one after the other (an .mp4 needs ffmpeg)",
+    )
     _add_evaluation(parser)
     if isinstance(parser, Parser):
         parser.introduce(
-            "CHECKPOINT [-o FILE] [--data DIR] [FLAGS]",
+            "CHECKPOINT [-o FILE] [--data DIR] [--animate] [FLAGS]",
             "examples:",
             "  flashkat plot output/train/RUN/last.pth.tar",
             "  flashkat plot output/train/RUN/last.pth.tar --data /data/imagenet -o functions.svg",
+            "  flashkat plot output/train/RUN/last.pth.tar --animate",
             "  flashkat plot weights.pth --model kat_small_patch16_224",
             "",
             "The flags of flashkat validate for data, model and device work here too.",
