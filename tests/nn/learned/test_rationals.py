@@ -1,5 +1,7 @@
 """The functions of a model's rationals as plain numbers."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import sympy
@@ -96,3 +98,5 @@ def test_a_state_of_another_model_is_refused(fault):
 def test_names_of_starts():
     assert start_name("gelu") == "gelu"
     assert start_name(torch.sin) == "sin"
+    assert start_name(SimpleNamespace(name="wave")) == "wave"
+    assert start_name(nn.GELU()) == "GELU"

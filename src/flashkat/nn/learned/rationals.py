@@ -102,8 +102,10 @@ def learned(model: nn.Module, state: Mapping[str, Tensor] | None = None) -> dict
 
 
 def start_name(start: Any) -> str:
-    """Return the name of a starting function."""
-    return start if isinstance(start, str) else getattr(start, "__name__", type(start).__name__)
+    """Return the name of a starting function: itself, or what it says of itself."""
+    if isinstance(start, str):
+        return start
+    return str(getattr(start, "name", "") or getattr(start, "__name__", type(start).__name__))
 
 
 def _plain(table: Tensor) -> Tensor:
