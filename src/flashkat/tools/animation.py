@@ -10,9 +10,9 @@ import torch
 from ..errors import InputError, explain, require
 from ..evaluation import Config
 from ..nn.learned.drawing import draw_functions, pixels
-from ..nn.learned.inputs import ends
 from ..system.files import replaced
 from .inspect.history import Snapshot, snapshots
+from .inspect.measures import interval
 from .inspect.subject import open_subject
 from .plot import check_output
 
@@ -58,7 +58,7 @@ def animate(config: Config, output: str | None = None, say: Callable[[str], None
             f"an animation needs several checkpoints of a run, and {file.parent} has one: "
             "flashkat train --checkpoint-hist keeps more"
         )
-    ranges = {name: ends(values) for name, values in subject.inputs.items()}
+    ranges = {name: interval(values) for name, values in subject.inputs.items()}
     frames = _frames(series, ranges, f"{subject.name}: learned rationals")
     with explain(f"cannot write {path}"), replaced(path) as partial:
         (_write_film if is_film else _write_gif)(partial, frames)

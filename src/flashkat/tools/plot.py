@@ -6,8 +6,9 @@ from pathlib import Path
 from ..errors import InputError, explain, require
 from ..evaluation import Config
 from ..nn.learned.drawing import draw_rationals
-from ..nn.learned.inputs import ends, input_ranges
+from ..nn.learned.inputs import input_ranges
 from ..system.files import check_writable, replaced
+from .inspect.measures import interval
 from .inspect.subject import open_subject
 
 __all__ = ["draw_rationals", "input_ranges", "plot"]
@@ -34,7 +35,7 @@ def plot(config: Config, output: str | None = None, say: Callable[[str], None] =
     path = Path(output or Path(config.trained.checkpoint).with_name("rationals.png"))
     check_output(config, path, _FORMATS)
     subject = open_subject(config, say)
-    ranges = {name: ends(values) for name, values in subject.inputs.items()}
+    ranges = {name: interval(values) for name, values in subject.inputs.items()}
     figure = draw_rationals(subject.model, ranges, subject.title)
     with explain(f"cannot write {path}"), replaced(path) as partial:
         figure.savefig(partial, dpi=120, format=path.suffix[1:].lower())

@@ -216,3 +216,7 @@ def test_a_browser_draws_it(tmp_path):
     assert "NaN" not in "".join(lines)
     assert len(parsed.of("rect")) == 48
     assert [text for _, text in parsed.of("output")] == ["after epoch 9"]
+    nearest = [
+        attributes["d"].count("L") for attributes, _ in parsed.of("path") if attributes.get("class") == "nearest-line"
+    ]
+    assert nearest == [96, 0]

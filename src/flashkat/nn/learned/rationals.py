@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -62,7 +63,7 @@ class Learned:
         """The number of functions: 1 if both tables are shared."""
         return max(len(self.numerator), len(self.denominator))
 
-    @property
+    @cached_property
     def rows(self) -> list[tuple[list[float], list[float]]]:
         """The coefficients of each group."""
         return _rows(self.numerator, self.denominator)

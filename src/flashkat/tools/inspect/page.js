@@ -124,16 +124,12 @@ function card(layer) {
       histogram.replaceChildren(...totals.map((total, bin) => drawn("rect", {class: "bar", x: LEFT + bin * width, width: width * 0.92,
         y: HEIGHT - 14 + (bars - 6) * (1 - total / most), height: (bars - 6) * total / most})));
     }
-    const group = layer.groups[chosen ?? 0];
-    nearest.setAttribute("d", chosen === null ? "" : path(xs, layer.known[group.nearest].map((y) => y * (group.factor ?? NaN)), across, up));
-    if (chosen === null) {
-      const moved = layer.groups.map((each) => each.moved ?? Infinity), most = moved.indexOf(Math.max(...moved));
-      about.textContent = `Most moved: group ${layer.groups[most].group}, by ${short(layer.groups[most].moved)}. Choose a group for its formulas.`;
-    } else {
-      const inside = group.inside === null ? "" : ` ${(100 * group.inside).toFixed(1)}% of its inputs are in [-3, 3].`;
-      about.textContent = `Group ${group.group}: nearest ${short(group.factor)} × ${group.nearest}, distance ${short(group.distance)}, moved ${short(group.moved)}.${inside}`;
-      if (group.flags.length) about.append(element("span", {class: "flag"}, ` ${group.flags.join(", ")}`));
-    }
+    const moved = layer.groups.map((each) => each.moved ?? Infinity), group = layer.groups[chosen ?? moved.indexOf(Math.max(...moved))];
+    // It is the nearest to the function of the given checkpoint, not to those before.
+    nearest.setAttribute("d", step === data.now ? path(xs, layer.known[group.nearest].map((y) => y * (group.factor ?? NaN)), across, up) : "");
+    const inside = group.inside === null ? "" : ` ${(100 * group.inside).toFixed(1)}% of its inputs are in [-3, 3].`;
+    about.textContent = `${chosen === null ? "Most moved: group" : "Group"} ${group.group}, by ${short(group.moved)}. Nearest: ${short(group.factor)} × ${group.nearest}, distance ${short(group.distance)}.${inside}`;
+    if (group.flags.length) about.append(element("span", {class: "flag"}, ` ${group.flags.join(", ")}`));
     details.hidden = chosen === null;
     formulas.replaceChildren(element("span", {}, `Group ${group.group}, ${data.steps[data.now]}`), formula("text", group.text), formula("LaTeX", group.latex), formula("Python", group.python));
   }
