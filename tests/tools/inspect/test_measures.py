@@ -112,5 +112,8 @@ def test_the_table_has_a_line_for_each_group():
     assert head.index("inside") == lines[4].index("50.0%")
     assert [line.split()[:2] for line in lines] == [["0", "0"], ["0", "1"], ["0", "2"], ["0", "3"], ["act", "0"]]
     assert lines[0].split()[2:4] == ["1", "gelu"]
+    (line,) = table(measure(one([0.0, math.nan]), {})).splitlines()[1:]
+    assert line.split()[2] == "-"
+    assert line.endswith("not finite")
     assert lines[0].split()[-2:] == ["-", "-"]
     assert lines[4].endswith("-5.99 to 5.99  50.0%   dead")

@@ -126,16 +126,12 @@ def _measure(layer: str, group: int, function: Learned, start: Learned, samples:
 
 def _nearest(x: Tensor, y: Tensor) -> tuple[str, float, float]:
     """Return the nearest known function, its factor and the distance."""
-    best = ("", math.nan, math.nan)
-    for name, function in KNOWN.items():
-        known = function(x)
-        size = float(known.square().sum())
-        factor = float((known * y).sum()) / size if size else 0.0
-        distance = _rms(y - factor * known)
-        # Small differences between fits are no reason to prefer the later name.
-        if not best[0] or distance < best[2] * (1 - 1e-9):
-            best = (name, factor, distance)
-    return best
+    known = torch.stack([function(x) for function in KNOWN.values()])
+    factors = (known @ y / known.square().sum(1)).where(known.any(1), 0)
+    distances = (y - factors[:, None] * known).square().mean(1).sqrt()
+    # Rounding is no reason to prefer a later name.
+    index = int((distances <= distances.min() * (1 + 1e-9)).int().argmax())
+    return list(KNOWN)[index], float(factors[index]), float(distances[index])
 
 
 def _flags(function: Learned, x: Tensor, y: Tensor, samples: Tensor | None) -> tuple[str, ...]:
@@ -179,7 +175,7 @@ def _row(each: Measures) -> tuple[str, ...]:
     return (
         each.layer,
         str(each.group),
-        f"{each.factor:.3g} {each.nearest}",
+        "-" if math.isnan(each.factor) else f"{each.factor:.3g} {each.nearest}",
         f"{each.distance:.2g}",
         f"{each.moved:.2g}",
         f"{each.slope_at_0:.3g}",

@@ -87,6 +87,7 @@ function card(layer) {
   // The same axis at every step, so that a move is seen as a move.
   const ylimits = limits([start, ...layer.rows.flatMap((_, index) => at(index))].flat());
   const across = scale(layer.x, LEFT, WIDTH - RIGHT), up = scale(ylimits, HEIGHT - BOTTOM, TOP);
+  const within = (y) => y >= ylimits[0] && y <= ylimits[1] ? y : NaN;
   const svg = drawn("svg", {viewBox: `0 0 ${WIDTH} ${height}`, role: "img", "aria-label": `Functions of ${layer.name}`});
   axes(svg, layer.x, ylimits, across, up, height - 5);
   const histogram = drawn("g"), lines = drawn("g"), nearest = drawn("path", {class: "nearest-line"});
@@ -126,7 +127,7 @@ function card(layer) {
     }
     const moved = layer.groups.map((each) => each.moved ?? Infinity), group = layer.groups[chosen ?? moved.indexOf(Math.max(...moved))];
     // It is the nearest to the function of the given checkpoint, not to those before.
-    nearest.setAttribute("d", step === data.now ? path(xs, layer.known[group.nearest].map((y) => y * (group.factor ?? NaN)), across, up) : "");
+    nearest.setAttribute("d", step === data.now ? path(xs, layer.known[group.nearest].map((y) => within(y * (group.factor ?? NaN))), across, up) : "");
     const inside = group.inside === null ? "" : ` ${(100 * group.inside).toFixed(1)}% of its inputs are in [-3, 3].`;
     about.textContent = `${chosen === null ? "Most moved: group" : "Group"} ${group.group}, by ${short(group.moved)}. Nearest: ${short(group.factor)} × ${group.nearest}, distance ${short(group.distance)}.${inside}`;
     if (group.flags.length) about.append(element("span", {class: "flag"}, ` ${group.flags.join(", ")}`));

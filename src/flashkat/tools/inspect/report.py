@@ -163,7 +163,7 @@ def _row(each: Measures) -> str:
     cells = [
         (each.layer, None),
         (str(each.group), each.group),
-        (f"{each.factor:.3g} × {each.nearest}", None),
+        ("-" if math.isnan(each.factor) else f"{each.factor:.3g} × {each.nearest}", None),
         (f"{each.distance:.2g}", each.distance),
         (f"{each.moved:.2g}", each.moved),
         (f"{each.slope_at_0:.3g}", each.slope_at_0),
