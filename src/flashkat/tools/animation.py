@@ -52,7 +52,7 @@ def animate(config: Config, output: str | None = None, say: Callable[[str], None
             raise InputError(f"cannot write {path}: ffmpeg is not installed. Install it, or give a name ending in .gif")
     subject = open_subject(config, say)
     file = Path(config.trained.checkpoint)
-    series = snapshots(file, subject.checkpoint, subject.model, config.trained.use_ema, say)
+    series = snapshots(file, subject, config.trained.use_ema, say)
     if len(series) < 2:
         raise InputError(
             f"an animation needs several checkpoints of a run, and {file.parent} has one: "

@@ -11,7 +11,7 @@ from ..system.files import check_writable, replaced
 from .inspect.measures import interval
 from .inspect.subject import open_subject
 
-__all__ = ["draw_rationals", "input_ranges", "plot"]
+__all__ = ["check_output", "draw_rationals", "input_ranges", "plot"]
 
 _FORMATS = (".png", ".svg", ".pdf")
 

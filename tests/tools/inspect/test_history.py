@@ -6,7 +6,9 @@ import torch
 
 from flashkat import checkpoints
 from flashkat.models.create import create_model
+from flashkat.nn.learned.rationals import learned
 from flashkat.tools.inspect.history import curves, snapshots
+from flashkat.tools.inspect.subject import Subject
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +31,10 @@ def write(model, tmp_path):
     return run
 
 
+def subject(model, entries):
+    return Subject(model, tiny.MODEL, entries, learned(model))
+
+
 def factors(found, model):
     own = model.blocks[0].mlp.act1.numerator[0, 1]
     return [float(each.functions["blocks.0.mlp.act1"].numerator[0, 1] / own.detach().double()) for each in found]
@@ -40,7 +46,7 @@ def test_checkpoints_of_a_run_in_their_order(write, model):
     write("recovery-3-4.pth.tar", 3, 3, run={"updates": 35, "batch": 5})
     path, entries = write("last.pth.tar", 11, run={"updates": 120})
     path.with_name("model_best.pth.tar").hardlink_to(path.with_name("checkpoint-10.pth.tar"))
-    found = snapshots(path, entries, model, False, pytest.fail)
+    found = snapshots(path, subject(model, entries), False, pytest.fail)
     assert [each.label for each in found] == ["after epoch 3", "epoch 4, update 35", "after epoch 11", "after epoch 12"]
     assert factors(found, model) == pytest.approx([2, 3, 4, 1])
     assert [each.is_given for each in found] == [False, False, False, True]
@@ -49,14 +55,14 @@ def test_checkpoints_of_a_run_in_their_order(write, model):
 def test_a_checkpoint_in_between(write, model):
     path, entries = write("checkpoint-2.pth.tar", 2)
     write("last.pth.tar", 5, 2)
-    found = snapshots(path, entries, model, False, pytest.fail)
+    found = snapshots(path, subject(model, entries), False, pytest.fail)
     assert [(each.label, each.is_given) for each in found] == [("after epoch 3", True), ("after epoch 6", False)]
 
 
 def test_copies_count_once(write, model):
     path, entries = write("last.pth.tar", 5)
     write("model_best.pth.tar", 5)
-    assert len(snapshots(path, entries, model, False, pytest.fail)) == 1
+    assert len(snapshots(path, subject(model, entries), False, pytest.fail)) == 1
 
 
 def test_averaged_weights_of_each(write, model):
@@ -65,7 +71,7 @@ def test_averaged_weights_of_each(write, model):
     write("checkpoint-2.pth.tar", 2, state_dict_ema=average)
     write("checkpoint-3.pth.tar", 3)
     said = []
-    found = snapshots(path, entries, model, True, said.append)
+    found = snapshots(path, subject(model, entries), True, said.append)
     assert factors(found, model) == pytest.approx([3, 1])
     assert len(said) == 1
     assert said[0].startswith("checkpoint-3.pth.tar is left out: ")
@@ -79,7 +85,7 @@ def test_what_does_not_belong_is_left_out(write, model, tmp_path):
     write("checkpoint-4.pth.tar", None)
     write("other.pth.tar", 4)
     said = []
-    assert len(snapshots(path, entries, model, False, said.append)) == 1
+    assert len(snapshots(path, subject(model, entries), False, said.append)) == 1
     assert [line.split(":")[0] for line in said] == [f"checkpoint-{number}.pth.tar is left out" for number in (1, 2, 3)]
     assert said[0].endswith("it is of another model")
     assert said[1].endswith("the coefficients of blocks.0.mlp.act1 are missing or have another shape")
@@ -88,13 +94,13 @@ def test_what_does_not_belong_is_left_out(write, model, tmp_path):
 def test_weights_alone_have_no_run(write, model):
     write("checkpoint-2.pth.tar", 2)
     path, entries = write("weights.pth", None)
-    (only,) = snapshots(path, entries, model, False, pytest.fail)
+    (only,) = snapshots(path, subject(model, entries), False, pytest.fail)
     assert (only.label, only.is_given) == ("weights.pth", True)
 
 
 def test_odd_entries_are_no_position(write, model):
     path, entries = write("last.pth.tar", 5)
-    found = snapshots(path, {**entries, "epoch": 5, "run": [1]}, model, False, pytest.fail)
+    found = snapshots(path, subject(model, {**entries, "epoch": 5, "run": [1]}), False, pytest.fail)
     assert [each.label for each in found] == ["after epoch 6"]
 
 

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from ... import checkpoints
 from ...errors import InputError
 from ...nn.learned.rationals import Learned, learned
+from .subject import Subject
 
 __all__ = ["Snapshot", "curves", "snapshots"]
 
@@ -35,22 +34,20 @@ class Snapshot:
     is_given: bool = False
 
 
-def snapshots(
-    path: Path, checkpoint: dict[str, Any], model: nn.Module, use_ema: bool, say: Callable[[str], None]
-) -> list[Snapshot]:
+def snapshots(path: Path, subject: Subject, use_ema: bool, say: Callable[[str], None]) -> list[Snapshot]:
     """Read the functions of a run's checkpoints, from the first to the last.
 
     Args:
         path: one checkpoint. Those of its run lie beside it.
-        checkpoint: its entries.
-        model: its model.
+        subject: its model.
         use_ema: take the averaged weights.
         say: called with a line for each file that is left out.
 
     Returns:
         One snapshot for each number of updates. The given checkpoint is among them.
     """
-    own = Snapshot(_label(checkpoint) or path.name, learned(model), is_given=True)
+    checkpoint = subject.checkpoint
+    own = Snapshot(_label(checkpoint) or path.name, subject.functions, is_given=True)
     when = _when(checkpoint)
     if when is None:
         return [own]
@@ -68,7 +65,7 @@ def snapshots(
                 continue
             if entries.get("arch") != checkpoint.get("arch"):
                 raise ValueError("it is of another model")
-            functions = learned(model, checkpoints.weights(entries, use_ema))
+            functions = learned(subject.model, checkpoints.weights(entries, use_ema))
         except (InputError, ValueError) as error:
             say(f"{other.name} is left out: {error}")
             continue

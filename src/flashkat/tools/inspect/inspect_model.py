@@ -49,7 +49,7 @@ def inspect_model(
     subject = open_subject(config, say)
     measures = measure(subject.functions, subject.inputs)
     if target is not None:
-        series = snapshots(path, subject.checkpoint, subject.model, config.trained.use_ema, say)
+        series = snapshots(path, subject, config.trained.use_ema, say)
         content = page(subject, path.name, measures, series, curves(path.parent, say))
         with explain(f"cannot write {target}"), replaced(target) as partial:
             partial.write_text(content, encoding="utf-8")
