@@ -6,6 +6,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 SOURCES := pyproject.toml setup.py src/flashkat/ops/cpu/native.c src/flashkat/ops/cpu/native_real.h
 
+BROWSER ?= chromium
 DEMO := demo
 # A KAT of 0.1 million parameters that learns 8 x 8 digits, enlarged to 16 x 16, in about a minute on two cores.
 DEMO_TRAINING := --model kat_tiny_patch16_224 --img-size 16 \
@@ -111,12 +112,16 @@ starts: $(READY)
 	$(BIN)/python -m flashkat.nn.starts > build/starts.json
 	mv build/starts.json src/flashkat/nn/starts.json
 
-# The README's pictures and numbers, from a fresh run of the demo, and the picture of flashkat fit.
+# The README's pictures and numbers, from a fresh run of the demo, and the picture of flashkat fit. The picture of the
+# report needs Chromium.
 figures: demo
 	mkdir -p docs/demo
 	cp $(DEMO)/run/rationals.png $(DEMO)/run/curves.png $(DEMO)/run/summary.csv $(DEMO)/run/args.yaml docs/demo
 	sed 1d $(DEMO)/result.txt > docs/demo/result.json
 	cd docs/how-to/functions && $(abspath $(BIN))/flashkat fit gelu --plot
+	$(BIN)/flashkat inspect $(DEMO)/run/last.pth.tar --data $(DEMO)/digits --html $(DEMO)/report.html > /dev/null
+	$(BROWSER) --headless --no-sandbox --hide-scrollbars --window-size=1280,900 \
+		--screenshot=$(abspath docs/demo/report.png) file://$(abspath $(DEMO)/report.html)
 
 # On a machine with a CUDA GPU: every benchmark that needs one, and of loading, into benchmarks/results.
 benchmarks: $(READY)

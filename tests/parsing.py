@@ -1,7 +1,13 @@
 """The parsers of the commands, by name."""
 
 from flashkat.cli.parser import Parser
-from flashkat.cli.tool_flags import add_export_arguments, add_fit_arguments, add_flops_arguments, add_plot_arguments
+from flashkat.cli.tool_flags import (
+    add_export_arguments,
+    add_fit_arguments,
+    add_flops_arguments,
+    add_inspect_arguments,
+    add_plot_arguments,
+)
 from flashkat.cli.train_flags import add_training_arguments
 from flashkat.cli.validate_flags import add_validation_arguments
 
@@ -10,6 +16,7 @@ FLAGS = {
     "validate": add_validation_arguments,
     "plot": add_plot_arguments,
     "fit": add_fit_arguments,
+    "inspect": add_inspect_arguments,
     "export": add_export_arguments,
     "flops": add_flops_arguments,
 }

@@ -1,12 +1,25 @@
-"""The flags of ``flashkat plot``, ``fit``, ``export`` and ``flops``."""
+"""The flags of ``flashkat plot``, ``inspect``, ``fit``, ``export`` and ``flops``."""
 
 import pytest
-from parsing import parse
+from parsing import parse, parser_of
 
 
 def test_plot_draws_beside_the_checkpoint_over_a_fixed_range():
     args = parse("plot", "last.pth.tar")
-    assert (args.checkpoint, args.output, args.data) == ("last.pth.tar", None, None)
+    assert (args.checkpoint, args.output, args.data, args.animate) == ("last.pth.tar", None, None, False)
+
+
+def test_inspect_prints_a_table_of_the_functions_alone():
+    args = parse("inspect", "last.pth.tar")
+    assert (args.checkpoint, args.data, args.html, args.json) == ("last.pth.tar", None, None, False)
+
+
+@pytest.mark.parametrize("command", ["plot", "inspect"])
+def test_help_shows_what_the_functions_depend_on(command):
+    shown = parser_of(command).format_help()
+    assert "--img-size" in shown
+    assert "--interpolation" not in shown
+    assert shown.startswith(f"usage: flashkat {command} CHECKPOINT")
 
 
 def test_export_writes_kats_names():

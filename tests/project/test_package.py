@@ -12,7 +12,7 @@ import timm
 import flashkat
 from flashkat.cli.main import main, run
 
-COMMANDS = ["train", "validate", "plot", "fit", "export", "flops", "data", "doctor"]
+COMMANDS = ["train", "validate", "plot", "inspect", "fit", "export", "flops", "data", "doctor"]
 # Modules before and after the import of ours.
 IMPORTS = """
 import json, sys, torch, timm
@@ -101,7 +101,10 @@ def test_the_command_is_installed():
     assert command.load() is run
 
 
-@pytest.mark.parametrize("name", ["py.typed", "nn/starts.json"])
+PAGE = [f"tools/inspect/page.{kind}" for kind in ("html", "css", "js")]
+
+
+@pytest.mark.parametrize("name", ["py.typed", "nn/starts.json", *PAGE])
 def test_data_files_ship(name):
     assert (importlib.resources.files("flashkat") / name).is_file()
 

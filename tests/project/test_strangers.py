@@ -64,13 +64,14 @@ def checkpoint(path, state, args=None, arch=MODEL, **model_kwargs):
 
 @pytest.fixture
 def refused(images, tmp_path, capsys):
-    """The line with which ``validate`` and ``plot`` refuse a checkpoint."""
+    """The line with which ``validate``, ``plot`` and ``inspect`` refuse a checkpoint."""
 
     def run(path):
         lines = set()
         for argv in (
             ["validate", images, "--checkpoint", path, "-j", 0, "--device", "cpu"],
             ["plot", path, "-o", tmp_path / "rationals.png"],
+            ["inspect", path, "--html", tmp_path / "report.html"],
         ):
             assert main([str(argument) for argument in argv]) == 2
             out, err = capsys.readouterr()

@@ -77,8 +77,9 @@ Float32 products are in TF32, as in timm's `train.py`. `--no-tf32` computes them
 - `--recovery-interval` counts updates from the beginning of an epoch. The last two recovery checkpoints are kept.
 
 **Our own flags**: `--data-backend`, `--fake-data`, `--find-nonfinite`, `--fsdp`, `--loader-timeout`,
-`--max-bad-images`, `--max-bad-steps`, `--no-compile`, `--no-pin-mem`, `--no-tf32`, `--partial`, `--rational-lr-scale`,
-`--rational-weight-decay`, `--skip-bad-images`, `--val-fraction`, and `--tta` of `flashkat validate`.
+`--log-functions`, `--log-tensorboard`, `--max-bad-images`, `--max-bad-steps`, `--no-compile`, `--no-pin-mem`,
+`--no-tf32`, `--partial`, `--rational-lr-scale`, `--rational-weight-decay`, `--skip-bad-images`, `--val-fraction`, and
+`--tta` of `flashkat validate`.
 """
 
 

@@ -20,6 +20,7 @@ from .tool_flags import (
     add_export_arguments,
     add_fit_arguments,
     add_flops_arguments,
+    add_inspect_arguments,
     add_plot_arguments,
 )
 from .train_flags import add_training_arguments
@@ -102,6 +103,10 @@ def _parser() -> argparse.ArgumentParser:
     add_plot_arguments(plot)
     plot.set_defaults(run=_plot)
 
+    inspect = commands.add_parser("inspect", help="measure the learned functions, and write a report of them")
+    add_inspect_arguments(inspect)
+    inspect.set_defaults(run=_inspect)
+
     fit = commands.add_parser("fit", help="fit a rational to a function or to points, and show its errors")
     add_fit_arguments(fit)
     fit.set_defaults(run=_fit)
@@ -168,11 +173,22 @@ def _validate(args: argparse.Namespace) -> None:
 
 
 def _plot(args: argparse.Namespace) -> None:
+    from ..tools.animation import animate
     from ..tools.plot import plot
     from .sections import evaluation_config
 
+    config, draw = evaluation_config(args, args.checkpoint, args.data), animate if args.animate else plot
+    _say(f"The rationals are drawn in {draw(config, args.output, say=_note)}")
+
+
+def _inspect(args: argparse.Namespace) -> None:
+    from ..tools.inspect.inspect_model import inspect_model
+    from .sections import evaluation_config
+
     config = evaluation_config(args, args.checkpoint, args.data)
-    _say(f"The rationals are drawn in {plot(config, args.output, say=_note)}")
+    print(inspect_model(config, args.html, args.json, say=_note))
+    if args.html is not None:
+        _note(f"The report is {args.html}")
 
 
 def _fit(args: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""The flags of ``flashkat plot``, ``fit``, ``export``, ``flops`` and ``data``."""
+"""The flags of ``flashkat plot``, ``inspect``, ``fit``, ``export``, ``flops`` and ``data``."""
 
 import argparse
 from collections.abc import Callable
@@ -13,14 +13,18 @@ __all__ = [
     "add_export_arguments",
     "add_fit_arguments",
     "add_flops_arguments",
+    "add_inspect_arguments",
     "add_plot_arguments",
 ]
 
-# The flags that plotting needs. Its help leaves out the others of an evaluation.
+# The flags that plotting and inspecting need. Their help leaves out the others of an evaluation.
 _PLOTTED = {
     "help",
+    "animate",
     "checkpoint",
     "output",
+    "html",
+    "json",
     "data",
     "split",
     "batch_size",
@@ -69,19 +73,25 @@ def add_plot_arguments(parser: argparse.ArgumentParser) -> None:
     """Add all flags of ``flashkat plot``."""
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="of flashkat train, or weights of the model --model")
     parser.add_argument(
-        "-o", "--output", metavar="FILE", help="a .png, .svg or .pdf (default: rationals.png beside it)"
+        "-o",
+        "--output",
+        metavar="FILE",
+        help="a .png, .svg or .pdf; with --animate a .gif or .mp4 (default: rationals.png or .gif beside it)",
     )
     parser.add_argument("--data", metavar="DIR", help="data set to take the ranges of x from (default: -3 to 3)")
-    add_evaluation(parser)
-    for action in parser._actions:
-        if action.dest not in _PLOTTED:
-            action.help = argparse.SUPPRESS
+    parser.add_argument(
+        "--animate",
+        action="store_true",
+        help="show the run's checkpoints, one after the other (an .mp4 needs ffmpeg)",
+    )
+    _add_evaluation(parser)
     if isinstance(parser, Parser):
         parser.introduce(
-            "CHECKPOINT [-o FILE] [--data DIR] [FLAGS]",
+            "CHECKPOINT [-o FILE] [--data DIR] [--animate] [FLAGS]",
             "examples:",
             "  flashkat plot output/train/RUN/last.pth.tar",
             "  flashkat plot output/train/RUN/last.pth.tar --data /data/imagenet -o functions.svg",
+            "  flashkat plot output/train/RUN/last.pth.tar --animate",
             "  flashkat plot weights.pth --model kat_small_patch16_224",
             "",
             "The flags of flashkat validate for data, model and device work here too.",
@@ -129,6 +139,33 @@ def add_fit_arguments(parser: argparse.ArgumentParser) -> None:
             "  flashkat fit --expr 'x*sin(x)' -m 8 -n 4 --interval -5 5",
             "  flashkat fit --points measured.csv --method minimax --output measured.json",
         )
+
+
+def add_inspect_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add all flags of ``flashkat inspect``."""
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="of flashkat train, or weights of the model --model")
+    parser.add_argument("--data", metavar="DIR", help="data set to take the inputs of the functions from")
+    parser.add_argument("--html", metavar="FILE", help="write a report too, one page that needs no network")
+    parser.add_argument("--json", action="store_true", help="for programs, with formulas, in place of the table")
+    _add_evaluation(parser)
+    if isinstance(parser, Parser):
+        parser.introduce(
+            "CHECKPOINT [--data DIR] [--html FILE] [FLAGS]",
+            "examples:",
+            "  flashkat inspect output/train/RUN/last.pth.tar",
+            "  flashkat inspect output/train/RUN/last.pth.tar --data /data/imagenet --html report.html",
+            "  flashkat inspect weights.pth --model kat_small_patch16_224 --json",
+            "",
+            "The flags of flashkat validate for data, model and device work here too.",
+        )
+
+
+def _add_evaluation(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of an evaluation. The help shows those that the functions depend on."""
+    add_evaluation(parser)
+    for action in parser._actions:
+        if action.dest not in _PLOTTED:
+            action.help = argparse.SUPPRESS
 
 
 def add_export_arguments(parser: argparse.ArgumentParser) -> None:

@@ -509,6 +509,17 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="average the outputs of N views: the image, its mirror image, both shifted to each corner (default: 0)",
     )
+    group.add_argument(
+        "--log-tensorboard", action="store_true", help="log to TensorBoard too, in the folder tensorboard of the run"
+    )
+    group.add_argument(
+        "--log-functions",
+        type=count,
+        default=10,
+        metavar="N",
+        help="epochs between pictures of the learned functions in TensorBoard or Weights & Biases, 0 for none "
+        "(default: 10)",
+    )
     group.add_argument("--log-wandb", action="store_true", help="log to Weights & Biases too, if wandb is installed")
     group.add_argument(
         "--wandb-project", metavar="NAME", help="project in Weights & Biases (default: KAT's, scale-kan)"

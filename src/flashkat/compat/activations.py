@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..nn.formats import accept_formats
+from ..nn.learned.rationals import Rational
 from ..nn.starts import FUNCTIONS, starting_coefficients
 from ..ops import rational
 
@@ -25,14 +26,14 @@ __all__ = ["Activation", "FlashKAT_Group", "KAT_Group", "KAT_Group2D", "KAT_Grou
 _FITTED = 3.0
 
 
-class Activation(nn.Module):
-    """Two tables of coefficients under given names, applied along ``_dim``.
+class Activation(Rational):
+    """Two tables of coefficients under given names, applied along ``dim``.
 
     ``_ranks`` are the numbers of dimensions that input may have, and ``_shape`` says so in an error. ``_channels`` is
     the number of channels, or None for every number that the groups divide.
     """
 
-    _dim = -1
+    dim = -1
     _names: tuple[str, str]
     _ranks = range(1, 65)
     _shape = "(..., C)"
@@ -75,7 +76,7 @@ class Activation(nn.Module):
         # A stand-in of torch.fx is no tensor, and its dimensions cannot be compared.
         if isinstance(x, Tensor) and x.ndim not in self._ranks:
             raise ValueError(f"{type(self).__name__} takes {self._shape}, got x of shape {tuple(x.shape)}")
-        return rational(x, *self.tables, dim=self._dim, channels=self._channels)
+        return rational(x, *self.tables, dim=self.dim, channels=self._channels)
 
 
 def _lists(name: str) -> list[list[float]]:
@@ -159,7 +160,7 @@ class KAT_Group2D(KAT_Group):  # noqa: N801
         Input and output: (B, C, H, W).
     """
 
-    _dim = 1
+    dim = 1
     _ranks = range(4, 5)
     _shape = "(B, C, H, W); KAT_Group takes (B, N, C)"
 

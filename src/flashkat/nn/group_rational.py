@@ -5,12 +5,13 @@ from torch import Tensor, nn
 
 from ..ops import rational
 from .formats import accept_formats
+from .learned.rationals import Rational
 from .starts import Start, kept_start, starting_coefficients
 
 __all__ = ["GroupRational"]
 
 
-class GroupRational(nn.Module):
+class GroupRational(Rational):
     """Learnable rational activation: an element-wise function for each group of channels.
 
     The channels along ``dim`` form ``groups`` contiguous groups. Each table of coefficients has a row for each group,
@@ -71,6 +72,11 @@ class GroupRational(nn.Module):
         self.denominator = nn.Parameter(torch.empty(1 if share_denominator else groups, n, device=device, dtype=dtype))
         self.reset_parameters()
         self.register_load_state_dict_pre_hook(accept_formats)
+
+    @property
+    def tables(self) -> tuple[Tensor, Tensor]:
+        """The coefficients of numerator and denominator."""
+        return self.numerator, self.denominator
 
     @torch.no_grad()
     def reset_parameters(self) -> None:

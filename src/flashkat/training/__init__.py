@@ -25,6 +25,7 @@ from .config import (
     Parallel,
     Resume,
     Schedule,
+    Tracking,
     Wandb,
 )
 from .run import Result, train
@@ -47,6 +48,7 @@ __all__ = [
     "Resume",
     "Runtime",
     "Schedule",
+    "Tracking",
     "Wandb",
     "train",
 ]

@@ -23,6 +23,7 @@ __all__ = [
     "Parallel",
     "Resume",
     "Schedule",
+    "Tracking",
     "Wandb",
 ]
 
@@ -230,6 +231,19 @@ class Output:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Tracking:
+    """What TensorBoard and Weights & Biases get beside the rows of the summary.
+
+    Attributes:
+        log_tensorboard: log to TensorBoard, in the run's folder.
+        log_functions: epochs between pictures of the learned functions; 0 for none.
+    """
+
+    log_tensorboard: bool = False
+    log_functions: int = 10
+
+
+@dataclass(frozen=True, kw_only=True)
 class Wandb:
     """Logging to Weights & Biases. Fields have the names of timm's flags."""
 
@@ -262,6 +276,7 @@ class Config:
     nonfinite: Nonfinite = field(default_factory=Nonfinite)
     resume: Resume = field(default_factory=Resume)
     output: Output = field(default_factory=Output)
+    tracking: Tracking = field(default_factory=Tracking)
     wandb: Wandb = field(default_factory=Wandb)
     unused: Mapping[str, Any] = field(default_factory=dict)
 

@@ -157,7 +157,7 @@ def run_epochs(state: TrainingState, parts: Parts, config: Config) -> None:
     """
     output, average, progress = config.output, config.average, parts.progress
     watch, models = _Watch(state, parts, config), _averages(state, average)
-    writer = Writer(state, parts.folder, progress.say, watch.weights, parts.datasets)
+    writer = Writer(state, parts.folder, progress.say, watch.weights, parts.datasets, config.tracking.log_functions)
     to_evaluate = _to_evaluate(models, parts, config)
     hint: str | None = _WAIT_HINT
 

@@ -24,7 +24,7 @@ from ..system.heartbeat import watched
 from ..system.signals import StopRequest
 from ..system.stalls import explain_workers
 from .average import MovingAverage
-from .config import AUTO, Config, Wandb
+from .config import AUTO, Config, Tracking, Wandb
 from .distillation import Distillation, build_distillation
 from .loop import Parts, run_epochs
 from .mixing import Mixer
@@ -32,6 +32,7 @@ from .optimizer import check_optimizer_name, create_optimizer
 from .outputs.folder import RunFolder, discard_if_empty, folder_of
 from .outputs.progress import open_progress
 from .outputs.recovery import differences, newest_good
+from .outputs.tensorboard import check_tensorboard
 from .outputs.wandb import check_wandb
 from .parallel import shard, with_common_norms
 from .recipe import (
@@ -78,6 +79,7 @@ def train(config: Config) -> Result:
         DivergedError: loss, gradients or weights are no longer finite.
     """
     require("matplotlib", "rich")
+    check_tensorboard(config.tracking)
     check_wandb(config.wandb)
     prepare_process(config.runtime)
     _check_names(config)
@@ -205,7 +207,7 @@ def _train(asked: Config, device: torch.device) -> Result:
     _check_parallel(config, device)
     config = replace(config, schedule=replace(config.schedule, lr=_learning_rate(config)))
 
-    def open_folder(run: Mapping[str, Any], wandb: Wandb | None) -> RunFolder:
+    def open_folder(run: Mapping[str, Any], tracking: Tracking, wandb: Wandb) -> RunFolder:
         return RunFolder(
             config.output,
             config.model.name,
@@ -215,6 +217,7 @@ def _train(asked: Config, device: torch.device) -> Result:
             is_automatic=is_automatic,
             history=run.get("history", []),
             best=run.get("best", {}),
+            tracking=tracking,
             wandb=wandb,
         )
 
@@ -227,7 +230,7 @@ def _train(asked: Config, device: torch.device) -> Result:
         with open_progress(0, 0) as progress:
             for note in notes:
                 progress.say(note)
-            if distributed.is_primary() and (fault := _complete(lambda: open_folder(run, wandb=None))):
+            if distributed.is_primary() and (fault := _complete(lambda: open_folder(run, Tracking(), Wandb()))):
                 progress.say(f"The files of {Path(resume).parent} are left as they are: {fault}")
             progress.say(f"All epochs are done, see {resume}: give more --epochs to go on")
         return Result(
@@ -244,7 +247,7 @@ def _train(asked: Config, device: torch.device) -> Result:
     ]
     folder = None
     if distributed.is_primary():
-        folder = open_folder({"history": state.history, "best": state.best}, config.wandb)
+        folder = open_folder({"history": state.history, "best": state.best}, config.tracking, config.wandb)
     made = distributed.gather(None if folder is None else folder.made)[0]
     try:
         batches_done = state.epoch * len(train_loader) + state.batch

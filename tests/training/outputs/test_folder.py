@@ -11,9 +11,12 @@ import torch
 import yaml
 from PIL import Image
 
+from flashkat import GroupRational
 from flashkat.errors import InputError
+from flashkat.nn.learned.rationals import learned
 from flashkat.training.outputs.folder import RunFolder, discard_if_empty
 from flashkat.training.outputs.lock import Lock
+from flashkat.training.outputs.tracker import Tracker
 
 ROW = {"epoch": 0, "train_loss": 2.5, "eval_loss": 2.25, "eval_top1": 10.0, "eval_top5": 50.0, "lr": 0.1}
 ROW |= {"images_per_second": 100.0}
@@ -336,15 +339,52 @@ def refuse(path, checkpoint):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
 
-def test_what_weights_and_biases_does_not_take_is_no_end(make, monkeypatch):
+class Broken(Tracker):
+    name, is_on = "A service", True
+
+    def log(self, row, picture=None):
+        raise RuntimeError("it has ended\nfor a reason")
+
+    def close(self):
+        raise RuntimeError("it has ended")
+
+
+class Kept(Tracker):
+    name, is_on = "Another", True
+
+    def __init__(self):
+        self.rows, self.pictures, self.is_closed = [], [], False
+
+    def log(self, row, picture=None):
+        self.rows.append(row)
+        self.pictures.append(picture)
+
+    def close(self):
+        self.is_closed = True
+
+
+def test_what_a_service_does_not_take_is_no_end(make, monkeypatch):
     folder = make()
-    assert folder.log(ROW) == ""
+    assert not folder.is_tracked
+    assert folder.log(ROW) == {}
+    kept = Kept()
+    monkeypatch.setattr(folder, "_trackers", [Broken(), kept])
+    assert folder.is_tracked
+    assert folder.log(ROW) == {"A service": "it has ended"}
+    assert kept.rows == [ROW]
+    folder.close()
+    assert kept.is_closed
 
-    def broken(row):
-        raise RuntimeError("the service has ended\nfor a reason")
 
-    monkeypatch.setattr(folder, "_log", broken)
-    assert folder.log(ROW) == "the service has ended"
+def test_services_get_a_picture_of_the_functions(make, monkeypatch):
+    folder, kept = make(), Kept()
+    monkeypatch.setattr(folder, "_trackers", [kept])
+    folder.log(ROW, learned(torch.nn.Sequential(GroupRational(8))))
+    folder.log(ROW, {})  # of a model without rationals
+    picture, none = kept.pictures
+    assert picture.ndim == 3
+    assert picture.dtype == np.uint8
+    assert none is None
 
 
 def test_images_of_batches_are_saved(train):

@@ -13,6 +13,7 @@ def wandb(monkeypatch):
     seen = {"rows": []}
     run = types.SimpleNamespace(log=seen["rows"].append)
     module = types.ModuleType("wandb")
+    module.Image = lambda pixels: ("image", pixels)
     module.init = lambda **kwargs: seen.update(kwargs) or run
     monkeypatch.setitem(sys.modules, "wandb", module)
     return seen
@@ -27,6 +28,16 @@ def test_rows_go_to_wandb(train, wandb, summary_of):
     assert [row["train_loss"] for row in wandb["rows"]] == pytest.approx(
         [row["train_loss"] for row in summary_of(folder)]
     )
+
+
+def test_pictures_of_the_functions_go_with_their_rows(train, wandb):
+    train("--epochs", 3, "--log-wandb", "--log-functions", 2)
+    first, second, third = wandb["rows"]
+    assert "functions" not in first.keys() | third.keys()
+    kind, pixels = second["functions"]
+    assert kind == "image"
+    assert pixels.ndim == 3
+    assert second["epoch"] == 1
 
 
 def test_the_project_is_that_of_kats_code(train, wandb):

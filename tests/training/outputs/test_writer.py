@@ -12,6 +12,7 @@ import torch
 from processes import together
 from torch import nn
 
+from flashkat import GroupRational
 from flashkat.cli.main import main
 from flashkat.errors import InputError
 from flashkat.evaluation.metrics import Meters
@@ -127,7 +128,7 @@ def test_pictures_of_batches_cost_one_line_in_a_row(writer):
 
 def test_weights_and_biases_that_fail(writer, monkeypatch):
     writer, said, folder = writer
-    monkeypatch.setattr(folder, "log", lambda row: "the network is down")
+    monkeypatch.setattr(folder, "log", lambda row, functions: {"Weights & Biases": "the network is down"})
     writer.write_epoch(ROW, is_best=True)
     assert said == ["Weights & Biases has not taken epoch 1: the network is down. Training goes on"]
     writer.finish()
@@ -246,3 +247,18 @@ def test_several_processes_end_together(images, tmp_path):
     assert done.stdout.count("File too large. Training goes on, and tries again at its next checkpoint") == 2
     (line,) = (line for line in done.stderr.splitlines() if "flashkat train: error: " in line)
     assert "File too large; no checkpoint is there" in line
+
+
+@pytest.mark.parametrize(("every", "drawn"), [(0, []), (1, [1, 2, 3, 4]), (2, [2, 4])])
+def test_functions_are_logged_each_so_many_epochs(tmp_path, writer, monkeypatch, every, drawn):
+    first, _, folder = writer
+    model = nn.Sequential(GroupRational(8, 2, start="gelu"))
+    first._state.model = model
+    monkeypatch.setattr(RunFolder, "is_tracked", True)
+    logged = {}
+    monkeypatch.setattr(folder, "log", lambda row, functions: logged.update({row["epoch"] + 1: functions}) or {})
+    logs = Writer(first._state, folder, pytest.fail, lambda: None, log_functions=every)
+    for epoch in range(4):
+        logs.write_epoch({**ROW, "epoch": epoch}, is_best=False)
+    assert [number for number, functions in logged.items() if functions is not None] == drawn
+    assert all(torch.equal(logged[number]["0"].numerator, model[0].numerator.double()) for number in drawn)

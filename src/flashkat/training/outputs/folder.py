@@ -20,10 +20,14 @@ from torchvision.utils import save_image
 from ... import checkpoints
 from ...defaults import DEFAULT_OUTPUT
 from ...errors import InputError
+from ...nn.learned.drawing import draw_functions, pixels
+from ...nn.learned.rationals import Learned
 from ...system.files import replaced
-from ..config import Output, Wandb
+from ..config import Output, Tracking, Wandb
 from .lock import Lock
 from .summary import best_of, score
+from .tensorboard import open_tensorboard
+from .tracker import Tracker
 from .wandb import open_wandb
 
 __all__ = ["Made", "RunFolder", "discard_if_empty", "folder_of"]
@@ -69,6 +73,7 @@ class RunFolder:
         is_automatic: bool = False,
         history: Sequence[dict[str, Any]] = (),
         best: Mapping[str, Any] = MappingProxyType({}),
+        tracking: Tracking | None = None,
         wandb: Wandb | None = None,
     ) -> None:
         """Make a new folder, with a number if its name is taken, or continue in the resumed checkpoint's folder.
@@ -82,7 +87,8 @@ class RunFolder:
             is_automatic: take the named folder even if it exists.
             history: the rows of a resumed run's summary.
             best: the best metric of a resumed run, and the ``epoch`` that had it.
-            wandb: the section of the configuration; None logs nothing.
+            tracking: the section of the configuration; None logs nothing to TensorBoard.
+            wandb: likewise of Weights & Biases.
 
         Raises:
             InputError: the folder cannot be written, or another process writes to it.
@@ -109,6 +115,7 @@ class RunFolder:
         # Another run that reads these flags needs a folder of its own, and starts anew.
         self._flags = {**flags, "experiment": "", "resume": ""}
         self._lock: Lock | None = None
+        self._trackers: list[Tracker] = []
         try:
             self._lock = Lock(self.path)
             if continued is not None:
@@ -134,7 +141,10 @@ class RunFolder:
             self._remove_worse()
             self._remove_old_recoveries()
         try:
-            self._log = open_wandb(wandb or Wandb(), self.path.name, dict(flags))
+            self._trackers = [
+                open_tensorboard(tracking or Tracking(), self.path / "tensorboard", bool(self._rows)),
+                open_wandb(wandb or Wandb(), self.path.name, dict(flags)),
+            ]
         except BaseException:
             self._give_up()
             raise
@@ -145,6 +155,9 @@ class RunFolder:
 
     def close(self) -> None:
         """Let other processes write to the folder."""
+        for tracker in self._trackers:
+            with contextlib.suppress(Exception):  # of the disk or a service that has ended, which log() has said
+                tracker.close()
         if self._lock is not None:
             self._lock.release()
 
@@ -214,7 +227,8 @@ class RunFolder:
                 self.path.mkdir(parents=True)
                 say(f"{self.path} was removed or renamed. It is made again, without the files of before")
             lock = Lock(self.path)
-            self.close()
+            if self._lock is not None:
+                self._lock.release()
             self._lock = lock
             self._ranked = [(path, rank) for path, rank in self._ranked if path.exists()]
             self._recoveries = [path for path in self._recoveries if path.exists()]
@@ -229,13 +243,30 @@ class RunFolder:
         """Add an epoch's row to those that :meth:`write_summary` and :meth:`draw` show."""
         self._rows.append(row)
 
-    def log(self, row: dict[str, Any]) -> str:
-        """Log a row to Weights & Biases, and return the reason if it is not taken."""
-        try:
-            self._log(row)
-        except Exception as error:  # of the network, the disk or a service that has ended
-            return str(error).strip().split("\n")[0] or type(error).__name__
-        return ""
+    @property
+    def is_tracked(self) -> bool:
+        """Whether rows and pictures are logged to a service."""
+        return any(tracker.is_on for tracker in self._trackers)
+
+    def log(self, row: dict[str, Any], functions: Mapping[str, Learned] | None = None) -> dict[str, str]:
+        """Log a row to TensorBoard and Weights & Biases, as far as they are on.
+
+        Args:
+            row: the epoch's row.
+            functions: the learned functions, to draw; None draws nothing.
+
+        Returns:
+            The reasons of those that do not take it, by their names.
+        """
+        faults, picture = {}, None
+        if functions and self.is_tracked:
+            picture = pixels(draw_functions(functions, title=f"after epoch {row['epoch'] + 1}"))
+        for tracker in self._trackers:
+            try:
+                tracker.log(row, picture)
+            except Exception as error:  # of the network, the disk or a service that has ended
+                faults[tracker.name] = str(error).strip().split("\n")[0] or type(error).__name__
+        return faults
 
     def draw(self) -> None:
         """Draw the curves if the last epoch was evaluated. Drawing can take longer than an epoch of small images."""

@@ -19,6 +19,7 @@ __all__ = ["differences", "is_finite", "newest_good"]
 _HARMLESS = {
     *("config", "amp_impl", "local_rank", "output", "experiment", "resume", "log_interval", "recovery_interval"),
     *("checkpoint_hist", "val_interval", "save_images", "log_wandb", "wandb_project", "wandb_tags", "wandb_resume_id"),
+    *("log_tensorboard", "log_functions"),
     *(
         "workers",
         "loader_timeout",

@@ -1,10 +1,13 @@
 """Log a run to Weights & Biases."""
 
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...errors import InputError, explain, is_installed
 from ..config import Wandb
+from .tracker import Tracker
+
+if TYPE_CHECKING:
+    import numpy as np
 
 __all__ = ["check_wandb", "open_wandb"]
 
@@ -25,7 +28,7 @@ def check_wandb(settings: Wandb) -> list[str]:
     return ["Nothing goes to Weights & Biases, as --log-wandb needs a package that is not installed: pip install wandb"]
 
 
-def open_wandb(settings: Wandb, name: str, flags: dict[str, Any]) -> Callable[[dict[str, Any]], None]:
+def open_wandb(settings: Wandb, name: str, flags: dict[str, Any]) -> Tracker:
     """Start a run at Weights & Biases if logging is on and wandb is installed.
 
     Args:
@@ -34,13 +37,13 @@ def open_wandb(settings: Wandb, name: str, flags: dict[str, Any]) -> Callable[[d
         flags: settings to store with it.
 
     Returns:
-        A function that logs an epoch's row.
+        What logs an epoch's row.
 
     Raises:
         InputError: Weights & Biases does not start.
     """
     if not settings.log_wandb or not is_installed("wandb"):
-        return lambda row: None
+        return Tracker()
     import wandb
 
     with explain("Weights & Biases does not start", "; WANDB_MODE=offline logs to files"):
@@ -52,4 +55,17 @@ def open_wandb(settings: Wandb, name: str, flags: dict[str, Any]) -> Callable[[d
             resume="must" if settings.wandb_resume_id else None,
             id=settings.wandb_resume_id or None,
         )
-    return run.log
+    return _Wandb(run)
+
+
+class _Wandb(Tracker):
+    name, is_on = "Weights & Biases", True
+
+    def __init__(self, run: Any) -> None:
+        self._run = run
+
+    def log(self, row: dict[str, Any], picture: "np.ndarray | None" = None) -> None:
+        import wandb
+
+        # One call is one step there.
+        self._run.log(row if picture is None else {**row, "functions": wandb.Image(picture)})

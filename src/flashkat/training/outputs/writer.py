@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ...data.bad_images import list_bad_images
 from ...errors import InputError
+from ...nn.learned.rationals import learned
 from ...system import distributed
 from ..state import TrainingState
 from .folder import RunFolder
@@ -29,6 +30,7 @@ class Writer:
         say: shows a line.
         check_weights: raises an error if numbers of a checkpoint are not finite. It is called before each checkpoint.
         datasets: those whose bad images are listed.
+        log_functions: epochs between pictures of the learned functions; 0 for none.
     """
 
     def __init__(
@@ -38,9 +40,10 @@ class Writer:
         say: Callable[[str], None],
         check_weights: Callable[[], None],
         datasets: Sequence[Any] = (),
+        log_functions: int = 0,
     ) -> None:
         self._state, self._folder, self._say, self._datasets = state, folder, say, datasets
-        self._check_weights = check_weights
+        self._check_weights, self._log_functions = check_weights, log_functions
         # Which files could not be written last, and the reasons.
         self._faults: dict[str, str] = {}
         self._is_picture_lost = False
@@ -54,8 +57,12 @@ class Writer:
             if folder is not None and self._write_epoch(folder, checkpoint, row, is_best, faults):
                 path = folder.path
             _attempt("bad-images.txt", lambda: self._list_bad_images(path), faults)
-        if folder is not None and (fault := folder.log(row)):
-            self._say(f"Weights & Biases has not taken epoch {row['epoch'] + 1}: {fault}. Training goes on")
+        if folder is not None:
+            number = row["epoch"] + 1
+            is_due = folder.is_tracked and self._log_functions and number % self._log_functions == 0
+            functions = learned(self._state.model, checkpoint["state_dict"]) if is_due else None
+            for name, fault in folder.log(row, functions).items():
+                self._say(f"{name} has not taken epoch {number}: {fault}. Training goes on")
 
     def _write_epoch(
         self, folder: RunFolder, checkpoint: dict[str, Any], row: dict[str, Any], is_best: bool, faults: dict[str, str]

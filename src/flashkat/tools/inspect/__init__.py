@@ -1,0 +1,1 @@
+"""The command ``flashkat inspect``, and what it shares with ``flashkat plot``."""
