@@ -1,7 +1,12 @@
 """The parsers of the commands, by name."""
 
 from flashkat.cli.parser import Parser
-from flashkat.cli.tool_flags import add_export_arguments, add_flops_arguments, add_plot_arguments
+from flashkat.cli.tool_flags import (
+    add_export_arguments,
+    add_finetune_arguments,
+    add_flops_arguments,
+    add_plot_arguments,
+)
 from flashkat.cli.train_flags import add_training_arguments
 from flashkat.cli.validate_flags import add_validation_arguments
 
@@ -11,6 +16,7 @@ FLAGS = {
     "plot": add_plot_arguments,
     "export": add_export_arguments,
     "flops": add_flops_arguments,
+    "finetune": add_finetune_arguments,
 }
 
 
