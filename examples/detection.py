@@ -91,10 +91,10 @@ def evaluate(model: MaskRCNN, side: int, count: int) -> tuple[float, float]:
 def main(argv: list[str] | None = None) -> tuple[float, float]:
     """Train, and return the mean overlap of boxes and the share of right labels."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--side", type=int, default=96, help="of the pictures in pixels, a multiple of 32")
+    parser.add_argument("--side", type=int, default=64, help="of the pictures in pixels, a multiple of 32")
     parser.add_argument("--width", type=int, default=64, help="channels of the KAT")
     parser.add_argument("--depth", type=int, default=4, help="blocks of the KAT")
-    parser.add_argument("--steps", type=int, default=200, help="updates")
+    parser.add_argument("--steps", type=int, default=150, help="updates")
     parser.add_argument("--batch-size", type=int, default=4, help="pictures of an update")
     args = parser.parse_args(argv)
     torch.manual_seed(0)

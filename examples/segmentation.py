@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> float:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--width", type=int, default=64, help="channels of the KAT")
     parser.add_argument("--depth", type=int, default=4, help="blocks of the KAT")
-    parser.add_argument("--steps", type=int, default=400, help="updates")
+    parser.add_argument("--steps", type=int, default=300, help="updates")
     parser.add_argument("--batch-size", type=int, default=32, help="pictures of an update")
     args = parser.parse_args(argv)
     torch.manual_seed(0)
