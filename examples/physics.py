@@ -14,9 +14,6 @@ import flashkat
 
 GROUPS = 4
 
-# The denominators have kinks, where a line search may fail. L-BFGS then goes on with a new history.
-RESTARTS = 10
-
 
 def network(activation: str, width: int) -> nn.Sequential:
     """Return a network of two hidden layers from points (N, 2) to values (N, 1)."""
@@ -60,7 +57,7 @@ def solve(activation: str, width: int, steps: int) -> float:
     torch.manual_seed(0)
     model, inside, edge = network(activation, width), torch.rand(400, 2, dtype=torch.float64), edge_points(50)
     source = 2 * math.pi**2 * solution(inside)
-    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=steps // RESTARTS, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=steps, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
         optimizer.zero_grad()
@@ -68,9 +65,7 @@ def solve(activation: str, width: int, steps: int) -> float:
         total.backward()
         return total
 
-    for _ in range(RESTARTS):
-        optimizer.state.clear()
-        optimizer.step(loss)
+    optimizer.step(loss)
     return largest_error(model)
 
 

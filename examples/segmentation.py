@@ -31,7 +31,8 @@ class Segmenter(nn.Module):
         )
         joined = sum(self.kat.feature_info.channels())
         self.head = nn.Sequential(
-            nn.Conv2d(joined, width, 1),
+            nn.Conv2d(joined, width, 1, bias=False),
+            nn.BatchNorm2d(width),  # keeps the rational's inputs where its start was fitted
             flashkat.GroupRational(width, groups=8, start="gelu", dim=1),
             nn.ConvTranspose2d(width, CLASSES, 4, stride=4),
         )
@@ -71,8 +72,8 @@ def main(argv: list[str] | None = None) -> float:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--width", type=int, default=64, help="channels of the KAT")
     parser.add_argument("--depth", type=int, default=4, help="blocks of the KAT")
-    parser.add_argument("--steps", type=int, default=300, help="updates")
-    parser.add_argument("--batch-size", type=int, default=32, help="pictures of an update")
+    parser.add_argument("--steps", type=int, default=800, help="updates")
+    parser.add_argument("--batch-size", type=int, default=16, help="pictures of an update")
     args = parser.parse_args(argv)
     torch.manual_seed(0)
     data = load_digits()
@@ -80,8 +81,8 @@ def main(argv: list[str] | None = None) -> float:
     digits = F.interpolate(torch.tensor(data.images, dtype=torch.float)[:, None] / 16, scale_factor=2)[:, 0]
     labels, cut = torch.tensor(data.target), len(digits) * 4 // 5
     model = Segmenter(args.width, args.depth)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=args.steps)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1e-3, total_steps=args.steps)
     for step in range(1, args.steps + 1):
         images, classes = pictures(digits[:cut], labels[:cut], args.batch_size)
         loss = F.cross_entropy(model(images), classes)

@@ -12,10 +12,15 @@ FILES = sorted((ROOT / "examples").glob("*.py"))
 PAGES = ROOT / "docs" / "examples"
 
 
-def run(name, *argv):
+def load(name):
     spec = importlib.util.spec_from_file_location(f"example_{name}", ROOT / "examples" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+def run(name, *argv):
+    module = load(name)
     return module, module.main([str(argument) for argument in argv])
 
 
@@ -32,7 +37,9 @@ def losses(out):
 
 
 def test_detection():
-    module, (overlap, right) = run("detection", "--side", 64, "--width", 16, "--depth", 1, "--steps", 2)
+    module, (overlap, right) = run(
+        "detection", "--side", 64, "--width", 16, "--depth", 1, "--steps", 1, "--batch-size", 2
+    )
     assert 0 <= overlap <= 1
     assert 0 <= right <= 1
     model = module.build(64, 16, 2)
@@ -43,7 +50,7 @@ def test_detection():
 
 
 def test_the_pictures_of_the_detector_lie_in_their_boxes():
-    module, _ = run("detection", "--side", 64, "--width", 16, "--depth", 1, "--steps", 1, "--batch-size", 1)
+    module = load("detection")
     for _ in range(20):
         image, truth = module.picture(64)
         rows, columns = truth["masks"][0].nonzero().T
@@ -69,7 +76,7 @@ def test_language(capsys):
 
 
 def test_the_language_model_sees_only_what_came_before():
-    module, _ = run("language", "--width", 32, "--depth", 1, "--length", 8, "--steps", 1, "--characters", 20_000)
+    module = load("language")
     model = module.GPT(32, 2, 4, 8).eval()
     tokens = module.torch.arange(8)[None]
     other = tokens.clone()
@@ -80,7 +87,7 @@ def test_the_language_model_sees_only_what_came_before():
 
 
 def test_physics():
-    module, errors = run("physics", "--width", 8, "--steps", 20)
+    module, errors = run("physics", "--width", 8, "--steps", 8)
     assert all(error < 1 for error in errors.values())
     points = module.torch.rand(5, 2, dtype=module.torch.float64)
     exact = module.laplacian(lambda x: module.solution(x), points)
@@ -88,7 +95,7 @@ def test_physics():
 
 
 def test_second_derivatives_of_the_network_are_differentiated_rightly():
-    module, _ = run("physics", "--width", 4, "--steps", 1)
+    module = load("physics")
     model = module.network("rational", 4)
     points = module.torch.rand(3, 2, dtype=module.torch.float64)
     names = [name for name, _ in model.named_parameters()]
@@ -98,6 +105,9 @@ def test_second_derivatives_of_the_network_are_differentiated_rightly():
         return module.laplacian(lambda x: call(model, dict(zip(names, values, strict=True)), x), points)
 
     values = [value.detach().requires_grad_() for value in model.parameters()]
+    for name, value in zip(names, values, strict=True):
+        if name.endswith("denominator"):
+            value.data += 0.1  # away from the kink at 0, on whose sides central differences would cancel
     assert module.torch.autograd.gradcheck(second, values)
 
 
@@ -108,7 +118,7 @@ def test_cnn():
 
 
 def test_the_cnn_mirrors_only_where_asked():
-    module, _ = run("cnn", "--epochs", 1, "--width", 8, "--batch-size", 1024)
+    module = load("cnn")
     images = module.torch.arange(8.0).expand(64, 1, 8, 8)
     rises = [each[0, 4, 4] > each[0, 4, 3] for each in module.augmented(images, flips=False)]
     assert all(rises)
