@@ -87,7 +87,7 @@ def test_the_language_model_sees_only_what_came_before():
 
 
 def test_physics():
-    module, errors = run("physics", "--width", 8, "--steps", 8)
+    module, errors = run("physics", "--width", 8, "--steps", 20)
     assert all(error < 1 for error in errors.values())
     points = module.torch.rand(5, 2, dtype=module.torch.float64)
     exact = module.laplacian(lambda x: module.solution(x), points)
