@@ -42,11 +42,9 @@ class Classifier(lightning.LightningModule):
 
     def configure_optimizers(self) -> dict[str, object]:
         """Return AdamW without weight decay on the coefficients of the rationals, and its schedule."""
-        coefficients = set(coefficient_names(self.model))
-        groups = [
-            {"params": [value for name, value in self.model.named_parameters() if name not in coefficients]},
-            {"params": [dict(self.model.named_parameters())[name] for name in coefficients], "weight_decay": 0.0},
-        ]
+        parameters = dict(self.model.named_parameters())
+        coefficients = [parameters.pop(name) for name in coefficient_names(self.model)]
+        groups = [{"params": list(parameters.values())}, {"params": coefficients, "weight_decay": 0.0}]
         optimizer = torch.optim.AdamW(groups, lr=self.lr, weight_decay=0.05)
         steps = int(self.trainer.estimated_stepping_batches)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=self.lr, total_steps=steps)
