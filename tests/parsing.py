@@ -3,6 +3,7 @@
 from flashkat.cli.parser import Parser
 from flashkat.cli.tool_flags import (
     add_export_arguments,
+    add_finetune_arguments,
     add_fit_arguments,
     add_flops_arguments,
     add_inspect_arguments,
@@ -19,6 +20,7 @@ FLAGS = {
     "inspect": add_inspect_arguments,
     "export": add_export_arguments,
     "flops": add_flops_arguments,
+    "finetune": add_finetune_arguments,
 }
 
 

@@ -300,3 +300,27 @@ def test_help_of_training_lists_its_groups(capsys):
     assert "learning rate" in parser.themes
     listed = " ".join(parser.format_help().partition("in this order:")[2].split())
     assert listed.startswith(", ".join(parser.themes))
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["my data", "--epochs", "3", "--lr", "0.0001", "--hflip", "0", "--scale", "0.5", "1"],
+        ["data", "--no-pin-mem", "--amp", "--model-ema", "--val-split", "", "--mean", "-0.5", "0.25", "1e-06"],
+        ["data", "--model-kwargs", "m=6", "global=avg", "name='6'", "flag=True", "kind='true'", "sizes=[1, 2]"],
+        ["data", "--torchcompile", "inductor", "--layer-decay", "0.123456789"],
+        ["data", "--no-compile", "--min-lr", "0", "--wandb-tags", "one", "two", "--wandb-resume-id=-x"],
+        ["--dataset", "hfds/food101", "--opt-betas", "0.9", "0.99", "--model-kwargs", "key='a=b'"],
+    ],
+)
+def test_typed_values_parse_to_the_same(argv):
+    given = vars(parse("finetune", *argv))
+    del given["dry_run"]
+    words = parser_of("train").typed(given)
+    again = vars(parse("finetune", *words))
+    assert {name: again.get(name) for name in given} == given
+    assert vars(parse("train", *words)) == vars(parse("train", *argv))
+
+
+def test_what_a_flag_cannot_say_is_not_typed():
+    assert parser_of("train").typed({"amp": False, "img_size": None, "config": "flags.yaml", "opt_kwargs": {}}) == []

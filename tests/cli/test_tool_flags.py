@@ -1,4 +1,4 @@
-"""The flags of ``flashkat plot``, ``inspect``, ``fit``, ``export`` and ``flops``."""
+"""The flags of the smaller commands."""
 
 import pytest
 from parsing import parse, parser_of
@@ -70,3 +70,29 @@ def test_fit_refuses_numbers_out_of_bounds(flags, words, capsys):
         parse("fit", "gelu", *flags)
     assert stopped.value.code == 2
     assert words in capsys.readouterr().err
+
+
+def test_finetune_returns_the_flags_that_were_given():
+    given = vars(parse("finetune", "data", "--epochs", 3, "--opt-kwargs", "fused=False", "--no-pin-mem"))
+    assert given == {
+        **{"data_dir": "data", "dry_run": False, "epochs": 3, "opt_kwargs": {"fused": False}, "pin_mem": False}
+    }
+    assert vars(parse("finetune", "--dataset", "hfds/food101", "--dry-run")) == {
+        "dataset": "hfds/food101",
+        "dry_run": True,
+    }
+
+
+def test_finetune_takes_weights_and_a_file_of_flags(tmp_path):
+    (tmp_path / "flags.yaml").write_text("epochs: 7\nlr: null\n")
+    given = vars(parse("finetune", "data", "--from", "kat.pth", "-c", tmp_path / "flags.yaml"))
+    assert (given["initial_checkpoint"], given["epochs"], given["lr"]) == ("kat.pth", 7, None)
+
+
+def test_help_of_finetune_shows_its_own_flags(capsys):
+    with pytest.raises(SystemExit):
+        parse("finetune", "--help")
+    out = capsys.readouterr().out
+    assert "--from CHECKPOINT" in out
+    assert "--dry-run" in out
+    assert "--clip-grad" not in out

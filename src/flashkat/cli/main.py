@@ -6,6 +6,7 @@ PyTorch and timm are imported once the flags are read. Help and typos need neith
 import argparse
 import json
 import os
+import shlex
 import sys
 import traceback
 import warnings
@@ -18,6 +19,7 @@ from .parser import Parser
 from .tool_flags import (
     add_data_commands,
     add_export_arguments,
+    add_finetune_arguments,
     add_fit_arguments,
     add_flops_arguments,
     add_inspect_arguments,
@@ -95,6 +97,10 @@ def _parser() -> argparse.ArgumentParser:
     add_training_arguments(train)
     train.set_defaults(run=_train)
 
+    finetune = commands.add_parser("finetune", help="choose the flags of train for a folder of images, and run it")
+    add_finetune_arguments(finetune)
+    finetune.set_defaults(run=_finetune)
+
     validate = commands.add_parser("validate", help="evaluate a model on a folder of images")
     add_validation_arguments(validate)
     validate.set_defaults(run=_validate)
@@ -158,6 +164,23 @@ def _train(args: argparse.Namespace) -> None:
     if is_primary():
         _say(f"The run is in {result.folder}")
         print(f"--result\n{json.dumps(results(result.history, result.best), indent=4)}")
+
+
+def _finetune(args: argparse.Namespace) -> None:
+    from ..tools.finetune.choices import choose
+
+    is_dry, given = args.dry_run, {name: value for name, value in vars(args).items() if name != "dry_run"}
+    parser = Parser(prog="flashkat train")
+    add_training_arguments(parser)
+    plan = choose({name: value for name, value in given.items() if value is not None})
+    words = parser.typed(plan.flags)
+    if os.environ.get("RANK", "0") == "0":
+        for note in plan.notes:
+            _note(note)
+        _say(shlex.join(["flashkat", "train", *words]))
+        sys.stdout.flush()
+    if not is_dry:
+        _train(parser.parse_args(words))
 
 
 def _validate(args: argparse.Namespace) -> None:

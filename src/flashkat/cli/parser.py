@@ -5,7 +5,7 @@ import ast
 import difflib
 import math
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
@@ -95,6 +95,18 @@ class Parser(argparse.ArgumentParser):
     def themes(self) -> list[str]:
         """The titles of the groups of flags, in their order."""
         return [group.title for group in self._action_groups[2:] if group.title]
+
+    def typed(self, values: Mapping[str, Any]) -> list[str]:
+        """Return the words of a command line that give flags these values, ``data_dir`` first and without its flag.
+
+        Values that a flag cannot say, such as None and the False of a switch, are left out.
+        """
+        actions = {action.dest: action for action in self._actions if action.option_strings}
+        words = [str(values["data_dir"])] if values.get("data_dir") is not None else []
+        for name, value in values.items():
+            if name not in ("data_dir", "config") and value is not None:
+                words += _words(actions[name], value)
+        return words
 
     def error(self, message: str) -> NoReturn:
         line = printable(f"{self.prog}: error: {message}; {self.prog} --help lists the flags")
@@ -212,6 +224,35 @@ class Parser(argparse.ArgumentParser):
         except (argparse.ArgumentTypeError, ValueError) as error:
             self.error(f"{where}: {error}")
         return converted if many else converted[0]
+
+
+def _words(action: argparse.Action, value: Any) -> list[str]:
+    """Return the words that give a flag its value."""
+    flag = max(action.option_strings, key=lambda option: (option.startswith("--") and "_" not in option, -len(option)))
+    if isinstance(action, argparse.BooleanOptionalAction):
+        return [flag if value else flag.replace("--", "--no-", 1)]
+    if action.nargs == 0:
+        return [flag] if value else []
+    if isinstance(action, KeyValues):
+        return [flag, *(f"{key}={_literal(each)}" for key, each in value.items())] if value else []
+    items = [_short(each) for each in (value if isinstance(value, (list, tuple)) else [value])]
+    # A value that begins like a flag needs the equals sign.
+    return [f"{flag}={items[0]}"] if len(items) == 1 and items[0].startswith("-") else [flag, *items] if items else []
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
+
+
+def _literal(value: Any) -> str:
+    """Return a value of KEY=VALUE, with quotes if it is a text that would be read as something else."""
+    if not isinstance(value, str):
+        return repr(value)
+    try:
+        ast.literal_eval(_BOOLEANS.get(value, value))
+    except (ValueError, SyntaxError):
+        return value if "=" not in value else repr(value)
+    return repr(value)
 
 
 class Instead(argparse.Action):

@@ -39,8 +39,8 @@ def add_data_dir(parser: argparse.ArgumentParser, text: str) -> None:
     parser.add_argument("--data-dir", default=None, metavar="DIR", help="the same as DIR, as a flag")
 
     def check(args: argparse.Namespace) -> None:
-        needs_none = getattr(args, "fake_data", False) or args.dataset.lower().startswith(_ROOTLESS)
-        if args.data_dir is None and not needs_none:
+        needs_none = getattr(args, "fake_data", False) or getattr(args, "dataset", "").lower().startswith(_ROOTLESS)
+        if getattr(args, "data_dir", None) is None and not needs_none:
             raise argparse.ArgumentTypeError("the following arguments are required: DIR")
 
     parser.checks.append(check)  # type: ignore[attr-defined]

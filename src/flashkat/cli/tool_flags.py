@@ -1,4 +1,4 @@
-"""The flags of ``flashkat plot``, ``inspect``, ``fit``, ``export``, ``flops`` and ``data``."""
+"""The flags of ``flashkat plot``, ``inspect``, ``fit``, ``finetune``, ``export``, ``flops`` and ``data``."""
 
 import argparse
 from collections.abc import Callable
@@ -6,11 +6,13 @@ from collections.abc import Callable
 from ..defaults import FIT_METHODS, FORMATS
 from .parser import Parser, amount, finite, inner, number, positive, size
 from .shared_flags import add_model_kwargs
+from .train_flags import add_training_arguments
 from .validate_flags import add_evaluation
 
 __all__ = [
     "add_data_commands",
     "add_export_arguments",
+    "add_finetune_arguments",
     "add_fit_arguments",
     "add_flops_arguments",
     "add_inspect_arguments",
@@ -190,3 +192,31 @@ def add_flops_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num-classes", type=positive, metavar="N", help="number of classes (default: the model's)")
     add_model_kwargs(parser)
     parser.add_argument("--json", action="store_true", help="for programs, numbers in full")
+
+
+def add_finetune_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add all flags of ``flashkat finetune``: its own, and those of ``flashkat train`` without defaults."""
+    add_training_arguments(parser)
+    for action in parser._actions:
+        if action.dest != "help":
+            action.default = argparse.SUPPRESS
+            action.help = action.help if action.dest == "data_dir" and not action.option_strings else argparse.SUPPRESS
+    parser.add_argument(
+        "--from",
+        dest="initial_checkpoint",
+        default=argparse.SUPPRESS,
+        metavar="CHECKPOINT",
+        help="weights of a KAT or a ViT to start from (default: a published KAT, else a ViT that timm has downloaded)",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print the command, and do not run it")
+    if isinstance(parser, Parser):
+        parser.introduce(
+            "DIR [--from CHECKPOINT] [--dry-run] [FLAGS OF flashkat train]",
+            "examples:",
+            "  flashkat finetune /data/flowers",
+            "  flashkat finetune /data/flowers --dry-run",
+            "  flashkat finetune /data/flowers --from output/train/RUN/last.pth.tar --epochs 20 --hflip 0",
+            "",
+            "It looks at the images, chooses the flags of flashkat train, and prints and runs that command.",
+            "All flags of flashkat train work here too, and take the place of what it would choose.",
+        )
