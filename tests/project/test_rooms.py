@@ -57,14 +57,16 @@ def test_every_module_has_its_tests(path):
     assert (ROOT / "tests" / path.with_name(f"test_{path.name}")).is_file()
 
 
-@pytest.mark.parametrize("path", modules(ROOT / "benchmarks"), ids=str)
-def test_every_benchmark_has_its_tests(path):
-    assert (ROOT / "tests/benchmarks" / path.with_name(f"test_{path.name}")).is_file()
+@pytest.mark.parametrize(
+    "path", [Path(name) / path for name in ("benchmarks", "dev") for path in modules(ROOT / name)], ids=str
+)
+def test_every_script_has_its_tests(path):
+    assert (ROOT / "tests" / path.with_name(f"test_{path.name}")).is_file()
 
 
 def test_every_test_file_has_its_module():
     """But for those of the project itself."""
-    homes = {"benchmarks": ROOT, "project": None}
+    homes = {"benchmarks": ROOT, "dev": ROOT, "project": None}
     orphans = []
     for path in (ROOT / "tests").rglob("test_*.py"):
         inside = path.relative_to(ROOT / "tests")
