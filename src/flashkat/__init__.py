@@ -12,9 +12,15 @@ from .system.interrupts import guard_command
 
 __version__ = version("flashkat")
 
-__all__ = ["GRKAN", "GroupRational", "LazyGroupRational", "models", "rational"]
+__all__ = ["GRKAN", "GroupRational", "LazyGroupRational", "export", "models", "rational"]
 
-_HOMES = {"GRKAN": "nn", "GroupRational": "nn", "LazyGroupRational": "nn", "rational": "ops"}
+_HOMES = {
+    "GRKAN": "nn",
+    "GroupRational": "nn",
+    "LazyGroupRational": "nn",
+    "export": "tools.export.write",
+    "rational": "ops",
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -25,6 +31,9 @@ def __getattr__(name: str) -> Any:
         return getattr(import_module(f".{_HOMES[name]}", __name__), name)
     return import_module(f".{name}", __name__)
 
+
+if TYPE_CHECKING:
+    from .tools.export.write import export
 
 # The guard comes before PyTorch, whose import takes seconds.
 if not guard_command() or TYPE_CHECKING:

@@ -12,7 +12,7 @@ import timm
 import flashkat
 from flashkat.cli.main import main, run
 
-COMMANDS = ["train", "validate", "plot", "export", "flops", "data", "doctor"]
+COMMANDS = ["train", "validate", "plot", "export", "predict", "flops", "data", "doctor"]
 # Modules before and after the import of ours.
 IMPORTS = """
 import json, sys, torch, timm
