@@ -53,7 +53,7 @@ def capture(model: nn.Module, example: tuple[Tensor, ...]) -> ExportedProgram:
         program = program.run_decompositions(dict(DECOMPOSITIONS))
     for name, place in _foreign(program):
         raise InputError(
-            f"the operator {name}{f' of {place}' if place else ''} cannot be exported, it is none of PyTorch's own: "
+            f"the operator {name}{f' of the module {place}' if place else ''} cannot be exported, it is none of PyTorch's own: "
             "replace the module"
         )
     return program
