@@ -1,7 +1,7 @@
 """The parsers of the commands, by name."""
 
 from flashkat.cli.parser import Parser
-from flashkat.cli.tool_flags import add_export_arguments, add_flops_arguments, add_plot_arguments
+from flashkat.cli.tool_flags import add_export_arguments, add_flops_arguments, add_plot_arguments, add_predict_arguments
 from flashkat.cli.train_flags import add_training_arguments
 from flashkat.cli.validate_flags import add_validation_arguments
 
@@ -9,6 +9,7 @@ FLAGS = {
     "train": add_training_arguments,
     "validate": add_validation_arguments,
     "plot": add_plot_arguments,
+    "predict": add_predict_arguments,
     "export": add_export_arguments,
     "flops": add_flops_arguments,
 }
