@@ -21,7 +21,7 @@ import flashkat
 from flashkat.tools.export.onnx_file import load_onnx
 from flashkat.tools.export.program import load_package
 
-from .parts.common import Call, HostTimer, Measure, Row, alternate, arguments, finish, target
+from ..parts.common import Call, HostTimer, Measure, Row, alternate, arguments, finish, target
 
 __all__ = ["collect", "targets"]
 
@@ -88,7 +88,7 @@ def targets(rows: list[Row]) -> list[Row]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the benchmark, write the result and print it."""
-    args = arguments("export", "Exported KATs on a CPU.", argv)
+    args = arguments("ship.export", "Exported KATs on a CPU.", argv)
     torch.set_num_threads(_THREADS)
     repeats, rounds = (2, 2) if args.quick else (5, 21)
     rows = collect(HostTimer(repeats), rounds, _QUICK if args.quick else {})

@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks import export
+from benchmarks.ship import export
 
 
 def test_every_model_has_a_row_for_each_way(clock):
