@@ -122,6 +122,7 @@ def _check_graph(graph: Any, path: Path) -> None:
     import onnx
 
     tensors = [*graph.initializer]
+    tensors += [part for each in graph.sparse_initializer for part in (each.values, each.indices)]
     for node in graph.node:
         if node.domain not in _STANDARD:
             raise InputError(

@@ -52,9 +52,9 @@ def capture(model: nn.Module, example: tuple[Tensor, ...]) -> ExportedProgram:
         program = torch.export.export(model, example, dynamic_shapes=shapes, strict=False)
         program = program.run_decompositions(dict(DECOMPOSITIONS))
     for name, place in _foreign(program):
+        where = f" of the module {place}" if place else ""
         raise InputError(
-            f"the operator {name}{f' of the module {place}' if place else ''} cannot be exported, it is none of PyTorch's own: "
-            "replace the module"
+            f"the operator {name}{where} cannot be exported, it is none of PyTorch's own: replace the module"
         )
     return program
 
