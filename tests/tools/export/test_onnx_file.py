@@ -89,6 +89,7 @@ def test_a_file_that_is_no_onnx(content, tmp_path):
         load_onnx(tmp_path / "a.onnx")
 
 
+@pytest.mark.slow
 def test_half_precision(shipped, tmp_path, capsys):
     path = tmp_path / "half.onnx"
     assert main(["export", str(shipped.checkpoint), "-o", str(path), "--model-dtype", "float16"]) == 0
