@@ -88,10 +88,10 @@ def targets(rows: list[Row]) -> list[Row]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the benchmark, write the result and print it."""
-    args = arguments("ship.export", "Exported KATs on a CPU.", argv)
+    args = arguments("ship.export", "Exported KATs on a CPU.", argv, parts={"way": _WAYS})
     torch.set_num_threads(_THREADS)
-    repeats, rounds = (2, 2) if args.quick else (5, 21)
-    rows = collect(HostTimer(repeats), rounds, _QUICK if args.quick else {})
+    repeats, rounds = (2, 2) if args.quick else (5, 15)
+    rows = collect(HostTimer(repeats), rounds, _QUICK if args.quick else {}, args.way)
     settings = {
         "images": 1,
         "timing": f"median over {rounds} rounds of medians of {repeats} calls, contenders in turn, on a shared machine",
