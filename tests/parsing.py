@@ -8,6 +8,7 @@ from flashkat.cli.tool_flags import (
     add_flops_arguments,
     add_inspect_arguments,
     add_plot_arguments,
+    add_predict_arguments,
 )
 from flashkat.cli.train_flags import add_training_arguments
 from flashkat.cli.validate_flags import add_validation_arguments
@@ -18,6 +19,7 @@ FLAGS = {
     "plot": add_plot_arguments,
     "fit": add_fit_arguments,
     "inspect": add_inspect_arguments,
+    "predict": add_predict_arguments,
     "export": add_export_arguments,
     "flops": add_flops_arguments,
     "finetune": add_finetune_arguments,

@@ -56,12 +56,13 @@ def arguments(
     """Parse the flags of a benchmark: ``output`` (a path), ``quick``, and its own.
 
     Args:
-        name: name of the benchmark.
+        name: name of the benchmark's module, with its folder if any. The result has the name of the module alone.
         description: text of the help, with its line breaks.
         argv: the arguments; None takes those of the process.
         add_flags: adds the benchmark's own flags.
         parts: choices by name. Each becomes a flag ``--NAME`` that picks from them; the default is all.
     """
+    file = f"{name.rpartition('.')[2]}.json"
     parser = argparse.ArgumentParser(
         prog=f"python -m benchmarks.{name}",
         description=description,
@@ -72,7 +73,7 @@ def arguments(
         "--output",
         type=Path,
         metavar="FILE",
-        help=f"default: {RESULTS / name}.json, with --quick {QUICK_RESULTS / name}.json",
+        help=f"default: {RESULTS / file}, with --quick {QUICK_RESULTS / file}",
     )
     parser.add_argument(
         "--quick", action="store_true", help="toy sizes and few repeats, to try the command; its targets mean nothing"
@@ -82,7 +83,7 @@ def arguments(
         text = f"any of {', '.join(choices)} (default: all)"
         parser.add_argument(f"--{part}", nargs="+", metavar="NAME", choices=choices, default=list(choices), help=text)
     args = parser.parse_args(argv)
-    args.output = args.output or (QUICK_RESULTS if args.quick else RESULTS) / f"{name}.json"
+    args.output = args.output or (QUICK_RESULTS if args.quick else RESULTS) / file
     return args
 
 

@@ -15,6 +15,7 @@ __all__ = ["SECTIONS", "overview", "pages", "render", "replace", "summary"]
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 PAGES = ROOT / "docs" / "benchmarks"
+EXPORT = ROOT / "docs" / "how-to" / "ship" / "export.md"
 
 _KERNEL_WIDTHS = (192, 768, 3072)
 _KERNEL_DTYPES = ("bf16", "fp32")
@@ -140,6 +141,26 @@ def _cpu(document: Document) -> str:
             _markdown(["", *times, "ours / GELU, forward", "both passes"], table),
         ]
     )
+
+
+_PROGRAMS = {"eager": "eager PyTorch", "aoti": "AOTInductor", "onnx": "ONNX Runtime"}
+
+
+def exported(results: Path) -> str:
+    """Return the table of exported models, which has its place on the page about them."""
+    document = read(results / "export.json")
+    found = {(row["model"], row["way"]): row for row in document["rows"]}
+    models = list(dict.fromkeys(model for model, _ in found))
+    table = []
+    for way, name in _PROGRAMS.items():
+        rows = [found[model, way] for model in models if (model, way) in found]
+        if rows:
+            ratio = rows[0]["ms"] / rows[-1]["ms"]
+            errors = [f"{row['difference']:.1e}" if row["difference"] else "" for row in rows]
+            table.append([name, *(f"{row['ms']:.1f}" for row in rows), f"{ratio:.2f}", *errors])
+    times, errors = ([f"{model}, {what}" for model in models] for what in ("ms", "difference"))
+    header = ["", *times, f"{models[0]} / {models[-1]}", *errors]
+    return "\n\n".join([_markdown(header, table), _verdict(document), _provenance(document["environment"])])
 
 
 def _curves(document: Document) -> str:
@@ -443,7 +464,8 @@ def replace(page: str, text: str) -> str:
 def pages(results: Path) -> dict[Path, str]:
     """Return the generated part of each page, by its path."""
     texts = {PAGES / f"{name}.md": render(name, results) for name in SECTIONS}
-    return {ROOT / "README.md": summary(results), PAGES / "index.md": overview(results), **texts}
+    others = {ROOT / "README.md": summary(results), PAGES / "index.md": overview(results), EXPORT: exported(results)}
+    return {**others, **texts}
 
 
 def _in_order(rows: dict[str, Row]) -> Iterable[tuple[str, Row]]:

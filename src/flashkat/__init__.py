@@ -17,6 +17,7 @@ __all__ = [
     "GroupRational",
     "LazyGroupRational",
     "convert",
+    "export",
     "fit",
     "mlp_to_grkan",
     "models",
@@ -27,6 +28,7 @@ __all__ = [
 _HOMES = {
     **dict.fromkeys(("GRKAN", "GroupRational", "LazyGroupRational", "fit"), "nn"),
     **dict.fromkeys(("convert", "mlp_to_grkan", "revert"), "tools.convert"),
+    "export": "tools.export.write",
     "rational": "ops",
 }
 
@@ -51,3 +53,4 @@ if not guard_command() or TYPE_CHECKING:
 
 if TYPE_CHECKING:
     from .tools.convert import convert, mlp_to_grkan, revert
+    from .tools.export.write import export

@@ -94,6 +94,15 @@ DOCUMENTS = {
         [*_kernel_rows(), *_outlier_rows()],
         [common.target("forward", 1.04, 1.05), common.target("backward", 1.234, 1.08)],
     ),
+    "export": (
+        {},
+        [
+            {"model": model, "way": way, "ms": ms, "min ms": ms, "difference": 1e-6 if way == "onnx" else 0.0}
+            for model, factor in (("KAT-T", 1.5), ("ViT-T", 1.0))
+            for way, ms in (("eager", 30.0 * factor), ("onnx", 20.0 * factor))
+        ],
+        [],
+    ),
     "rounding": (
         {"seeds": 15},
         [

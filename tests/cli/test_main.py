@@ -421,7 +421,7 @@ def test_export_to_an_unknown_format(refuse, checkpoint):
     ("output", "words"),
     [
         ("nowhere/kat.pth", "no folder nowhere to write kat.pth to"),
-        ("kat.onnx", "give a name that ends in .pth"),
+        ("kat.engine", "give a name that ends in .pth"),
         ("kat", "give a name that ends in .pth"),
         ("/dev/null/kat.pth", "no folder /dev/null"),
         ("/proc/kat.pth", "/proc"),

@@ -22,9 +22,31 @@ def test_help_shows_what_the_functions_depend_on(command):
     assert shown.startswith(f"usage: flashkat {command} CHECKPOINT")
 
 
-def test_export_writes_kats_names():
+def test_export_leaves_the_names_of_weights_to_the_suffix():
     args = parse("export", "last.pth.tar", "-o", "kat.pth")
-    assert (args.checkpoint, args.output, args.format, args.use_ema) == ("last.pth.tar", "kat.pth", "kat", False)
+    assert (args.checkpoint, args.output, args.format, args.use_ema) == ("last.pth.tar", "kat.pth", None, False)
+    assert (args.to, args.push_to_hub, args.license) == (None, None, "unknown")
+
+
+def test_predict_takes_many_images():
+    args = parse("predict", "model.onnx", "a.png", "-", "--top", 3, "--csv")
+    assert (args.checkpoint, args.images, args.top) == ("model.onnx", ["a.png", "-"], 3)
+    assert (args.csv, args.json, args.trust, args.batch_size) == (True, False, False, 32)
+
+
+def test_predict_writes_one_form(capsys):
+    with pytest.raises(SystemExit):
+        parse("predict", "model.onnx", "a.png", "--csv", "--json")
+    assert "not allowed with" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["export", "predict", "plot"])
+def test_help_leaves_out_what_a_tool_does_not_need(command, capsys):
+    with pytest.raises(SystemExit):
+        parse(command, "--help")
+    out = capsys.readouterr().out
+    assert "--model-kwargs" in out
+    assert "--mean" not in out
 
 
 def test_export_needs_a_name_to_write(capsys):

@@ -282,3 +282,64 @@ def test_the_larger_operators_compile_whole(compile_whole, monkeypatch, device, 
     found = compile_whole(getattr(module, name), *inputs)
     monkeypatch.undo()
     torch.testing.assert_close(found, getattr(module, name)(*inputs), rtol=1e-4, atol=1e-4)
+
+
+# --- programs that run without this package ---------------------------------------------------------------------------
+
+HUGE = [0.0, 1e-40, -1.0, 2.5, -1e8, 1e20, -1e30, 3.4e38]
+
+
+@pytest.mark.parametrize("dtype", [F32, F16, BF16, F64])
+@pytest.mark.parametrize("case", CASES)
+def test_the_decomposition_equals_the_operator(case, dtype):
+    x, a, b = (each.detach() for each in leaves("cpu", dtype, **case))
+    dim = case.get("dim", -1)
+    found = module.decomposed(x, a, b, dim)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found, torch.ops.flashkat.rational(x, a, b, dim))
+    assert module.decomposed(x, a, b, dim, BF16).dtype == BF16
+
+
+@pytest.mark.parametrize("dtype", [F32, F16, BF16])
+def test_the_decomposition_does_not_overflow(dtype):
+    x = torch.tensor(HUGE).clamp(-torch.finfo(dtype).max, torch.finfo(dtype).max).to(dtype)[:, None]
+    for a, b in (([0, 1, 0, 0, 0, 0], [0] * 4), ([1, -2, 3, -4, 5, -6], [1, 0, 2, -1e-3]), ([0] * 5 + [1e-30], [0, 1])):
+        numerator, denominator = torch.tensor([a]).float(), torch.tensor([b]).float()
+        found = module.decomposed(x, numerator, denominator, -1)
+        assert not found.isnan().any()
+        torch.testing.assert_close(found, flashkat.rational(x, numerator, denominator))
+
+
+def operators_of(program):
+    return {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+
+
+def test_decompositions_leave_pytorchs_own_operators(device):
+    program = torch.export.export(flashkat.GRKAN(16, 32).to(device), (torch.randn(3, 16, device=device),))
+    assert any("flashkat" in name for name in operators_of(program))
+    names = operators_of(program.run_decompositions(dict(module.DECOMPOSITIONS)))
+    assert not any("flashkat" in name for name in names)
+    assert not any("where" in name for name in names)  # slow in ONNX Runtime
+
+
+def test_fused_operators_have_decompositions():
+    x, branch, weight, bias = (torch.randn(*shape) for shape in ((3, 16), (3, 16), (16,), (16,)))
+    a, b = torch.randn(1, 6), torch.randn(8, 4)
+    table = {str(operator): function for operator, function in module.DECOMPOSITIONS.items()}
+    found = table["flashkat.bias_rational.default"](x, bias, a, b)
+    torch.testing.assert_close(found, flashkat.rational(x + bias, a, b))
+    total, found, *_ = table["flashkat.add_norm_rational.default"](x, branch, weight, bias, a, b, 1e-5)
+    torch.testing.assert_close(total, x + branch)
+    torch.testing.assert_close(found, add_norm_rational(x, branch, weight, bias, a, b)[1])
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("dynamo", [True, False])
+def test_onnx_exporters_take_the_activation(dynamo, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    act = flashkat.GroupRational(16, start="gelu").eval()
+    x = torch.tensor(HUGE * 2).expand(2, 16).contiguous()
+    torch.onnx.export(act, (x,), tmp_path / "act.onnx", dynamo=dynamo, **({"verbose": False} if dynamo else {}))
+    session = onnxruntime.InferenceSession(tmp_path / "act.onnx")
+    (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(found), act(x).detach())

@@ -12,7 +12,9 @@ import timm
 import flashkat
 from flashkat.cli.main import main, run
 
-COMMANDS = ["train", "finetune", "validate", "plot", "inspect", "fit", "export", "flops", "data", "doctor"]
+COMMANDS = [
+    *("train", "finetune", "validate", "plot", "inspect", "fit", "export", "predict", "flops", "data", "doctor"),
+]
 # Modules before and after the import of ours.
 IMPORTS = """
 import json, sys, torch, timm

@@ -24,6 +24,7 @@ from .tool_flags import (
     add_flops_arguments,
     add_inspect_arguments,
     add_plot_arguments,
+    add_predict_arguments,
 )
 from .train_flags import add_training_arguments
 from .validate_flags import add_validation_arguments
@@ -117,9 +118,13 @@ def _parser() -> argparse.ArgumentParser:
     add_fit_arguments(fit)
     fit.set_defaults(run=_fit)
 
-    export = commands.add_parser("export", help="write a KAT's weights as other programs load them")
+    export = commands.add_parser("export", help="write a model as ONNX, as a program, or as other code loads it")
     add_export_arguments(export)
     export.set_defaults(run=_export)
+
+    predict = commands.add_parser("predict", help="name the classes of images")
+    add_predict_arguments(predict)
+    predict.set_defaults(run=_predict)
 
     flops = commands.add_parser("flops", help="count operations and parameters of a model, part by part")
     add_flops_arguments(flops)
@@ -239,10 +244,69 @@ def _fit(args: argparse.Namespace) -> None:
 
 
 def _export(args: argparse.Namespace) -> None:
-    from ..checkpoints.export import export
+    is_program = args.output.endswith((".onnx", ".pt2"))
+    if args.format and (is_program or args.to):
+        raise InputError("--format is for files of weights alone: leave it out")
+    if args.push_to_hub and not args.to:
+        raise InputError("--push-to-hub uploads the folder of --to hf: give that too")
+    if args.to:
+        _export_folder(args)
+    elif is_program:
+        _export_program(args)
+    else:
+        from ..checkpoints.export import export
 
-    count = export(args.checkpoint, args.output, args.format, args.use_ema, say=_note)
-    _say(f"Wrote {count} tensors to {args.output}, with the names of {args.format}")
+        format = args.format or "kat"
+        count = export(args.checkpoint, args.output, format, args.use_ema, say=_note)
+        _say(f"Wrote {count} tensors to {args.output}, with the names of {format}")
+
+
+def _export_folder(args: argparse.Namespace) -> None:
+    from ..tools.export.hub_folder import push, write_folder
+    from .sections import evaluation_config
+
+    config = evaluation_config(args, args.checkpoint, None)
+    folder = write_folder(config, args.output, args.license, args.push_to_hub, say=_note)
+    _say(f"Wrote {folder}, for timm.create_model('local-dir:{folder}', pretrained=True)")
+    if args.push_to_hub:
+        _say(f"Pushed it to {push(folder, args.push_to_hub)}")
+
+
+def _export_program(args: argparse.Namespace) -> None:
+    from ..tools.export.write import export_checkpoint
+    from .sections import evaluation_config
+
+    worst, classes = export_checkpoint(evaluation_config(args, args.checkpoint, None), args.output, say=_note)
+    named = f"{classes} class names" if classes else "no class names, as the checkpoint has none"
+    _say(f"Wrote {args.output}, with {named}")
+    _say(f"Largest difference of an output from the model's: {worst:.2g}")
+
+
+def _predict(args: argparse.Namespace) -> int:
+    from ..tools.predict.predict import heading, line_of, predict
+    from .sections import evaluation_config
+
+    form = "json" if args.json else "csv" if args.csv else "text"
+    predictions = predict(
+        evaluation_config(args, args.checkpoint, None),
+        args.images,
+        sys.stdin,
+        top=args.top,
+        trust=args.trust,
+        terminal=sys.stderr if sys.stderr.isatty() else None,
+        say=_note,
+    )
+    skipped = 0
+    for number, prediction in enumerate(predictions):
+        if number == 0 and heading(form):
+            print(heading(form))
+        if prediction is None:
+            skipped += 1
+        else:
+            print(line_of(prediction, form), flush=True)
+    if skipped:
+        _note(f"Images that cannot be read: {skipped}")
+    return 1 if skipped else 0
 
 
 def _flops(args: argparse.Namespace) -> None:

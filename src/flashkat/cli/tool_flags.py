@@ -1,4 +1,4 @@
-"""The flags of ``flashkat plot``, ``inspect``, ``fit``, ``finetune``, ``export``, ``flops`` and ``data``."""
+"""The flags of the smaller commands."""
 
 import argparse
 from collections.abc import Callable
@@ -17,25 +17,16 @@ __all__ = [
     "add_flops_arguments",
     "add_inspect_arguments",
     "add_plot_arguments",
+    "add_predict_arguments",
 ]
 
-# The flags that plotting and inspecting need. Their help leaves out the others of an evaluation.
-_PLOTTED = {
-    "help",
-    "animate",
-    "checkpoint",
-    "output",
-    "html",
-    "json",
-    "data",
-    "split",
-    "batch_size",
-    "workers",
-    "img_size",
-    "model",
-    "num_classes",
-}
-_PLOTTED |= {"model_kwargs", "use_ema", "device"}
+# The flags of an evaluation that these tools show. Their help leaves out the others.
+_RESTORING = {"img_size", "model", "num_classes", "model_kwargs", "use_ema", "device"}
+_PLOTTED = _RESTORING | {"split", "batch_size", "workers"}
+_EXPORTED = _RESTORING | {"model_dtype"}
+_PREDICTED = _RESTORING | {"batch_size"}
+
+_PREDICTED_BATCH = 32
 
 Command = Callable[[argparse.Namespace], int | None]
 
@@ -86,7 +77,7 @@ def add_plot_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="show the run's checkpoints, one after the other (an .mp4 needs ffmpeg)",
     )
-    _add_evaluation(parser)
+    _add_some_of_evaluation(parser, _PLOTTED)
     if isinstance(parser, Parser):
         parser.introduce(
             "CHECKPOINT [-o FILE] [--data DIR] [--animate] [FLAGS]",
@@ -149,7 +140,7 @@ def add_inspect_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", metavar="DIR", help="data set to take the inputs of the functions from")
     parser.add_argument("--html", metavar="FILE", help="write a report too, one page that needs no network")
     parser.add_argument("--json", action="store_true", help="for programs, with formulas, in place of the table")
-    _add_evaluation(parser)
+    _add_some_of_evaluation(parser, _PLOTTED)
     if isinstance(parser, Parser):
         parser.introduce(
             "CHECKPOINT [--data DIR] [--html FILE] [FLAGS]",
@@ -162,27 +153,78 @@ def add_inspect_arguments(parser: argparse.ArgumentParser) -> None:
         )
 
 
-def _add_evaluation(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of an evaluation. The help shows those that the functions depend on."""
+def _add_some_of_evaluation(parser: argparse.ArgumentParser, shown: set[str]) -> None:
+    """Add the flags of an evaluation. The help shows those in ``shown`` alone."""
+    own = {action.dest for action in parser._actions}
     add_evaluation(parser)
     for action in parser._actions:
-        if action.dest not in _PLOTTED:
+        if action.dest not in own | shown:
             action.help = argparse.SUPPRESS
 
 
 def add_export_arguments(parser: argparse.ArgumentParser) -> None:
     """Add all flags of ``flashkat export``."""
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a KAT's, of flashkat train or of other programs")
     parser.add_argument(
-        "-o", "--output", required=True, metavar="FILE", help="a .pth, .pth.tar, .pt, .bin or .safetensors"
+        "checkpoint", metavar="CHECKPOINT", help="of flashkat train or of other programs, or a folder with config.json"
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        required=True,
+        metavar="FILE",
+        help="a program (.onnx, .pt2, or _aoti.pt2 for AOTInductor), weights (.pth, .pth.tar, .pt, .bin, .safetensors) "
+        "or the folder of --to hf",
     )
     parser.add_argument(
         "--format",
-        default="kat",
         choices=list(FORMATS),
-        help="whose names: KAT's code, the FlashKAT paper's code, or timm with this package (default: kat)",
+        help="names of weights: of KAT's code, the FlashKAT paper's code, or timm with this package (default: kat)",
     )
-    parser.add_argument("--use-ema", action="store_true", help="write the checkpoint's averaged weights")
+    parser.add_argument("--to", choices=["hf"], help="write a folder that timm and the Hugging Face Hub load")
+    parser.add_argument("--license", default="unknown", metavar="ID", help="licence for the model card of --to hf")
+    parser.add_argument("--push-to-hub", metavar="NAME", help="upload the folder of --to hf to this repository")
+    _add_some_of_evaluation(parser, _EXPORTED)
+    if isinstance(parser, Parser):
+        parser.introduce(
+            "CHECKPOINT -o FILE [FLAGS]",
+            "examples:",
+            "  flashkat export output/train/RUN/last.pth.tar -o model.onnx",
+            "  flashkat export output/train/RUN/last.pth.tar -o model.onnx --model-dtype float16",
+            "  flashkat export output/train/RUN/last.pth.tar -o model.pt2",
+            "  flashkat export output/train/RUN/last.pth.tar -o model_aoti.pt2",
+            "  flashkat export output/train/RUN/last.pth.tar -o FOLDER --to hf",
+            "  flashkat export output/train/RUN/last.pth.tar -o theirs.pth --format kat",
+        )
+
+
+def add_predict_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add all flags of ``flashkat predict``."""
+    parser.add_argument(
+        "checkpoint",
+        metavar="CHECKPOINT",
+        help="of flashkat train or of other programs, a folder with config.json, an .onnx or a .pt2",
+    )
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders, patterns, or - for names on stdin")
+    parser.add_argument("--top", type=positive, default=5, metavar="N", help="classes of each image (default: 5)")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="for programs, a line of JSON for each image")
+    form.add_argument("--csv", action="store_true", help="for tables, a row for each image and class")
+    parser.add_argument(
+        "--trust", action="store_true", help="load a .pt2, which may run code of its author (never needed for .onnx)"
+    )
+    _add_some_of_evaluation(parser, _PREDICTED)
+    parser.set_defaults(batch_size=_PREDICTED_BATCH)
+    for action in parser._actions:
+        if action.dest == "batch_size":
+            action.help = f"images that run together (default: {_PREDICTED_BATCH})"
+    if isinstance(parser, Parser):
+        parser.introduce(
+            "CHECKPOINT IMAGE... [FLAGS]",
+            "examples:",
+            "  flashkat predict output/train/RUN/last.pth.tar cat.jpg",
+            "  flashkat predict model.onnx photos --top 1 --csv",
+            "  find photos -name '*.jpg' | flashkat predict model.onnx - --json",
+        )
 
 
 def add_flops_arguments(parser: argparse.ArgumentParser) -> None:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +35,14 @@ class Restored:
         name: its name in timm's registry.
         checkpoint: all entries of the file; empty without a file.
         data: the data section, completed with the checkpoint's settings of images.
+        arguments: those that the model was created with, without those that took its default.
     """
 
     module: Any
     name: str
     checkpoint: dict[str, Any]
     data: Data
+    arguments: dict[str, Any] = field(default_factory=dict)
 
 
 def model_arguments(model: Model, data: Data) -> dict[str, Any]:
@@ -101,7 +103,8 @@ def restore(model: Model, trained: Trained, data: Data, say: Callable[[str], Non
         )
         if left:
             say(f"{file} fits in part: {left}")
-    return Restored(module, model.name, checkpoint, data)
+    given = {name: value for name, value in wanted.items() if value is not None and name != "pretrained"}
+    return Restored(module, model.name, checkpoint, data, given)
 
 
 def _with_held_out(data: Data, arguments: dict[str, Any], file: str, say: Callable[[str], None]) -> Data:

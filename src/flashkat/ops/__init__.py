@@ -7,9 +7,11 @@ from .layout import Layers
 from .linear_rational import linear_rational
 from .rational import rational
 from .reference import rational_reference
+from .register import DECOMPOSITIONS
 from .sharding import register_shardings
 
 __all__ = [
+    "DECOMPOSITIONS",
     "Layers",
     "add_norm_grkan",
     "add_norm_rational",

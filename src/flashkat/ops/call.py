@@ -113,7 +113,7 @@ def has_kernels(
         coefficients: numerator and denominator.
         dtypes: those of all tensors that the kernel reads or writes as vectors.
     """
-    if call.transformed or call.overridden:
+    if call.transformed or call.overridden or (not call.plain and torch.onnx.is_in_onnx_export()):
         return False
     # A cache cannot look up sizes that are symbols. Those of a plain call are numbers.
     fit = _fits_once if call.plain else fits

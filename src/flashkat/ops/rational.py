@@ -11,7 +11,7 @@ from .call import DTYPES, EagerFunction, ForwardModeError, has_memory, look, met
 from .dispatch import choose_path
 from .layout import Metadata
 from .reference import as_inputs, differentiate, rational_reference
-from .register import in_float64, register
+from .register import decomposed, in_float64, register
 
 __all__ = ["rational"]
 
@@ -67,6 +67,9 @@ def rational(
     if call.transformed:
         # Transforms cannot look into an operator. Some raise; jvp takes the derivative for zero.
         return _by_definition(x, numerator, denominator, dim, call.autocast)
+    if torch.onnx.is_in_onnx_export():
+        # ONNX's exporters know no operators but PyTorch's.
+        return decomposed(x, numerator, denominator, dim, call.autocast)
     return torch.ops.flashkat.rational(x, numerator, denominator, dim, call.autocast)
 
 
@@ -206,6 +209,7 @@ register(
     _forward,
     _fake_forward,
     formula=in_float64,
+    decomposition=decomposed,
     save=_save_forward,
     differentiate=_differentiate,
 )

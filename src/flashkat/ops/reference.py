@@ -26,7 +26,8 @@ def _absolute(value: Tensor) -> Tensor:
     return torch.where(value < 0, -value, value)
 
 
-def _horner(coefficients: list[Tensor], x: Tensor) -> Tensor:
+def horner(coefficients: list[Tensor], x: Tensor) -> Tensor:
+    """Return the polynomial with these coefficients, in rising order."""
     value = coefficients[-1].expand_as(x)
     for coefficient in reversed(coefficients[:-1]):
         value = value * x + coefficient
@@ -52,7 +53,7 @@ def rational_reference(x: Tensor, numerator: Tensor, denominator: Tensor, dim: i
     trailing = (1,) * (grouped.ndim - dim - 1)
     a = [column.reshape(-1, *trailing) for column in numerator.to(dtype).unbind(1)]
     b = [_absolute(column).reshape(-1, *trailing) for column in denominator.to(dtype).unbind(1)]
-    quotient = _horner(a, grouped) / _horner([torch.ones_like(a[0]), *b], _absolute(grouped))
+    quotient = horner(a, grouped) / horner([torch.ones_like(a[0]), *b], _absolute(grouped))
     return quotient.to(x.dtype).reshape(x.shape)
 
 

@@ -8,16 +8,19 @@ from torch import Tensor
 
 from . import private
 from .dispatch import has_fast_float64, is_triton
-from .reference import rational_reference
+from .reference import compute_dtype, horner, rational_reference
 from .triton import settings
 from .triton.caching import distinguish_caches
 
-__all__ = ["in_float64", "register"]
+__all__ = ["DECOMPOSITIONS", "decomposed", "in_float64", "register"]
 
 distinguish_caches()
 
 _LIBRARY = torch.library.Library("flashkat", "DEF")
 _TAGS = (torch.Tag.pt2_compliant_tag,)
+
+DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {}
+"""For ``ExportedProgram.run_decompositions``: our operators by PyTorch's own."""
 
 
 def register(
@@ -26,19 +29,21 @@ def register(
     fake: Callable[..., Any],
     *,
     formula: Callable[..., Any] | None = None,
+    decomposition: Callable[..., Any] | None = None,
     save: Callable[..., None] | None = None,
     differentiate: Callable[..., Any] | None = None,
 ) -> None:
     """Define an operator ``torch.ops.flashkat.NAME``.
 
     torch.compile calls the operator whole. For small tensors on a GPU it takes ``formula``, unless a size is a symbol.
-    Exporters keep the operator.
+    ``torch.export`` keeps the operator, and ``DECOMPOSITIONS`` replaces it.
 
     Args:
         signature: the name and the schema.
         function: computes it.
         fake: returns empty tensors with the metadata of the results.
         formula: computes it by operators that a compiler fuses. Its last tensors are numerator and denominator.
+        decomposition: computes it by operators that every runtime has; default is ``formula``.
         save: ``setup_context`` of the derivative.
         differentiate: ``backward`` of the derivative.
     """
@@ -50,6 +55,9 @@ def register(
     if formula is not None and private.FunctionalTensorMode is not None:
         rule = _formula_rule(formula)
         torch.library.register_torch_dispatch(qualified, private.FunctionalTensorMode, rule, lib=_LIBRARY)
+    decomposition = decomposition or formula
+    if decomposition is not None:
+        DECOMPOSITIONS[getattr(torch.ops.flashkat, name).default] = decomposition
     if differentiate is not None:
         torch.library.register_autograd(qualified, differentiate, setup_context=save, lib=_LIBRARY)
 
@@ -101,3 +109,34 @@ def in_float64(x: Tensor, numerator: Tensor, denominator: Tensor, dim: int, dtyp
     a, b = (each.float().expand(groups, -1).repeat_interleave(channels, 0) for each in (numerator, denominator))
     value = rational_reference(x.double(), a, b, dim)
     return value.float().to(dtype or x.dtype)
+
+
+# A float16 is below 2^16. Up to this degree, its powers times coefficients below 2^40 fit float32.
+_HALF_DEGREE = 5
+
+
+def decomposed(x: Tensor, numerator: Tensor, denominator: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
+    """Compute F(x) by operators that every runtime has, without the fused kernels.
+
+    float32 and bfloat16 ``x`` take float64, in which no power overflows up to degree 6. float16 takes float32 up to
+    degree 5. It has no ``torch.where``, which takes ONNX Runtime ten times as long as an addition.
+    """
+    groups = max(numerator.shape[0], denominator.shape[0])
+    degree = max(numerator.shape[1] - 1, denominator.shape[1])
+    is_small = x.dtype == torch.float16 and degree <= _HALF_DEGREE
+    wide = torch.float32 if is_small else torch.float64
+    dim = dim % x.ndim
+    rows, trailing = x.shape[dim] // groups or 1, (1,) * (x.ndim - dim - 1)
+
+    def columns(table: Tensor) -> list[Tensor]:
+        """Return a tensor for each power, with a number for each channel, so that runtimes broadcast long rows."""
+        table = table.to(compute_dtype(x.dtype)).to(wide).expand(groups, -1).repeat_interleave(rows, 0)
+        return [column.reshape(-1, *trailing) for column in table.unbind(1)]
+
+    z = x.to(wide)
+    quotient = horner(columns(numerator), z)
+    b = columns(denominator.abs())
+    if b:
+        size = z.abs()
+        quotient = quotient / (horner(b, size) * size + 1.0)
+    return quotient.to(compute_dtype(x.dtype)).to(dtype or x.dtype)

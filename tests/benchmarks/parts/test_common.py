@@ -137,3 +137,8 @@ def test_without_a_gpu_one_line_says_so(name, monkeypatch, tmp_path):
     with pytest.raises(SystemExit, match="needs a CUDA GPU"):
         module.main(["--output", str(tmp_path / "x.json")])
     assert not list(tmp_path.iterdir())
+
+
+def test_a_result_has_the_name_of_its_module():
+    assert common.arguments("ship.export", "text", []).output == common.RESULTS / "export.json"
+    assert common.arguments("cpu", "text", ["--quick"]).output == common.QUICK_RESULTS / "cpu.json"

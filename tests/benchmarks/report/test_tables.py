@@ -65,6 +65,13 @@ def test_models_and_loading(results):
     assert "| photographs, 224 px, NVIDIA DALI |  | 2,000 (100%) |  |" in text
 
 
+def test_exported_models_have_their_page(results):
+    text = tables.exported(results)
+    assert "| eager PyTorch | 45.0 | 30.0 | 1.50 |  |  |" in text
+    assert "| ONNX Runtime | 30.0 | 20.0 | 1.50 | 1.0e-06 | 1.0e-06 |" in text
+    assert "AOTInductor" not in text  # was not measured
+
+
 def test_several_gpus(results):
     text = _all(results)
     assert "| tiny | default | 1 | ours | 16,000 |  |  |  | 1.000 | 2.35 |" in text

@@ -1,0 +1,1 @@
+"""``flashkat export`` to programs and model folders, for runtimes without this package."""

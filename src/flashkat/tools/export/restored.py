@@ -1,0 +1,27 @@
+"""The model that the command line names: of a checkpoint, or of a folder in the Hugging Face layout."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from ...evaluation import Config, Trained
+from ...evaluation.restore import Restored, restore
+
+__all__ = ["restored"]
+
+
+def restored(config: Config, say: Callable[[str], None] = lambda line: None) -> Restored:
+    """Make the model of a checkpoint, or of a folder with ``config.json``.
+
+    Args:
+        config: ``trained`` names the file or the folder.
+        say: called with each line for the user.
+
+    Raises:
+        InputError: it cannot be read, or does not fit the model.
+    """
+    place = Path(config.trained.checkpoint)
+    if place.is_dir() and (place / "config.json").is_file():
+        model = replace(config.model, model=f"local-dir:{place}", pretrained=True)
+        return restore(model, Trained(), config.data, say)
+    return restore(config.model, config.trained, config.data, say)

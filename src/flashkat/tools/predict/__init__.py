@@ -1,0 +1,1 @@
+"""``flashkat predict``: the classes of images."""

@@ -1,0 +1,97 @@
+"""A model to predict with, from a checkpoint, a model folder, an ONNX file or an exported program."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...checkpoints.load import notes_on_average
+from ...errors import InputError, explain
+from ...evaluation import Config
+from ...system.device import autocast, place, resolve_device
+from ..export.description import Description, describe
+from ..export.onnx_file import load_onnx
+from ..export.program import Run, load_package, read_entries
+from ..export.restored import restored
+
+__all__ = ["Classifier", "open_classifier"]
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A model with its class names and the preparation of its images.
+
+    Attributes:
+        description: what the images and outputs are.
+        run: takes a batch of prepared images, and returns logits.
+    """
+
+    description: Description
+    run: Run
+
+    @torch.inference_mode()
+    def probabilities(self, images: Tensor) -> Tensor:
+        """Return the probabilities (batch, classes) of prepared images (batch, channels, height, width).
+
+        Raises:
+            InputError: the program returns no logits.
+        """
+        with explain("cannot run the model"):
+            result = self.run(images.to(getattr(torch, self.description.dtype)))
+        logits = result[0] if isinstance(result, (list, tuple)) and result else result
+        if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images) or not logits.shape[1]:
+            raise InputError("the model returns no number for each class of an image: give a classifier")
+        return logits.float().cpu().softmax(1)
+
+
+def open_classifier(config: Config, trust: bool, say: Callable[[str], None] = lambda line: None) -> Classifier:
+    """Open a model to predict with.
+
+    Args:
+        config: ``trained`` names a checkpoint, a folder with ``config.json``, an ``.onnx`` or a ``.pt2``.
+        trust: load a ``.pt2``, which may run code of its author.
+        say: called with each line for the user.
+
+    Raises:
+        InputError: the file cannot be read, is not trusted, or does not say how images are prepared.
+    """
+    path = Path(config.trained.checkpoint)
+    if path.suffix in (".onnx", ".pt2"):
+        if not path.is_file():
+            raise InputError(f"no model at {path}")
+        if path.suffix == ".onnx":
+            run, entries = load_onnx(path, resolve_device(config.runtime.device))
+            return Classifier(Description.from_entries(entries, str(path)), run)
+        return _packaged(path, trust)
+    return _restored(config, say)
+
+
+def _packaged(path: Path, trust: bool) -> Classifier:
+    if not trust:
+        raise InputError(
+            f"{path} may run code of its author, as PyTorch reads such files with pickle or as a library: "
+            "give --trust if you trust the author, or take an .onnx"
+        )
+    entries, is_compiled = read_entries(path)
+    description = Description.from_entries(entries, str(path))
+    run = load_package(path, is_compiled)
+    device = torch.device(entries.get("AOTI_DEVICE_KEY", "cpu"))
+    return Classifier(description, lambda images: run(images.to(device)))
+
+
+def _restored(config: Config, say: Callable[[str], None]) -> Classifier:
+    found = restored(config, say)
+    for note in notes_on_average(found.checkpoint, config.trained.use_ema):
+        say(note)
+    device = resolve_device(config.runtime.device)
+    model: Any = place(found.module, config.runtime, device).eval()
+
+    def run(images: Tensor) -> Tensor:
+        with autocast(config.runtime, device):
+            logits: Tensor = model(images.to(device))
+        return logits
+
+    return Classifier(describe(found, config.runtime.model_dtype or "float32"), run)

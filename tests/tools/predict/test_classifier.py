@@ -1,0 +1,64 @@
+"""Models to predict with: of checkpoints, folders, ONNX files and trusted packages."""
+
+import pytest
+import torch
+from torch import nn
+
+import flashkat
+from flashkat.errors import InputError
+from flashkat.evaluation import Config, Runtime, Trained
+from flashkat.tools.predict.classifier import Classifier, open_classifier
+
+
+def opened(path, trust=False, **runtime):
+    config = Config(trained=Trained(checkpoint=str(path)), runtime=Runtime(device="cpu", **runtime))
+    return open_classifier(config, trust)
+
+
+def test_all_formats_give_the_same(shipped):
+    images = torch.randn(3, 3, 8, 8)
+    expected = opened(shipped.checkpoint)
+    assert expected.description.classes == ("dark", "light")
+    assert expected.probabilities(images).sum(1).tolist() == pytest.approx([1] * 3)
+    for path in (shipped.onnx, shipped.pt2, shipped.folder):
+        found = opened(path, trust=True)
+        assert found.description == expected.description
+        torch.testing.assert_close(found.probabilities(images), expected.probabilities(images))
+
+
+def test_a_package_needs_trust(shipped):
+    with pytest.raises(InputError, match=r"model\.pt2 may run code of its author.*: give --trust"):
+        opened(shipped.pt2)
+
+
+def test_half_precision(shipped):
+    half = opened(shipped.checkpoint, model_dtype="bfloat16")
+    images = torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(
+        half.probabilities(images), opened(shipped.checkpoint).probabilities(images), rtol=0.1, atol=0.1
+    )
+
+
+@pytest.mark.parametrize("name", ["a.onnx", "a.pt2", "a.pth"])
+def test_no_file(name, tmp_path):
+    with pytest.raises(InputError, match=rf"no (model|checkpoint) at .*{name}"):
+        opened(tmp_path / name)
+
+
+def test_a_program_that_says_nothing_of_its_images(tmp_path):
+    flashkat.export(nn.Flatten(), torch.randn(2, 3), tmp_path / "a.pt2")
+    with pytest.raises(InputError, match="does not say how its images are prepared"):
+        opened(tmp_path / "a.pt2", trust=True)
+
+
+@pytest.mark.parametrize("output", [torch.ones(2), torch.ones(1, 5), torch.ones(2, 0), (), "logits"])
+def test_a_program_that_is_no_classifier(output, shipped):
+    classifier = Classifier(opened(shipped.checkpoint).description, lambda images: output)
+    with pytest.raises(InputError, match="returns no number for each class of an image"):
+        classifier.probabilities(torch.zeros(2, 3, 8, 8))
+
+
+def test_a_program_that_fails_says_so(shipped):
+    classifier = opened(shipped.onnx)
+    with pytest.raises(InputError, match="cannot run the model: "):
+        classifier.probabilities(torch.zeros(2, 3, 4, 4))
