@@ -125,6 +125,12 @@ def test_the_cnn_mirrors_only_where_asked():
     assert {bool(each[0, 4, 4] > each[0, 4, 3]) for each in module.augmented(images, flips=True)} == {True, False}
 
 
+def test_convert_vit():
+    _, found = run("convert_vit", "--epochs", 2, "--depth", 1)
+    assert abs(found["ViT"] - found["KAT, just converted"]) < 0.02
+    assert found["KAT, trained on"] > found["ViT"]
+
+
 @pytest.mark.parametrize("name", ["accelerate", "lightning"])
 def test_loops_of_others(name):
     pytest.importorskip(name)
