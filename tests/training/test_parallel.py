@@ -59,10 +59,10 @@ def assert_same(folder, other, summary_of):
             assert min(ours.pop(name), theirs.pop(name)) > 0 or name == "data_wait"
         for summary in (ours, theirs):  # GPUs have one, the CPU has none
             summary.pop("peak_memory_gib", None)
-        assert ours == pytest.approx(theirs, rel=1e-5)
+        assert ours == pytest.approx(theirs, rel=1e-4)
     a, b = (torch.load(path / "last.pth.tar", weights_only=True, map_location="cpu") for path in (folder, other))
     for key in ("state_dict", "state_dict_ema"):
-        torch.testing.assert_close(a[key], b[key], rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(a[key], b[key], rtol=1e-4, atol=1e-5)
     moments = [
         [entry["momentum_buffer"] for entry in checkpoint["optimizer"]["state"].values()] for checkpoint in (a, b)
     ]

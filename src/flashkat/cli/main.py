@@ -58,7 +58,8 @@ def main(argv: list[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if (error.name or "flashkat").startswith("flashkat"):
             raise
-        return _fail(program, f"{error}: install what it needs with pip install 'flashkat[training]'", status=1)
+        how = "pip install 'flashkat[training]', in a checkout pip install -e '.[training]'"
+        return _fail(program, f"{error}: install what it needs with {how}", status=1)
     except OSError as error:  # names too long, disks full, files that went away
         about = f"{error.filename}: " if error.filename is not None else ""
         return _fail(program, f"{about}{error.strerror or error}", status=2)
