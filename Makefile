@@ -3,6 +3,8 @@
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
+# Processes that run tests: more than cores, as many tests wait for processes that start.
+TESTERS := $(shell $(PYTHON) -c 'import os; print(os.cpu_count() * 3 // 2)')
 READY := .venv/.ready
 SOURCES := pyproject.toml setup.py src/flashkat/ops/cpu/native.c src/flashkat/ops/cpu/native_real.h
 
@@ -28,7 +30,7 @@ demo: $(READY)
 	@echo "Figures: $(DEMO)/run/curves.png (training) and $(DEMO)/run/rationals.png (learned functions)"
 
 test: $(READY)
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n $(TESTERS)
 
 # The tests that take minutes or tens of gigabytes each.
 test-slow: $(READY)

@@ -30,13 +30,15 @@ def _of(found, where):
     return _verdicts(target for target in found if target["name"].endswith(where))
 
 
-def test_every_contender_of_a_training_case_has_a_row(device, clock):
-    plan = _training(ways=("eager", "compiled"), cases=("bf16",))
+@pytest.mark.parametrize("ways", [("eager",), pytest.param(("eager", "compiled"), marks=pytest.mark.slow)], ids=str)
+def test_every_contender_of_a_training_case_has_a_row(device, clock, ways):
+    plan = _training(ways=ways, cases=("bf16",))
     rows = [row for piece in training.collect(plan, device, clock) for row in piece]
     assert [(row["way"], row["contender"]) for row in rows] == [(way, name) for way in plan.ways for name in CONTENDERS]
     assert {(row["images_per_s"], row["over_vit"]) for row in rows} == {(2000.0, 1.0)}
     speed = [target for target in training.targets(rows) if "images/s" in target["name"] and target["value"]]
-    assert sorted((target["value"], target["limit"]) for target in speed) == [(1.0, 0.9), (1.0, 1.0)]
+    limits = {"eager": 0.9, "compiled": 1.0}
+    assert sorted((target["value"], target["limit"]) for target in speed) == sorted((1.0, limits[way]) for way in ways)
 
 
 def test_every_case_of_training_runs(device, clock):

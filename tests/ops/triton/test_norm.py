@@ -28,7 +28,7 @@ NAMES = ("grad_x", "grad_branch", "grad_weight", "grad_bias", "grad_numerator", 
         ((1, 16), {"groups": 2}),
         # Powers that overflow: done again with care, in two runs of a program, and in three chunks of a row.
         ((9, 64), {"groups": 4, "dtypes": (F32, F32, F32), "scale": 1e5}),
-        ((3, 48), {"groups": 2, "scale": 1e5}),
+        ((1, 48), {"groups": 2, "scale": 1e5}),
         # Runs and chunks together, minutes in the interpreter.
         pytest.param((40, 192), {"scale": 1e5, "rows": 8}, marks=pytest.mark.slow),
         pytest.param((9, 192), {"scale": 1e5}, marks=pytest.mark.slow),
