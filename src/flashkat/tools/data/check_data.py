@@ -128,7 +128,7 @@ def _look(images: Images, name: str) -> list[_Look]:
     workers = min(cores, math.ceil(len(images) / _AT_ONCE))
     looks = _Looks(images, workers)
     loader: Any = DataLoader(looks, batch_size=_AT_ONCE, num_workers=workers, collate_fn=list, timeout=_LIMIT)
-    bar = track(loader, printable_name(name), console=Console(stderr=True), disable=not sys.stderr.isatty())
+    bar = track(loader, printable_name(name), console=Console(stderr=True)) if sys.stderr.isatty() else loader
     with explain_workers(looks.being_read, "look at the disk, and try again"):
         return [look for batch in bar for look in batch]
 

@@ -11,9 +11,9 @@ import shutil
 import sys
 import tarfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, BinaryIO, NamedTuple
 
 from ...errors import InputError, explain, require
 from ...system.terminal import printable_name
@@ -154,8 +154,12 @@ def _opened(path: str, kind: str) -> Iterator[tarfile.TarFile]:
     from rich.console import Console
     from rich.progress import open as shown
 
-    console, hides = Console(stderr=True), not sys.stderr.isatty()
-    with shown(path, "rb", description=printable_name(Path(path).name), console=console, disable=hides) as file:
+    def reading() -> AbstractContextManager[BinaryIO]:
+        if not sys.stderr.isatty():
+            return Path(path).open("rb")
+        return shown(path, "rb", description=printable_name(Path(path).name), console=Console(stderr=True))
+
+    with reading() as file:
         summed = _Summed(file)
         try:
             with tarfile.open(name=path, fileobj=summed, mode="r|gz" if kind == "devkit" else "r|") as archive:
