@@ -125,7 +125,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
             ) from error
         raise InputError(f"{path} is not a checkpoint, or truncated or damaged: copy or download it again") from error
     if not isinstance(checkpoint, dict):
-        raise InputError(f"{path} holds no state_dict")
+        raise InputError(f"{path} holds no state_dict: give a file with the weights of a model")
     check_tensors(checkpoint, path)
     return _without_misfits(checkpoint)
 
