@@ -206,7 +206,7 @@ def test_objects_that_need_code_are_called_that(tmp_path, value):
 @pytest.mark.parametrize("value", [[1, 2], 3, "text", torch.ones(3), None])
 def test_no_dictionary(tmp_path, value):
     torch.save(value, tmp_path / "list.pth")
-    with pytest.raises(InputError, match="holds no state_dict"):
+    with pytest.raises(InputError, match="holds no state_dict: give a file with the weights"):
         checkpoints.read(tmp_path / "list.pth")
 
 

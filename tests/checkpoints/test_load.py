@@ -80,13 +80,13 @@ def test_averaged_weights():
 
 @pytest.mark.parametrize("checkpoint", [{}, {"state_dict": {}}, {"state_dict": {"a": 1}}, {"epoch": 1}])
 def test_no_weights(checkpoint):
-    with pytest.raises(InputError, match="holds no state_dict"):
+    with pytest.raises(InputError, match="holds no state_dict: give a file with the weights"):
         checkpoints.weights(checkpoint)
 
 
 @pytest.mark.parametrize("checkpoint", [{"state_dict": [1]}, {"state_dict": 3}, {1: torch.ones(2)}])
 def test_a_state_dict_that_is_none(checkpoint):
-    with pytest.raises(InputError, match="holds no state_dict"):
+    with pytest.raises(InputError, match="holds no state_dict: give a file with the weights"):
         checkpoints.weights(checkpoint)
 
 

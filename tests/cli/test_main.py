@@ -423,6 +423,7 @@ def test_export_to_an_unknown_format(refuse, checkpoint):
         ("nowhere/kat.pth", "no folder nowhere to write kat.pth to"),
         ("kat.engine", "give a name that ends in .pth"),
         ("kat", "give a name that ends in .pth"),
+        ("kat.onxn", ".safetensors for weights, or in .onnx, .pt2 for a program"),
         ("/dev/null/kat.pth", "no folder /dev/null"),
         ("/proc/kat.pth", "/proc"),
     ],
@@ -529,7 +530,8 @@ def test_a_name_is_looked_up_before_the_data(refuse, flags, words):
 
 def test_missing_and_unknown_commands(refuse):
     assert "COMMAND" in refuse()
-    assert "'train'" in refuse("tran", "somewhere")
+    assert "invalid choice: 'tran', did you mean 'train'; flashkat --help" in refuse("tran", "somewhere")
+    assert "'train'" in refuse("xyz", "somewhere")
     assert "DIR" in refuse("train")
     assert "digits" in refuse("data", "mnist", "somewhere")
 

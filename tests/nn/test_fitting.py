@@ -317,6 +317,7 @@ def test_a_default_device_changes_nothing():
         ({"tail_weight": -1}, "tail_weight must be finite and at least 0, not -1"),
         ({"function": "swoosh"}, "'swoosh': choose one of identity"),
         ({"interval": (0, math.inf)}, "low < high"),
+        ({"function": ([1, 1], [2, 3])}, "all points have x=1: give points at different x"),
         ({"weight": lambda x: x}, "weights must be finite and at least 0"),
         ({"weight": lambda x: 0 * x}, "one in the interval more"),
         ({"weight": [1.0, 2.0]}, "not of shape"),

@@ -155,6 +155,13 @@ def test_says_that_averaged_weights_were_better(checkpoint, capsys):
     assert "the averaged ones were better: --use-ema takes those" in capsys.readouterr().err
 
 
+def test_a_name_of_an_animation_is_refused_with_a_hint(checkpoint, tmp_path, capsys):
+    assert plot(checkpoint, "-o", tmp_path / "picture.gif") == 2
+    assert "a name that ends in .png, .svg, .pdf, or add --animate" in capsys.readouterr().err
+    assert plot(checkpoint, "-o", tmp_path / "picture.jpg") == 2
+    assert "--animate" not in capsys.readouterr().err
+
+
 def test_a_picture_that_cannot_be_written(checkpoint, tmp_path, capsys, monkeypatch):
     def refuse(self, path, **kwargs):
         raise OSError(28, "No space left on device")

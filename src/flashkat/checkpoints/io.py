@@ -35,7 +35,7 @@ from .integrity import (
 )
 from .numpy_values import NO_NUMBERS, SAFE_NUMPY
 
-__all__ = ["check_output", "read", "write", "write_weights"]
+__all__ = ["SUFFIXES", "check_output", "read", "write", "write_weights"]
 
 # timm's checkpoints hold their arguments as its parser returns them: attributes with no behaviour.
 _ARGUMENTS = type(argparse.ArgumentParser().parse_args([]))
@@ -47,7 +47,8 @@ _ENTRIES: dict[Any, type] = {"arch": str, "args": dict, "classes": list, "epoch"
 # In the metadata of safetensors, which other programs ignore.
 _DIGEST = "flashkat_digest"
 
-_SUFFIXES = (".pth", ".pth.tar", ".pt", ".bin", ".safetensors")
+SUFFIXES = (".pth", ".pth.tar", ".pt", ".bin", ".safetensors")
+"""The endings of files of weights."""
 
 # Bytes that tell a pointer or a web page.
 _HEAD = 64
@@ -124,7 +125,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
             ) from error
         raise InputError(f"{path} is not a checkpoint, or truncated or damaged: copy or download it again") from error
     if not isinstance(checkpoint, dict):
-        raise InputError(f"{path} holds no state_dict")
+        raise InputError(f"{path} holds no state_dict: give a file with the weights of a model")
     check_tensors(checkpoint, path)
     return _without_misfits(checkpoint)
 
@@ -220,6 +221,6 @@ def write_weights(path: Path, state: dict[str, Tensor]) -> None:
 
 def check_output(path: Path) -> None:
     """Raise InputError unless weights can be written to a file of this name."""
-    if not path.name.endswith(_SUFFIXES):
-        raise InputError(f"cannot write {path}: give a name that ends in {', '.join(_SUFFIXES)}")
+    if not path.name.endswith(SUFFIXES):
+        raise InputError(f"cannot write {path}: give a name that ends in {', '.join(SUFFIXES)}")
     check_writable(path)

@@ -60,7 +60,7 @@ def weights(checkpoint: dict[str, Any], use_ema: bool | None = False) -> dict[st
         or not state
         or not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items())
     ):
-        raise InputError("the checkpoint holds no state_dict")
+        raise InputError("the checkpoint holds no state_dict: give a file with the weights of a model")
     return _unwrapped(state)
 
 

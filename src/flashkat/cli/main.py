@@ -256,7 +256,14 @@ def _export(args: argparse.Namespace) -> None:
         _export_program(args)
     else:
         from ..checkpoints.export import export
+        from ..checkpoints.io import SUFFIXES
 
+        if not args.output.endswith(SUFFIXES):
+            weights = ", ".join(SUFFIXES)
+            raise InputError(
+                f"cannot write {args.output}: give a name that ends in {weights} for weights, "
+                "or in .onnx, .pt2 for a program"
+            )
         format = args.format or "kat"
         count = export(args.checkpoint, args.output, format, args.use_ema, say=_note)
         _say(f"Wrote {count} tensors to {args.output}, with the names of {format}")

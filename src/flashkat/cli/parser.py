@@ -131,6 +131,13 @@ class Parser(argparse.ArgumentParser):
                 self.error(str(error))
         return parsed, unknown
 
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Suggest the nearest choice for a mistyped one."""
+        nearest = difflib.get_close_matches(str(value), map(str, action.choices or ()), n=1)
+        if nearest and value not in (action.choices or ()):
+            raise argparse.ArgumentError(action, f"invalid choice: {value!r}, did you mean {nearest[0]!r}")
+        super()._check_value(action, value)
+
     def _describe_unknown(self, argument: str) -> str:
         name = argument.split("=")[0]
         if name in LEFT_OUT and "--config" in self._option_string_actions:

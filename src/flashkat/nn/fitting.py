@@ -280,6 +280,8 @@ def _given(x: np.ndarray, y: np.ndarray, interval: tuple[float, float] | None, w
         raise InputError(
             f"the point ({x[wrong][0]:g}, {y[wrong][0]:g}) is not finite, or its numbers are too large: leave it out"
         )
+    if interval is None and x.min() == x.max():
+        raise InputError(f"all points have x={x[0]:g}: give points at different x")
     low, high = _checked(interval or (float(x.min()), float(x.max())))
     is_inside = (low <= x) & (x <= high)
     if not is_inside.any():
@@ -298,7 +300,7 @@ def _weights(weight: Function | _Numbers | None, x: np.ndarray, is_inside: np.nd
     # The weight of a tail may be unknown, as its function may be.
     found = np.where(is_inside, found, np.nan_to_num(found, nan=0, posinf=0, neginf=0))
     if not ((found >= 0) & (found <= _LARGEST_VALUE)).all() or not found[is_inside].any():
-        raise InputError("weights must be finite and at least 0, and one in the interval more")
+        raise InputError("weights must be finite and at least 0, and one in the interval must be above 0")
     return found
 
 

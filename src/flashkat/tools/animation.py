@@ -14,14 +14,13 @@ from ..system.files import replaced
 from .inspect.history import Snapshot, snapshots
 from .inspect.measures import interval
 from .inspect.subject import open_subject
-from .plot import check_output
+from .plot import ANIMATED, check_output
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = ["animate"]
 
-_FORMATS = (".gif", ".mp4")
 _DPI = 80
 _SECONDS, _SECONDS_AT_THE_END = 0.5, 2.0
 
@@ -43,7 +42,7 @@ def animate(config: Config, output: str | None = None, say: Callable[[str], None
     """
     require("matplotlib")
     path = Path(output or Path(config.trained.checkpoint).with_name("rationals.gif"))
-    check_output(config, path, _FORMATS)
+    check_output(config, path, ANIMATED)
     is_film = path.suffix.lower() == ".mp4"
     if is_film:
         from matplotlib.animation import FFMpegWriter

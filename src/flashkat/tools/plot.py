@@ -11,9 +11,11 @@ from ..system.files import check_writable, replaced
 from .inspect.measures import interval
 from .inspect.subject import open_subject
 
-__all__ = ["check_output", "draw_rationals", "input_ranges", "plot"]
+__all__ = ["ANIMATED", "check_output", "draw_rationals", "input_ranges", "plot"]
 
 _FORMATS = (".png", ".svg", ".pdf")
+ANIMATED = (".gif", ".mp4")
+"""The formats of ``--animate``."""
 
 
 def plot(config: Config, output: str | None = None, say: Callable[[str], None] = lambda line: None) -> Path:
@@ -47,5 +49,6 @@ def check_output(config: Config, path: Path, formats: tuple[str, ...]) -> None:
     if not Path(config.trained.checkpoint).exists():
         raise InputError(f"no checkpoint at {config.trained.checkpoint}")
     if path.suffix.lower() not in formats:
-        raise InputError(f"cannot draw to {path}: give a name that ends in {', '.join(formats)}")
+        hint = ", or add --animate" if path.suffix.lower() in ANIMATED else ""
+        raise InputError(f"cannot draw to {path}: give a name that ends in {', '.join(formats)}{hint}")
     check_writable(path)

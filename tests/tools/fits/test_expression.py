@@ -59,6 +59,7 @@ def test_its_name_is_the_formula_without_comments():
         ("where(x)", "where takes 3 arguments, not 1"),
         ("sin(x=x)", "numbers, x"),
         ("sin(*x)", "numbers, x"),
+        ("np.sin(x)", r"write sin\(x\) without a module's name"),
         ("x.real", "numbers, x"),
         ("x[0]", "numbers, x"),
         ("'x'", "numbers, x"),

@@ -110,7 +110,9 @@ def test_a_picture_has_the_function_the_fit_and_the_error():
     [
         ([], "give one of a function's name, --expr EXPRESSION and --points FILE"),
         (["gelu", "--expr", "x"], "give one of"),
-        (["gelo"], "'gelo': choose one of identity, relu"),
+        (["gleu"], "no function is called 'gleu': did you mean 'gelu'?"),
+        (["GELU"], "did you mean 'gelu'?"),
+        (["x*sin(x)"], "no function is called 'x*sin(x)': give a formula with --expr"),
         (["--expr", "x^2"], "write x**2"),
         (["--expr", ""], "is no formula"),
         (["--expr", "1/x"], "1 / x is not finite at x=0"),

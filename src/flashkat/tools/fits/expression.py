@@ -112,6 +112,8 @@ class Expression:
                 elif len(args) != count:
                     wrong = f"{name} takes {count} argument{'s' * (count > 1)}, not {len(args)}"
                 parts = args
+            case ast.Call(func=ast.Attribute(attr=name)) if name in _CALLS:
+                wrong = f"write {name}(x) without a module's name"
             case _:
                 wrong = "it may have numbers, x, + - * / **, comparisons and functions alone"
         if wrong:

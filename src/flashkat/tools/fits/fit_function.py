@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ...errors import InputError, explain, require
+from ...errors import InputError, did_you_mean, explain, require
 from ...nn.fitting import REACH, Fit, Function, fit
-from ...nn.functions import named_function
+from ...nn.functions import FUNCTIONS, named_function
 from ...system.files import check_writable, replaced
 from .expression import Expression
 from .points import read_points
@@ -55,6 +55,9 @@ def fit_function(
     """
     if sum(each is not None for each in (name, expression, points)) != 1:
         raise InputError("give one of a function's name, --expr EXPRESSION and --points FILE")
+    if name is not None and name not in FUNCTIONS:
+        otherwise = f"give a formula with --expr, a file with --points, or one of {', '.join(FUNCTIONS)}"
+        raise InputError(f"no function is called {name!r}: {did_you_mean(name.lower(), FUNCTIONS, otherwise)}")
     if picture is not None:
         require("matplotlib")
         if Path(picture).suffix.lower() not in _FORMATS:
