@@ -67,6 +67,7 @@ def test_wishes():
 @pytest.mark.parametrize(
     ("starts", "message"),
     [
+        ("gelu", "maps activations to starts, such as {nn.GELU: 'gelu'}, not 'gelu'"),
         ({"gelo": "gelu"}, "no activation is called 'gelo': did you mean 'gelu'?"),
         ({nn.GELU: "gelo"}, "no start is called 'gelo': did you mean 'gelu'?"),
         ({int: "gelu"}, "int is no class of modules"),

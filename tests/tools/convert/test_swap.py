@@ -291,7 +291,7 @@ def test_filters_by_name():
         "0.1": "exclude names it",
         "2.1": "include does not name it",
     }
-    with pytest.raises(InputError, match=r"exclude='head' matches no activation: they are 0\.1, 2\.1"):
+    with pytest.raises(InputError, match=r"exclude='head' matches no activation: choose among 0\.1, 2\.1"):
         flashkat.convert(model, example=ROW, exclude="head")
 
 

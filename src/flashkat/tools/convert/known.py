@@ -60,10 +60,14 @@ class Wishes:
         starts: a start for each activation. None takes every activation but gates, each as itself.
 
     Raises:
-        InputError: a key that names no activation, or an unknown start.
+        InputError: no mapping, a key that names no activation, or an unknown start.
     """
 
     def __init__(self, starts: Mapping[Key, Start] | None) -> None:
+        if starts is not None and not isinstance(starts, Mapping):
+            raise InputError(
+                f"the second argument maps activations to starts, such as {{nn.GELU: 'gelu'}}, not {starts!r}"
+            )
         self.named = starts is not None
         self.classes: set[type] = {key for key in starts or () if isinstance(key, type)}
         self.starts: dict[str, Start] = {}

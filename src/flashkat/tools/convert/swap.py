@@ -177,7 +177,9 @@ class _Decisions:
         for argument, patterns in (("include", self._include), ("exclude", self._exclude)):
             for pattern in patterns:
                 if self._names and not any(fnmatchcase(name, pattern) for name in self._names):
-                    raise InputError(f"{argument}={pattern!r} matches no activation: they are {', '.join(self._names)}")
+                    raise InputError(
+                        f"{argument}={pattern!r} matches no activation: choose among {', '.join(self._names)}"
+                    )
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:
