@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..defaults import WEIGHTS
 from ..errors import InputError, explain
 from ..system.files import check_writable, placeholder, replaced
 from .formats import from_google
@@ -46,8 +47,6 @@ _ENTRIES: dict[Any, type] = {"arch": str, "args": dict, "classes": list, "epoch"
 
 # In the metadata of safetensors, which other programs ignore.
 _DIGEST = "flashkat_digest"
-
-_SUFFIXES = (".pth", ".pth.tar", ".pt", ".bin", ".safetensors")
 
 # Bytes that tell a pointer or a web page.
 _HEAD = 64
@@ -220,6 +219,6 @@ def write_weights(path: Path, state: dict[str, Tensor]) -> None:
 
 def check_output(path: Path) -> None:
     """Raise InputError unless weights can be written to a file of this name."""
-    if not path.name.endswith(_SUFFIXES):
-        raise InputError(f"cannot write {path}: give a name that ends in {', '.join(_SUFFIXES)}")
+    if not path.name.endswith(WEIGHTS):
+        raise InputError(f"cannot write {path}: give a name that ends in {', '.join(WEIGHTS)}")
     check_writable(path)
