@@ -93,7 +93,9 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     path = Path(path)
     if path.is_dir():
-        raise InputError(f"{path} is a folder: name a checkpoint in it, such as {path / 'last.pth.tar'}")
+        last = path / "last.pth.tar"
+        example = f" in it, such as {last}" if last.is_file() else ""
+        raise InputError(f"{path} is a folder: name a checkpoint{example}")
     if not path.is_file():
         raise InputError(f"no checkpoint at {path}")
     with explain(f"cannot read {path}"), path.open("rb") as file:
