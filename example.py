@@ -22,7 +22,7 @@ MODEL = "kat_tiny_patch16_224"
 
 def main(path: str | None = None) -> None:
     """Print the five most probable classes of an image."""
-    image = Image.open(path).convert("RGB") if path else Image.fromarray(load_sample_image("flower.jpg"))
+    image = _read(path) if path else Image.fromarray(load_sample_image("flower.jpg"))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = create_model(MODEL, pretrained=True).to(device).eval()
 
@@ -36,8 +36,16 @@ def main(path: str | None = None) -> None:
         print(f"{probability:6.1%}  {names.index_to_description(index)}")
 
 
+def _read(path: str) -> Image.Image:
+    try:
+        return Image.open(path).convert("RGB")
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or 'it is no image'}; name an image file") from error
+
+
 if __name__ == "__main__":
     try:
         main(*sys.argv[1:2])
-    except (InputError, OSError) as error:
-        sys.exit(f"example.py: error: {error}")
+    except InputError as error:
+        print(f"example.py: error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,6 +1,15 @@
 """The constants that flags need too. This module imports nothing, so that ``--help`` waits for no PyTorch."""
 
-__all__ = ["DEFAULT_MODEL", "DEFAULT_OUTPUT", "EVALUATION_BATCH_SIZE", "FIT_METHODS", "FORMATS", "SOURCES"]
+__all__ = [
+    "DEFAULT_MODEL",
+    "DEFAULT_OUTPUT",
+    "EVALUATION_BATCH_SIZE",
+    "FIT_METHODS",
+    "FORMATS",
+    "PROGRAMS",
+    "SOURCES",
+    "WEIGHTS",
+]
 
 DEFAULT_MODEL = "kat_tiny_patch16_224"
 
@@ -19,3 +28,9 @@ FORMATS: dict[str, tuple[str, str]] = {
 
 SOURCES = ("hf_hub:", "hf-hub:", "local-dir:")
 """timm's prefixes of a repository on the Hugging Face Hub, or of a folder."""
+
+PROGRAMS = (".onnx", ".pt2")
+"""The endings of exported programs."""
+
+WEIGHTS = (".pth", ".pth.tar", ".pt", ".bin", ".safetensors")
+"""The endings of files that weights are written to."""

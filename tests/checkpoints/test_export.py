@@ -174,7 +174,7 @@ def test_more_groups_where_the_other_code_has_them(format):
 
 
 def test_export_of_what_is_no_kat():
-    with pytest.raises(InputError, match="is no KAT's: it holds no rationals"):
+    with pytest.raises(InputError, match="is of a model without rationals: name a checkpoint of a KAT"):
         renamed_for(vit().state_dict(), "kat", "vit.pth")
     state = ours().state_dict()
     del state["blocks.1.mlp.act1.numerator"]

@@ -94,7 +94,10 @@ def test_missing(tmp_path, name):
 
 
 def test_folder(tmp_path):
-    with pytest.raises(InputError, match=r"is a folder: name a checkpoint in it, such as .*last\.pth\.tar"):
+    with pytest.raises(InputError, match=r"is a folder: name a checkpoint$"):
+        checkpoints.read(tmp_path)
+    (tmp_path / "last.pth.tar").write_bytes(WHOLE)
+    with pytest.raises(InputError, match=r"is a folder: name a checkpoint in it, such as .*last\.pth\.tar$"):
         checkpoints.read(tmp_path)
 
 

@@ -250,11 +250,12 @@ def test_the_example_names_five_classes(monkeypatch, capsys):
     assert all(re.fullmatch(r" *\d+\.\d%  \w.*", line) for line in lines)
 
 
-def test_the_example_says_what_is_wrong(command):
-    done = command(sys.executable, ROOT / "example.py", "no.jpg")
-    assert done.returncode == 1
-    assert done.stderr.startswith("example.py: error: ")
-    assert done.stderr.count("\n") == 1
+@pytest.mark.parametrize(("name", "reason"), [("no.jpg", "No such file or directory"), ("text.jpg", "it is no image")])
+def test_the_example_says_what_is_wrong(command, tmp_path, name, reason):
+    (tmp_path / "text.jpg").write_text("no image")
+    done = command(sys.executable, ROOT / "example.py", tmp_path / name)
+    assert done.returncode == 2
+    assert done.stderr == f"example.py: error: cannot read {tmp_path / name}: {reason}; name an image file\n"
 
 
 def test_operations_are_counted_under_kats_name(command):

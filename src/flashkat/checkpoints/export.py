@@ -68,7 +68,7 @@ def renamed_for(state: Mapping[str, Tensor], format: str, name: str) -> dict[str
         raise InputError(f"no format {format!r}: choose one of {', '.join(FORMATS)}")
     found = rational_names(state)
     if not found:
-        raise InputError(f"{name} is no KAT's: it holds no rationals")
+        raise InputError(f"{name} is of a model without rationals: name a checkpoint of a KAT, or write .onnx or .pt2")
     expected = _coefficients(state, format)
     renamed = rename_rationals(state, expected)
     differences = describe(compare(dict.fromkeys(expected), {key: renamed[key] for key in rational_names(renamed)}))

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..defaults import WEIGHTS
 from ..errors import InputError, explain
 from ..system.files import check_writable, placeholder, replaced
 from .formats import from_google
@@ -35,7 +36,7 @@ from .integrity import (
 )
 from .numpy_values import NO_NUMBERS, SAFE_NUMPY
 
-__all__ = ["SUFFIXES", "check_output", "read", "write", "write_weights"]
+__all__ = ["check_output", "read", "write", "write_weights"]
 
 # timm's checkpoints hold their arguments as its parser returns them: attributes with no behaviour.
 _ARGUMENTS = type(argparse.ArgumentParser().parse_args([]))
@@ -46,9 +47,6 @@ _ENTRIES: dict[Any, type] = {"arch": str, "args": dict, "classes": list, "epoch"
 
 # In the metadata of safetensors, which other programs ignore.
 _DIGEST = "flashkat_digest"
-
-SUFFIXES = (".pth", ".pth.tar", ".pt", ".bin", ".safetensors")
-"""The endings of files of weights."""
 
 # Bytes that tell a pointer or a web page.
 _HEAD = 64
@@ -95,7 +93,9 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     path = Path(path)
     if path.is_dir():
-        raise InputError(f"{path} is a folder: name a checkpoint in it, such as {path / 'last.pth.tar'}")
+        last = path / "last.pth.tar"
+        example = f" in it, such as {last}" if last.is_file() else ""
+        raise InputError(f"{path} is a folder: name a checkpoint{example}")
     if not path.is_file():
         raise InputError(f"no checkpoint at {path}")
     with explain(f"cannot read {path}"), path.open("rb") as file:
@@ -221,6 +221,6 @@ def write_weights(path: Path, state: dict[str, Tensor]) -> None:
 
 def check_output(path: Path) -> None:
     """Raise InputError unless weights can be written to a file of this name."""
-    if not path.name.endswith(SUFFIXES):
-        raise InputError(f"cannot write {path}: give a name that ends in {', '.join(SUFFIXES)}")
+    if not path.name.endswith(WEIGHTS):
+        raise InputError(f"cannot write {path}: give a name that ends in {', '.join(WEIGHTS)}")
     check_writable(path)

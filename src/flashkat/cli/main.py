@@ -12,6 +12,7 @@ import traceback
 import warnings
 from typing import NoReturn
 
+from ..defaults import PROGRAMS, WEIGHTS
 from ..errors import DivergedError, InputError, Stopped, is_out_of_memory, launched_processes, show_once
 from ..system.interrupts import end_children, interruptible, leave
 from ..system.terminal import printable
@@ -245,25 +246,25 @@ def _fit(args: argparse.Namespace) -> None:
 
 
 def _export(args: argparse.Namespace) -> None:
-    is_program = args.output.endswith((".onnx", ".pt2"))
+    endings = (*PROGRAMS, *WEIGHTS)
+    if args.to and args.output.endswith(endings):
+        raise InputError(f"--to {args.to} writes a folder, and {args.output} is a file's name: give another name")
+    if not args.to and not args.output.endswith(endings):
+        raise InputError(f"cannot write {args.output}: end it in {', '.join(endings)}, or give --to hf for a folder")
+    is_program = args.output.endswith(PROGRAMS)
     if args.format and (is_program or args.to):
         raise InputError("--format is for files of weights alone: leave it out")
     if args.push_to_hub and not args.to:
         raise InputError("--push-to-hub uploads the folder of --to hf: give that too")
+    if args.model_dtype and not is_program:
+        raise InputError("--model-dtype is for .onnx and .pt2, as weights keep every bit: leave it out")
     if args.to:
         _export_folder(args)
     elif is_program:
         _export_program(args)
     else:
         from ..checkpoints.export import export
-        from ..checkpoints.io import SUFFIXES
 
-        if not args.output.endswith(SUFFIXES):
-            weights = ", ".join(SUFFIXES)
-            raise InputError(
-                f"cannot write {args.output}: give a name that ends in {weights} for weights, "
-                "or in .onnx, .pt2 for a program"
-            )
         format = args.format or "kat"
         count = export(args.checkpoint, args.output, format, args.use_ema, say=_note)
         _say(f"Wrote {count} tensors to {args.output}, with the names of {format}")

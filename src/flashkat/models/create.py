@@ -67,8 +67,8 @@ def create_model(name: str, **kwargs: Any) -> nn.Module:
                     f"{name} was not downloaded before, and HF_HUB_OFFLINE forbids it now: unset that"
                 ) from error
             raise UnreachableError(
-                f"cannot download {name}, the Hugging Face Hub cannot be reached: give a weights file, or set "
-                "HF_HUB_OFFLINE=1 to use earlier downloads"
+                f"cannot download {name}, as the Hugging Face Hub cannot be reached: connect to the network, name a "
+                "weights file, or set HF_HUB_OFFLINE=1 to use earlier downloads"
             ) from error
         except Exception as error:
             wrong = _wrong_argument(name, arguments, str(error))

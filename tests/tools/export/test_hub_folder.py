@@ -48,6 +48,12 @@ def test_the_model_card(shipped):
     }
 
 
+def test_all_files_have_the_usual_permissions(shipped, tmp_path):
+    (tmp_path / "usual").touch()
+    modes = {path.stat().st_mode for path in shipped.folder.iterdir()}
+    assert modes == {(tmp_path / "usual").stat().st_mode}
+
+
 def test_a_folder_that_is_there_stays(shipped, capsys):
     assert main(["export", str(shipped.checkpoint), "-o", str(shipped.folder), "--to", "hf"]) == 2
     assert "is there already and not empty" in capsys.readouterr().err

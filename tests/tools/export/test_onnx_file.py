@@ -104,3 +104,9 @@ def test_packages_that_are_missing_are_named(monkeypatch, tmp_path):
     monkeypatch.setattr("flashkat.errors.is_installed", lambda name: name != "onnxscript")
     with pytest.raises(InputError, match="onnxscript not installed: pip install onnxscript"):
         flashkat.export(nn.Flatten(), torch.ones(2, 3), tmp_path / "a.onnx")
+
+
+def test_a_file_that_is_no_onnx_file(tmp_path):
+    (tmp_path / "a.onnx").write_text("garbage")
+    with pytest.raises(InputError, match=r"is no ONNX file, or damaged: .*; export it again$"):
+        load_onnx(tmp_path / "a.onnx")

@@ -18,5 +18,5 @@ def test_a_file_and_a_folder_give_one_model(shipped):
 
 
 def test_a_folder_without_a_configuration_is_no_model(tmp_path):
-    with pytest.raises(InputError, match="is a folder: name a checkpoint in it"):
+    with pytest.raises(InputError, match="is a folder: name a checkpoint"):
         restored(Config(trained=Trained(checkpoint=str(tmp_path))))

@@ -52,6 +52,15 @@ def test_what_the_command_refuses(shipped, tmp_path, capsys):
     assert "no checkpoint at" in fails(capsys, "export", tmp_path / "no.pth", "-o", tmp_path / "a.onnx")
     line = fails(capsys, "export", source, "-o", tmp_path / "a.onnx", "--format", "kat")
     assert line.endswith("--format is for files of weights alone: leave it out")
+    for name in ("a.onxx", "folder"):
+        line = fails(capsys, "export", source, "-o", tmp_path / name)
+        assert f"{name}: end it in .onnx, .pt2, .pth, " in line
+        assert line.endswith("or give --to hf for a folder")
+    for name in ("a.onnx", "a.pt2", "a.pth.tar"):
+        assert "is a file's name" in fails(capsys, "export", source, "-o", tmp_path / name, "--to", "hf")
+    for output in (["a.pth"], ["folder", "--to", "hf"]):
+        line = fails(capsys, "export", source, "-o", *output, "--model-dtype", "float16")
+        assert "--model-dtype is for .onnx and .pt2" in line
     line = fails(capsys, "export", source, "-o", tmp_path / "a.pt2", "--push-to-hub", "me/it")
     assert line.endswith("--push-to-hub uploads the folder of --to hf: give that too")
 

@@ -184,6 +184,19 @@ def test_processes_share_a_batch(flags_of, count_as, monkeypatch):
     assert flags_of()["batch_size"] == 32
 
 
+@pytest.mark.parametrize(("epochs", "warmup"), [(0, 0), (1, 0), (2, 1), (5, 1), (40, 4)])
+def test_the_warm_up_fits_the_epochs_that_are_given(flags_of, epochs, warmup):
+    assert flags_of(epochs=epochs)["warmup_epochs"] == warmup
+
+
+def test_the_rate_fits_the_batch_that_is_given(flags_of, monkeypatch):
+    assert flags_of(batch_size=128)["lr"] == 2e-3
+    assert flags_of(batch_size=32)["lr"] == 1e-3
+    monkeypatch.setattr(choices, "launched_processes", lambda: 4)
+    assert flags_of(batch_size=32)["lr"] == 2e-3
+    assert flags_of(batch_size=32, lr=0.5)["lr"] == 0.5
+
+
 def test_given_flags_stay(flags_of):
     given = {"epochs": 3, "lr": 1.0, "img_size": 8, "workers": 0, "model": "kat_small_patch16_224", "seed": 7}
     flags = flags_of(**given)

@@ -1,6 +1,7 @@
 """A folder in the Hugging Face layout, which ``timm.create_model("local-dir:...")`` loads: ``--to hf``."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,8 @@ def write_folder(
         with_figure = _draw(found, description, staging / _FIGURE, say)
         card = _card(found, description, repository or f"USER/{folder.name}", license, with_figure)
         (staging / "README.md").write_text(card, encoding="utf-8")
+        for file in staging.iterdir():  # safetensors lets only the owner read its file
+            shutil.copymode(staging / "README.md", file)
     return folder
 
 

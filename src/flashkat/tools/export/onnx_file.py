@@ -94,7 +94,7 @@ def load_onnx(path: Path, device: torch.device | None = None) -> tuple[Run, dict
     import onnx
     import onnxruntime
 
-    with explain(f"{path} is no ONNX file, or damaged"):
+    with explain(f"{path} is no ONNX file, or damaged", "; export it again"):
         model = onnx.load(path, load_external_data=False)
     _check_graph(model.graph, path)
     for function in model.functions:

@@ -155,7 +155,7 @@ def read_entries(path: Path) -> tuple[dict[str, str], bool]:
     Raises:
         InputError: the file is no package.
     """
-    with explain(f"{path} is no exported program, or damaged"), zipfile.ZipFile(path) as archive:
+    with explain(f"{path} is no exported program, or damaged", "; export it again"), zipfile.ZipFile(path) as archive:
         names = archive.namelist()
         compiled = [name for name in names if "/data/aotinductor/" in name and name.endswith("_metadata.json")]
         ours = [*compiled, *(name for name in names if name.endswith(f"/extra/{_ENTRIES}"))]

@@ -75,7 +75,7 @@ def choose(given: Mapping[str, Any]) -> Plan:
         **split,
         **_shape(images, start, given, has_gpu),
         **start.flags,
-        **_schedule(images, start),
+        **_schedule(images, start, given),
         **_augmentation(images),
         **_machine(has_gpu),
     }
@@ -146,22 +146,27 @@ def _shape(images: _Images, start: Start, given: Mapping[str, Any], has_gpu: boo
     return {"img_size": size, **crop, "model_kwargs": {"patch_size": patch, **small}}
 
 
-def _schedule(images: _Images, start: Start) -> dict[str, Any]:
-    """Choose batch size, epochs and rates: fewer images make more epochs of smaller batches."""
+def _schedule(images: _Images, start: Start, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Choose batch size, epochs and rates: fewer images make more epochs of smaller batches.
+
+    The rate fits the batch that is given, and the warm-up the epochs.
+    """
     batch = 2 ** int(math.log2(max(1, min(images.count, max(4, images.count / 16), 128))))
     views, least, most = (400_000, 30, 60) if start.kind == "scratch" else (200_000, 10, 50)
-    epochs = min(most, max(least, views // images.count))
+    epochs = given.get("epochs", min(most, max(least, views // images.count)))
     # New rationals in the lower layers of a ViT need to learn more than those of a KAT.
     decay = {"kat": 0.75, "vit": 0.85}.get(start.kind)
-    rate = (2e-3 if start.kind == "scratch" else 5e-4) * math.sqrt(batch / 128)
+    processes = launched_processes()
+    together = given["batch_size"] * processes if "batch_size" in given else batch
+    rate = (2e-3 if start.kind == "scratch" else 5e-4) * math.sqrt(together / 128)
     return {
         "epochs": epochs,
-        "batch_size": max(1, batch // launched_processes()),
+        "batch_size": max(1, batch // processes),
         "opt": "adamw",
         "lr": float(f"{rate:.1e}"),
         "weight_decay": 0.05,
         **({"layer_decay": decay} if decay else {}),
-        "warmup_epochs": max(1, epochs // 10),
+        "warmup_epochs": max(0, min(max(1, epochs // 10), epochs - 1)),
         "clip_grad": 1.0,
     }
 
