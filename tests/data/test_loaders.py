@@ -39,7 +39,6 @@ from flashkat.data.loaders import Batches
 from flashkat.errors import InputError
 from flashkat.system import distributed
 from flashkat.system.device import Runtime
-from flashkat.system.interrupts import end_children
 from flashkat.system.stalls import Reads
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -452,7 +451,6 @@ def stalled(tmp_path, monkeypatch):
 
     monkeypatch.setattr("flashkat.data.scan._ordinary", os.open)
     yield tmp_path, stall
-    end_children()  # PyTorch waits 5 s for each
     gc.collect()  # ends workers that still wait, and not while a later test needs their signals
 
 

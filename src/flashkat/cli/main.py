@@ -75,8 +75,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(argv: list[str] | None = None) -> NoReturn:
-    """Run :func:`main`, and end the process with its status."""
-    leave(main(argv))
+    """Run :func:`main`, and end the process with its status. Where it failed, processes that load images end too."""
+    status = main(argv)
+    if status:
+        end_children()
+    leave(status)
 
 
 def _is_memory_short(error: Exception) -> bool:
@@ -87,7 +90,6 @@ def _is_memory_short(error: Exception) -> bool:
 def _fail(program: str, message: str, status: int) -> int:
     line = printable(f"{program}: error: {' '.join(message.split())}")
     show_once(lambda: print(line, file=sys.stderr, flush=True))
-    end_children()
     return status
 
 
