@@ -49,3 +49,18 @@ def with_gradient(shape, groups=4, dim=-1, dtype=torch.float32, m=6, n=4):
     generator = torch.Generator().manual_seed(11)
     x, g = (torch.randn(shape, generator=generator).to(dtype) for _ in range(2))
     return g, x, torch.randn(1, m, generator=generator), torch.randn(groups, n, generator=generator), dim
+
+
+def evaluate(numerator, denominator, x):
+    """P(x) / Q(x) by its formula, power by power, in float64."""
+    top = sum(a * x**power for power, a in enumerate(numerator.tolist()))
+    bottom = 1 + sum(abs(b) * x.abs() ** power for power, b in enumerate(denominator.tolist(), start=1))
+    return top / bottom
+
+
+def grid(low=-3.0, high=3.0, points=6001):
+    return torch.linspace(low, high, points, dtype=torch.float64)
+
+
+def largest_error(coefficients, function, x):
+    return float((evaluate(*coefficients, x) - function(x)).abs().max())

@@ -4,6 +4,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from flashkat import GroupRational
+
 MODEL = "kat_tiny_patch16_224"
 KWARGS = {"patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2}
 MODEL_KWARGS = ["--model-kwargs", *(f"{key}={value}" for key, value in KWARGS.items())]
@@ -52,3 +54,13 @@ def checkpoint():
 def same(a, b):
     """Whether two state_dicts hold the same bits under the same names."""
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def stirred(model):
+    """Moves every coefficient, so that groups differ from each other and from where they started."""
+    generator = torch.Generator().manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, GroupRational):
+            for table in (module.numerator, module.denominator):
+                table.data += 0.3 * torch.randn(table.shape, generator=generator)
+    return model

@@ -8,6 +8,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from rational_oracle import evaluate, grid, largest_error
 
 import flashkat
 from flashkat import fit
@@ -15,21 +16,6 @@ from flashkat.defaults import FIT_METHODS
 from flashkat.errors import InputError
 from flashkat.nn.fitting import Fit
 from flashkat.nn.functions import FUNCTIONS
-
-
-def evaluate(numerator, denominator, x):
-    """P(x) / Q(x) by its formula, power by power, in float64."""
-    top = sum(a * x**power for power, a in enumerate(numerator.tolist()))
-    bottom = 1 + sum(abs(b) * x.abs() ** power for power, b in enumerate(denominator.tolist(), start=1))
-    return top / bottom
-
-
-def grid(low=-3.0, high=3.0, points=6001):
-    return torch.linspace(low, high, points, dtype=torch.float64)
-
-
-def largest_error(coefficients, function, x):
-    return float((evaluate(*coefficients, x) - function(x)).abs().max())
 
 
 @pytest.mark.parametrize(

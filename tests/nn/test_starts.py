@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from rational_oracle import evaluate, grid, largest_error
 
 from flashkat.nn import fitting, starts
 from flashkat.nn.fitting import fit
@@ -37,21 +38,6 @@ EXPECTED = {
     "swishglu": (2e-3, 0.5),
 }
 NAMES = list(EXPECTED)
-
-
-def evaluate(numerator, denominator, x):
-    """P(x) / Q(x) by its formula, power by power, in float64."""
-    top = sum(a * x**power for power, a in enumerate(numerator.tolist()))
-    bottom = 1 + sum(abs(b) * x.abs() ** power for power, b in enumerate(denominator.tolist(), start=1))
-    return top / bottom
-
-
-def grid(low=-3.0, high=3.0, points=6001):
-    return torch.linspace(low, high, points, dtype=torch.float64)
-
-
-def largest_error(coefficients, function, x):
-    return float((evaluate(*coefficients, x) - function(x)).abs().max())
 
 
 def test_every_named_function_has_an_expectation_here():

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 import torch
-from matplotlib.colors import to_rgba
 from PIL import Image
+from tiny import stirred
 
-from flashkat import GroupRational, checkpoints
+from flashkat import checkpoints
 from flashkat.cli.main import main
 from flashkat.models.create import create_model
 from flashkat.tools import plot as plot_module
@@ -12,16 +12,6 @@ from flashkat.tools.plot import draw_rationals
 
 MODEL = "kat_tiny_patch16_224"
 KWARGS = {"patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2, "den_groups": 4}
-
-
-def stirred(model):
-    """Moves every coefficient, so that groups differ from each other and from where they started."""
-    generator = torch.Generator().manual_seed(0)
-    for module in model.modules():
-        if isinstance(module, GroupRational):
-            for table in (module.numerator, module.denominator):
-                table.data += 0.3 * torch.randn(table.shape, generator=generator)
-    return model
 
 
 @pytest.fixture
@@ -49,19 +39,6 @@ def images(tmp_path):
 
 def plot(*argv):
     return main(["plot", *(str(argument) for argument in argv)])
-
-
-def panels(figure):
-    """The panels by their title."""
-    return {axes.get_title(): axes for axes in figure.axes}
-
-
-def curves(axes):
-    """The lines of the groups, and the one of the start."""
-    dashed = [line for line in axes.lines if line.get_linestyle() == "--"]
-    assert len(dashed) == 1
-    assert to_rgba(dashed[0].get_color()) == to_rgba("black")
-    return [line for line in axes.lines if line is not dashed[0]], dashed[0]
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
@@ -122,7 +99,7 @@ def test_ranges_of_data(checkpoint, images, drawn):
     assert plot(checkpoint, "--data", images / "val", "-j", 0, "-b", 2) == 0
     first, second = drawn
     assert len(first["ranges"]) == 4
-    for name, axes in panels(first["figure"]).items():
+    for name, axes in ((axes.get_title(), axes) for axes in first["figure"].axes):
         low, high = first["ranges"][name]
         assert low < high
         assert (low, high) != (-3, 3)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.colors import to_rgba
+from tiny import stirred
 from torch import nn
 
 from flashkat import GRKAN, GroupRational
@@ -17,16 +18,6 @@ from flashkat.nn.learned.inputs import input_ranges
 from flashkat.nn.learned.rationals import learned
 from flashkat.nn.starts import starting_coefficients
 from flashkat.ops import rational_reference
-
-
-def stirred(model):
-    """Moves every coefficient, so that groups differ from each other and from where they started."""
-    generator = torch.Generator().manual_seed(0)
-    for module in model.modules():
-        if isinstance(module, GroupRational):
-            for table in (module.numerator, module.denominator):
-                table.data += 0.3 * torch.randn(table.shape, generator=generator)
-    return model
 
 
 def panels(figure):
