@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from flashkat.errors import InputError
-from flashkat.system.files import check_writable, new_folder, placeholder, replaced
+from flashkat.system.files import check_writable, identity, new_folder, placeholder, replaced
 
 
 def names(folder):
@@ -140,3 +140,11 @@ def test_a_named_pipe_is_written_to_or_replaced(tmp_path):
     with replaced(path, keeps_special=False) as partial:
         partial.write_text("whole")
     assert path.read_text() == "whole"
+
+
+def test_links_to_a_file_have_its_identity(tmp_path):
+    first, other = tmp_path / "first", tmp_path / "other"
+    first.touch()
+    other.touch()
+    os.link(first, tmp_path / "link")
+    assert identity(tmp_path / "link") == identity(first) != identity(other)

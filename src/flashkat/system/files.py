@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..errors import InputError
 
-__all__ = ["check_writable", "new_folder", "placeholder", "replaced"]
+__all__ = ["check_writable", "identity", "new_folder", "placeholder", "replaced"]
 
 
 def placeholder(head: bytes) -> str:
@@ -19,6 +19,12 @@ def placeholder(head: bytes) -> str:
     if head.lstrip().lower().startswith((b"<!doctype html", b"<html")):
         return "is a web page, not the file itself: download that"
     return ""
+
+
+def identity(path: Path) -> tuple[int, int]:
+    """Return the device and the number of a file or folder. Links to one file have the same."""
+    status = path.stat()
+    return status.st_dev, status.st_ino
 
 
 def check_writable(path: Path) -> None:

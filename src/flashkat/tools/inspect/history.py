@@ -10,6 +10,7 @@ from typing import Any
 from ... import checkpoints
 from ...errors import InputError
 from ...nn.learned.rationals import Learned, learned
+from ...system.files import identity
 from .subject import Subject
 
 __all__ = ["Snapshot", "curves", "snapshots"]
@@ -53,11 +54,11 @@ def snapshots(path: Path, subject: Subject, use_ema: bool, say: Callable[[str], 
         return [own]
     found = {when: own}
     # Files of a run are links to each other, which need not be read twice.
-    seen = {_identity(path)}
+    seen = {identity(path)}
     for other in sorted(each for pattern in _PATTERNS for each in path.parent.glob(pattern)):
-        if not other.is_file() or _identity(other) in seen:
+        if not other.is_file() or identity(other) in seen:
             continue
-        seen.add(_identity(other))
+        seen.add(identity(other))
         try:
             entries = checkpoints.read(other)
             moment = _when(entries)
@@ -128,8 +129,3 @@ def _label(checkpoint: dict[str, Any]) -> str:
 def _run(checkpoint: dict[str, Any]) -> dict[str, Any]:
     run = checkpoint.get("run")
     return run if isinstance(run, dict) else {}
-
-
-def _identity(path: Path) -> tuple[int, int]:
-    status = path.stat()
-    return status.st_dev, status.st_ino

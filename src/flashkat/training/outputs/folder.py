@@ -22,7 +22,7 @@ from ...defaults import DEFAULT_OUTPUT
 from ...errors import InputError
 from ...nn.learned.drawing import draw_functions, pixels
 from ...nn.learned.rationals import Learned
-from ...system.files import replaced
+from ...system.files import identity, replaced
 from ..config import Output, Tracking, Wandb
 from .lock import Lock
 from .summary import best_of, score
@@ -109,7 +109,7 @@ class RunFolder:
         if continued is not None and not continued.exists():
             parent, name, continued = continued.parent, continued.name, None
         self.path = self._make(parent, name) if continued is None else continued
-        self._device, number = _identity(self.path)
+        self._device, number = identity(self.path)
         self.made = Made(self.path, (self._device, number), tuple(above)) if continued is None else None
         self._unsaved: tuple[dict[str, Any], dict[str, Any]] | None = None
         # Another run that reads these flags needs a folder of its own, and starts anew.
@@ -222,7 +222,7 @@ class RunFolder:
         if self._lock is None or not self._lock.is_held():
             if not self.path.exists():
                 above = next((folder for folder in self.path.absolute().parents if folder.exists()), None)
-                if above is None or _identity(above)[0] != self._device:
+                if above is None or identity(above)[0] != self._device:
                     raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.path))
                 self.path.mkdir(parents=True)
                 say(f"{self.path} was removed or renamed. It is made again, without the files of before")
@@ -382,7 +382,7 @@ def discard_if_empty(made: Made | None) -> None:
     if made is None:
         return
     try:
-        if _identity(made.path) != made.identity:
+        if identity(made.path) != made.identity:
             return  # the folder of another run
         # Partial files count too: another process may be writing one now.
         if any(any(made.path.glob(pattern)) for pattern in ("last.pth.tar*", "recovery-*")):
@@ -410,12 +410,6 @@ def _continued(settings: Output, resume: str) -> Path | None:
         return None
     elsewhere = Path(settings.output).resolve() not in folder.resolve().parents
     return None if elsewhere and settings.output != DEFAULT_OUTPUT else folder
-
-
-def _identity(folder: Path) -> tuple[int, int]:
-    """Return the device and the number of a folder."""
-    status = folder.stat()
-    return status.st_dev, status.st_ino
 
 
 def _copied(value: Any) -> Any:
