@@ -14,16 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..nn.fitting import FITTED
 from ..nn.formats import accept_formats
 from ..nn.learned.rationals import Rational
 from ..nn.starts import FUNCTIONS, starting_coefficients
 from ..ops import rational
 
 __all__ = ["Activation", "FlashKAT_Group", "KAT_Group", "KAT_Group2D", "KAT_Group_Torch", "RationalTriton1DGroup"]
-
-
-# Starting functions are fitted on [-3, 3].
-_FITTED = 3.0
 
 
 class Activation(Rational):
@@ -65,8 +62,8 @@ class Activation(Rational):
         return {
             name: {
                 **dict(zip(("init_w_numerator", "init_w_denominator"), _lists(name), strict=True)),
-                "ub": _FITTED,
-                "lb": -_FITTED,
+                "ub": FITTED[1],
+                "lb": FITTED[0],
             }
             for name in FUNCTIONS
         }

@@ -18,12 +18,14 @@ from ..ops import rational_reference
 from .functions import named_function
 from .solvers import Points, evaluate, least_squares, minimax
 
-__all__ = ["REACH", "Fit", "Function", "Tail", "fit"]
+__all__ = ["FITTED", "REACH", "Fit", "Function", "Tail", "fit"]
 
 Function = Callable[[Tensor], Tensor]
 _Numbers = Tensor | np.ndarray | Sequence[float]
 
-_DEFAULT_INTERVAL = (-3.0, 3.0)
+FITTED = (-3.0, 3.0)
+"""The interval on which the starts are fitted."""
+
 REACH = 8 / 3
 """A tail ends where the distance to the middle of the interval is this multiple of half its width."""
 
@@ -196,7 +198,7 @@ def fit(
     if not 0 <= tail_weight < math.inf:
         raise InputError(f"tail_weight must be finite and at least 0, not {tail_weight}")
     if isinstance(function, str) or callable(function):
-        interval = _checked(interval or _DEFAULT_INTERVAL)
+        interval = _checked(interval or FITTED)
         name = function if isinstance(function, str) else _name(function)
         with explain(f"cannot fit {name}"):
             known = named_function(function) if isinstance(function, str) else function

@@ -17,7 +17,7 @@ from ..ops import rational_reference
 from .fitting import Fit, Function, fit
 from .functions import FUNCTIONS, named_function
 
-__all__ = ["FUNCTIONS", "Start", "fit", "kept_start", "starting_coefficients", "variance_gain"]
+__all__ = ["FUNCTIONS", "TAIL_WEIGHT", "Start", "fit", "kept_start", "starting_coefficients", "variance_gain"]
 
 Start = str | Fit | Function
 """What a rational starts as: a name in :data:`FUNCTIONS`, a fit, or a function that will be fitted."""
@@ -27,7 +27,7 @@ _STORED_DEGREES = (6, 4)
 
 # Outside its interval a fit is free, and high powers leave the function fast. This weight pulls the named starts
 # towards the function out to 8. It makes the fit inside less accurate (swish: 9e-6 in place of 5e-7).
-_START_TAIL_WEIGHT = 1 / 256
+TAIL_WEIGHT = 1 / 256
 
 
 def starting_coefficients(start: Start, m: int = 6, n: int = 4) -> tuple[Tensor, Tensor]:
@@ -100,7 +100,7 @@ def variance_gain(start: Start, m: int = 6, n: int = 4) -> float:
 
 
 def _fitted(start: str | Function, m: int, n: int) -> Fit:
-    return fit(start, m, n, tail_weight=_START_TAIL_WEIGHT)
+    return fit(start, m, n, tail_weight=TAIL_WEIGHT)
 
 
 @functools.cache

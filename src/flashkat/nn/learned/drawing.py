@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ...errors import InputError
+from ..fitting import FITTED
 from ..starts import starting_coefficients
 from .rationals import Learned, learned, start_name
 
@@ -19,7 +20,6 @@ __all__ = ["NO_RATIONALS", "draw_functions", "draw_rationals", "pixels", "start_
 
 NO_RATIONALS = "the model has no rationals to draw: it needs GroupRational modules, or those of flashkat.compat"
 
-_DEFAULT_RANGE = (-3.0, 3.0)
 _POINTS = 400
 
 
@@ -56,7 +56,7 @@ def draw_functions(
     panels = figure.subplots(rows, columns, squeeze=False).T.flatten()
     colours = matplotlib.colormaps["viridis"]
     for panel, (name, function) in zip(panels, functions.items(), strict=True):
-        low, high = (ranges or {}).get(name, _DEFAULT_RANGE)
+        low, high = (ranges or {}).get(name, FITTED)
         x = torch.linspace(low, high, _POINTS, dtype=torch.float64)
         lines = function(x)
         for group, y in enumerate(lines):

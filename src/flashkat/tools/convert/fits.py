@@ -7,20 +7,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ...nn.fitting import Fit, fit
+from ...nn.fitting import FITTED, Fit, fit
 from ...nn.functions import FUNCTIONS
 from ...nn.group_rational import GroupRational
-from ...nn.starts import starting_coefficients
+from ...nn.starts import TAIL_WEIGHT, starting_coefficients
 from ...ops import rational_reference
 from .known import Start
 
 __all__ = ["Chosen", "Fits", "UnfitError", "coefficient_dtype"]
 
-# As for the named starts: a fit stays near its function out to 8/3 of its interval.
-_TAIL_WEIGHT = 1 / 256
-
 # Half widths of the intervals that are tried, if the inputs lie beyond the first.
-_WIDTHS = (3.0, 6.0, 12.0, 24.0)
+_WIDTHS = tuple(FITTED[1] * times for times in (1, 2, 4, 8))
 
 _GRID = torch.linspace(-8, 8, 257, dtype=torch.float64)
 
@@ -59,7 +56,7 @@ class UnfitError(Exception):
 
 
 class Fits:
-    """Fits of functions, each made once.
+    """Fits of functions, with so many coefficients.
 
     Args:
         m: number of numerator coefficients.
@@ -68,7 +65,6 @@ class Fits:
 
     def __init__(self, m: int, n: int) -> None:
         self._degrees = m, n
-        self._known: dict[tuple[bytes, float], Fit] = {}
 
     @torch.no_grad()
     def choose(self, start: Start, function: Callable[[Tensor], Tensor], sample: Tensor) -> Chosen:
@@ -109,11 +105,8 @@ class Fits:
         return best[1]
 
     def _fitted(self, name: str, function: Callable[[Tensor], Tensor], half: float) -> Fit:
-        key = function(_GRID).numpy().tobytes(), half
-        if key not in self._known:
-            found = fit(function, *self._degrees, interval=(-half, half), tail_weight=_TAIL_WEIGHT)
-            self._known[key] = found if name == "fit" else replace(found, name=name)
-        return self._known[key]
+        found = fit(function, *self._degrees, interval=(-half, half), tail_weight=TAIL_WEIGHT)
+        return found if name == "fit" else replace(found, name=name)
 
 
 def _name(function: Callable[[Tensor], Tensor]) -> str:

@@ -7,15 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...nn.fitting import FITTED
 from ...nn.learned.drawing import start_of
 from ...nn.learned.inputs import ends
 from ...nn.learned.rationals import Learned
 from ...nn.starts import FUNCTIONS
 
-__all__ = ["FITTED", "KNOWN", "Measures", "interval", "measure", "table"]
-
-FITTED = (-3.0, 3.0)
-"""The interval on which the starts are fitted."""
+__all__ = ["KNOWN", "Measures", "interval", "measure", "table"]
 
 _SYNONYMS = ("gelu_old", "silu")
 KNOWN: dict[str, Callable[[Tensor], Tensor]] = {
