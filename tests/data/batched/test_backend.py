@@ -1,5 +1,6 @@
 """The choice of a backend: by flags, data and device."""
 
+import numpy as np
 import pytest
 import torch
 from configs import evaluation_loader, training_loader
@@ -7,7 +8,7 @@ from samples import NORMALISING, SHARDS, args_of, as_jpeg, open_dataset
 
 from flashkat.data.batched import backend
 from flashkat.data.batched.backend import Decoding
-from flashkat.data.batched.encoded import EvaluationCut, TrainingCut
+from flashkat.data.batched.encoded import CollateEncoded, Cut, EvaluationCut, Jpeg, TrainingCut
 from flashkat.data.batched.resident import Store
 from flashkat.errors import InputError, is_installed
 
@@ -158,3 +159,26 @@ def test_batches_are_those_of_timms_loader(tmp_path, device, monkeypatch, worker
             assert torch.equal(target, other_target)
             grey_levels = 255 * 0.3 * (images - others).abs()
             assert grey_levels.mean() < 1
+
+
+class _Counting:
+    """A decoder that counts the batches it has started."""
+
+    started = 0
+
+    def start(self, jpegs):
+        self.started += 1
+        return lambda: torch.full((len(jpegs), 8, 8, 3), int(jpegs[0][0].data[0]), dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("number", [0, 1, 2, 5])
+def test_a_batch_is_decoded_while_the_one_before_is_used(number):
+    pytest.importorskip("triton")
+    cut = Cut((0, 0, 4, 4), (8, 8))
+    jpegs = [Jpeg(np.full(3, index, dtype=np.uint8), "x.jpg", (4, 4)) for index in range(number)]
+    loader = [CollateEncoded((8, 8))([(((jpeg, cut), []), 0)]) for jpeg in jpegs]
+    decoder, seen = _Counting(), []
+    for images, _ in Decoding(loader, decoder):
+        assert decoder.started == min(len(seen) + 2, number)
+        seen.append(int(images.to(torch.device("cpu"))[0, 0, 0, 0]))
+    assert seen == list(range(number))

@@ -41,7 +41,7 @@ CUTS = {
 
 def test_cuts_are_near_pillows(decoder):
     cases = [(jpeg(*size), cut) for size, cut in CUTS.values()]
-    found, expected = decoder(cases).cpu().int(), decode_by_pillow(cases, SIZE).int()
+    found, expected = decoder.start(cases)().cpu().int(), decode_by_pillow(cases, SIZE).int()
     for name, one, other in zip(CUTS, found, expected, strict=True):
         apart = (one - other).abs()
         assert apart.max() <= LARGEST, name
@@ -50,20 +50,33 @@ def test_cuts_are_near_pillows(decoder):
 
 def test_grey_images_become_colour(decoder):
     cases = [(jpeg(120, 90, "L"), Cut((0, 0, 90, 120), SIZE))]
-    assert (decoder(cases).cpu().int() - decode_by_pillow(cases, SIZE).int()).abs().max() <= LARGEST
+    assert (decoder.start(cases)().cpu().int() - decode_by_pillow(cases, SIZE).int()).abs().max() <= LARGEST
 
 
 def test_batches_may_be_smaller(decoder):
     cases = [(jpeg(*size), cut) for size, cut in CUTS.values()]
-    whole = decoder(cases)
-    assert torch.equal(decoder(cases[:3]), whole[:3])
-    assert torch.equal(decoder(cases), whole)
+    whole = decoder.start(cases)()
+    assert torch.equal(decoder.start(cases[:3])(), whole[:3])
+    assert torch.equal(decoder.start(cases)(), whole)
 
 
 def test_a_damaged_image_is_named_and_the_next_batch_is_decoded(decoder):
     good = (jpeg(120, 90), CUTS["part"][1])
-    expected = decoder([good])
+    expected = decoder.start([good])()
     damaged = Jpeg(good[0].data[:500], "dogs/1.jpg", (120, 90))
     with pytest.raises(InputError, match=r"cannot decode the image dogs/1.jpg"):
-        decoder([good, (damaged, good[1])])
-    assert torch.equal(decoder([good]), expected)
+        decoder.start([good, (damaged, good[1])])()
+    assert torch.equal(decoder.start([good])(), expected)
+
+
+def test_batches_are_decoded_beside_each_other(decoder):
+    cases = [(jpeg(*size), cut) for size, cut in CUTS.values()]
+    whole = decoder.start(cases)()
+    damaged = Jpeg(cases[0][0].data[:500], "dogs/1.jpg", (120, 90))
+    started = [decoder.start(each) for each in (cases[:4], [(damaged, cases[0][1])], cases[4:], cases[:1])]
+    del started[3]  # nobody asks for it
+    assert torch.equal(started[0](), whole[:4])
+    with pytest.raises(InputError, match=r"cannot decode the image dogs/1.jpg"):
+        started[1]()
+    assert torch.equal(started[2](), whole[4:])
+    assert torch.equal(decoder.start(cases)(), whole)

@@ -91,6 +91,11 @@ def test_only_plain_jpegs_stay_encoded(mode, format, is_encoded):
     assert found.size == (40, 24)
 
 
+class Sevens:
+    def start(self, jpegs):
+        return lambda: torch.full((len(jpegs), 32, 32, 3), 7, dtype=torch.uint8)
+
+
 def test_a_batch_holds_encoded_and_other_images():
     cut = TrainingCut(_primary(hflip=0), Recipe([]))
     files = [as_jpeg(40, 24), as_jpeg(64, 64, format="PNG"), as_jpeg(32, 48)]
@@ -105,7 +110,7 @@ def test_a_batch_holds_encoded_and_other_images():
         ((32, 48), files[2]),
     ]
     pytest.importorskip("triton")
-    batch.decoder = lambda jpegs: torch.full((len(jpegs), 32, 32, 3), 7, dtype=torch.uint8)
+    batch.start(Sevens())
     images = batch.to(torch.device("cpu"))
     assert images.shape == (3, 3, 32, 32)
     assert (images[[0, 2]] == 7).all()

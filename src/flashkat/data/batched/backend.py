@@ -1,5 +1,6 @@
 """Choose where a data set's images are decoded and cut: in the workers, in the GPU's memory, or by NVIDIA DALI."""
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +23,9 @@ from .resident import CollateResident, ResidentImages, Store, read_all
 from .steps import Recipe, UnsupportedError
 
 __all__ = ["Backend", "Decoding", "evaluation_backend", "has_gpu", "training_backend"]
+
+# Batches that are decoded at once.
+_AHEAD = 2
 
 
 @dataclass
@@ -53,7 +57,7 @@ class Backend:
 
 
 class Decoding(Around):
-    """A loader whose batches get their decoder.
+    """A loader whose batches are decoded while the model trains on earlier ones.
 
     Args:
         loader: gives the batches of :class:`CollateEncoded` or :class:`CollateResident`.
@@ -67,9 +71,13 @@ class Decoding(Around):
         return len(self.loader)
 
     def __iter__(self) -> Iterator[Any]:
+        started: deque[Any] = deque()
         for images, target in self.loader:
-            images.decoder = self.decoder
-            yield images, target
+            images.start(self.decoder)
+            started.append((images, target))
+            if len(started) == _AHEAD:
+                yield started.popleft()
+        yield from started
 
 
 def has_gpu(device: torch.device) -> bool:

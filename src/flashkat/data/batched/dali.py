@@ -1,6 +1,7 @@
 """NVIDIA DALI's decoder: JPEG files to the parts of them that are cut out, on a GPU or a CPU."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,37 +29,37 @@ class Decoder:
 
     def __init__(self, batch_size: int, size: tuple[int, int], device: torch.device, threads: int) -> None:
         self._batch_size, self._size, self._device, self._threads = batch_size, size, device, threads
-        self._pipeline: Any = None
+        self._idle: list[Any] = []  # a pipeline decodes one batch at a time
 
-    def __call__(self, jpegs: Sequence[tuple[Jpeg, Cut]]) -> Tensor:
-        """Return the results (N, H, W, 3) in uint8, computed on the current stream.
+    def start(self, jpegs: Sequence[tuple[Jpeg, Cut]]) -> Callable[[], Tensor]:
+        """Start to decode a batch, beside those started before, and return what waits for the result.
 
-        Raises:
-            InputError: an image cannot be decoded.
+        This returns the images (N, H, W, 3) in uint8, on the current stream. It raises InputError where an image cannot
+        be decoded.
         """
-        try:
-            return self._run(jpegs)
-        except RuntimeError:
-            # After an error DALI's pipeline cannot go on. Pillow finds the image, or decodes what DALI does not.
-            self._pipeline = None
-            return decode_by_pillow(jpegs, self._size).to(self._device)
-
-    def _run(self, jpegs: Sequence[tuple[Jpeg, Cut]]) -> Tensor:
-        from nvidia.dali.plugin.pytorch import feed_ndarray
-
-        if self._pipeline is None:
-            self._pipeline = self._build()
-        pipeline, cuts = self._pipeline, [cut for _, cut in jpegs]
+        pipeline = self._idle.pop() if self._idle else self._build()
+        cuts = [cut for _, cut in jpegs]
         pipeline.feed_input("jpegs", [jpeg.data for jpeg, _ in jpegs])
         starts, ends = zip(*map(_corners, cuts), strict=True)
-        pipeline.feed_input("starts", list(starts))
-        pipeline.feed_input("ends", list(ends))
-        pipeline.feed_input("sizes", [np.array(cut.size, dtype=np.float32) for cut in cuts])
-        pipeline.feed_input("windows", [np.array(cut.window, dtype=np.int32) for cut in cuts])
-        pipeline.feed_input("ways", [_way(cut.resampling) for cut in cuts])
-        (found,) = pipeline.run()
-        images = torch.empty(len(jpegs), *self._size, 3, dtype=torch.uint8, device=self._device)
+        pipeline.feed_input("starts", np.array(starts, dtype=np.float32))
+        pipeline.feed_input("ends", np.array(ends, dtype=np.float32))
+        pipeline.feed_input("sizes", np.array([cut.size for cut in cuts], dtype=np.float32))
+        pipeline.feed_input("windows", np.array([cut.window for cut in cuts], dtype=np.int32))
+        pipeline.feed_input("ways", np.array([_way(cut.resampling) for cut in cuts], dtype=np.int32))
+        pipeline.schedule_run()
+        return partial(self._result, pipeline, jpegs)
+
+    def _result(self, pipeline: Any, jpegs: Sequence[tuple[Jpeg, Cut]]) -> Tensor:
+        from nvidia.dali.plugin.pytorch import feed_ndarray
+
         stream = torch.cuda.current_stream(self._device) if self._device.type == "cuda" else None
+        try:
+            (found,) = pipeline.outputs(cuda_stream=stream)
+        except RuntimeError:
+            # After an error a pipeline cannot go on. Pillow finds the image, or decodes what DALI does not.
+            return decode_by_pillow(jpegs, self._size).to(self._device)
+        self._idle.append(pipeline)
+        images = torch.empty(len(jpegs), *self._size, 3, dtype=torch.uint8, device=self._device)
         feed_ndarray(found.as_tensor(), images, cuda_stream=stream)
         return images
 
@@ -95,16 +96,16 @@ class Decoder:
         return pipeline
 
 
-def _corners(cut: Cut) -> tuple[np.ndarray, np.ndarray]:
+def _corners(cut: Cut) -> tuple[list[int], list[int]]:
     """Return the first and the last corner of a cut's box. Exchanged coordinates flip the image."""
     top, left, height, width = cut.box
     rows, columns = (top, top + height), (left, left + width)
-    first, last = ((rows[end != cut.flip_y], columns[end != cut.flip_x]) for end in (False, True))
-    return np.array(first, dtype=np.float32), np.array(last, dtype=np.float32)
+    first, last = ([rows[end != cut.flip_y], columns[end != cut.flip_x]] for end in (False, True))
+    return first, last
 
 
-def _way(resampling: Image.Resampling) -> np.ndarray:
+def _way(resampling: Image.Resampling) -> int:
     from nvidia.dali import types
 
     ways = {Image.Resampling.BILINEAR: types.INTERP_LINEAR, Image.Resampling.BICUBIC: types.INTERP_CUBIC}
-    return np.array(int(ways[resampling]), dtype=np.int32)
+    return int(ways[resampling])

@@ -187,7 +187,7 @@ class EncodedBatch:
         places: their places in the batch.
         drawn: the other images alone, and the steps of all.
         others: the places of the other images.
-        decoder: decodes and cuts on the GPU; set in the training process.
+        decoded: gives the encoded images, decoded and cut on the GPU; set in the training process.
     """
 
     files: Tensor
@@ -195,12 +195,12 @@ class EncodedBatch:
     places: Tensor
     drawn: DrawnBatch
     others: Tensor
-    decoder: Callable[[Sequence[tuple[Jpeg, Cut]]], Tensor] | None = field(default=None, repr=False)
+    decoded: Callable[[], Tensor] | None = field(default=None, repr=False)
 
     def pin_memory(self) -> "EncodedBatch":
         """Return a batch whose tensors for the GPU are in pinned memory, as PyTorch's loader asks for."""
         places, others = self.places.pin_memory(), self.others.pin_memory()
-        return EncodedBatch(self.files, self.jpegs, places, self.drawn.pin_memory(), others, self.decoder)
+        return EncodedBatch(self.files, self.jpegs, places, self.drawn.pin_memory(), others)
 
     def encoded(self) -> list[tuple[Jpeg, Cut]]:
         """Return the encoded images with what to cut out of them."""
@@ -210,12 +210,17 @@ class EncodedBatch:
             first += length
         return found
 
+    def start(self, decoder: Any) -> None:
+        """Let a decoder begin, see :meth:`flashkat.data.batched.dali.Decoder.start`."""
+        if self.jpegs:
+            self.decoded = decoder.start(self.encoded())
+
     def to(self, device: torch.device, non_blocking: bool = False) -> Tensor:
         """Return the augmented images (B, 3, H, W) in uint8 on a GPU."""
         parts = [(self.others, self.drawn.images.to(device, non_blocking=non_blocking))]
         if self.jpegs:
-            assert self.decoder is not None
-            parts.append((self.places, self.decoder(self.encoded())))
+            assert self.decoded is not None
+            parts.append((self.places, self.decoded()))
         shape = len(self.places) + len(self.others), *self.drawn.images.shape[1:]
         images = torch.empty(shape, dtype=torch.uint8, device=device)
         for places, part in parts:

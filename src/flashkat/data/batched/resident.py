@@ -106,7 +106,7 @@ class ResidentBatch:
         window: top and left of the result within that.
         steps: further steps, see :func:`flashkat.data.batched.steps.as_table`.
         fill: the colour of places that an affine map leaves empty.
-        decoder: the store; set in the training process.
+        store: has the images; set in the training process.
     """
 
     numbers: Tensor
@@ -114,16 +114,21 @@ class ResidentBatch:
     window: tuple[int, int]
     steps: Tensor
     fill: tuple[int, ...]
-    decoder: Any = field(default=None, repr=False)
+    store: "Store | None" = field(default=None, repr=False)
 
     def pin_memory(self) -> "ResidentBatch":
         """Return a batch in pinned memory, as PyTorch's loader asks for."""
         pinned = self.numbers.pin_memory(), self.size, self.window, self.steps.pin_memory()
-        return ResidentBatch(*pinned, self.fill, self.decoder)
+        return ResidentBatch(*pinned, self.fill)
+
+    def start(self, store: "Store") -> None:
+        """Take note of the store. Its images are decoded."""
+        self.store = store
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Tensor:
         """Return the augmented images (B, 3, H, W) in uint8 on a GPU."""
-        images = self.decoder(self.numbers.to(device, non_blocking=non_blocking), self.size, self.window)
+        assert self.store is not None
+        images = self.store(self.numbers.to(device, non_blocking=non_blocking), self.size, self.window)
         return DrawnBatch(images, self.steps, self.fill).to(device, non_blocking)
 
 
