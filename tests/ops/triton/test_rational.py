@@ -44,12 +44,12 @@ def start(dtype, layout):
         x, bias = torch.empty(2, 197, 3072, dtype=dtype), torch.empty(3072)
         numerator, denominator = torch.empty(1, 6), torch.empty(8, 4)
         launch.forward(x, numerator, denominator, -1, dtype, bias)
-        launch.backward(x, x, numerator, denominator, -1, bias)
+        launch.backward(x, x, numerator, denominator, -1, bias, torch.empty_like(x))
     elif layout == "with LayerNorm":
         x, branch = torch.empty(2, 197, 768), torch.empty(2, 197, 768, dtype=dtype)
         parameters = torch.empty(768), torch.empty(768), torch.empty(1, 6), torch.empty(8, 4)
         total, mean, rstd, out = norm_launch.forward(x, branch, *parameters, 1e-6, dtype)
-        norm_launch.backward(total, out, total, mean, rstd, *parameters, x.dtype, dtype)
+        norm_launch.backward(total, out, total, mean, rstd, *parameters, x.dtype, dtype, torch.empty_like(out))
     else:
         x = {
             "channels last": torch.empty(2, 197, 768, dtype=dtype),
