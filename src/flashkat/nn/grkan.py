@@ -44,6 +44,9 @@ class GRKAN(nn.Module):
         ValueError: numbers of groups that do not fit together or do not divide the channels.
     """
 
+    recompute: bool = True
+    """Whether training on a GPU computes the rationals' values again in the backward pass, in place of saving them."""
+
     def __init__(
         self,
         in_features: int,

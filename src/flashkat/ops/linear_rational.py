@@ -63,7 +63,7 @@ class _Eager(EagerFunction):
         if torch.is_grad_enabled() or not has_memory(grad):
             # A second derivative may follow.
             return *differentiate(_defined, grad, *saved), None
-        return *_backward(grad, *saved), None
+        return *_backward(grad, *saved)[:4], None
 
 
 def _defined(x: Tensor, bias: Tensor, numerator: Tensor, denominator: Tensor) -> Tensor:
@@ -78,12 +78,14 @@ def _forward(
 
 
 def _backward(
-    grad: Tensor, x: Tensor, bias: Tensor, numerator: Tensor, denominator: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    grad: Tensor, x: Tensor, bias: Tensor, numerator: Tensor, denominator: Tensor, recompute: bool = False
+) -> tuple[Tensor, ...]:
+    """Return the gradients, and last the value of the forward pass, or an empty tensor without ``recompute``."""
+    out = torch.empty_like(x, memory_format=torch.contiguous_format) if recompute else None
     grad_x, grad_numerator, grad_denominator, grad_bias = triton_module("rational").backward(
-        grad.contiguous(), x, numerator, denominator, -1, bias
+        grad.contiguous(), x, numerator, denominator, -1, bias, out
     )
-    return grad_x, grad_bias, grad_numerator, grad_denominator
+    return grad_x, grad_bias, grad_numerator, grad_denominator, x.new_empty(0) if out is None else out
 
 
 def _fake_forward(
@@ -92,9 +94,11 @@ def _fake_forward(
     return torch.empty_like(x, dtype=dtype or x.dtype)
 
 
-def _fake_backward(grad: Tensor, x: Tensor, bias: Tensor, numerator: Tensor, denominator: Tensor) -> tuple[Tensor, ...]:
-    parameters = bias, numerator, denominator
-    return torch.empty_like(x), *(torch.empty_like(p, memory_format=torch.contiguous_format) for p in parameters)
+def _fake_backward(
+    grad: Tensor, x: Tensor, bias: Tensor, numerator: Tensor, denominator: Tensor, recompute: bool = False
+) -> tuple[Tensor, ...]:
+    grads = (torch.empty_like(p, memory_format=torch.contiguous_format) for p in (bias, numerator, denominator))
+    return torch.empty_like(x), *grads, torch.empty_like(x) if recompute else x.new_empty(0)
 
 
 def _formula(
@@ -108,7 +112,7 @@ def _save(ctx, inputs, output) -> None:
 
 
 def _differentiate(ctx, grad: Tensor):
-    return *torch.ops.flashkat.bias_rational_backward(grad, *ctx.saved_tensors), None
+    return *torch.ops.flashkat.bias_rational_backward(grad, *ctx.saved_tensors)[:4], None
 
 
 register(
@@ -120,8 +124,8 @@ register(
     differentiate=_differentiate,
 )
 register(
-    "bias_rational_backward(Tensor grad, Tensor x, Tensor bias, Tensor numerator, Tensor denominator)"
-    " -> (Tensor, Tensor, Tensor, Tensor)",
+    "bias_rational_backward(Tensor grad, Tensor x, Tensor bias, Tensor numerator, Tensor denominator,"
+    " bool recompute=False) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     _backward,
     _fake_backward,
 )
