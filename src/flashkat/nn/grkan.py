@@ -6,7 +6,7 @@ import torch
 from timm.layers import to_2tuple
 from torch import Tensor, nn
 
-from ..ops import fuses, linear_rational
+from ..ops import fuses, linear_rational, linear_rational_linear
 from .fusing import hooks_are_global, is_idle, is_linear, is_plain
 from .group_rational import GroupRational
 from .starts import Start
@@ -116,6 +116,9 @@ class GRKAN(nn.Module):
         """Compute the rest of the layer, from the output of the first rational."""
         x, linear, second = self.drop1(x), self.fc1, self.act2
         if fuses(x) and is_linear(linear) and is_plain(second) and not hooks_are_global():
+            parameters = self.plain_parameters() if self.recompute else None
+            if parameters is not None:
+                return linear_rational_linear(x, *parameters)
             x = linear_rational(x, linear.weight, linear.bias, second.numerator, second.denominator)
         else:
             x = second(linear(x))

@@ -16,7 +16,7 @@ from .add_norm_rational import MOST_CHANNELS, add_norm_rational, differentiable,
 from .call import Call, EagerFunction, ForwardModeError, fits, has_kernels, has_memory, look, metadata
 from .dispatch import fuses, triton_module
 from .layout import PLAIN_TYPES, Layers, Metadata
-from .linear_rational import linear_rational
+from .linear_rational import linear_rational, recomputing_gradients
 from .rational import rational
 from .register import register
 from .triton import settings
@@ -99,6 +99,7 @@ def _has_kernels(call: Call, x: Tensor, branch: Tensor, layers: Layers) -> bool:
         and weight1.shape[1] == x.shape[-1]
         and weight2.shape[1] == weight1.shape[0]
         and bias2.shape == weight2.shape[:1]
+        and 0 not in (*weight1.shape, *weight2.shape)
         and fits_norm(call, x, branch, layers[:2], layers[2:4])
         and has_kernels(call, x, weight1.shape[0], (bias1,), (layers.numerator2, layers.denominator2), (dtype,))
     )
@@ -181,12 +182,10 @@ def _forward(x: Tensor, branch: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     """Return total, result, and what the backward pass reads: mean, rstd and hidden."""
     *tensors, eps = rest
     layers, operators = Layers(*tensors), torch.ops.flashkat
-    weight1, weight2 = layers.weight1, layers.weight2
-    total, first, mean, rstd = operators.add_norm_rational(x, branch, *layers[:4], eps, weight1.dtype)
-    hidden = torch.mm(first.view(-1, first.shape[-1]), weight1.t())
-    second = operators.bias_rational(hidden, *layers[5:8])
-    out = torch.addmm(layers.bias2, second, weight2.t()).view(*x.shape[:-1], -1)
-    return total, out, mean, rstd, hidden
+    total, first, mean, rstd = operators.add_norm_rational(x, branch, *layers[:4], eps, layers.weight1.dtype)
+    hidden = torch.mm(first.view(-1, first.shape[-1]), layers.weight1.t())
+    out = operators.bias_rational_linear(hidden, *layers[5:])
+    return total, out.view(*x.shape[:-1], out.shape[-1]), mean, rstd, hidden
 
 
 def _fake_forward(x: Tensor, branch: Tensor, *rest: Any) -> tuple[Tensor, ...]:
@@ -215,20 +214,13 @@ def _differentiate(ctx, grad_total: Tensor | None, grad_out: Tensor | None, *_: 
         return of_the_sum_alone(grad_total, ctx.dtypes, 2 + _LAYERS + 1)
     total, mean, rstd, hidden, *tensors = ctx.saved_tensors
     layers, operators, (x_dtype, branch_dtype) = Layers(*tensors), torch.ops.flashkat, ctx.dtypes
-    rows = grad_out.reshape(-1, grad_out.shape[-1])
-    grad_hidden, grad_bias1, grad_numerator2, grad_denominator2, second = operators.bias_rational_backward(
-        torch.mm(rows, layers.weight2), hidden, *layers[5:8], True
-    )
-    grad_weight2, grad_bias2 = torch.mm(rows.t(), second), rows.sum(0)
+    grad_hidden, *last = recomputing_gradients(operators.bias_rational_backward, grad_out, hidden, *layers[5:9])
     grad_first = torch.mm(grad_hidden, layers.weight1).view(total.shape)
     grad_x, grad_branch, *norm, first = operators.add_norm_rational_backward(
         grad_total, grad_first, total, mean, rstd, *layers[:4], x_dtype, branch_dtype, True
     )
     grad_weight1 = torch.mm(grad_hidden.t(), first.view(-1, first.shape[-1]))
-    return (
-        *(grad_x, grad_x if x_dtype == branch_dtype else grad_branch, *norm),
-        *(grad_weight1, grad_bias1, grad_numerator2, grad_denominator2, grad_weight2, grad_bias2, None),
-    )
+    return grad_x, grad_x if x_dtype == branch_dtype else grad_branch, *norm, grad_weight1, *last, None
 
 
 register(

@@ -1,12 +1,12 @@
 """The launches of a block's second half: the kernels, with cuBLAS between them, from a plan that is made once."""
 
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..call import without_autocast
 from ..layout import Layers, Metadata
 from . import norm as norm_launch
 from . import rational as launch
@@ -99,7 +99,7 @@ class Plan:
         total, mean, rstd, first, hidden, second, weight1, weight2 = Saved(*saved)  # type: ignore[arg-type]
         saved.clear()
         norm, (bias1, numerator2, denominator2) = dense(*layers[:4]), dense(*layers[5:8])
-        with on(total.device), _as_planned(total.device):
+        with on(total.device), without_autocast(total.device):
             rows = grad_out.reshape(-1, grad_out.shape[-1])
             grad_bias2 = rows.sum(0, dtype=layers.bias2.dtype)
             if second is not None:
@@ -131,12 +131,6 @@ class Plan:
 
 def _coefficients(numerator: Metadata, denominator: Metadata) -> Coefficients:
     return numerator[0], denominator[0], numerator[1], denominator[1]
-
-
-def _as_planned(device: torch.device) -> AbstractContextManager:
-    """Keep autocast out of the products: a backward pass may run within it."""
-    kind = device.type
-    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
 def _product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
