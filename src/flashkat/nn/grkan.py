@@ -22,6 +22,10 @@ class GRKAN(nn.Module):
     It takes the arguments that timm passes to an ``mlp_layer``. Its linear layers have the names of timm's ``Mlp``, so
     that a ViT's weights load into it. ``act_layer`` is accepted and ignored: the rationals are the activation.
 
+    Attributes:
+        recompute: on a GPU, training does not save the second rational's values, and computes them again in the
+            backward pass. In a KAT's block that goes for both rationals. The bits are the same. Default: True.
+
     Args:
         in_features: channels of the input.
         hidden_features: channels between the linear layers; ``in_features`` if not given.
@@ -44,8 +48,7 @@ class GRKAN(nn.Module):
         ValueError: numbers of groups that do not fit together or do not divide the channels.
     """
 
-    recompute: bool = True
-    """Whether training on a GPU computes the rationals' values again in the backward pass, in place of saving them."""
+    recompute = True
 
     def __init__(
         self,

@@ -214,10 +214,10 @@ def _fake_backward(
 ) -> tuple[Tensor, ...]:
     grad_x = torch.empty_like(total, dtype=x_dtype, memory_format=torch.contiguous_format)
     grad_branch = total.new_empty(0, dtype=x_dtype) if x_dtype == branch_dtype else grad_x.to(branch_dtype)
-    dense = {"memory_format": torch.contiguous_format}
-    parameters = (torch.empty_like(each, **dense) for each in (weight, bias, numerator, denominator))
-    out = torch.empty_like(grad_out, **dense) if recompute else grad_out.new_empty(0)
-    return grad_x, grad_branch, *parameters, out
+    parameters = (
+        torch.empty_like(each, memory_format=torch.contiguous_format) for each in (weight, bias, numerator, denominator)
+    )
+    return grad_x, grad_branch, *parameters, grad_out.new_empty(grad_out.shape if recompute else 0)
 
 
 def _formula(

@@ -122,7 +122,7 @@ class Plan:
             if self.recompute:
                 first = torch.empty_like(grad_first)
             grads = self.norm_backward(
-                grad_total.contiguous(), grad_first.view(total.shape), total, mean, rstd, *norm, first
+                grad_total.contiguous(), grad_first.view(total.shape), total, mean, rstd, *norm, out=first
             )
             if first is not None:
                 grad_weight1 = _product(grad_hidden.t(), first, layers.weight1.dtype)
