@@ -122,7 +122,16 @@ class Plan:
             if self.recompute:
                 first = torch.empty_like(grad_first)
             grads = self.norm_backward(
-                grad_total.contiguous(), grad_first.view(total.shape), total, mean, rstd, *norm, out=first
+                grad_total.contiguous(),
+                grad_first.view(total.shape),
+                total,
+                mean,
+                rstd,
+                norm[0],
+                norm[1],
+                norm[2],
+                norm[3],
+                first,
             )
             if first is not None:
                 grad_weight1 = _product(grad_hidden.t(), first, layers.weight1.dtype)
