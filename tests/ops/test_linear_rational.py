@@ -191,10 +191,10 @@ def test_second_derivatives_with_a_linear_layer(fused, device):
 
     def penalty(function):
         first = torch.autograd.grad(function(*leaves), leaves, grad, create_graph=True)
-        return torch.autograd.grad(sum((each**2).sum() for each in first), leaves)
+        return torch.autograd.grad(sum((each**2).sum() for each in first), leaves, materialize_grads=True)
 
     for found, truth in zip(penalty(linear_rational_linear), penalty(defined), strict=True):
-        assert distance(found, truth.double()) < 1e-3
+        assert distance(found, truth.double()) < 1e-3 if truth.any() else not found.any()
 
 
 def test_many_gradients_and_tangents(fused, device):

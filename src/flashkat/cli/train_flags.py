@@ -117,8 +117,8 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--no-recompute-rationals",
         action="store_true",
-        help="save the values of a KAT's rationals, which takes a quarter more memory and a little less time "
-        "(default on GPUs: the backward pass computes them again, unless --grad-checkpointing does)",
+        help="save the values of a KAT's rationals for the backward pass, which takes more memory and less time "
+        "(default on GPUs: compute them again, except with --grad-checkpointing)",
     )
 
 

@@ -238,7 +238,8 @@ _LARGE = ((25216, 3072), 1, 8), ((999, 768), 8, 8), ((7, 11, 192), 1, 1)
 @pytest.mark.parametrize(
     ("shape", "rows", "groups", "dtype", "large"),
     [
-        *(((3, 16), 2, 2, *rest) for rest in ((F32, False), (BF16, False), (F16, False), (F32, True))),
+        *(((3, 16), 2, 2, dtype, False) for dtype in (F32, BF16, F16)),
+        pytest.param((3, 16), 2, 2, F32, True, marks=pytest.mark.slow),
         *(
             pytest.param(*case, dtype, large, marks=pytest.mark.gpu)
             for case in _LARGE
