@@ -287,10 +287,9 @@ def _backward_rows(
         z = n * weight[k] + bias[k]
         reach = tl.maximum(reach, tl.max(tl.abs(z), axis=0))
         a_here, b_here = _pick(a, k, M, NUMERATOR_SHARED), _pick(b, k, N, DENOMINATOR_SHARED)
+        out, dz, terms = plain_gradients(grad, z, a_here, b_here, M, N, False)
         if OUT:
-            out = plain_value(z, a_here, b_here, M, N)
             tl.store(out_ptr + base + offsets, out.to(out_ptr.dtype.element_ty), mask=inside)
-        dz, terms = plain_gradients(grad, z, a_here, b_here, M, N, False)
         for_a, for_b = _slice(terms, 0, M), _slice(terms, M, N)
         sums_a = _add_to(sums_a, for_a, k, M, NUMERATOR_SHARED, CHUNKS)
         sums_b = _add_to(sums_b, for_b, k, N, DENOMINATOR_SHARED, CHUNKS)

@@ -249,10 +249,10 @@ def backward_kernel(
             x, g = x.to(COMPUTE), g.to(COMPUTE)
             if BIAS:
                 x += bias
+            out, grad_x, more = plain_gradients(g, x, a, b, M, N, PRECISE)
             if OUT:
                 pointers = _begin(out_ptr, grad_x_strides, batch, start, V, CONTIGUOUS, PAIRS) + grad_x_pattern
-                tl.store(pointers, plain_value(x, a, b, M, N).to(out_ptr.dtype.element_ty), mask=inside)
-            grad_x, more = plain_gradients(g, x, a, b, M, N, PRECISE)
+                tl.store(pointers, out.to(out_ptr.dtype.element_ty), mask=inside)
             if PRECISE:
                 sums = add_terms(sums, more, M + N)
             else:
