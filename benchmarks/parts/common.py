@@ -28,6 +28,7 @@ Row = dict[str, Any]
 
 LABELS = {
     "ours": "ours",
+    "ours, saved": "ours, values saved",
     "gelu": "GELU",
     "copy": "copy",
     "flashkat paper": "FlashKAT paper's kernel",

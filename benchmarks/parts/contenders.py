@@ -25,6 +25,7 @@ from .common import Call, Measure, Row, alternate, require_gpu
 __all__ = [
     "CONTENDERS",
     "LEGEND",
+    "SAVED",
     "SIZES",
     "TOY",
     "USUAL",
@@ -39,6 +40,8 @@ __all__ = [
 SIZES = ("tiny", "small", "base")
 _PAPERS = ("flashkat paper", "kat")
 CONTENDERS = ("ours", "vit", *_PAPERS)
+SAVED = "ours, saved"
+"""The KAT that saves its rationals' values, for comparison with the one that recomputes them."""
 WAYS: dict[str, Callable[[nn.Module], Callable[..., Tensor]]] = {
     "eager": lambda model: model,
     "compiled": lambda model: torch.compile(model, dynamic=False),
@@ -104,7 +107,11 @@ def make_model(contender: str, size: str, device: str, **kwargs: Any) -> nn.Modu
     # timm's initialisation for all. KAT's takes half a minute on a CPU at size base, and does not change any time.
     with torch.device(device):
         model = timm.create_model(f"{family}_{size}_patch16_224", weight_init="", **kwargs)
-    if family == "kat" and contender != "ours":
+    if contender == SAVED:
+        for module in model.modules():
+            if isinstance(module, flashkat.GRKAN):
+                module.recompute = False
+    elif family == "kat" and contender != "ours":
         swap_rationals(model, _published(contender))
     return model
 

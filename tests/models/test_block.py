@@ -1,11 +1,14 @@
 """The block of a KAT equals timm's, and its fused path runs only if the results are the same."""
 
+import importlib
 import weakref
 
 import pytest
 import torch
+from functorch.compile import make_boxed_func
 from timm.models.vision_transformer import Block
 from torch import nn
+from torch._dynamo.backends.common import aot_autograd
 
 from flashkat import GRKAN, GroupRational
 from flashkat.models import block as module
@@ -15,9 +18,9 @@ from flashkat.ops.triton import settings
 CHANNELS = 16
 
 
-def make(**options):
+def make(channels=CHANNELS, **options):
     torch.manual_seed(0)
-    made = KATBlock(CHANNELS, 2, mlp_layer=GRKAN, **options)
+    made = KATBlock(channels, 2, mlp_layer=GRKAN, **options)
     for parameter in made.parameters():
         nn.init.normal_(parameter, std=0.3)
     return made
@@ -129,6 +132,29 @@ def test_idle_dropout_is_passed_by(calls):
     assert calls == ["add_norm_rational"]
     made.eval()(x)
     assert calls[1:] == ["add_norm_grkan"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="its tensors are on the CPU")
+@pytest.mark.parametrize("recompute", [True, False])
+def test_compiled_training_recomputes_the_rationals(calls, monkeypatch, recompute):
+    for name in ("add_norm_grkan", "add_norm_rational", "linear_rational"):
+        monkeypatch.setattr(importlib.import_module(f"flashkat.ops.{name}"), "fuses", lambda x: True)
+    torch.compiler.reset()
+    made, x, sizes = make(channels=32), torch.randn(3, 5, 32), []  # whose groups hold whole vectors
+    made.mlp.recompute = recompute
+
+    def note(graph, _):
+        *_, last = graph.graph.nodes
+        sizes.extend(each.meta["val"].numel() for each in last.args[0] if hasattr(each, "meta"))
+        return make_boxed_func(graph.forward)
+
+    compiled = torch.compile(made, fullgraph=True, backend=aot_autograd(fw_compiler=note))
+    loss = compiled(x).square().mean()
+    assert sizes.count(3 * 5 * 4 * 32) == (1 if recompute else 2)
+    found = torch.autograd.grad(loss, list(made.parameters()))
+    truths = torch.autograd.grad(made(x).square().mean(), list(made.parameters()))
+    for one, truth in zip(found, truths, strict=True):
+        torch.testing.assert_close(one, truth, rtol=1e-4, atol=1e-5)
 
 
 def test_hands_a_mask_on():

@@ -356,6 +356,11 @@ def test_gradient_checkpointing_changes_neither_loss_nor_gradients():
         torch.testing.assert_close(checkpointed_gradients[name], gradient, rtol=1e-5, atol=1e-7)
 
 
+def test_all_blocks_but_the_last_recompute_their_rationals():
+    assert [block.mlp.recompute for block in small(depth=3).blocks] == [True, True, False]
+    assert len(small(depth=0).blocks) == 0
+
+
 @pytest.mark.parametrize("weight_init", ["kan_mimetic", "mimetic", "paper_mimetic", "kan", "variance_preserving", ""])
 def test_every_parameter_receives_a_finite_gradient_that_is_not_zero(weight_init):
     for name, gradient in loss_and_gradients(small(weight_init=weight_init))[1].items():

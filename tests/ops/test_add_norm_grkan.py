@@ -5,7 +5,9 @@ import importlib
 import pytest
 import torch
 import torch.nn.functional as F
+from functorch.compile import make_boxed_func
 from oracle import distance
+from torch._dynamo.backends.common import aot_autograd
 
 from flashkat.ops import Layers, add_norm_grkan, add_norm_rational, linear_rational, rational_reference
 from flashkat.ops.triton import settings
@@ -62,9 +64,9 @@ def exact(leaves, grads, eps=1e-5):
     return (x + branch, out), torch.autograd.grad((x + branch, out), wide, [grad.double() for grad in grads])
 
 
-def call(leaves, dtype=None, eps=1e-5):
+def call(leaves, dtype=None, eps=1e-5, recompute=True):
     with torch.autocast(DEVICE, dtype or BF16, enabled=dtype is not None):
-        return add_norm_grkan(*leaves[:2], Layers(*leaves[2:]), eps)
+        return add_norm_grkan(*leaves[:2], Layers(*leaves[2:]), eps, recompute)
 
 
 def pieces(leaves, dtype=None):
@@ -156,7 +158,169 @@ def test_needs_no_more_memory_than_its_pieces(plans):
         return torch.cuda.max_memory_allocated() - before
 
     peak(pieces)  # cuBLAS's workspace
-    assert peak(call) <= peak(pieces)
+    without = peak(lambda *args: call(*args, recompute=False))
+    assert without <= peak(pieces)
+    assert peak(call) <= without + leaves[0].numel() * 4 * 2  # beside both gradients, the value
+
+
+def saved_by(function):
+    """The numbers of elements of what a call saves, without what it takes as it is."""
+    packed = {}
+
+    def pack(tensor):
+        packed[tensor.data_ptr()] = tensor
+        return tensor
+
+    leaves, _ = make((4, 5, 16), 64)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        results = function(leaves)
+    known = {each.data_ptr() for each in (*leaves, *results)}
+    return sorted(each.numel() for pointer, each in packed.items() if pointer not in known)
+
+
+def test_values_of_the_rationals_are_not_saved(plans):
+    rows = [20, 20]  # mean and standard deviation
+    assert saved_by(call) == [*rows, 20 * 64]
+    assert saved_by(lambda leaves: call(leaves, recompute=False)) == [*rows, 20 * 16, 20 * 64, 20 * 64]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"shape": (7, 64), "hidden": 32, "outputs": 24, "rows": (4, 4)},
+        pytest.param({"shape": (37, 197, 192), "hidden": 768, "rows": (1, 8), "inputs": (F32, BF16)}, id="autocast"),
+    ],
+)
+def test_recomputation_changes_no_bit(plans, options):
+    autocast = BF16 if "inputs" in options else None
+    if autocast and not HAS_GPU:
+        pytest.skip("needs a CUDA GPU")
+    leaves, grads = make(**options)
+    grads = [grads[0], grads[1].to(autocast or F32)]
+    found = []
+    for recompute in (False, True):
+        results = call(leaves, autocast, recompute=recompute)
+        found.append((*results, *torch.autograd.grad(results, leaves, grads)))
+    assert all(map(torch.equal, *found))
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """Compile as where there are kernels, and note each graph: its operators, and the sizes of its results."""
+    for name in ("add_norm_grkan", "add_norm_rational", "linear_rational"):
+        monkeypatch.setattr(importlib.import_module(f"flashkat.ops.{name}"), "fuses", lambda x: True)
+    torch.compiler.reset()
+    seen = []
+
+    def note(graph, _):
+        *_, last = graph.graph.nodes
+        values = [each.meta["val"] for each in last.args[0] if hasattr(each, "meta")]
+        sizes = [each.numel() for each in values if isinstance(each, torch.Tensor)]
+        seen.append(({str(node.target) for node in graph.graph.nodes}, sizes))
+        return make_boxed_func(graph.forward)
+
+    yield aot_autograd(fw_compiler=note), seen
+    torch.compiler.reset()
+
+
+def kernels_on_cpus():
+    return pytest.mark.skipif(HAS_GPU, reason="its tensors are on the CPU")
+
+
+@kernels_on_cpus()
+@pytest.mark.parametrize("dtype", [None, BF16])
+def test_compiled_code_saves_no_values_of_the_rationals(graphs, dtype):
+    backend, seen = graphs
+    leaves, grads = make((4, 5, 16), 64)
+    compiled = torch.compile(call, backend=backend, fullgraph=True)
+    results = compiled(leaves, dtype)
+    found = torch.autograd.grad(results, leaves, [grads[0], grads[1].to(results[1].dtype)])
+    (operators, sizes), (backward_operators, _) = seen
+    # Compilers see the products.
+    assert {"aten.mm.default", "aten.addmm.default", "flashkat.bias_rational.default"} <= operators
+    assert {"aten.mm.default", "flashkat.bias_rational_backward.default"} <= backward_operators
+    assert sizes.count(20 * 64) == 1
+    assert sizes.count(20 * 16) == 2 + 1  # sum and result, and the saved sum
+    _, truths = exact(leaves, grads)
+    for name, one, truth in zip(NAMES, found, truths, strict=True):
+        assert distance(one, truth) < (0.1 if dtype else 10 * UNIT[F32]), name
+
+
+@kernels_on_cpus()
+@pytest.mark.parametrize("how", ["frozen", "saved", "without gradients"])
+def test_other_compiled_code_takes_the_pieces(graphs, how):
+    backend, seen = graphs
+    leaves, _ = make()
+    if how == "frozen":
+        leaves[NAMES.index("weight2")].requires_grad_(False)
+    compiled = torch.compile(call, backend=backend, fullgraph=True)
+    with torch.set_grad_enabled(how != "without gradients"):
+        results = compiled(leaves, recompute=how != "saved")
+        torch.testing.assert_close(list(results), list(pieces(leaves)))
+    (_, sizes), *_ = seen
+    assert sizes.count(15 * 64) == {"frozen": 1, "saved": 2, "without gradients": 0}[how]
+
+
+@kernels_on_cpus()
+def test_compiled_code_of_any_batch_size(graphs):
+    backend, seen = graphs
+    compiled = torch.compile(call, backend=backend, fullgraph=True, dynamic=True)
+    for rows in (3, 5, 8):
+        leaves, grads = make((rows, 16))
+        found = torch.autograd.grad(compiled(leaves), leaves, grads)
+        for one, truth in zip(found, exact(leaves, grads)[1], strict=True):
+            assert distance(one, truth) < 10 * UNIT[F32]
+    assert len(seen) == 2
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("mode", [None, "reduce-overhead"])
+@pytest.mark.parametrize("shape", [(5, 19, 192), (64, 197, 192)])  # the formula of small tensors, and kernels
+def test_compiled_recomputation_agrees(mode, shape):
+    leaves, grads = make(shape, 768, rows=(1, 8), inputs=(F32, BF16))
+    grads = [grads[0], grads[1].to(BF16)]
+    torch.compiler.reset()
+
+    def step(function, recompute):
+        results = function(leaves, BF16, recompute=recompute)
+        found = *results, *torch.autograd.grad(results, leaves, grads)
+        return [each.clone() for each in found]
+
+    compiled = torch.compile(call, fullgraph=True, mode=mode)
+    for _ in range(3):
+        found, saved = (step(compiled, recompute) for recompute in (True, False))
+    truth, truths = exact(leaves, grads)
+    for name, one, other, wanted in zip(("sum", "result", *NAMES), found, saved, (*truth, *truths), strict=True):
+        assert one.dtype == other.dtype
+        assert distance(one, wanted) < 2 * distance(other, wanted) + UNIT[BF16], name
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("mode", [None, "reduce-overhead", "eager"])
+def test_a_deep_model_takes_less_memory(mode):
+    """By the values of all layers but those that the first backward pass needs at once."""
+    depth, (leaves, grads) = 6, make((64, 197, 384), 1536, rows=(1, 8), inputs=(F32, BF16))
+    torch.compiler.reset()
+
+    def function(leaves, recompute):
+        x, branch = leaves[:2]
+        for _ in range(depth):
+            x, branch = call([x, branch, *leaves[2:]], BF16, recompute=recompute)
+        return x, branch
+
+    run = function if mode == "eager" else torch.compile(function, fullgraph=True, mode=mode)
+
+    def peak(recompute):
+        for _ in range(3):
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            torch.autograd.grad(run(leaves, recompute), leaves, [grads[0], grads[1].to(BF16)])
+        return torch.cuda.max_memory_allocated() - before
+
+    less, more = peak(True), peak(False)
+    assert more - less > 0.6 * depth * 5 * leaves[0].numel() * 2, (less, more)
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])

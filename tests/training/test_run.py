@@ -203,6 +203,14 @@ def test_flags_reach_the_model(built):
     assert built("--grad-checkpointing")["state"].model.grad_checkpointing
 
 
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [([], [True, False]), (["--no-recompute-rationals"], [False] * 2), (["--grad-checkpointing"], [False] * 2)],
+)
+def test_rationals_are_recomputed_unless_nothing_is_saved_by_it(built, flags, expected):
+    assert [block.mlp.recompute for block in built(*flags, *DEEPER)["state"].model.blocks] == expected
+
+
 def test_flags_reach_the_optimiser(built):
     flags = ["--opt", "sgd", "--momentum", 0.7, "--weight-decay", 0.03, "--lr", 0.2, "--warmup-epochs", 0]
     optimizer = built(*flags)["state"].optimizer

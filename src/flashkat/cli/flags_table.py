@@ -78,8 +78,8 @@ Float32 products are in TF32, as in timm's `train.py`. `--no-tf32` computes them
 
 **Our own flags**: `--data-backend`, `--fake-data`, `--find-nonfinite`, `--fsdp`, `--loader-timeout`,
 `--log-functions`, `--log-tensorboard`, `--max-bad-images`, `--max-bad-steps`, `--no-compile`, `--no-pin-mem`,
-`--no-tf32`, `--partial`, `--rational-lr-scale`, `--rational-weight-decay`, `--skip-bad-images`, `--val-fraction`, and
-`--tta` of `flashkat validate`.
+`--no-recompute-rationals`, `--no-tf32`, `--partial`, `--rational-lr-scale`, `--rational-weight-decay`,
+`--skip-bad-images`, `--val-fraction`, and `--tta` of `flashkat validate`.
 """
 
 

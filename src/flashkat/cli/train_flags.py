@@ -114,6 +114,12 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--head-init-scale", type=finite, metavar="F", help="factor for the head's first weights")
     group.add_argument("--head-init-bias", type=finite, metavar="F", help="the head's first bias")
     group.add_argument("--grad-checkpointing", action="store_true", help="recompute activations to save memory")
+    group.add_argument(
+        "--no-recompute-rationals",
+        action="store_true",
+        help="save the values of a KAT's rationals for the backward pass, which takes more memory and less time "
+        "(default on GPUs: compute them again, except with --grad-checkpointing)",
+    )
 
 
 def _add_device(parser: argparse.ArgumentParser) -> None:

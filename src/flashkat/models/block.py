@@ -28,7 +28,7 @@ class KATBlock(Block):
         norm, mlp = self.norm2, self.mlp
         # The device is asked first: on a CPU nothing fuses.
         parameters = _plain_parameters(norm, mlp) if fuses(x) else None
-        others = mlp.plain_parameters() if parameters is not None and takes_one_call(x) else None
+        others = mlp.plain_parameters() if parameters is not None and takes_one_call(x, mlp.recompute) else None
         if parameters is None:
             x = x + branch
             del branch  # Without gradients, this frees its memory for the second half.
@@ -38,7 +38,7 @@ class KATBlock(Block):
             del branch
             second = mlp.after_first_rational(first)
         else:
-            x, second = add_norm_grkan(x, branch, Layers(*parameters, *others), norm.eps)
+            x, second = add_norm_grkan(x, branch, Layers(*parameters, *others), norm.eps, mlp.recompute)
         return x + self.drop_path2(self.ls2(second))
 
 

@@ -20,6 +20,7 @@ class Model:
         pretrained_path: file of the weights to start from, of a KAT or a ViT.
         initial_checkpoint: the same; loaded last if both are given.
         partial: load the tensors that fit, and leave out the others.
+        no_recompute_rationals: save the rationals' values for the backward pass on a GPU, which takes more memory.
     """
 
     model: str | None = DEFAULT_MODEL
@@ -33,6 +34,7 @@ class Model:
     head_init_scale: float | None = None
     head_init_bias: float | None = None
     grad_checkpointing: bool = False
+    no_recompute_rationals: bool = False
     drop: float = 0.0
     drop_path: float | None = None
 

@@ -69,6 +69,10 @@ class KolmogorovArnoldTransformer(VisionTransformer):
             known = ", ".join((*_INITIALISATIONS, *filter(None, _TIMM_INITIALISATIONS)))
             raise ValueError(f"unknown weight_init {weight_init!r}: choose one of {known}, or nothing for timm's start")
         super().__init__(*args, weight_init="skip", **kwargs)
+        for module in self.blocks[-1:].modules():
+            if isinstance(module, GRKAN):
+                # Its backward pass comes first, while all blocks' memory is taken: more would raise the peak.
+                module.recompute = False
         if weight_init != "skip":
             self.weight_init_mode = weight_init
             self.init_weights(needs_reset=False)

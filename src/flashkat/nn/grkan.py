@@ -6,7 +6,7 @@ import torch
 from timm.layers import to_2tuple
 from torch import Tensor, nn
 
-from ..ops import fuses, linear_rational
+from ..ops import fuses, linear_rational, linear_rational_linear
 from .fusing import hooks_are_global, is_idle, is_linear, is_plain
 from .group_rational import GroupRational
 from .starts import Start
@@ -21,6 +21,10 @@ class GRKAN(nn.Module):
 
     It takes the arguments that timm passes to an ``mlp_layer``. Its linear layers have the names of timm's ``Mlp``, so
     that a ViT's weights load into it. ``act_layer`` is accepted and ignored: the rationals are the activation.
+
+    Attributes:
+        recompute: on a GPU, training does not save the second rational's values, and computes them again in the
+            backward pass. In a KAT's block that goes for both rationals. The bits are the same. Default: True.
 
     Args:
         in_features: channels of the input.
@@ -43,6 +47,8 @@ class GRKAN(nn.Module):
     Raises:
         ValueError: numbers of groups that do not fit together or do not divide the channels.
     """
+
+    recompute = True
 
     def __init__(
         self,
@@ -113,6 +119,9 @@ class GRKAN(nn.Module):
         """Compute the rest of the layer, from the output of the first rational."""
         x, linear, second = self.drop1(x), self.fc1, self.act2
         if fuses(x) and is_linear(linear) and is_plain(second) and not hooks_are_global():
+            parameters = self.plain_parameters() if self.recompute else None
+            if parameters is not None:
+                return linear_rational_linear(x, *parameters)
             x = linear_rational(x, linear.weight, linear.bias, second.numerator, second.denominator)
         else:
             x = second(linear(x))

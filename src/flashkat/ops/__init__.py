@@ -4,7 +4,7 @@ from .add_norm_grkan import add_norm_grkan, takes_one_call
 from .add_norm_rational import add_norm_rational
 from .dispatch import fuses
 from .layout import Layers
-from .linear_rational import linear_rational
+from .linear_rational import linear_rational, linear_rational_linear
 from .rational import rational
 from .reference import rational_reference
 from .register import DECOMPOSITIONS
@@ -17,6 +17,7 @@ __all__ = [
     "add_norm_rational",
     "fuses",
     "linear_rational",
+    "linear_rational_linear",
     "rational",
     "rational_reference",
     "takes_one_call",

@@ -1,28 +1,32 @@
-"""The second half of a KAT's block as one autograd node in plain eager calls, since small models are host-bound.
+"""The second half of a KAT's block as one autograd node.
 
-Compilers and tracers see :func:`add_norm_rational`, :func:`linear_rational` and a linear layer.
+In plain eager calls it saves the host time, since small models are host-bound. In eager and compiled training it saves
+memory: the backward kernels compute both rationals again. All else sees :func:`add_norm_rational`,
+:func:`linear_rational` and a linear layer.
 """
 
 import functools
-from operator import attrgetter
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .add_norm_rational import MOST_CHANNELS, add_norm_rational, differentiable, of_the_sum_alone
-from .call import EagerFunction, ForwardModeError, fits, has_memory, look, metadata
+from .add_norm_rational import MOST_CHANNELS, add_norm_rational, differentiable, fits_norm, of_the_sum_alone
+from .call import Call, EagerFunction, ForwardModeError, fits, has_kernels, has_memory, look, metadata
 from .dispatch import fuses, triton_module
-from .layout import Layers, Metadata
-from .linear_rational import linear_rational
+from .layout import PLAIN_TYPES, Layers, Metadata
+from .linear_rational import linear_rational, recomputing_gradients
 from .rational import rational
+from .register import register
 from .triton import settings
 
 __all__ = ["add_norm_grkan", "takes_one_call"]
 
 
-def add_norm_grkan(x: Tensor, branch: Tensor, layers: Layers, eps: float = 1e-5) -> tuple[Tensor, Tensor]:
+def add_norm_grkan(
+    x: Tensor, branch: Tensor, layers: Layers, eps: float = 1e-5, recompute: bool = True
+) -> tuple[Tensor, Tensor]:
     """Add ``branch`` to ``x``, and apply LayerNorm, rational, linear, rational, linear (KAT, section 4.3).
 
     The same as :func:`add_norm_rational`, :func:`linear_rational` and ``linear``, one after the other. On a GPU it
@@ -35,6 +39,8 @@ def add_norm_grkan(x: Tensor, branch: Tensor, layers: Layers, eps: float = 1e-5)
         branch: the same shape.
         layers: see :class:`flashkat.ops.Layers`.
         eps: added to the variance.
+        recompute: save no values of the rationals, where all layers are trained. The backward pass computes them again.
+            That takes a fifth less memory, and changes no bit.
 
     Returns:
         The sum, with the dtype of ``x + branch``, and the result (..., D), with that or with autocast's dtype.
@@ -44,36 +50,65 @@ def add_norm_grkan(x: Tensor, branch: Tensor, layers: Layers, eps: float = 1e-5)
         ValueError: likewise.
         RuntimeError: PyTorch's sum, LayerNorm or linear layer refuses the sizes or devices.
     """
-    if fuses(x) and takes_one_call(x) and _none_is_frozen(branch, *layers):
+    if fuses(x) and takes_one_call(x, recompute) and _none_is_frozen(branch, *layers):
         call = look(x, branch, *layers)
         if call.plain:
-            plan = _plan(metadata(x), metadata(branch), Layers(*map(metadata, layers)), eps, call.autocast)
+            plan = _plan(metadata(x), metadata(branch), Layers(*map(metadata, layers)), eps, call.autocast, recompute)
             if plan is not None:
                 try:
                     return _Eager.apply(x, branch, *layers, eps, plan)
                 except ForwardModeError:
                     pass  # by the parts, below
+        elif torch.compiler.is_compiling() and _has_kernels(call, x, branch, layers):
+            dtype = call.autocast or torch.promote_types(x.dtype, branch.dtype)
+            weight1, weight2, bias2 = (each.to(dtype) for each in (layers.weight1, layers.weight2, layers.bias2))
+            layers = layers._replace(weight1=weight1, weight2=weight2, bias2=bias2)
+            total, out, *_ = torch.ops.flashkat.add_norm_grkan(x, branch, *layers, eps)
+            return total, out
     total, first = add_norm_rational(x, branch, *layers[:4], eps)
     return total, F.linear(linear_rational(first, *layers[4:8]), layers.weight2, layers.bias2)
 
 
-def takes_one_call(x: Tensor) -> bool:
-    """Return whether one call may save time: in eager mode, with gradients or for a small tensor."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+def takes_one_call(x: Tensor, recompute: bool = True) -> bool:
+    """Return whether one call may save time or memory.
+
+    In eager mode it may with gradients or for a small tensor. In compiled training it may with ``recompute``.
+    """
+    if torch.jit.is_tracing():
         return False
+    if torch.compiler.is_compiling():
+        return recompute and torch.is_grad_enabled() and not torch.compiler.is_exporting()
     return torch.is_grad_enabled() or x.numel() <= settings.ONE_CALL_ELEMENTS
 
 
 def _none_is_frozen(*tensors: Tensor) -> bool:
     """Return whether all gradients are wanted, or none. Frozen parts save memory and time as separate operators."""
-    return not torch.is_grad_enabled() or all(map(_requires_grad, tensors))
+    return not torch.is_grad_enabled() or False not in [each.requires_grad for each in tensors]
 
 
-_requires_grad = attrgetter("requires_grad")
+def _has_kernels(call: Call, x: Tensor, branch: Tensor, layers: Layers) -> bool:
+    """Return whether compiled code may take the operator. DTensors take the parts, which say how they are sharded."""
+    tensors = (x, branch, *layers)
+    dtype = call.autocast or torch.promote_types(x.dtype, branch.dtype)
+    dtypes = (dtype, torch.float32) if call.autocast else (dtype,)
+    weight1, bias1, weight2, bias2 = layers.weight1, layers.bias1, layers.weight2, layers.bias2
+    return (
+        all(type(each) in PLAIN_TYPES and each.device == x.device for each in tensors)
+        and all(each.dtype in dtypes for each in (weight1, bias1, weight2, bias2))
+        and weight1.ndim == weight2.ndim == 2
+        and weight1.shape[1] == x.shape[-1]
+        and weight2.shape[1] == weight1.shape[0]
+        and bias2.shape == weight2.shape[:1]
+        and 0 not in (*weight1.shape, *weight2.shape)
+        and fits_norm(call, x, branch, layers[:2], layers[2:4])
+        and has_kernels(call, x, weight1.shape[0], (bias1,), (layers.numerator2, layers.denominator2), (dtype,))
+    )
 
 
 @functools.lru_cache(maxsize=1024)
-def _plan(x: Metadata, branch: Metadata, layers: Layers, eps: float, autocast: torch.dtype | None) -> Any | None:
+def _plan(
+    x: Metadata, branch: Metadata, layers: Layers, eps: float, autocast: torch.dtype | None, recompute: bool
+) -> Any | None:
     """Return what to launch. None where kernels do not fit, or where PyTorch has to report an error."""
     (shape, x_dtype, device, _), branch_dtype = x, branch[1]
     dtype = autocast or torch.promote_types(x_dtype, branch_dtype)
@@ -96,7 +131,7 @@ def _plan(x: Metadata, branch: Metadata, layers: Layers, eps: float, autocast: t
         return None
     if not fits(device, dtype, hidden, *second, (dtype,)):
         return None
-    return triton_module("grkan").Plan.make(x, branch, layers, eps, dtype)
+    return triton_module("grkan").Plan.make(x, branch, layers, eps, dtype, recompute)
 
 
 class _Eager(EagerFunction):
@@ -141,3 +176,59 @@ def _of_the_sum(total: Tensor, *rest: Any) -> Tensor:
     first = rational(normed, layers.numerator1, layers.denominator1)
     second = rational(F.linear(first, layers.weight1, layers.bias1), layers.numerator2, layers.denominator2)
     return F.linear(second, layers.weight2, layers.bias2)
+
+
+def _forward(x: Tensor, branch: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    """Return total, result, and what the backward pass reads: mean, rstd and hidden."""
+    *tensors, eps = rest
+    layers, operators = Layers(*tensors), torch.ops.flashkat
+    total, first, mean, rstd = operators.add_norm_rational(x, branch, *layers[:4], eps, layers.weight1.dtype)
+    hidden = torch.mm(first.view(-1, first.shape[-1]), layers.weight1.t())
+    out = operators.bias_rational_linear(hidden, *layers[5:])
+    return total, out.view(*x.shape[:-1], out.shape[-1]), mean, rstd, hidden
+
+
+def _fake_forward(x: Tensor, branch: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    *tensors, _ = rest
+    layers = Layers(*tensors)
+    (hidden, channels), outputs = layers.weight1.shape, layers.weight2.shape[0]
+    total = x.new_empty(x.shape, dtype=torch.promote_types(x.dtype, branch.dtype))
+    mean, rstd = (x.new_empty(x.shape[:-1], dtype=torch.float32) for _ in range(2))
+    new = functools.partial(x.new_empty, dtype=layers.weight1.dtype)
+    return total, new((*x.shape[:-1], outputs)), mean, rstd, new((x.numel() // channels, hidden))
+
+
+def _save(ctx, inputs, output) -> None:
+    x, branch, *layers, _ = inputs
+    total, _, mean, rstd, hidden = output
+    ctx.save_for_backward(total, mean, rstd, hidden, *layers)
+    ctx.dtypes = (x.dtype, branch.dtype)
+    ctx.mark_non_differentiable(mean, rstd, hidden)
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(ctx, grad_total: Tensor | None, grad_out: Tensor | None, *_: None):
+    """Return the gradients by operators that compilers see. A weight's comes after what its layer read."""
+    if grad_out is None:
+        assert grad_total is not None
+        return of_the_sum_alone(grad_total, ctx.dtypes, 2 + _LAYERS + 1)
+    total, mean, rstd, hidden, *tensors = ctx.saved_tensors
+    layers, operators, (x_dtype, branch_dtype) = Layers(*tensors), torch.ops.flashkat, ctx.dtypes
+    grad_hidden, *last = recomputing_gradients(operators.bias_rational_backward, grad_out, hidden, *layers[5:9])
+    grad_first = torch.mm(grad_hidden, layers.weight1).view(total.shape)
+    grad_x, grad_branch, *norm, first = operators.add_norm_rational_backward(
+        grad_total, grad_first, total, mean, rstd, *layers[:4], x_dtype, branch_dtype, True
+    )
+    grad_weight1 = torch.mm(grad_hidden.t(), first.view(-1, first.shape[-1]))
+    return grad_x, grad_x if x_dtype == branch_dtype else grad_branch, *norm, grad_weight1, *last, None
+
+
+register(
+    f"add_norm_grkan(Tensor x, Tensor branch, {', '.join(f'Tensor {name}' for name in Layers._fields)}, float eps)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _forward,
+    _fake_forward,
+    save=_save,
+    differentiate=_differentiate,
+    is_composite=True,
+)

@@ -12,7 +12,7 @@ from .rational import rational
 from .reference import differentiate
 from .register import in_float64, register
 
-__all__ = ["MOST_CHANNELS", "add_norm_rational", "differentiable", "of_the_sum_alone"]
+__all__ = ["MOST_CHANNELS", "add_norm_rational", "differentiable", "fits_norm", "of_the_sum_alone"]
 
 MOST_CHANNELS = 4096
 
@@ -51,7 +51,7 @@ def add_norm_rational(
     """
     if fuses(x):
         call = look(x, branch, weight, bias, numerator, denominator)
-        if _has_kernels(call, x, branch, (weight, bias), (numerator, denominator)):
+        if fits_norm(call, x, branch, (weight, bias), (numerator, denominator)):
             operator = _Eager.apply if call.plain else torch.ops.flashkat.add_norm_rational
             try:
                 return operator(x, branch, weight, bias, numerator, denominator, eps, call.autocast)[:2]
@@ -67,13 +67,14 @@ def _norm_rational(
     return rational(F.layer_norm(total, weight.shape, weight, bias, eps), numerator, denominator)
 
 
-def _has_kernels(
+def fits_norm(
     call: Call,
     x: Tensor,
     branch: Tensor,
     parameters: tuple[Tensor, Tensor],
     coefficients: tuple[Tensor, Tensor],
 ) -> bool:
+    """Return whether the kernels take these tensors."""
     return (
         x.shape == branch.shape
         and x.device == branch.device
@@ -167,14 +168,19 @@ def _backward(
     denominator: Tensor,
     x_dtype: torch.dtype,
     branch_dtype: torch.dtype,
+    recompute: bool = False,
 ) -> tuple[Tensor, ...]:
-    """Return the gradients. The branch's is empty where it equals that of x: results must not share memory."""
+    """Return the gradients, and last the value of the forward pass, or an empty tensor without ``recompute``.
+
+    The branch's gradient is empty where it equals that of x: results must not share memory.
+    """
+    out = torch.empty_like(grad_out, memory_format=torch.contiguous_format) if recompute else None
     grad_x, grad_branch, *parameters = triton_module("norm").backward(
-        grad_total, grad_out, total, mean, rstd, weight, bias, numerator, denominator, x_dtype, branch_dtype
+        grad_total, grad_out, total, mean, rstd, weight, bias, numerator, denominator, x_dtype, branch_dtype, out
     )
     if grad_branch is grad_x:
         grad_branch = grad_x.new_empty(0)
-    return grad_x, grad_branch, *parameters
+    return grad_x, grad_branch, *parameters, grad_out.new_empty(0) if out is None else out
 
 
 def _fake_forward(
@@ -204,11 +210,14 @@ def _fake_backward(
     denominator: Tensor,
     x_dtype: torch.dtype,
     branch_dtype: torch.dtype,
+    recompute: bool = False,
 ) -> tuple[Tensor, ...]:
     grad_x = torch.empty_like(total, dtype=x_dtype, memory_format=torch.contiguous_format)
     grad_branch = total.new_empty(0, dtype=x_dtype) if x_dtype == branch_dtype else grad_x.to(branch_dtype)
-    parameters = (weight, bias, numerator, denominator)
-    return grad_x, grad_branch, *(torch.empty_like(p, memory_format=torch.contiguous_format) for p in parameters)
+    parameters = (
+        torch.empty_like(each, memory_format=torch.contiguous_format) for each in (weight, bias, numerator, denominator)
+    )
+    return grad_x, grad_branch, *parameters, grad_out.new_empty(grad_out.shape if recompute else 0)
 
 
 def _formula(
@@ -240,7 +249,7 @@ def _differentiate(ctx, grad_total: Tensor | None, grad_out: Tensor | None, *_: 
     if grad_out is None:
         assert grad_total is not None
         return of_the_sum_alone(grad_total, ctx.dtypes, 8)
-    grad_x, grad_branch, *parameters = torch.ops.flashkat.add_norm_rational_backward(
+    grad_x, grad_branch, *parameters, _ = torch.ops.flashkat.add_norm_rational_backward(
         grad_total, grad_out, *ctx.saved_tensors, x_dtype, branch_dtype
     )
     return grad_x, grad_x if x_dtype == branch_dtype else grad_branch, *parameters, None, None
@@ -257,8 +266,8 @@ register(
 )
 register(
     "add_norm_rational_backward(Tensor? grad_total, Tensor grad_out, Tensor total, Tensor mean, Tensor rstd,"
-    " Tensor weight, Tensor bias, Tensor numerator, Tensor denominator, ScalarType x_dtype, ScalarType branch_dtype)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    " Tensor weight, Tensor bias, Tensor numerator, Tensor denominator, ScalarType x_dtype, ScalarType branch_dtype,"
+    " bool recompute=False) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _backward,
     _fake_backward,
 )

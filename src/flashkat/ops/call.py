@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -21,6 +22,7 @@ __all__ = [
     "has_memory",
     "look",
     "metadata",
+    "without_autocast",
 ]
 
 
@@ -86,6 +88,12 @@ def has_memory(*tensors: Tensor | None) -> bool:
     except NotImplementedError:
         return False
     return True
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Keep autocast out of the products of a backward pass, which may run within it."""
+    kind = device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
 # The fused kernels read these and compute in float32.

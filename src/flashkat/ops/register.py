@@ -32,6 +32,7 @@ def register(
     decomposition: Callable[..., Any] | None = None,
     save: Callable[..., None] | None = None,
     differentiate: Callable[..., Any] | None = None,
+    is_composite: bool = False,
 ) -> None:
     """Define an operator ``torch.ops.flashkat.NAME``.
 
@@ -46,14 +47,15 @@ def register(
         decomposition: computes it by operators that every runtime has; default is ``formula``.
         save: ``setup_context`` of the derivative.
         differentiate: ``backward`` of the derivative.
+        is_composite: compilers look into ``function``, and take its operators with the derivative given here.
     """
     name = signature.partition("(")[0]
     qualified = f"flashkat::{name}"
     _LIBRARY.define(signature, tags=_TAGS)
     torch.library.impl(_LIBRARY, name, "CompositeExplicitAutograd")(function)
     torch.library.register_fake(qualified, fake, lib=_LIBRARY)
-    if formula is not None and private.FunctionalTensorMode is not None:
-        rule = _formula_rule(formula)
+    rule = _formula_rule(formula) if formula is not None else _composite_rule(function) if is_composite else None
+    if rule is not None and private.FunctionalTensorMode is not None:
         torch.library.register_torch_dispatch(qualified, private.FunctionalTensorMode, rule, lib=_LIBRARY)
     decomposition = decomposition or formula
     if decomposition is not None:
@@ -77,6 +79,16 @@ def _formula_rule(formula: Callable[..., Any]) -> Callable[..., Any]:
             return mode.__torch_dispatch__(op, types, args, kwargs)
         with mode:
             return formula(*args, **kwargs)
+
+    return rule
+
+
+def _composite_rule(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the rule by which a compiler takes the operators of a function."""
+
+    def rule(mode: Any, op: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        with mode:
+            return function(*args, **kwargs)
 
     return rule
 

@@ -69,9 +69,13 @@ def register_shardings() -> None:
         ]
 
     @register_sharding(operators.bias_rational_backward.default)
-    def bias_rational_backward(grad, x, bias, numerator, denominator):
+    def bias_rational_backward(grad, x, bias, numerator, denominator, *recompute):
+        # Without recomputation, the last result is an empty tensor.
         return [
-            ([way.x, way.grad_vector, *way.grad_tables], [way.x, way.x, way.vector, *way.tables])
+            (
+                [way.x, way.grad_vector, *way.grad_tables, way.x if any(recompute) else Replicate()],
+                [way.x, way.x, way.vector, *way.tables, *(None for _ in recompute)],
+            )
             for way in ways(x, -1, numerator, denominator)
         ]
 
@@ -88,13 +92,20 @@ def register_shardings() -> None:
 
     @register_sharding(operators.add_norm_rational_backward.default)
     def add_norm_rational_backward(
-        grad_total, grad_out, total, mean, rstd, weight, bias, numerator, denominator, x_dtype, branch_dtype
+        grad_total, grad_out, total, mean, rstd, weight, bias, numerator, denominator, x_dtype, branch_dtype, *recompute
     ):
-        # If both dtypes are equal, the branch's gradient is an empty tensor.
+        def results(way: _Way) -> list[Any]:
+            # If both dtypes are equal, the branch's gradient is an empty tensor; without recomputation, the last one.
+            branch, out = (
+                Replicate() if is_empty else way.x for is_empty in (x_dtype == branch_dtype, not any(recompute))
+            )
+            return [way.x, branch, *[way.grad_vector] * 2, *way.grad_tables, out]
+
+        rest = [None for _ in (x_dtype, branch_dtype, *recompute)]
         return [
             (
-                [way.x, Replicate() if x_dtype == branch_dtype else way.x, *[way.grad_vector] * 2, *way.grad_tables],
-                [None if grad_total is None else way.x, *[way.x] * 4, *[way.vector] * 2, *way.tables, None, None],
+                results(way),
+                [None if grad_total is None else way.x, *[way.x] * 4, *[way.vector] * 2, *way.tables, *rest],
             )
             for way in of_whole_rows(total, numerator, denominator)
         ]

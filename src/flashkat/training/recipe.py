@@ -20,6 +20,7 @@ from ..errors import InputError, did_you_mean, explain
 from ..evaluation.restore import model_arguments
 from ..models import create_model
 from ..models.config import Model
+from ..nn import GRKAN
 from .config import Average, Loss, Mixing, Schedule
 from .mixing import Mixer
 
@@ -74,6 +75,10 @@ def build_model(
     if settings.grad_checkpointing:
         with explain(f"{settings.name} has no gradient checkpointing"):
             model.set_grad_checkpointing()
+    if settings.no_recompute_rationals or settings.grad_checkpointing:  # with which nothing is left to save
+        for module in model.modules():
+            if isinstance(module, GRKAN):
+                module.recompute = False
     return model
 
 

@@ -17,7 +17,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # where there is no GPU
 
 @triton.jit
 def one_tile(
-    x_ptr, g_ptr, a_ptr, b_ptr, out_ptr, dx_ptr, terms_ptr, plain_ptr,
+    x_ptr, g_ptr, a_ptr, b_ptr, out_ptr, dx_ptr, terms_ptr, plain_ptr, again_ptr,
     P: tl.constexpr, C: tl.constexpr, M: tl.constexpr, N: tl.constexpr, SCALED: tl.constexpr, COMPUTE: tl.constexpr,
 ):  # fmt: skip
     p, c = tl.arange(0, P), tl.arange(0, C)
@@ -30,7 +30,8 @@ def one_tile(
         dx, terms = arithmetic.scaled_gradients(g, x, a, b, M, N)
     else:
         out = arithmetic.plain_value(x, a, b, M, N)
-        dx, terms = arithmetic.plain_gradients(g, x, a, b, M, N, True)
+        again, dx, terms = arithmetic.plain_gradients(g, x, a, b, M, N, True)
+        tl.store(again_ptr + offsets, again)
     tl.store(out_ptr + offsets, out)
     tl.store(dx_ptr + offsets, dx)
     for k in tl.static_range(M + N):
@@ -44,7 +45,9 @@ def run(x, g, a, b, scaled):
     terms = torch.empty(a.shape[1] + b.shape[1], *x.shape, dtype=torch.float64, device=x.device)
     plain = torch.empty(1, dtype=torch.int32, device=x.device)
     compute = tl.float64 if x.dtype == torch.float64 else tl.float32
-    one_tile[(1,)](x, g, a, b, out, dx, terms, plain, *x.shape, a.shape[1], b.shape[1], scaled, compute)
+    again = torch.empty_like(x)
+    one_tile[(1,)](x, g, a, b, out, dx, terms, plain, again, *x.shape, a.shape[1], b.shape[1], scaled, compute)
+    assert scaled or torch.equal(out, again)  # the bits of the forward pass, in the backward one
     return out, dx, terms.sum(1), bool(plain)
 
 

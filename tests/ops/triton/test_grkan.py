@@ -24,8 +24,8 @@ def case():
     return x, branch, Layers(*(torch.randn(size, generator=generator).to(DEVICE) / 4 for size in sizes))
 
 
-def plan_of(x, branch, layers, dtype=F32):
-    return Plan.make(metadata(x), metadata(branch), Layers(*map(metadata, layers)), 1e-5, dtype)
+def plan_of(x, branch, layers, dtype=F32, recompute=False):
+    return Plan.make(metadata(x), metadata(branch), Layers(*map(metadata, layers)), 1e-5, dtype, recompute)
 
 
 def test_gives_fresh_tensors_of_the_right_values(case):
@@ -51,9 +51,26 @@ def test_saves_weights_only_where_they_were_cast(case):
     assert saved.hidden.shape == saved.second.shape == (6, 32)
 
 
-def test_the_backward_pass_lets_go_of_what_was_saved(case):
+def test_saves_no_value_that_is_recomputed(case):
+    _, _, saved = plan_of(*case, BF16, recompute=True).forward(*case)
+    assert (saved.first, saved.second) == (None, None)
+    assert (saved.hidden.shape, saved.hidden.dtype) == ((6, 32), BF16)
+
+
+def test_recomputation_changes_no_bit(case):
+    _, _, layers = case
+    found = []
+    for recompute in (False, True):
+        plan = plan_of(*case, recompute=recompute)
+        total, out, saved = plan.forward(*case)
+        found.append((total, out, *plan.backward(total.cos(), out.cos(), list(saved), layers)))
+    assert all(map(torch.equal, *found))
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_the_backward_pass_lets_go_of_what_was_saved(case, recompute):
     x, branch, layers = case
-    plan = plan_of(*case)
+    plan = plan_of(*case, recompute=recompute)
     total, out, saved = plan.forward(*case)
     held = list(Saved(*saved))
     grads = plan.backward(torch.ones_like(total), torch.ones_like(out), held, layers)

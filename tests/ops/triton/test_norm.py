@@ -62,6 +62,28 @@ def test_without_a_gradient_of_the_sum():
     assert distance(grads[0], truths[0]) < 2e-6
 
 
+@pytest.mark.parametrize(
+    ("shape", "options"),
+    [
+        ((2, 16), {"groups": 2}),
+        ((3, 96), {"groups": 4, "rows": 4, "dtypes": (F32, F32, F32)}),
+        ((3, 16), {"groups": 2, "dtypes": (F16, F16, F16)}),
+        # Powers that overflow in some rows.
+        pytest.param((9, 64), {"groups": 2, "dtypes": (F32, F32, F32), "scale": 3e3}, marks=pytest.mark.slow),
+        pytest.param((25216, 768), {}, marks=pytest.mark.gpu),
+        pytest.param((999, 192), {"dtypes": (BF16, BF16, BF16), "scale": 3e3}, marks=pytest.mark.gpu),
+    ],
+)
+def test_the_backward_pass_can_store_the_bits_of_the_forward_pass(shape, options):
+    inputs, grad_total, grad_out = make(shape, **options)
+    total, mean, rstd, expected = norm_launch.forward(*inputs, 1e-6, grad_out.dtype)
+    rest = total, mean, rstd, *inputs[2:], inputs[0].dtype, inputs[1].dtype
+    out = torch.full_like(expected, torch.nan)
+    found = norm_launch.backward(grad_total, grad_out, *rest, out)
+    assert torch.equal(out, expected)
+    assert all(map(torch.equal, found, norm_launch.backward(grad_total, grad_out, *rest)))
+
+
 def test_what_is_added_to_itself():
     (x, _, *parameters), grad_total, grad_out = make((5, 64), groups=4, dtypes=(F32, F32, F32))
     total, _, _, out = norm_launch.forward(x, x, *parameters, 1e-6, F32)

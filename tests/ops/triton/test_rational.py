@@ -44,12 +44,12 @@ def start(dtype, layout):
         x, bias = torch.empty(2, 197, 3072, dtype=dtype), torch.empty(3072)
         numerator, denominator = torch.empty(1, 6), torch.empty(8, 4)
         launch.forward(x, numerator, denominator, -1, dtype, bias)
-        launch.backward(x, x, numerator, denominator, -1, bias)
+        launch.backward(x, x, numerator, denominator, -1, bias, torch.empty_like(x))
     elif layout == "with LayerNorm":
         x, branch = torch.empty(2, 197, 768), torch.empty(2, 197, 768, dtype=dtype)
         parameters = torch.empty(768), torch.empty(768), torch.empty(1, 6), torch.empty(8, 4)
         total, mean, rstd, out = norm_launch.forward(x, branch, *parameters, 1e-6, dtype)
-        norm_launch.backward(total, out, total, mean, rstd, *parameters, x.dtype, dtype)
+        norm_launch.backward(total, out, total, mean, rstd, *parameters, x.dtype, dtype, torch.empty_like(out))
     else:
         x = {
             "channels last": torch.empty(2, 197, 768, dtype=dtype),
@@ -230,6 +230,44 @@ def test_kernels_match_float64(shape, groups, rows, dtype, out_dtype, scale):
     for found, truth, same in zip(grads, truths, again, strict=True):
         assert distance(found, truth) <= UNIT[found.dtype]
         assert torch.equal(found, same)
+
+
+_LARGE = ((25216, 3072), 1, 8), ((999, 768), 8, 8), ((7, 11, 192), 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("shape", "rows", "groups", "dtype", "large"),
+    [
+        *(((3, 16), 2, 2, dtype, False) for dtype in (F32, BF16, F16)),
+        pytest.param((3, 16), 2, 2, F32, True, marks=pytest.mark.slow),
+        *(
+            pytest.param(*case, dtype, large, marks=pytest.mark.gpu)
+            for case in _LARGE
+            for dtype in (F32, BF16, F16)
+            for large in (False, True)
+        ),
+    ],
+)
+def test_the_backward_pass_can_store_the_bits_of_the_forward_pass(shape, rows, groups, dtype, large):
+    generator = torch.Generator().manual_seed(4)
+    x, grad = (normal(generator, *shape, dtype=dtype) for _ in range(2))
+    bias = normal(generator, shape[-1])
+    if large:  # takes the overflow-safe path
+        x.view(-1)[3] = 3e4 if dtype == F16 else 1e30
+    a, b = normal(generator, rows, 6), normal(generator, groups, 4)
+    out = torch.full_like(x, torch.nan)
+    found = launch.backward(grad, x, a, b, -1, bias, out)
+    assert torch.equal(out, launch.forward(x, a, b, -1, dtype, bias))
+    assert all(map(torch.equal, found, launch.backward(grad, x, a, b, -1, bias)))
+
+
+def test_a_large_gradient_changes_no_bit_of_the_stored_value():
+    """It makes the backward pass repeat what the forward pass did not."""
+    generator = torch.Generator().manual_seed(4)
+    x, bias, a, b = (normal(generator, *each) for each in ((3, 16), (16,), (1, 6), (2, 4)))
+    out = torch.empty_like(x)
+    launch.backward(torch.full_like(x, 3e38), x, a, b, -1, bias, out)
+    assert torch.equal(out, launch.forward(x, a, b, -1, F32, bias))
 
 
 def test_a_bias_of_any_strides():

@@ -10,10 +10,10 @@ tensors (1, 1, C). Those of the denominator are absolute values. Arithmetic has 
 float64. A tile's sums for da and db are over V, the plain ones in that dtype. The caller adds them up in float64, and
 applies s(b_j).
 
-Plain arithmetic is Horner's scheme. The gradients are products of h = g / Q: dx = h (P' - s(x) T P/Q), with terms
-h x^i and h P/Q |x|^j. It is right while :func:`stays_plain` holds: no intermediate value overflows unless a result or
-a sum does. For |g| < 2^-126 Q, h is subnormal and loses bits. For float32 inputs PRECISE makes terms that round less,
-as the sums over V round too.
+Plain arithmetic is Horner's scheme, times a reciprocal. The gradients are products of h = g / Q:
+dx = h (P' - s(x) T P/Q), with terms h x^i and h P/Q |x|^j. It is right while :func:`stays_plain` holds: no intermediate
+value overflows unless a result or a sum does. For |g| < 2^-126 Q, h is subnormal and loses bits. For float32 inputs
+PRECISE makes terms that round less, as the sums over V round too.
 
 Scaled arithmetic keeps numbers as a mantissa and an integer exponent. Nothing overflows before the result itself does,
 so finite inputs give finite or correctly infinite results.
@@ -116,15 +116,15 @@ def _denominator(u, b, N: tl.constexpr):
 
 @triton.jit
 def plain_value(x, a, b, M: tl.constexpr, N: tl.constexpr):
-    """Return F(x) of a tile."""
+    """Return F(x) of a tile: the bits of ``plain_gradients``, as a value may be computed again in the backward pass."""
     p, _ = _numerator(x, a, M)
     q, _, _ = _denominator(tl.abs(x), b, N)
-    return p / q
+    return p * reciprocal(q)
 
 
 @triton.jit
 def plain_gradients(g, x, a, b, M: tl.constexpr, N: tl.constexpr, PRECISE: tl.constexpr):
-    """Return dx of a tile, and its sums for da and db: a tuple of M + N tensors (P, C)."""
+    """Return F(x) and dx of a tile, and its sums for da and db: a tuple of M + N tensors (P, C)."""
     u = tl.abs(x)
     p, dp = _numerator(x, a, M)
     q, dq, rest = _denominator(u, b, N)
@@ -157,7 +157,7 @@ def plain_gradients(g, x, a, b, M: tl.constexpr, N: tl.constexpr, PRECISE: tl.co
             if j > 2 and j % 2 == 1:
                 z = z * square
             terms = terms + (-tl.sum(z * (u if j % 2 else square), axis=0),)
-    return dx, terms
+    return y, dx, terms
 
 
 @triton.jit

@@ -1,12 +1,12 @@
 """The launches of a block's second half: the kernels, with cuBLAS between them, from a plan that is made once."""
 
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..call import without_autocast
 from ..layout import Layers, Metadata
 from . import norm as norm_launch
 from . import rational as launch
@@ -20,25 +20,31 @@ class Saved(NamedTuple):
     total: Tensor  # (..., C)
     mean: Tensor  # (...)
     rstd: Tensor
-    first: Tensor  # (R, C), what the first linear layer reads
+    first: Tensor | None  # (R, C), what the first linear layer reads, None where it is recomputed
     hidden: Tensor  # (R, H), what it gives, without its bias
-    second: Tensor  # (R, H), what the second linear layer reads
+    second: Tensor | None  # (R, H), what the second linear layer reads, likewise
     weight1: Tensor | None  # as they were cast, None where they were not
     weight2: Tensor | None
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The launches for one choice of shapes and dtypes."""
+    """The launches for one choice of shapes and dtypes.
+
+    With ``recompute`` the backward kernels compute both rationals again, so that their values need not be saved.
+    """
 
     dtype: torch.dtype
+    recompute: bool
     norm: norm_launch.NormForward
     norm_backward: norm_launch.NormBackward
     rational: Launch
     rational_backward: launch.RationalBackward
 
     @classmethod
-    def make(cls, x: Metadata, branch: Metadata, layers: Layers, eps: float, dtype: torch.dtype) -> "Plan":
+    def make(
+        cls, x: Metadata, branch: Metadata, layers: Layers, eps: float, dtype: torch.dtype, recompute: bool
+    ) -> "Plan":
         """Make the plan for arguments of :func:`flashkat.ops.add_norm_grkan`. Linear layers compute in ``dtype``."""
         (shape, x_dtype, device, _), branch_dtype = x, branch[1]
         channels, hidden = shape[-1], layers.weight1[0][0]
@@ -49,15 +55,15 @@ class Plan:
         forward_dtypes = x_dtype, branch_dtype, dtype, scale, shift
         backward_dtypes = total, dtype, total, x_dtype, branch_dtype, scale, shift
         normed = norm_launch.forward_launch(*norm, forward_dtypes, coefficients, eps)
-        normed_backward = norm_launch.backward_launches(*norm, backward_dtypes, coefficients, True)
+        normed_backward = norm_launch.backward_launches(*norm, backward_dtypes, coefficients, True, recompute)
         view, layout = (device, torch.Size((rows, hidden)), -1), (dtype, (hidden, 1))
         rest = _coefficients(layers.numerator2, layers.denominator2), layers.bias1[1]
         rational = launch.forward_launch(*view, (layout,) * 2, *rest)
-        rational_backward = launch.backward_launches(*view, (layout,) * 3, *rest)
+        rational_backward = launch.backward_launches(*view, (layout,) * 3, *rest, recompute)
         # Contiguous tensors have a view.
         assert rational is not None
         assert rational_backward is not None
-        return cls(dtype, normed, normed_backward, rational, rational_backward)
+        return cls(dtype, recompute, normed, normed_backward, rational, rational_backward)
 
     def forward(self, x: Tensor, branch: Tensor, layers: Layers) -> tuple[Tensor, Tensor, Saved]:
         """Return the sum, the result, and what the backward pass needs."""
@@ -74,10 +80,15 @@ class Plan:
         torch.addmm(layers.bias2.to(self.dtype), second, weight2.t(), out=out.view(second.shape[0], -1))
         cast1 = None if weight1 is layers.weight1 else weight1
         cast2 = None if weight2 is layers.weight2 else weight2
-        return total, out, Saved(total, mean, rstd, first, hidden, second, cast1, cast2)
+        kept = (None, None) if self.recompute else (first, second)
+        return total, out, Saved(total, mean, rstd, kept[0], hidden, kept[1], cast1, cast2)
 
-    def backward(self, grad_total: Tensor, grad_out: Tensor, saved: list[Tensor], layers: Layers) -> tuple[Tensor, ...]:
+    def backward(
+        self, grad_total: Tensor, grad_out: Tensor, saved: list[Tensor | None], layers: Layers
+    ) -> tuple[Tensor, ...]:
         """Return the gradients of x, branch and the layers, each in the dtype of its tensor.
+
+        A weight's gradient needs what the layer read. Where that is recomputed, the rational's gradient comes first.
 
         Args:
             grad_total: the gradient of the sum.
@@ -85,34 +96,50 @@ class Plan:
             saved: see :class:`Saved`. The list is emptied, so that memory is freed early.
             layers: as in the forward pass.
         """
-        total, mean, rstd, first, hidden, second, weight1, weight2 = saved
+        total, mean, rstd, first, hidden, second, weight1, weight2 = Saved(*saved)  # type: ignore[arg-type]
         saved.clear()
         norm, (bias1, numerator2, denominator2) = dense(*layers[:4]), dense(*layers[5:8])
-        with on(total.device), _as_planned(total.device):
-            grad = grad_out.reshape(-1, grad_out.shape[-1])
-            grad_bias2 = grad.sum(0, dtype=layers.bias2.dtype)
-            grad_weight2 = _product(grad.t(), second, layers.weight2.dtype)
-            del second
-            grad = torch.mm(grad, layers.weight2 if weight2 is None else weight2)
-            grad, grad_numerator2, grad_denominator2, grad_bias1 = self.rational_backward(
-                grad, torch.empty_like(grad), hidden, numerator2, denominator2, bias1
+        with on(total.device), without_autocast(total.device):
+            rows = grad_out.reshape(-1, grad_out.shape[-1])
+            grad_bias2 = rows.sum(0, dtype=layers.bias2.dtype)
+            if second is not None:
+                grad_weight2 = _product(rows.t(), second, layers.weight2.dtype)
+                second = None
+            else:
+                second = torch.empty_like(hidden)
+            grad = torch.mm(rows, layers.weight2 if weight2 is None else weight2)
+            grad_hidden, grad_numerator2, grad_denominator2, grad_bias1 = self.rational_backward(
+                grad, torch.empty_like(grad), hidden, numerator2, denominator2, bias1, second
             )
-            del hidden
-            grad_weight1 = _product(grad.t(), first, layers.weight1.dtype)
-            del first
-            grad = torch.mm(grad, layers.weight1 if weight1 is None else weight1).view(total.shape)
-            grads = self.norm_backward(grad_total.contiguous(), grad, total, mean, rstd, *norm)
+            del grad, hidden
+            if second is not None:
+                grad_weight2 = _product(rows.t(), second, layers.weight2.dtype)
+                del second
+            if first is not None:
+                grad_weight1 = _product(grad_hidden.t(), first, layers.weight1.dtype)
+                first = None
+            grad_first = torch.mm(grad_hidden, layers.weight1 if weight1 is None else weight1)
+            if self.recompute:
+                first = torch.empty_like(grad_first)
+            grads = self.norm_backward(
+                grad_total.contiguous(),
+                grad_first.view(total.shape),
+                total,
+                mean,
+                rstd,
+                norm[0],
+                norm[1],
+                norm[2],
+                norm[3],
+                first,
+            )
+            if first is not None:
+                grad_weight1 = _product(grad_hidden.t(), first, layers.weight1.dtype)
         return *grads, grad_weight1, grad_bias1, grad_numerator2, grad_denominator2, grad_weight2, grad_bias2
 
 
 def _coefficients(numerator: Metadata, denominator: Metadata) -> Coefficients:
     return numerator[0], denominator[0], numerator[1], denominator[1]
-
-
-def _as_planned(device: torch.device) -> AbstractContextManager:
-    """Keep autocast out of the products: a backward pass may run within it."""
-    kind = device.type
-    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
 def _product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:

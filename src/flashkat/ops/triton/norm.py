@@ -142,10 +142,12 @@ def backward(
     denominator: Tensor,
     x_dtype: torch.dtype,
     branch_dtype: torch.dtype,
+    out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of x, branch, weight, bias, numerator and denominator, each in the dtype of its tensor.
 
-    Those of x and branch are the same tensor if their dtypes are equal.
+    Those of x and branch are the same tensor if their dtypes are equal. Fill ``out`` with F(LayerNorm(total)), if it is
+    given. It must be contiguous, of the dtype of ``grad_out``.
     """
     grad_out, total, mean, rstd = dense(grad_out, total, mean, rstd)
     weight, bias, numerator, denominator = dense(weight, bias, numerator, denominator)
@@ -161,9 +163,10 @@ def backward(
         (first.dtype, grad_out.dtype, total.dtype, x_dtype, branch_dtype, weight.dtype, bias.dtype),
         coefficients_of(numerator, denominator),
         grad_total is not None,
+        out is not None,
     )
     with on(total.device):
-        return launches(first, grad_out, total, mean, rstd, weight, bias, numerator, denominator)
+        return launches(first, grad_out, total, mean, rstd, weight, bias, numerator, denominator, out)
 
 
 @dataclass(frozen=True)
@@ -188,19 +191,21 @@ class NormBackward:
         bias: Tensor,
         numerator: Tensor,
         denominator: Tensor,
+        out: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Launch the kernels on dense tensors of the current device, see :func:`backward`.
 
-        Without a gradient of the sum, ``grad_total`` is any tensor.
+        Without a gradient of the sum, ``grad_total`` is any tensor. ``out`` is filled if the launches store it.
         """
         grad_x, grad_branch = _gradients(total, self.x, self.branch)
         parameters = weight, bias, numerator, denominator
         grads = tuple(map(torch.empty_like, parameters))
         partial = total.new_empty(self.partials, dtype=torch.float64)
         channel_partial = total.new_empty(self.channel_partials, dtype=torch.float32)
+        out = grad_x if out is None else out  # which the kernel then ignores
         self.main(
-            grad_total, grad_out, total, mean, rstd, *parameters, grad_x, grad_branch, partial, channel_partial
-        )  # fmt: skip
+            grad_total, grad_out, total, mean, rstd, *parameters, grad_x, grad_branch, out, partial, channel_partial
+        )
         self.add_up(partial, channel_partial, denominator, grads[2], grads[3], grads[0], grads[1])
         return grad_x, grad_branch, *grads  # type: ignore[return-value]
 
@@ -242,9 +247,12 @@ def forward_launch(
 @functools.lru_cache(maxsize=1024)
 def backward_launches(
     device: torch.device, rows: int, channels: int, dtypes: tuple[torch.dtype, ...], coefficients: Coefficients,
-    has_grad_total: bool,
+    has_grad_total: bool, stores_out: bool = False,
 ) -> NormBackward:  # fmt: skip
-    """Return the launches for these ``dtypes`` of both gradients, the sum, x, branch, weight and bias."""
+    """Return the launches for these ``dtypes`` of both gradients, the sum, x, branch, weight and bias.
+
+    With ``stores_out`` they also store F(LayerNorm(sum)).
+    """
     view = Rows.choose(channels, vector_of(*dtypes[:5]))
     programs = view.programs(rows, settings.ROW_BACKWARD_WARPS, device)
     width = _width(view, coefficients)
@@ -260,6 +268,7 @@ def backward_launches(
             **constants_of(coefficients),
             "GRAD_TOTAL": has_grad_total,
             "GRAD_BRANCH": dtypes[3] != dtypes[4],
+            "OUT": stores_out,
             **view.constants(),
             "STAGES": settings.STAGES,
             "FOLD": fold,

@@ -3,7 +3,8 @@
     total = x + branch,   z = (total - mean) rstd weight + bias,   out = F(z)
 
 with mean and rstd = 1 / sqrt(variance + eps) over the channels of each row. The backward pass recomputes z, and
-computes all gradients in one pass over memory. With dz = g F'(z), w = dz weight and averages over the channels:
+computes all gradients in one pass over memory. It can store out again, with the same bits. With dz = g F'(z),
+w = dz weight and averages over the channels:
 
     dtotal  = g_total + rstd (w - average(w) - n average(w n)),   n = (total - mean) rstd
     dweight = sum over rows of dz n,   dbias = sum over rows of dz,   da and db as in ``arithmetic.py`` with x = z
@@ -27,10 +28,9 @@ from .arithmetic import (
     plain_gradients,
     plain_value,
     scaled_gradients,
-    scaled_value,
     stays_plain,
 )
-from .rational_kernels import add_in_memory, add_up_coefficients, add_up_columns
+from .rational_kernels import add_in_memory, add_up_coefficients, add_up_columns, careful_value
 
 
 @triton.jit
@@ -247,7 +247,7 @@ def add_norm_forward_kernel(
                     run * BLOCK_ROWS, slice, rows, width,
                     M, N, NUMERATOR_SHARED, DENOMINATOR_SHARED, CHANNELS, V, BLOCK_ROWS, BLOCK_VECTORS,
                 )  # fmt: skip
-                out = scaled_value(z, a_here, b_here, M, N)
+                out = careful_value(z, a_here, b_here, largest_coefficient(a_here, b_here, M, N), M, N)
                 tl.store(out_ptr + offsets, out.to(out_ptr.dtype.element_ty), mask=inside)
 
 
@@ -265,11 +265,11 @@ def _add_to(sums, terms, chunk: tl.constexpr, COUNT: tl.constexpr, SHARED: tl.co
 
 @triton.jit
 def _backward_rows(
-    grad_total_ptr, grad_out_ptr, total_ptr, mean_ptr, rstd_ptr, grad_ptr, grad_branch_ptr, start, rows,
+    grad_total_ptr, grad_out_ptr, total_ptr, mean_ptr, rstd_ptr, grad_ptr, grad_branch_ptr, out_ptr, start, rows,
     weight, bias, a, b, sums_a, sums_b, sums_weight, sums_bias,
     M: tl.constexpr, N: tl.constexpr, NUMERATOR_SHARED: tl.constexpr, DENOMINATOR_SHARED: tl.constexpr,
-    GRAD_TOTAL: tl.constexpr, GRAD_BRANCH: tl.constexpr, CHANNELS: tl.constexpr, CHUNKS: tl.constexpr, V: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr, BLOCK_VECTORS: tl.constexpr,
+    GRAD_TOTAL: tl.constexpr, GRAD_BRANCH: tl.constexpr, OUT: tl.constexpr, CHANNELS: tl.constexpr,
+    CHUNKS: tl.constexpr, V: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_VECTORS: tl.constexpr,
 ):  # fmt: skip
     """Compute a run of rows, backward, and return the largest |z| (R, C) and the sums with this run's terms."""
     row = tl.arange(0, BLOCK_ROWS)
@@ -287,7 +287,9 @@ def _backward_rows(
         z = n * weight[k] + bias[k]
         reach = tl.maximum(reach, tl.max(tl.abs(z), axis=0))
         a_here, b_here = _pick(a, k, M, NUMERATOR_SHARED), _pick(b, k, N, DENOMINATOR_SHARED)
-        dz, terms = plain_gradients(grad, z, a_here, b_here, M, N, False)
+        out, dz, terms = plain_gradients(grad, z, a_here, b_here, M, N, False)
+        if OUT:
+            tl.store(out_ptr + base + offsets, out.to(out_ptr.dtype.element_ty), mask=inside)
         for_a, for_b = _slice(terms, 0, M), _slice(terms, M, N)
         sums_a = _add_to(sums_a, for_a, k, M, NUMERATOR_SHARED, CHUNKS)
         sums_b = _add_to(sums_b, for_b, k, N, DENOMINATOR_SHARED, CHUNKS)
@@ -313,16 +315,17 @@ def _backward_rows(
 @triton.jit(do_not_specialize=["rows", "width"])
 def add_norm_backward_kernel(
     grad_total_ptr, grad_out_ptr, total_ptr, mean_ptr, rstd_ptr, weight_ptr, bias_ptr, numerator_ptr, denominator_ptr,
-    grad_ptr, grad_branch_ptr, partial_ptr, channel_partial_ptr,
+    grad_ptr, grad_branch_ptr, out_ptr, partial_ptr, channel_partial_ptr,
     rows, width,
     M: tl.constexpr, N: tl.constexpr, NUMERATOR_SHARED: tl.constexpr, DENOMINATOR_SHARED: tl.constexpr,
-    GRAD_TOTAL: tl.constexpr, GRAD_BRANCH: tl.constexpr, CHANNELS: tl.constexpr, CHUNKS: tl.constexpr, V: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr, BLOCK_VECTORS: tl.constexpr, STAGES: tl.constexpr, FOLD: tl.constexpr,
-    EARLY: tl.constexpr,
+    GRAD_TOTAL: tl.constexpr, GRAD_BRANCH: tl.constexpr, OUT: tl.constexpr, CHANNELS: tl.constexpr,
+    CHUNKS: tl.constexpr, V: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_VECTORS: tl.constexpr,
+    STAGES: tl.constexpr, FOLD: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """Store the gradient of total, and each program's share of the sums.
 
-    GRAD_TOTAL adds the gradient of total's other uses. GRAD_BRANCH writes the gradient twice, in two dtypes.
+    GRAD_TOTAL adds the gradient of total's other uses. GRAD_BRANCH writes the gradient twice, in two dtypes. OUT stores
+    the bits of out that the forward kernel stored.
 
     ``partial`` is float64: (M, sums, programs) for da, then (N, sums, programs) for db without the factor s(b). A
     program has one sum if all channels share the coefficients, else one for every FOLD vectors. ``channel_partial`` is
@@ -345,9 +348,9 @@ def add_norm_backward_kernel(
     sums_weight, sums_bias = (nothing,) * CHUNKS, (nothing,) * CHUNKS
     for run in tl.range(first, runs, step, num_stages=STAGES):
         here, sums_a, sums_b, sums_weight, sums_bias = _backward_rows(
-            grad_total_ptr, grad_out_ptr, total_ptr, mean_ptr, rstd_ptr, grad_ptr, grad_branch_ptr, run * BLOCK_ROWS,
-            rows, weight, bias, a, b, sums_a, sums_b, sums_weight, sums_bias,
-            M, N, NUMERATOR_SHARED, DENOMINATOR_SHARED, GRAD_TOTAL, GRAD_BRANCH, CHANNELS, CHUNKS, V, BLOCK_ROWS,
+            grad_total_ptr, grad_out_ptr, total_ptr, mean_ptr, rstd_ptr, grad_ptr, grad_branch_ptr, out_ptr,
+            run * BLOCK_ROWS, rows, weight, bias, a, b, sums_a, sums_b, sums_weight, sums_bias,
+            M, N, NUMERATOR_SHARED, DENOMINATOR_SHARED, GRAD_TOTAL, GRAD_BRANCH, OUT, CHANNELS, CHUNKS, V, BLOCK_ROWS,
             BLOCK_VECTORS,
         )  # fmt: skip
         reach = tl.maximum(reach, here)
@@ -378,9 +381,9 @@ def add_norm_backward_kernel(
     else:
         _backward_carefully(
             grad_total_ptr, grad_out_ptr, total_ptr, mean_ptr, rstd_ptr, weight_ptr, bias_ptr, numerator_ptr,
-            denominator_ptr, grad_ptr, grad_branch_ptr, partial_ptr, partial_b_ptr, channel_partial_ptr, rows, width,
-            M, N, NUMERATOR_SHARED, DENOMINATOR_SHARED, GRAD_TOTAL, GRAD_BRANCH, CHANNELS, CHUNKS, V, BLOCK_ROWS,
-            BLOCK_VECTORS, FOLD,
+            denominator_ptr, grad_ptr, grad_branch_ptr, out_ptr, partial_ptr, partial_b_ptr, channel_partial_ptr, rows,
+            width, M, N, NUMERATOR_SHARED, DENOMINATOR_SHARED, GRAD_TOTAL, GRAD_BRANCH, OUT, CHANNELS, CHUNKS, V,
+            BLOCK_ROWS, BLOCK_VECTORS, FOLD,
         )  # fmt: skip
 
 
@@ -416,10 +419,10 @@ def _fold(sums, SHARED: tl.constexpr, BLOCK_VECTORS: tl.constexpr, FOLD: tl.cons
 @triton.jit
 def _backward_carefully(
     grad_total_ptr, grad_out_ptr, total_ptr, mean_ptr, rstd_ptr, weight_ptr, bias_ptr, numerator_ptr, denominator_ptr,
-    grad_ptr, grad_branch_ptr, partial_a_ptr, partial_b_ptr, channel_partial_ptr, rows, width,
+    grad_ptr, grad_branch_ptr, out_ptr, partial_a_ptr, partial_b_ptr, channel_partial_ptr, rows, width,
     M: tl.constexpr, N: tl.constexpr, NUMERATOR_SHARED: tl.constexpr, DENOMINATOR_SHARED: tl.constexpr,
-    GRAD_TOTAL: tl.constexpr, GRAD_BRANCH: tl.constexpr, CHANNELS: tl.constexpr, CHUNKS: tl.constexpr, V: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr, BLOCK_VECTORS: tl.constexpr, FOLD: tl.constexpr,
+    GRAD_TOTAL: tl.constexpr, GRAD_BRANCH: tl.constexpr, OUT: tl.constexpr, CHANNELS: tl.constexpr,
+    CHUNKS: tl.constexpr, V: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_VECTORS: tl.constexpr, FOLD: tl.constexpr,
 ):  # fmt: skip
     """Repeat a program's rows on the overflow-safe path, one channel per vector at a time, with sums in memory.
 
@@ -445,6 +448,9 @@ def _backward_carefully(
                 dz, terms = scaled_gradients(grad, z, a, b, M, N)
                 slope = dz * weight
                 if turn == 0:
+                    if OUT:
+                        out = careful_value(z, a, b, largest_coefficient(a, b, M, N), M, N)
+                        tl.store(out_ptr + offsets, out.to(out_ptr.dtype.element_ty), mask=inside)
                     slopes += slope
                     products += slope * n
                     _add_sums_in_memory(

@@ -135,9 +135,18 @@ def forward(
 
 
 def backward(
-    grad: Tensor, x: Tensor, numerator: Tensor, denominator: Tensor, dim: int, bias: Tensor | None = None
+    grad: Tensor,
+    x: Tensor,
+    numerator: Tensor,
+    denominator: Tensor,
+    dim: int,
+    bias: Tensor | None = None,
+    out: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
-    """Return the gradients of x, numerator, denominator and bias, if any, each in the dtype of its tensor."""
+    """Return the gradients of x, numerator, denominator and bias, if any, each in the dtype of its tensor.
+
+    With a ``bias``, fill ``out`` with F(x + bias), if it is given. It must be contiguous.
+    """
     grad_x = torch.empty_like(x)
     bias = None if bias is None else bias.contiguous()
     if x.numel() == 0:
@@ -145,13 +154,13 @@ def backward(
     layouts = ((x.dtype, x.stride()), (grad.dtype, grad.stride()), (x.dtype, grad_x.stride()))
     coefficients = coefficients_of(numerator, denominator)
     bias_dtype = None if bias is None else bias.dtype
-    launches = backward_launches(x.device, x.shape, dim, layouts, coefficients, bias_dtype)
+    launches = backward_launches(x.device, x.shape, dim, layouts, coefficients, bias_dtype, out is not None)
     if launches is None:
         grad3, x3 = as_three_dimensional(grad, dim), as_three_dimensional(x, dim)
         grad_x3, grad_numerator, grad_denominator = backward(grad3, x3, numerator, denominator, 1)
         return grad_x.copy_(grad_x3.view(x.shape)), grad_numerator, grad_denominator
     with on(x.device):
-        return launches(grad, grad_x, x, numerator.contiguous(), denominator.contiguous(), bias)
+        return launches(grad, grad_x, x, numerator.contiguous(), denominator.contiguous(), bias, out)
 
 
 @dataclass(frozen=True)
@@ -171,16 +180,21 @@ class RationalBackward:
         numerator: Tensor,
         denominator: Tensor,
         bias: Tensor | None,
+        out: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
-        """Fill ``grad_x``; return it and the other gradients. Parameters are dense, on the current device."""
+        """Fill ``grad_x``, and ``out`` if the launches store it; return ``grad_x`` and the other gradients.
+
+        Parameters are dense, on the current device.
+        """
         partial = x.new_empty(self.partials, dtype=torch.float64)
         grad_numerator, grad_denominator = torch.empty_like(numerator), torch.empty_like(denominator)
-        # A kernel without a bias ignores these.
+        # A kernel ignores what it does not need.
         bias_partial, grad_bias = partial, grad_numerator
+        out = grad_x if out is None else out
         if bias is not None:
             bias_partial = x.new_empty(self.bias_partials, dtype=torch.float32)
             grad_bias = torch.empty_like(bias)
-        self.main(x, grad, grad_x, x if bias is None else bias, numerator, denominator, partial, bias_partial)
+        self.main(x, grad, grad_x, out, x if bias is None else bias, numerator, denominator, partial, bias_partial)
         self.add_up(partial, bias_partial, denominator, grad_numerator, grad_denominator, grad_bias)
         grads = grad_x, grad_numerator, grad_denominator
         return grads if bias is None else (*grads, grad_bias)
@@ -216,9 +230,12 @@ def forward_launch(
 @functools.lru_cache(maxsize=1024)
 def backward_launches(
     device: torch.device, shape: torch.Size, dim: int, layouts: tuple[Layout, ...], coefficients: Coefficients,
-    bias: torch.dtype | None,
+    bias: torch.dtype | None, stores_out: bool = False,
 ) -> RationalBackward | None:  # fmt: skip
-    """Return the launches for x, the gradient and grad_x of these layouts, or None if the kernels cannot view them."""
+    """Return the launches for x, the gradient and grad_x of these layouts, or None if the kernels cannot view them.
+
+    With ``stores_out`` they also store F(x + bias).
+    """
     view = _view(shape, dim, layouts, max(coefficients[0][0], coefficients[1][0]))
     if view is None:
         return None
@@ -245,6 +262,7 @@ def backward_launches(
             "PRECISE": layouts[0][0].itemsize > 2,
             "EARLY": early,
             "BIAS": bias is not None,
+            "OUT": stores_out,
         },
     )
     columns = 0 if bias is None else view.channels * view.vector

@@ -14,7 +14,7 @@ the largest |x|. If plain arithmetic may have overflowed, it repeats its tiles o
 takes slices of one element per thread, so that it costs the plain one no registers.
 
 x, out, grad and grad_x are float64, float32, bfloat16 or float16, each on its own. Arithmetic is float32, or float64
-for float64 inputs. Only x is saved between the passes.
+for float64 inputs. Only x is saved between the passes: the backward kernel can store F(x) again, with the same bits.
 
 The sums for da and db start in the dtype of the arithmetic: over V, and for 16-bit inputs over UNROLL tiles. From there
 on they are float64, over a program's runs, then over programs. The order is fixed and there are no atomics, so every
@@ -104,6 +104,16 @@ def add_in_memory(pointers, values, mask, before):
     tl.store(pointers, values, mask=mask)
 
 
+@triton.jit
+def careful_value(x, a, b, largest, M: tl.constexpr, N: tl.constexpr):
+    """Return F(x) of a slice, on the overflow-safe path where it is needed: the same bits in both passes."""
+    if stays_plain(tl.max(tl.abs(x)), largest, M, N):  # noqa: SIM108
+        out = plain_value(x, a, b, M, N)
+    else:
+        out = scaled_value(x, a, b, M, N)
+    return out
+
+
 # A new batch size compiles nothing. And where vectors are not contiguous, the compiler must not see that channels are
 # aligned: it would give a thread several of them, hence several sets of coefficients.
 _SIZES = ["batches", "positions", "channels", "size", "width"]
@@ -170,10 +180,7 @@ def forward_kernel(
                 x = tl.load(pointers, mask=inside_slice, other=0.0).to(COMPUTE)
                 if BIAS:
                     x += _load_bias(bias_ptr, one, c, channel_mask, V, COMPUTE)
-                if stays_plain(tl.max(tl.abs(x)), largest, M, N):
-                    out = plain_value(x, a, b, M, N)
-                else:
-                    out = scaled_value(x, a, b, M, N)
+                out = careful_value(x, a, b, largest, M, N)
                 pointers = _begin(out_ptr, out_strides, batch, here, V, CONTIGUOUS, PAIRS)
                 pointers = pointers + _pattern(out_strides, one, p, c, V, CONTIGUOUS, PAIRS)
                 tl.store(pointers, out.to(out_ptr.dtype.element_ty), mask=inside_slice)
@@ -181,7 +188,7 @@ def forward_kernel(
 
 @triton.jit(do_not_specialize=_SIZES, do_not_specialize_on_alignment=_STRIDES)
 def backward_kernel(
-    x_ptr, grad_ptr, grad_x_ptr, bias_ptr, numerator_ptr, denominator_ptr, partial_ptr, bias_partial_ptr,
+    x_ptr, grad_ptr, grad_x_ptr, out_ptr, bias_ptr, numerator_ptr, denominator_ptr, partial_ptr, bias_partial_ptr,
     batches, positions, channels, size, width,
     x_batch, x_vector, x_position, x_channel,
     grad_batch, grad_vector, grad_position, grad_channel,
@@ -190,9 +197,11 @@ def backward_kernel(
     COMPUTE: tl.constexpr, V: tl.constexpr, CONTIGUOUS: tl.constexpr, PAIRS: tl.constexpr, BATCHED: tl.constexpr,
     BLOCK_POSITIONS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, UNROLL: tl.constexpr, STAGES: tl.constexpr,
     NUMERATOR_FOLD: tl.constexpr, DENOMINATOR_FOLD: tl.constexpr, PRECISE: tl.constexpr, EARLY: tl.constexpr,
-    BIAS: tl.constexpr,
+    BIAS: tl.constexpr, OUT: tl.constexpr,
 ):  # fmt: skip
     """Store grad_x = g F'(x), or g F'(x + bias), and each program's share of the sums for da, db and dbias.
+
+    With OUT store F(x), or F(x + bias), with the strides of grad_x: the bits that the forward kernel stored.
 
     ``partial`` is contiguous float64. Its da is (M, channels / NUMERATOR_FOLD, programs of a block of channels), and
     its db is alike, without the factor s(b). A sum is over FOLD channels that share their coefficients.
@@ -240,7 +249,10 @@ def backward_kernel(
             x, g = x.to(COMPUTE), g.to(COMPUTE)
             if BIAS:
                 x += bias
-            grad_x, more = plain_gradients(g, x, a, b, M, N, PRECISE)
+            out, grad_x, more = plain_gradients(g, x, a, b, M, N, PRECISE)
+            if OUT:
+                pointers = _begin(out_ptr, grad_x_strides, batch, start, V, CONTIGUOUS, PAIRS) + grad_x_pattern
+                tl.store(pointers, out.to(out_ptr.dtype.element_ty), mask=inside)
             if PRECISE:
                 sums = add_terms(sums, more, M + N)
             else:
@@ -285,6 +297,11 @@ def backward_kernel(
                 pointers = _begin(grad_x_ptr, grad_x_strides, batch, here, V, CONTIGUOUS, PAIRS)
                 pointers = pointers + _pattern(grad_x_strides, one, p, c, V, CONTIGUOUS, PAIRS)
                 tl.store(pointers, grad_x.to(grad_x_ptr.dtype.element_ty), mask=inside_slice)
+                if OUT:
+                    out = careful_value(x, a, b, largest, M, N)
+                    pointers = _begin(out_ptr, grad_x_strides, batch, here, V, CONTIGUOUS, PAIRS)
+                    pointers = pointers + _pattern(grad_x_strides, one, p, c, V, CONTIGUOUS, PAIRS)
+                    tl.store(pointers, out.to(out_ptr.dtype.element_ty), mask=inside_slice)
 
     for k in tl.static_range(M):
         _store_sums(partial_ptr, sums[k], k, channels, BLOCK_CHANNELS, NUMERATOR_FOLD)
