@@ -22,6 +22,7 @@ ENTRIES = [
     ("torch._inductor.config", "triton"),
     ("torch._C", "_cuda_endAllocateToPool"),
     ("torch._C", "_StaticCudaLauncher._launch_kernel"),
+    ("torch.autograd.forward_ad", "_current_level"),
 ]
 
 # A fork for each entry, of a process that has imported what takes seconds.

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.overrides import has_torch_function
 
 from .layout import PLAIN_TYPES, Metadata, vector_of
-from .private import dispatch_modes, transform, transforms_are_known
+from .private import dispatch_modes, has_forward_mode, transform, transforms_are_known
 
 __all__ = [
     "DTYPES",
@@ -19,8 +19,10 @@ __all__ = [
     "fits",
     "has_kernels",
     "has_memory",
+    "is_plain",
     "look",
     "metadata",
+    "wants_node",
 ]
 
 
@@ -45,7 +47,8 @@ def look(*tensors: Tensor) -> Call:
     is_ordinary = not is_compiling and PLAIN_TYPES.issuperset(map(type, tensors))
     if not is_compiling and not is_ordinary and has_torch_function(tensors):
         return Call(False, False, None, overridden=True)
-    device = tensors[0].device.type
+    # A device's name takes the host longer than this question.
+    device = "cuda" if tensors[0].is_cuda else tensors[0].device.type
     # PyTorch raises when asked for the autocast of meta tensors.
     is_meta = device == "meta"
     autocast = torch.get_autocast_dtype(device) if not is_meta and torch.is_autocast_enabled(device) else None
@@ -55,6 +58,22 @@ def look(*tensors: Tensor) -> Call:
         return Call(False, transforms_are_known or not has_memory(*tensors), autocast)
     plain = is_ordinary and not is_meta and dispatch_modes() == 0 and not torch.jit.is_tracing()
     return Call(plain, False, autocast)
+
+
+def is_plain(*tensors: Tensor) -> bool:
+    """Return whether a call with these tensors is plain, see :class:`Call`; they have memory."""
+    return (
+        not torch.compiler.is_compiling()
+        and PLAIN_TYPES.issuperset(map(type, tensors))
+        and transform() is None
+        and dispatch_modes() == 0
+        and not torch.jit.is_tracing()
+    )
+
+
+def wants_node() -> bool:
+    """Return whether derivatives may be wanted. If not, a plain call needs no node of autograd."""
+    return torch.is_grad_enabled() or has_forward_mode()
 
 
 class ForwardModeError(Exception):

@@ -1,13 +1,14 @@
 """F(x), the group-wise rational function: checks, derivatives and registration."""
 
 import functools
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function
 
-from .call import DTYPES, EagerFunction, ForwardModeError, has_memory, look, metadata
+from .call import DTYPES, EagerFunction, ForwardModeError, has_memory, is_plain, look, metadata, wants_node
 from .dispatch import choose_path
 from .layout import Metadata
 from .reference import as_inputs, differentiate, rational_reference
@@ -58,9 +59,11 @@ def rational(
         return _of_jagged(x, numerator, denominator, dim, channels)
     described = metadata(x), metadata(numerator), metadata(denominator)
     if call.plain:
-        _check_once(*described, dim, channels)
+        path = _path_once(*described, dim, channels)
+        if not wants_node():
+            return path.forward(x, numerator, denominator, dim, call.autocast or x.dtype)
         try:
-            return _Eager.apply(x, numerator, denominator, dim, call.autocast)
+            return _Eager.apply(x, numerator, denominator, dim, call.autocast or x.dtype, path)
         except ForwardModeError:
             return _by_definition(x, numerator, denominator, dim, call.autocast)
     _check(*described, dim, channels)
@@ -126,27 +129,31 @@ def _check(x: Metadata, numerator: Metadata, denominator: Metadata, dim: int, ch
         raise ValueError(f"{shape[dim]} channels (dim {dim} of x) do not divide into {groups} groups")
 
 
-_check_once = functools.lru_cache(maxsize=1024)(_check)
+@functools.lru_cache(maxsize=1024)
+def _path_once(x: Metadata, numerator: Metadata, denominator: Metadata, dim: int, channels: int | None) -> ModuleType:
+    """Return what computes a call whose arguments were found to fit."""
+    _check(x, numerator, denominator, dim, channels)
+    return choose_path(x[2]).implementation
 
 
 class _Eager(EagerFunction):
     @staticmethod
-    def forward(ctx, x, numerator, denominator, dim, dtype):
+    def forward(ctx, x, numerator, denominator, dim, dtype, path):
         ctx.save_for_backward(x, numerator, denominator)
-        ctx.dim = dim
-        return choose_path(x.device).implementation.forward(x, numerator, denominator, dim, dtype or x.dtype)
+        ctx.dim, ctx.path = dim, path
+        return path.forward(x, numerator, denominator, dim, dtype)
 
     @staticmethod
     def backward(ctx, grad):
         x, numerator, denominator = ctx.saved_tensors
         if not has_memory(grad):
             grads = differentiate(rational_reference, grad, x, numerator, denominator, ctx.dim)
-        elif torch.is_grad_enabled() or not look(grad, x, numerator).plain:
+        elif torch.is_grad_enabled() or not is_plain(grad, x, numerator):
             # A second derivative may follow.
             grads = torch.ops.flashkat.rational_backward(grad, x, numerator, denominator, ctx.dim)
         else:
-            grads = choose_path(x.device).implementation.backward(grad, x, numerator, denominator, ctx.dim)
-        return *grads, None, None
+            grads = ctx.path.backward(grad, x, numerator, denominator, ctx.dim)
+        return *grads, None, None, None
 
 
 def _forward(x: Tensor, numerator: Tensor, denominator: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:

@@ -109,7 +109,8 @@ def _is_simple(compiled: Any) -> bool:
 
 def on(device: torch.device) -> AbstractContextManager:
     """Make ``device`` the current one, unless it is: the switch takes the host time."""
-    if device.type != "cuda" or torch.cuda.current_device() == device.index:
+    index = device.index  # None for a CPU, where Triton interprets
+    if index is None or torch.cuda.current_device() == index:
         return _NOTHING
     return torch.cuda.device(device)
 
