@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .add_norm_rational import MOST_CHANNELS, add_norm_rational, differentiable, of_the_sum_alone
-from .call import EagerFunction, ForwardModeError, fits, has_memory, look, metadata
+from .call import EagerFunction, ForwardModeError, fits, has_memory, look, metadata, wants_node
 from .dispatch import fuses, triton_module
 from .layout import Layers, Metadata
 from .linear_rational import linear_rational
@@ -49,6 +49,8 @@ def add_norm_grkan(x: Tensor, branch: Tensor, layers: Layers, eps: float = 1e-5)
         if call.plain:
             plan = _plan(metadata(x), metadata(branch), Layers(*map(metadata, layers)), eps, call.autocast)
             if plan is not None:
+                if not wants_node():
+                    return plan.without_gradients(x, branch, layers)
                 try:
                     return _Eager.apply(x, branch, *layers, eps, plan)
                 except ForwardModeError:
