@@ -1,6 +1,7 @@
 """F(x), the group-wise rational function: checks, derivatives and registration."""
 
 import functools
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
@@ -59,11 +60,12 @@ def rational(
         return _of_jagged(x, numerator, denominator, dim, channels)
     described = metadata(x), metadata(numerator), metadata(denominator)
     if call.plain:
-        path = _path_once(*described, dim, channels)
+        strides = x.stride() if x.layout is torch.strided else ()
+        plan = _plan(*described, strides, dim, channels, call.autocast)
         if not wants_node():
-            return path.forward(x, numerator, denominator, dim, call.autocast or x.dtype)
+            return plan.forward(x, numerator, denominator)
         try:
-            return _Eager.apply(x, numerator, denominator, dim, call.autocast or x.dtype, path)
+            return _Eager.apply(x, numerator, denominator, plan)
         except ForwardModeError:
             return _by_definition(x, numerator, denominator, dim, call.autocast)
     _check(*described, dim, channels)
@@ -129,31 +131,59 @@ def _check(x: Metadata, numerator: Metadata, denominator: Metadata, dim: int, ch
         raise ValueError(f"{shape[dim]} channels (dim {dim} of x) do not divide into {groups} groups")
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """How to compute a call whose arguments were found to fit."""
+
+    path: ModuleType
+    dim: int
+    dtype: torch.dtype
+
+    def forward(self, x: Tensor, numerator: Tensor, denominator: Tensor) -> Tensor:
+        return self.path.forward(x, numerator, denominator, self.dim, self.dtype)
+
+    def backward(self, grad: Tensor, x: Tensor, numerator: Tensor, denominator: Tensor) -> tuple[Tensor, ...]:
+        return self.path.backward(grad, x, numerator, denominator, self.dim)
+
+
 @functools.lru_cache(maxsize=1024)
-def _path_once(x: Metadata, numerator: Metadata, denominator: Metadata, dim: int, channels: int | None) -> ModuleType:
-    """Return what computes a call whose arguments were found to fit."""
+def _plan(
+    x: Metadata,
+    numerator: Metadata,
+    denominator: Metadata,
+    strides: tuple[int, ...],
+    dim: int,
+    channels: int | None,
+    autocast: torch.dtype | None,
+) -> Any:
+    """Return the plan of a plain call. All checks and choices are made once for each set of arguments."""
     _check(x, numerator, denominator, dim, channels)
-    return choose_path(x[2]).implementation
+    path, dtype = choose_path(x[2]), autocast or x[1]
+    if path.name == "triton":
+        plan = path.implementation.plan(x, strides, numerator, denominator, dim, dtype)
+        if plan is not None:
+            return plan
+    return _Plan(path.implementation, dim, dtype)
 
 
 class _Eager(EagerFunction):
     @staticmethod
-    def forward(ctx, x, numerator, denominator, dim, dtype, path):
+    def forward(ctx, x, numerator, denominator, plan):
         ctx.save_for_backward(x, numerator, denominator)
-        ctx.dim, ctx.path = dim, path
-        return path.forward(x, numerator, denominator, dim, dtype)
+        ctx.plan = plan
+        return plan.forward(x, numerator, denominator)
 
     @staticmethod
     def backward(ctx, grad):
         x, numerator, denominator = ctx.saved_tensors
         if not has_memory(grad):
-            grads = differentiate(rational_reference, grad, x, numerator, denominator, ctx.dim)
+            grads = differentiate(rational_reference, grad, x, numerator, denominator, ctx.plan.dim)
         elif torch.is_grad_enabled() or not is_plain(grad, x, numerator):
             # A second derivative may follow.
-            grads = torch.ops.flashkat.rational_backward(grad, x, numerator, denominator, ctx.dim)
+            grads = torch.ops.flashkat.rational_backward(grad, x, numerator, denominator, ctx.plan.dim)
         else:
-            grads = ctx.path.backward(grad, x, numerator, denominator, ctx.dim)
-        return *grads, None, None, None
+            grads = ctx.plan.backward(grad, x, numerator, denominator)
+        return *grads, None
 
 
 def _forward(x: Tensor, numerator: Tensor, denominator: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:

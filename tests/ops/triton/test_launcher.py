@@ -67,7 +67,7 @@ class Kernel:
 
     def __init__(self, **metadata):
         simple = {"num_ctas": 1, "global_scratch_size": 0, "profile_scratch_size": 0}
-        simple |= {"launch_cooperative_grid": False, "launch_pdl": False}
+        simple |= {"launch_cooperative_grid": False}
         self.calls = []
         self.metadata = SimpleNamespace(**simple | metadata)
         self.src = SimpleNamespace(signature=dict(zip(self.arg_names, self.kinds, strict=True)))
@@ -82,13 +82,13 @@ class Kernel:
         self.calls.append(("start", *args))
 
 
-def start_with(monkeypatch, kernel, start):
+def start_with(monkeypatch, kernel, start, **options):
     class Driver:
         active = SimpleNamespace(get_current_stream=lambda device: 7)
 
     monkeypatch.setattr(launcher, "driver", Driver)
     monkeypatch.setattr(launcher, "kernel_launcher", lambda: start)
-    return launcher.Launch(kernel, (2, 3), (5, 1, 0.5), {"M": 6})
+    return launcher.Launch(kernel, (2, 3), (5, 1, 0.5), {"M": 6}, **options)
 
 
 def aligned(shift=0):
@@ -120,13 +120,26 @@ def test_pytorch_starts_what_is_compiled(monkeypatch):
     assert kernel.calls == [COMPILE, ("start", 99, 2, 3, 1, 4, 256, "OOifOO", arguments, 7)]
 
 
-@pytest.mark.parametrize("metadata", [{"launch_pdl": True}, {"num_ctas": 2}, {"global_scratch_size": 8}])
-def test_triton_starts_what_pytorch_cannot(monkeypatch, metadata):
+@pytest.mark.parametrize(
+    ("metadata", "options"),
+    [({}, {"options": {"launch_pdl": True}}), ({"num_ctas": 2}, {}), ({"global_scratch_size": 8}, {})],
+)
+def test_triton_starts_what_pytorch_cannot(monkeypatch, metadata, options):
     kernel = Kernel(**metadata)
-    launch = start_with(monkeypatch, kernel, kernel.start)
+    launch = start_with(monkeypatch, kernel, kernel.start, **options)
     for _ in range(2):
         launch(aligned(), aligned())
     assert kernel.calls == [COMPILE, RUN]
+
+
+@pytest.mark.parametrize("is_capturing", [False, True])
+def test_small_kernels_start_early_in_cuda_graphs_alone(monkeypatch, is_capturing):
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: is_capturing)
+    kernel = Kernel()
+    launch = start_with(monkeypatch, kernel, kernel.start, options={"launch_pdl": True}, small=True)
+    for _ in range(2):
+        launch(aligned(), aligned())
+    assert [call[0] for call in kernel.calls] == ["compile", "run" if is_capturing else "start"]
 
 
 def test_an_unknown_triton_compiles_by_its_front_door(monkeypatch):

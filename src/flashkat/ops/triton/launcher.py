@@ -43,7 +43,19 @@ class Launch:
         constants: dict[str, Any],
         warps: int = 1,
         options: dict[str, Any] | None = None,
+        small: bool = False,
     ) -> None:
+        """Keep the arguments.
+
+        Args:
+            kernel: what Triton compiles.
+            grid: two sizes of the grid.
+            numbers: the arguments after the pointers.
+            constants: the arguments after those, by name.
+            warps: of a program.
+            options: for Triton. With ``launch_pdl`` a kernel starts before the one before it has ended.
+            small: the host takes longer than the GPU. Then a kernel starts early in CUDA graphs alone.
+        """
         self._kernel, self._grid = kernel, (*grid, 1)
         self._numbers, self._constants = numbers, constants
         self._options = {"num_warps": warps, "enable_fp_fusion": True, **(options or {})}
@@ -51,6 +63,7 @@ class Launch:
         self._rest = (*numbers, *constants.values())
         self._variables: tuple[int | float | None, ...] = ()
         self._compiled: Any = None
+        self._starts_early, self._small = "launch_pdl" in self._options, small
         self._start: Any = None
         self._head: tuple[Any, ...] = ()
         self._stream: Any = None
@@ -65,7 +78,7 @@ class Launch:
                 self._keep(compiled)
             return
         stream = self._stream(tensors[0].get_device())
-        if self._start is not None:
+        if self._start is not None and (not self._starts_early or not torch.cuda.is_current_stream_capturing()):
             self._start(*self._head, (*pointers, *self._variables), stream)
             return
         compiled = self._compiled
@@ -75,7 +88,8 @@ class Launch:
 
     def _keep(self, compiled: Any) -> None:
         """Keep a compiled kernel, and what PyTorch's launcher takes where that can start it."""
-        start = kernel_launcher() if _is_simple(compiled) else None
+        can = _is_simple(compiled) and (self._small or not self._starts_early)
+        start = kernel_launcher() if can else None
         if start is not None:
             names = self._kernel.arg_names
             kinds = {name: kind for name, kind in compiled.src.signature.items() if kind != "constexpr"}
@@ -94,7 +108,7 @@ _TYPES = {"i32": "i", "i64": "l", "fp32": "f"}
 
 
 def _is_simple(compiled: Any) -> bool:
-    """Return whether PyTorch's launcher takes a kernel: for NVIDIA, without clusters, scratch memory or early start."""
+    """Return whether PyTorch's launcher takes a kernel: for NVIDIA, without clusters and scratch memory."""
     metadata = compiled.metadata
     return (
         torch.version.hip is None
@@ -102,7 +116,6 @@ def _is_simple(compiled: Any) -> bool:
         and metadata.global_scratch_size == 0
         and metadata.profile_scratch_size == 0
         and not metadata.launch_cooperative_grid
-        and not metadata.launch_pdl
         and all(kind[0] == "*" or kind == "constexpr" or kind in _TYPES for kind in compiled.src.signature.values())
     )
 
