@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .add_norm_rational import MOST_CHANNELS, add_norm_rational, differentiable, of_the_sum_alone
-from .call import EagerFunction, ForwardModeError, fits, has_memory, look, metadata, wants_node
+from .call import EagerFunction, ForwardModeError, fits, has_memory, look, metadata_of_plain, wants_node
 from .dispatch import fuses, triton_module
 from .layout import Layers, Metadata
 from .linear_rational import linear_rational
@@ -47,7 +47,8 @@ def add_norm_grkan(x: Tensor, branch: Tensor, layers: Layers, eps: float = 1e-5)
     if fuses(x) and takes_one_call(x) and _none_is_frozen(branch, *layers):
         call = look(x, branch, *layers)
         if call.plain:
-            plan = _plan(metadata(x), metadata(branch), Layers(*map(metadata, layers)), eps, call.autocast)
+            described = Layers(*map(metadata_of_plain, layers))
+            plan = _plan(metadata_of_plain(x), metadata_of_plain(branch), described, eps, call.autocast)
             if plan is not None:
                 if not wants_node():
                     return plan.without_gradients(x, branch, layers)

@@ -1,7 +1,8 @@
 """The record of a call: its surroundings, asked once and handed down."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +23,7 @@ __all__ = [
     "is_plain",
     "look",
     "metadata",
+    "metadata_of_plain",
     "wants_node",
 ]
 
@@ -96,6 +98,10 @@ def metadata(tensor: Tensor) -> Metadata:
     return tensor.shape, tensor.dtype, tensor.device, tensor.layout
 
 
+metadata_of_plain: Callable[[Tensor], Metadata] = attrgetter("shape", "dtype", "device", "layout")
+"""The same in half the host time, for plain calls: compilers need not look into it."""
+
+
 def has_memory(*tensors: Tensor | None) -> bool:
     """Return whether kernels can read the tensors. The wrappers of vmap and other transforms have no memory."""
     try:
@@ -135,8 +141,8 @@ def has_kernels(
     if call.transformed or call.overridden or (not call.plain and torch.onnx.is_in_onnx_export()):
         return False
     # A cache cannot look up sizes that are symbols. Those of a plain call are numbers.
-    fit = _fits_once if call.plain else fits
-    tensors = tuple(map(metadata, parameters)), tuple(map(metadata, coefficients))
+    fit, read = (_fits_once, metadata_of_plain) if call.plain else (fits, metadata)
+    tensors = tuple(map(read, parameters)), tuple(map(read, coefficients))
     return x.layout == torch.strided and bool(fit(x.device, x.dtype, channels, *tensors, dtypes))
 
 

@@ -9,7 +9,17 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function
 
-from .call import DTYPES, EagerFunction, ForwardModeError, has_memory, is_plain, look, metadata, wants_node
+from .call import (
+    DTYPES,
+    EagerFunction,
+    ForwardModeError,
+    has_memory,
+    is_plain,
+    look,
+    metadata,
+    metadata_of_plain,
+    wants_node,
+)
 from .dispatch import choose_path
 from .layout import Metadata
 from .reference import as_inputs, differentiate, rational_reference
@@ -58,8 +68,8 @@ def rational(
         return handle_torch_function(rational, tensors, *tensors, dim=dim, channels=channels)
     if not call.plain and x.layout == torch.jagged:
         return _of_jagged(x, numerator, denominator, dim, channels)
-    described = metadata(x), metadata(numerator), metadata(denominator)
     if call.plain:
+        described = metadata_of_plain(x), metadata_of_plain(numerator), metadata_of_plain(denominator)
         strides = x.stride() if x.layout is torch.strided else ()
         plan = _plan(*described, strides, dim, channels, call.autocast)
         if not wants_node():
@@ -68,7 +78,7 @@ def rational(
             return _Eager.apply(x, numerator, denominator, plan)
         except ForwardModeError:
             return _by_definition(x, numerator, denominator, dim, call.autocast)
-    _check(*described, dim, channels)
+    _check(metadata(x), metadata(numerator), metadata(denominator), dim, channels)
     if call.transformed:
         # Transforms cannot look into an operator. Some raise; jvp takes the derivative for zero.
         return _by_definition(x, numerator, denominator, dim, call.autocast)
