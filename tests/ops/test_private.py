@@ -37,7 +37,7 @@ def check(module, name):
         get = attrgetter(path, *more)
 
         def find(owner):
-            if owner.__name__ == module and path == name:
+            if getattr(owner, "__name__", "") == module and path == name:
                 raise AttributeError(name)
             return get(owner)
 
