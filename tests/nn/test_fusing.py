@@ -4,7 +4,7 @@ import pytest
 from torch import nn
 
 from flashkat import GroupRational
-from flashkat.nn.fusing import hooks_are_global, is_hooked, is_idle, is_linear, is_plain
+from flashkat.nn.fusing import hooks_are_global, is_hooked, is_idle, is_linear, is_plain, two_tensors
 
 HOOKS = [
     lambda module: module.register_forward_hook(lambda *_: None),
@@ -59,3 +59,12 @@ def test_hooks_for_all_modules_are_seen(register):
     with register(lambda *_: None):
         assert hooks_are_global()
     assert not hooks_are_global()
+
+
+def test_tensors_of_a_module_are_found_wherever_they_are():
+    module = nn.Linear(2, 2, bias=False)
+    assert two_tensors(module, "weight", "bias") == (module.weight, None)
+    weight = module.weight.detach()
+    del module.weight
+    module.weight = weight  # as some wrappers do
+    assert two_tensors(module, "weight", "bias")[0] is weight

@@ -507,16 +507,20 @@ def test_groups_without_whole_vectors_take_pytorchs_operators(plans):
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_without_gradients(plans, monkeypatch, mode):
     leaves, grads = make()
-    with mode():
+    with_node = call(leaves)
+    with mode(), monkeypatch.context() as patch:
+        patch.setattr(grkan_op._Eager, "apply", None)  # no node
         found = call(leaves)
-    assert len(plans) == 1
+    assert len(plans) == 2
+    for one, other in zip(found, with_node, strict=True):
+        torch.testing.assert_close(one, other.detach())
     for one, other in zip(found, exact(leaves, grads)[0], strict=True):
         assert distance(one, other) < UNIT[F32]
         assert not one.requires_grad
     monkeypatch.setattr(settings, "ONE_CALL_ELEMENTS", leaves[0].numel() - 1)
     with mode():
         in_pieces = call(leaves)
-    assert len(plans) == 1
+    assert len(plans) == 2
     for one, other in zip(found, in_pieces, strict=True):
         torch.testing.assert_close(one, other)
 

@@ -69,6 +69,25 @@ def test_inference_mode_and_no_grad(device):
         assert not flashkat.rational(*inputs).requires_grad
 
 
+def test_saved_tensors_may_change_their_strides(device):
+    x, a, b = leaves(device, torch.float32)
+    expected = torch.autograd.grad(flashkat.rational(x, a, b).sum(), (x, a, b))
+
+    def spread(tensor):
+        return torch.stack([tensor, tensor], dim=-1)[..., 0]
+
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, spread):
+        y = flashkat.rational(x, a, b)
+    for found, other in zip(torch.autograd.grad(y.sum(), (x, a, b)), expected, strict=True):
+        torch.testing.assert_close(found, other)
+
+
+def test_sparse_tensors_are_refused_in_words(device):
+    _, a, b = leaves(device, torch.float32)
+    with pytest.raises(TypeError, match="x must be a dense tensor"):
+        flashkat.rational(torch.eye(8, device=device).to_sparse(), a, b)
+
+
 @pytest.mark.parametrize("x_dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("autocast_dtype", [torch.bfloat16, torch.float16])
 def test_autocast_sets_the_output_dtype_and_nothing_else(device, x_dtype, autocast_dtype):

@@ -162,6 +162,16 @@ def test_values(compile_whole, device, dtype, scale, coefficients, shape, dim):
     assert_close(found.cpu(), exact(torch.zeros_like(x), x, a, b, dim)["value"], 1, "value")
 
 
+def test_reciprocal():
+    """For numbers of every size that a denominator may have."""
+    generator = torch.Generator().manual_seed(7)
+    mantissa = torch.cat([torch.ones(1, dtype=F64), 1 + torch.rand(1000, generator=generator, dtype=F64)])
+    q = mantissa * 2.0 ** torch.arange(0, 1000, 9, dtype=F64)[:, None]
+    error = module._reciprocal(q) * q - 1  # exact but for 2^-53
+    assert 2.0**-52 < error.abs().max() < 2.0**-38
+    assert module._reciprocal(torch.tensor([torch.nan, torch.inf], dtype=F64)).isnan().all()
+
+
 def test_without_channels(compile_whole, device):
     x, a, b = (torch.zeros(*size, device=device, requires_grad=True) for size in ((3, 0, 5), (1, 6), (8, 4)))
     found = compile_whole(lambda *args: flashkat.rational(*args, dim=1).detach(), x, a, b)

@@ -6,7 +6,7 @@ import timm.layers
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from ..nn.fusing import hooks_are_global, is_hooked, is_plain
+from ..nn.fusing import hooks_are_global, is_hooked, is_plain, two_tensors
 from ..nn.grkan import GRKAN
 from ..ops import Layers, add_norm_grkan, add_norm_rational, fuses, takes_one_call
 
@@ -25,7 +25,8 @@ class KATBlock(Block):
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
         branch = self.drop_path1(self.ls1(self.attn(self.norm1(x), attn_mask=attn_mask, **kwargs)))
-        norm, mlp = self.norm2, self.mlp
+        parts: Any = self._modules  # much faster than attributes
+        norm, mlp = parts["norm2"], parts["mlp"]
         # The device is asked first: on a CPU nothing fuses.
         parameters = _plain_parameters(norm, mlp) if fuses(x) else None
         others = mlp.plain_parameters() if parameters is not None and takes_one_call(x, mlp.recompute) else None
@@ -56,7 +57,8 @@ def _plain_parameters(norm: Any, mlp: Any) -> tuple[Tensor, Tensor, Tensor, Tens
         or hooks_are_global()
     ):
         return None
-    first, weight, bias = mlp.act1, norm.weight, norm.bias
+    first: Any = mlp._modules["act1"]
+    weight, bias = two_tensors(norm, "weight", "bias")
     if weight is None or bias is None or not is_plain(first):
         return None
-    return weight, bias, first.numerator, first.denominator
+    return weight, bias, *two_tensors(first, "numerator", "denominator")

@@ -13,7 +13,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .add_norm_rational import MOST_CHANNELS, add_norm_rational, differentiable, fits_norm, of_the_sum_alone
-from .call import Call, EagerFunction, ForwardModeError, fits, has_kernels, has_memory, look, metadata
+from .call import (
+    Call,
+    EagerFunction,
+    ForwardModeError,
+    fits,
+    has_kernels,
+    has_memory,
+    look,
+    metadata_of_plain,
+    wants_node,
+)
 from .dispatch import fuses, triton_module
 from .layout import PLAIN_TYPES, Layers, Metadata
 from .linear_rational import linear_rational, recomputing_gradients
@@ -53,8 +63,11 @@ def add_norm_grkan(
     if fuses(x) and takes_one_call(x, recompute) and _none_is_frozen(branch, *layers):
         call = look(x, branch, *layers)
         if call.plain:
-            plan = _plan(metadata(x), metadata(branch), Layers(*map(metadata, layers)), eps, call.autocast, recompute)
+            described = Layers(*map(metadata_of_plain, layers))
+            plan = _plan(metadata_of_plain(x), metadata_of_plain(branch), described, eps, call.autocast, recompute)
             if plan is not None:
+                if not wants_node():
+                    return plan.without_gradients(x, branch, layers)
                 try:
                     return _Eager.apply(x, branch, *layers, eps, plan)
                 except ForwardModeError:

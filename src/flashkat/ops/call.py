@@ -1,8 +1,9 @@
 """The record of a call: its surroundings, asked once and handed down."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.overrides import has_torch_function
 
 from .layout import PLAIN_TYPES, Metadata, vector_of
-from .private import dispatch_modes, transform, transforms_are_known
+from .private import dispatch_modes, has_forward_mode, transform, transforms_are_known
 
 __all__ = [
     "DTYPES",
@@ -20,8 +21,11 @@ __all__ = [
     "fits",
     "has_kernels",
     "has_memory",
+    "is_plain",
     "look",
     "metadata",
+    "metadata_of_plain",
+    "wants_node",
     "without_autocast",
 ]
 
@@ -47,7 +51,8 @@ def look(*tensors: Tensor) -> Call:
     is_ordinary = not is_compiling and PLAIN_TYPES.issuperset(map(type, tensors))
     if not is_compiling and not is_ordinary and has_torch_function(tensors):
         return Call(False, False, None, overridden=True)
-    device = tensors[0].device.type
+    # A device's name takes the host longer than this question.
+    device = "cuda" if tensors[0].is_cuda else tensors[0].device.type
     # PyTorch raises when asked for the autocast of meta tensors.
     is_meta = device == "meta"
     autocast = torch.get_autocast_dtype(device) if not is_meta and torch.is_autocast_enabled(device) else None
@@ -57,6 +62,22 @@ def look(*tensors: Tensor) -> Call:
         return Call(False, transforms_are_known or not has_memory(*tensors), autocast)
     plain = is_ordinary and not is_meta and dispatch_modes() == 0 and not torch.jit.is_tracing()
     return Call(plain, False, autocast)
+
+
+def is_plain(*tensors: Tensor) -> bool:
+    """Return whether a call with these tensors is plain, see :class:`Call`; they have memory."""
+    return (
+        not torch.compiler.is_compiling()
+        and PLAIN_TYPES.issuperset(map(type, tensors))
+        and transform() is None
+        and dispatch_modes() == 0
+        and not torch.jit.is_tracing()
+    )
+
+
+def wants_node() -> bool:
+    """Return whether derivatives may be wanted. If not, a plain call needs no node of autograd."""
+    return torch.is_grad_enabled() or has_forward_mode()
 
 
 class ForwardModeError(Exception):
@@ -77,6 +98,10 @@ class EagerFunction(torch.autograd.Function):
 def metadata(tensor: Tensor) -> Metadata:
     """Return what decides which kernels fit a tensor."""
     return tensor.shape, tensor.dtype, tensor.device, tensor.layout
+
+
+metadata_of_plain: Callable[[Tensor], Metadata] = attrgetter("shape", "dtype", "device", "layout")
+"""The same in half the host time, for plain calls: compilers need not look into it."""
 
 
 def has_memory(*tensors: Tensor | None) -> bool:
@@ -124,8 +149,8 @@ def has_kernels(
     if call.transformed or call.overridden or (not call.plain and torch.onnx.is_in_onnx_export()):
         return False
     # A cache cannot look up sizes that are symbols. Those of a plain call are numbers.
-    fit = _fits_once if call.plain else fits
-    tensors = tuple(map(metadata, parameters)), tuple(map(metadata, coefficients))
+    fit, read = (_fits_once, metadata_of_plain) if call.plain else (fits, metadata)
+    tensors = tuple(map(read, parameters)), tuple(map(read, coefficients))
     return x.layout == torch.strided and bool(fit(x.device, x.dtype, channels, *tensors, dtypes))
 
 

@@ -1,13 +1,25 @@
 """F(x), the group-wise rational function: checks, derivatives and registration."""
 
 import functools
+from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function
 
-from .call import DTYPES, EagerFunction, ForwardModeError, has_memory, look, metadata
+from .call import (
+    DTYPES,
+    EagerFunction,
+    ForwardModeError,
+    has_memory,
+    is_plain,
+    look,
+    metadata,
+    metadata_of_plain,
+    wants_node,
+)
 from .dispatch import choose_path
 from .layout import Metadata
 from .reference import as_inputs, differentiate, rational_reference
@@ -56,14 +68,17 @@ def rational(
         return handle_torch_function(rational, tensors, *tensors, dim=dim, channels=channels)
     if not call.plain and x.layout == torch.jagged:
         return _of_jagged(x, numerator, denominator, dim, channels)
-    described = metadata(x), metadata(numerator), metadata(denominator)
     if call.plain:
-        _check_once(*described, dim, channels)
+        described = metadata_of_plain(x), metadata_of_plain(numerator), metadata_of_plain(denominator)
+        strides = x.stride() if x.layout is torch.strided else ()
+        plan = _plan(*described, strides, dim, channels, call.autocast)
+        if not wants_node():
+            return plan.forward(x, numerator, denominator)
         try:
-            return _Eager.apply(x, numerator, denominator, dim, call.autocast)
+            return _Eager.apply(x, numerator, denominator, plan)
         except ForwardModeError:
             return _by_definition(x, numerator, denominator, dim, call.autocast)
-    _check(*described, dim, channels)
+    _check(metadata(x), metadata(numerator), metadata(denominator), dim, channels)
     if call.transformed:
         # Transforms cannot look into an operator. Some raise; jvp takes the derivative for zero.
         return _by_definition(x, numerator, denominator, dim, call.autocast)
@@ -126,27 +141,59 @@ def _check(x: Metadata, numerator: Metadata, denominator: Metadata, dim: int, ch
         raise ValueError(f"{shape[dim]} channels (dim {dim} of x) do not divide into {groups} groups")
 
 
-_check_once = functools.lru_cache(maxsize=1024)(_check)
+@dataclass(frozen=True)
+class _Plan:
+    """How to compute a call whose arguments were found to fit."""
+
+    path: ModuleType
+    dim: int
+    dtype: torch.dtype
+
+    def forward(self, x: Tensor, numerator: Tensor, denominator: Tensor) -> Tensor:
+        return self.path.forward(x, numerator, denominator, self.dim, self.dtype)
+
+    def backward(self, grad: Tensor, x: Tensor, numerator: Tensor, denominator: Tensor) -> tuple[Tensor, ...]:
+        return self.path.backward(grad, x, numerator, denominator, self.dim)
+
+
+@functools.lru_cache(maxsize=1024)
+def _plan(
+    x: Metadata,
+    numerator: Metadata,
+    denominator: Metadata,
+    strides: tuple[int, ...],
+    dim: int,
+    channels: int | None,
+    autocast: torch.dtype | None,
+) -> Any:
+    """Return the plan of a plain call. All checks and choices are made once for each set of arguments."""
+    _check(x, numerator, denominator, dim, channels)
+    path, dtype = choose_path(x[2]), autocast or x[1]
+    if path.name == "triton":
+        plan = path.implementation.plan(x, strides, numerator, denominator, dim, dtype)
+        if plan is not None:
+            return plan
+    return _Plan(path.implementation, dim, dtype)
 
 
 class _Eager(EagerFunction):
     @staticmethod
-    def forward(ctx, x, numerator, denominator, dim, dtype):
+    def forward(ctx, x, numerator, denominator, plan):
         ctx.save_for_backward(x, numerator, denominator)
-        ctx.dim = dim
-        return choose_path(x.device).implementation.forward(x, numerator, denominator, dim, dtype or x.dtype)
+        ctx.plan = plan
+        return plan.forward(x, numerator, denominator)
 
     @staticmethod
     def backward(ctx, grad):
         x, numerator, denominator = ctx.saved_tensors
         if not has_memory(grad):
-            grads = differentiate(rational_reference, grad, x, numerator, denominator, ctx.dim)
-        elif torch.is_grad_enabled() or not look(grad, x, numerator).plain:
+            grads = differentiate(rational_reference, grad, x, numerator, denominator, ctx.plan.dim)
+        elif torch.is_grad_enabled() or not is_plain(grad, x, numerator):
             # A second derivative may follow.
-            grads = torch.ops.flashkat.rational_backward(grad, x, numerator, denominator, ctx.dim)
+            grads = torch.ops.flashkat.rational_backward(grad, x, numerator, denominator, ctx.plan.dim)
         else:
-            grads = choose_path(x.device).implementation.backward(grad, x, numerator, denominator, ctx.dim)
-        return *grads, None, None
+            grads = ctx.plan.backward(grad, x, numerator, denominator)
+        return *grads, None
 
 
 def _forward(x: Tensor, numerator: Tensor, denominator: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:

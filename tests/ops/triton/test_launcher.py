@@ -1,5 +1,7 @@
 """Launches: what is compiled once is used again where it fits, and Triton's internals only where they are known."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from oracle import assert_close, exact
@@ -59,25 +61,34 @@ def test_cuda_graph_replay():
 class Kernel:
     """Notes the calls of a kernel, and those of what it is compiled to."""
 
-    function = packed_metadata = None
+    arg_names = ("x_ptr", "y_ptr", "rows", "stride", "eps", "M")
+    function, packed_metadata = 99, (4, 1, 256)
+    kinds = ("*fp32", "*bf16", "i32", "constexpr", "fp32", "constexpr")
 
-    def __init__(self):
+    def __init__(self, **metadata):
+        simple = {"num_ctas": 1, "global_scratch_size": 0, "profile_scratch_size": 0}
+        simple |= {"launch_cooperative_grid": False}
         self.calls = []
+        self.metadata = SimpleNamespace(**simple | metadata)
+        self.src = SimpleNamespace(signature=dict(zip(self.arg_names, self.kinds, strict=True)))
 
     def __getitem__(self, grid):
         return lambda *args, **options: self.calls.append(("compile", grid)) or self
 
     def run(self, *args):
-        self.calls.append(("run", args[:3], args[-2:]))
+        self.calls.append(("run", args[:3], args[-4:]))
+
+    def start(self, *args):
+        self.calls.append(("start", *args))
 
 
-@pytest.fixture
-def kernel(monkeypatch):
+def start_with(monkeypatch, kernel, start, **options):
     class Driver:
-        active = type("active", (), {"get_current_stream": staticmethod(lambda device: 0)})
+        active = SimpleNamespace(get_current_stream=lambda device: 7)
 
     monkeypatch.setattr(launcher, "driver", Driver)
-    return Kernel()
+    monkeypatch.setattr(launcher, "kernel_launcher", lambda: start)
+    return launcher.Launch(kernel, (2, 3), (5, 1, 0.5), {"M": 6}, **options)
 
 
 def aligned(shift=0):
@@ -86,29 +97,61 @@ def aligned(shift=0):
     return memory[start + shift : start + shift + 8]
 
 
-def test_is_compiled_once_for_aligned_memory(kernel):
-    launch = launcher.Launch(kernel, (2, 3), (7,), {"M": 6})
+COMPILE, RUN = ("compile", (2, 3, 1)), ("run", (2, 3, 1), (5, 1, 0.5, 6))
+
+
+def test_is_compiled_once_for_aligned_memory(monkeypatch):
+    kernel = Kernel()
+    launch = start_with(monkeypatch, kernel, None)
     launch(aligned(), aligned())
     launch(aligned(), aligned())
     launch(aligned(), aligned(1))
     launch(aligned(), aligned())
-    assert kernel.calls == [
-        ("compile", (2, 3, 1)),
-        ("run", (2, 3, 1), (7, 6)),
-        ("compile", (2, 3, 1)),
-        ("run", (2, 3, 1), (7, 6)),
-    ]
+    assert kernel.calls == [COMPILE, RUN, COMPILE, RUN]
 
 
-def test_an_unknown_triton_compiles_by_its_front_door(kernel, monkeypatch):
+def test_pytorch_starts_what_is_compiled(monkeypatch):
+    """It takes a letter for each argument that is no constant, two pointers to nothing, and the stream last."""
+    kernel, x, y = Kernel(), aligned(), aligned()
+    launch = start_with(monkeypatch, kernel, kernel.start)
+    launch(x, y)
+    launch(y, x)
+    arguments = y.data_ptr(), x.data_ptr(), 5, 0.5, None, None
+    assert kernel.calls == [COMPILE, ("start", 99, 2, 3, 1, 4, 256, "OOifOO", arguments, 7)]
+
+
+@pytest.mark.parametrize(
+    ("metadata", "options"),
+    [({}, {"options": {"launch_pdl": True}}), ({"num_ctas": 2}, {}), ({"global_scratch_size": 8}, {})],
+)
+def test_triton_starts_what_pytorch_cannot(monkeypatch, metadata, options):
+    kernel = Kernel(**metadata)
+    launch = start_with(monkeypatch, kernel, kernel.start, **options)
+    for _ in range(2):
+        launch(aligned(), aligned())
+    assert kernel.calls == [COMPILE, RUN]
+
+
+@pytest.mark.parametrize("is_capturing", [False, True])
+def test_small_kernels_start_early_in_cuda_graphs_alone(monkeypatch, is_capturing):
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: is_capturing)
+    kernel = Kernel()
+    launch = start_with(monkeypatch, kernel, kernel.start, options={"launch_pdl": True}, small=True)
+    for _ in range(2):
+        launch(aligned(), aligned())
+    assert [call[0] for call in kernel.calls] == ["compile", "run" if is_capturing else "start"]
+
+
+def test_an_unknown_triton_compiles_by_its_front_door(monkeypatch):
     assert launcher._knows_triton("3.6.0")
     assert launcher._knows_triton("3.8.0+git1234")
     with pytest.warns(UserWarning, match=r"triton 3\.99\.0 is newer .* longer to launch"):
         monkeypatch.setattr(launcher, "_KNOWS_TRITON", launcher._knows_triton("3.99.0"))
-    launch = launcher.Launch(kernel, (2, 3), (7,), {"M": 6})
+    kernel = Kernel()
+    launch = start_with(monkeypatch, kernel, kernel.start)
     for _ in range(2):
         launch(aligned(), aligned())
-    assert kernel.calls == [("compile", (2, 3, 1))] * 2
+    assert kernel.calls == [COMPILE] * 2
 
 
 @pytest.mark.parametrize(("runs", "most"), [(1, 1), (7, 3), (100, 32), (5, 8), (132 * 4 + 1, 132)])

@@ -11,6 +11,7 @@ from oracle import assert_close, distance, exact
 
 import flashkat
 from flashkat.ops import rational_reference
+from flashkat.ops.call import metadata
 
 pytest.importorskip("triton")
 from flashkat.ops.triton import norm as norm_launch
@@ -268,6 +269,36 @@ def test_a_large_gradient_changes_no_bit_of_the_stored_value():
     out = torch.empty_like(x)
     launch.backward(torch.full_like(x, 3e38), x, a, b, -1, bias, out)
     assert torch.equal(out, launch.forward(x, a, b, -1, F32, bias))
+
+
+@pytest.mark.parametrize(
+    ("shape", "dim", "dtype", "out_dtype"),
+    [((2, 9, 48), -1, F32, F32), ((3, 5, 16), -1, BF16, BF16), ((2, 16, 3, 5), 1, F32, BF16)],
+)
+@pytest.mark.parametrize("order", ["dense", "channels last", "strided"])
+def test_a_plan_computes_the_same(shape, dim, dtype, out_dtype, order):
+    """For any strides of x and of the gradient."""
+    generator = torch.Generator().manual_seed(3)
+    x, grad = normal(generator, *shape, dtype=dtype), normal(generator, *shape, dtype=out_dtype)
+    if order == "channels last":
+        x = x.movedim(dim, -1).contiguous().movedim(-1, dim)
+    elif order == "strided":
+        x = torch.stack([x, x], dim=-1)[..., 0]
+    a, b = normal(generator, 1, 6), normal(generator, 4, 4)
+    plan = launch.plan(metadata(x), x.stride(), metadata(a), metadata(b), dim, out_dtype)
+    out = launch.forward(x, a, b, dim, out_dtype)
+    found = plan.forward(x, a, b)
+    assert (found.dtype, found.stride()) == (out.dtype, out.stride())
+    assert torch.equal(found, out)
+    like_result = torch.empty_like(found).copy_(grad)
+    for x_again, each in ((x, grad), (x, like_result), (x.contiguous(), like_result), (x, like_result.double())):
+        expected = launch.backward(each, x_again, a, b, dim)
+        assert all(map(torch.equal, plan.backward(each, x_again, a, b), expected))
+
+
+def test_no_plan_for_nothing():
+    x, a, b = (torch.ones(size, device=DEVICE) for size in ((0, 64), (1, 6), (4, 4)))
+    assert launch.plan(metadata(x), x.stride(), metadata(a), metadata(b), -1, F32) is None
 
 
 def test_a_bias_of_any_strides():

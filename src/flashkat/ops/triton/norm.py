@@ -291,6 +291,7 @@ def backward_launches(
         },
         settings.SUM_WARPS,
         {"launch_pdl": True} if early else {},
+        rows * channels <= settings.SMALL_ELEMENTS,
     )
     partials = m * sums_a + n * sums_b
     return NormBackward(main, add_up, partials, (programs, 2, channels), dtypes[3], dtypes[4])

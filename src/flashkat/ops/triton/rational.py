@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..layout import as_three_dimensional, outer_channels_inner, vector_of
+from ..layout import Metadata, as_three_dimensional, outer_channels_inner, vector_of
 from ..reference import compute_dtype
 from . import rational_kernels as kernels
 from . import settings
@@ -200,6 +200,52 @@ class RationalBackward:
         return grads if bias is None else (*grads, grad_bias)
 
 
+@dataclass(frozen=True)
+class RationalPlan:
+    """The launches of both passes for x of one layout, found once, so that a call takes the host little time."""
+
+    dim: int
+    dtype: torch.dtype
+    x_strides: tuple[int, ...]
+    out_strides: tuple[int, ...]
+    forward_launch: Launch
+    backward_launches: RationalBackward
+    changes_dtype: bool
+
+    def forward(self, x: Tensor, numerator: Tensor, denominator: Tensor) -> Tensor:
+        out = torch.empty_like(x, dtype=self.dtype) if self.changes_dtype else torch.empty_like(x)
+        with on(x.device):
+            self.forward_launch(x, x, numerator.contiguous(), denominator.contiguous(), out)
+        return out
+
+    def backward(self, grad: Tensor, x: Tensor, numerator: Tensor, denominator: Tensor) -> tuple[Tensor, ...]:
+        # Hooks of saved tensors may have changed the strides of x.
+        if grad.dtype != self.dtype or grad.stride() != self.out_strides or x.stride() != self.x_strides:
+            return backward(grad, x, numerator, denominator, self.dim)
+        with on(x.device):
+            return self.backward_launches(
+                grad, torch.empty_like(x), x, numerator.contiguous(), denominator.contiguous(), None
+            )
+
+
+def plan(
+    x: Metadata, strides: tuple[int, ...], numerator: Metadata, denominator: Metadata, dim: int, dtype: torch.dtype
+) -> RationalPlan | None:
+    """Return the launches for x with these strides and for a gradient like the result, or None if there are none."""
+    shape, x_dtype, device, _ = x
+    if not shape.numel():
+        return None
+    out = torch.empty_like(torch.empty_strided(shape, strides, device="meta")).stride()
+    layouts = (x_dtype, strides), (dtype, out)
+    coefficients = numerator[0], denominator[0], numerator[1], denominator[1]
+    forward = forward_launch(device, shape, dim, layouts, coefficients, None)
+    # The gradient of x has the strides of the result.
+    backward = backward_launches(device, shape, dim, (*layouts, (x_dtype, out)), coefficients, None)
+    if forward is None or backward is None:
+        return None
+    return RationalPlan(dim, dtype, strides, out, forward, backward, dtype != x_dtype)
+
+
 @functools.lru_cache(maxsize=1024)
 def forward_launch(
     device: torch.device, shape: torch.Size, dim: int, layouts: tuple[Layout, ...], coefficients: Coefficients,
@@ -281,6 +327,7 @@ def backward_launches(
         },
         warps=settings.SUM_WARPS if columns else max(1, block * settings.SUM_WARPS // settings.SUM_BLOCK),
         options={"launch_pdl": True} if early else {},
+        small=shape.numel() <= settings.SMALL_ELEMENTS,
     )
     return RationalBackward(main, add_up, m * sums_a + n * sums_b, programs * columns)
 

@@ -47,3 +47,7 @@ FUSED_ELEMENTS_IN_GRAPHS = 2**19
 # Up to so many elements of x, a block's second half is one call without gradients. Larger ones are not host-bound, and
 # separate operators free memory earlier.
 ONE_CALL_ELEMENTS = 2**20
+
+# Up to so many elements, the last stage of the sums starts early in CUDA graphs alone. An early start takes the host
+# longer than it saves the GPU, and the GPU waits for the host there.
+SMALL_ELEMENTS = 2**20
