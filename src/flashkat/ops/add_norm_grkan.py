@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .add_norm_rational import MOST_CHANNELS, add_norm_rational, differentiable, fits_norm, of_the_sum_alone
-from .call import Call, EagerFunction, ForwardModeError, fits, has_kernels, has_memory, look, metadata
+from .call import Call, EagerFunction, ForwardModeError, fits, has_kernels, has_memory, is_exporting, look, metadata
 from .dispatch import fuses, triton_module
 from .layout import PLAIN_TYPES, Layers, Metadata
 from .linear_rational import linear_rational, recomputing_gradients
@@ -77,7 +77,7 @@ def takes_one_call(x: Tensor, recompute: bool = True) -> bool:
     if torch.jit.is_tracing():
         return False
     if torch.compiler.is_compiling():
-        return recompute and torch.is_grad_enabled() and not torch.compiler.is_exporting()
+        return recompute and torch.is_grad_enabled() and not is_exporting()
     return torch.is_grad_enabled() or x.numel() <= settings.ONE_CALL_ELEMENTS
 
 
