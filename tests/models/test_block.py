@@ -135,7 +135,7 @@ def test_idle_dropout_is_passed_by(calls):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="its tensors are on the CPU")
-@pytest.mark.parametrize("recompute", [True, False])
+@pytest.mark.parametrize("recompute", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_compiled_training_recomputes_the_rationals(calls, monkeypatch, recompute):
     for name in ("add_norm_grkan", "add_norm_rational", "linear_rational"):
         monkeypatch.setattr(importlib.import_module(f"flashkat.ops.{name}"), "fuses", lambda x: True)

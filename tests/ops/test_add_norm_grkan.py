@@ -188,7 +188,7 @@ def test_values_of_the_rationals_are_not_saved(plans):
     "options",
     [
         {},
-        {"shape": (7, 64), "hidden": 32, "outputs": 24, "rows": (4, 4)},
+        pytest.param({"shape": (7, 64), "hidden": 32, "outputs": 24, "rows": (4, 4)}, marks=pytest.mark.slow),
         pytest.param({"shape": (37, 197, 192), "hidden": 768, "rows": (1, 8), "inputs": (F32, BF16)}, id="autocast"),
     ],
 )
@@ -229,7 +229,7 @@ def kernels_on_cpus():
 
 
 @kernels_on_cpus()
-@pytest.mark.parametrize("dtype", [None, BF16])
+@pytest.mark.parametrize("dtype", [BF16, pytest.param(None, marks=pytest.mark.slow)])
 def test_compiled_code_saves_no_values_of_the_rationals(graphs, dtype):
     backend, seen = graphs
     leaves, grads = make((4, 5, 16), 64)
@@ -262,6 +262,24 @@ def test_other_compiled_code_takes_the_pieces(graphs, how):
     assert sizes.count(15 * 64) == {"frozen": 1, "saved": 2, "without gradients": 0}[how]
 
 
+@kernels_on_cpus()
+@pytest.mark.parametrize("strict", [False, True])
+def test_exported_programs_take_the_pieces(graphs, strict):
+    class Half(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = torch.nn.ParameterList(leaf.detach() for leaf in make()[0][2:])
+
+        def forward(self, x, branch):
+            return add_norm_grkan(x, branch, Layers(*self.layers))
+
+    x, branch = (leaf.detach() for leaf in make()[0][:2])
+    program = torch.export.export(Half(), (x, branch), strict=strict)
+    names = [str(node.target) for node in program.graph.nodes if "flashkat" in str(node.target)]
+    assert names == ["flashkat.add_norm_rational.default", "flashkat.bias_rational.default"]
+
+
+@pytest.mark.slow
 @kernels_on_cpus()
 def test_compiled_code_of_any_batch_size(graphs):
     backend, seen = graphs

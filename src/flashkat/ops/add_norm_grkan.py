@@ -20,6 +20,7 @@ from .call import (
     fits,
     has_kernels,
     has_memory,
+    is_exporting,
     look,
     metadata_of_plain,
     wants_node,
@@ -90,7 +91,7 @@ def takes_one_call(x: Tensor, recompute: bool = True) -> bool:
     if torch.jit.is_tracing():
         return False
     if torch.compiler.is_compiling():
-        return recompute and torch.is_grad_enabled() and not torch.compiler.is_exporting()
+        return recompute and torch.is_grad_enabled() and not is_exporting()
     return torch.is_grad_enabled() or x.numel() <= settings.ONE_CALL_ELEMENTS
 
 

@@ -21,6 +21,7 @@ __all__ = [
     "fits",
     "has_kernels",
     "has_memory",
+    "is_exporting",
     "is_plain",
     "look",
     "metadata",
@@ -93,6 +94,12 @@ class EagerFunction(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
         raise ForwardModeError
+
+
+@torch.compiler.assume_constant_result
+def is_exporting() -> bool:
+    """Return whether ``torch.export`` traces. Within traced code, torch 2.11 says so of every compiler."""
+    return torch.compiler.is_exporting()
 
 
 def metadata(tensor: Tensor) -> Metadata:

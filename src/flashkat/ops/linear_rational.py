@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .call import EagerFunction, ForwardModeError, has_kernels, has_memory, look, without_autocast
+from .call import EagerFunction, ForwardModeError, has_kernels, has_memory, is_exporting, look, without_autocast
 from .dispatch import fuses, triton_module
 from .layout import PLAIN_TYPES
 from .rational import rational
@@ -91,7 +91,7 @@ def linear_rational_linear(
         tensors = x, weight1, bias1, numerator, denominator, weight2, bias2
         call = look(*tensors)
         dtype = call.autocast or x.dtype
-        compiles = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+        compiles = torch.compiler.is_compiling() and not is_exporting()
         if (
             (call.plain or (compiles and all(type(each) in PLAIN_TYPES for each in tensors)))
             and weight2.requires_grad
