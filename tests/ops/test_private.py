@@ -33,11 +33,11 @@ import timm
 
 
 def check(module, name):
-    def without(path):
-        get = attrgetter(path)
+    def without(path, *more):
+        get = attrgetter(path, *more)
 
         def find(owner):
-            if owner.__name__ == module and path == name:
+            if getattr(owner, "__name__", "") == module and path == name:
                 raise AttributeError(name)
             return get(owner)
 
