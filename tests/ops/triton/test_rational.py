@@ -340,3 +340,22 @@ def test_more_than_two_to_the_31_elements(shape):
         flashkat.rational(x, a, torch.zeros_like(b), dim=1), a, torch.ones_like(value).detach(), retain_graph=False
     )[0][0, 0]
     assert count == x.numel()
+
+
+@pytest.mark.gpu
+def test_pytorchs_launcher_gives_the_same_bits(monkeypatch):
+    generator = torch.Generator().manual_seed(3)
+    x, a, b = normal(generator, 5, 192, dtype=BF16), normal(generator, 1, 6), normal(generator, 8, 4)
+    plan = launch.plan(metadata(x), x.stride(), metadata(a), metadata(b), -1, BF16)
+    kept = [plan.forward_launch, plan.backward_launches.main, plan.backward_launches.add_up]
+
+    def both():
+        return plan.forward(x, a, b), *plan.backward(x, x, a, b)
+
+    first, second = both(), both()
+    assert all(each._start is not None for each in kept)
+    for each in kept:
+        monkeypatch.setattr(each, "_start", None)  # Triton's launcher
+    for one, two, three in zip(first, second, both(), strict=True):
+        assert torch.equal(one, two)
+        assert torch.equal(one, three)
