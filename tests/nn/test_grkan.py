@@ -238,6 +238,9 @@ def test_grkan_asks_for_hooks_where_something_fuses_only(monkeypatch):
     assert not asked
     monkeypatch.setattr("flashkat.nn.grkan.fuses", lambda x: True)
     assert torch.equal(layer(x), expected)
+    assert asked == [layer.fc1, layer.fc2]
+    layer.recompute, asked[:] = False, []
+    assert torch.equal(layer(x), expected)
     assert asked == [layer.fc1]
 
 

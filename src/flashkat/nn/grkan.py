@@ -119,10 +119,11 @@ class GRKAN(nn.Module):
     def after_first_rational(self, x: Tensor) -> Tensor:
         """Compute the rest of the layer, from the output of the first rational."""
         x, linear, second = self.drop1(x), self.fc1, self.act2
-        if fuses(x) and is_linear(linear) and is_plain(second) and not hooks_are_global():
-            parameters = self.plain_parameters() if self.recompute else None
-            if parameters is not None:
-                return linear_rational_linear(x, *parameters)
+        fusing = fuses(x) and not hooks_are_global()
+        parameters = self.plain_parameters() if fusing and self.recompute else None
+        if parameters is not None:
+            return linear_rational_linear(x, *parameters)
+        if fusing and is_linear(linear) and is_plain(second):
             x = linear_rational(x, linear.weight, linear.bias, second.numerator, second.denominator)
         else:
             x = second(linear(x))
