@@ -27,7 +27,7 @@ from flashkat import checkpoints
 
 from .parts.common import ROOT, Row, arguments, finish, require_gpu, requirement, show, target
 
-__all__ = ["CONTENDERS", "Run", "collect", "plan", "targets", "train"]
+__all__ = ["CONTENDERS", "RECIPE", "Run", "collect", "plan", "targets", "train"]
 
 _SIZE = ("--img-size", "32", "--model-kwargs", "patch_size=4")
 _PUBLISHED_KAT = ("--model", "kat_tiny_patch16_224", *_SIZE)
@@ -48,11 +48,7 @@ KAT-published-start has the published initialisation of attention too. The last 
 other settings.
 """
 
-# The recipe of the published models on ImageNet, for one process, with three changes for small images:
-# - A crop has at least a fifth of the area. timm's smallest crops would have a side of 9 pixels.
-# - Evaluation does not crop.
-# - Warm-up is longer, as in Compact Transformers (Hassani et al., 2021).
-_RECIPE = (
+RECIPE = (
     *("--opt", "adamw", "--lr", "1e-3", "--weight-decay", "0.05", "--sched", "cosine", "--warmup-epochs", "10"),
     *("--mixup", "0.8", "--cutmix", "1.0", "--smoothing", "0.1", "--drop-path", "0.1", "--clip-grad", "1"),
     *("--aa", "rand-m9-mstd0.5", "--remode", "pixel", "--reprob", "0.25"),
@@ -60,6 +56,13 @@ _RECIPE = (
     *("--mean", "0.485", "0.456", "0.406", "--std", "0.229", "0.224", "0.225"),
     *("--model-ema", "--model-ema-decay", "0.9999", "--model-ema-warmup"),
 )
+"""The recipe of the published models on ImageNet, for one process, with three changes for small images.
+
+- A crop has at least a fifth of the area. timm's smallest crops would have a side of 9 pixels.
+- Evaluation does not crop.
+- Warm-up is longer, as in Compact Transformers (Hassani et al., 2021).
+"""
+
 # Training compiles with CUDA graphs by default. The loader persists, as epochs take only seconds.
 _MACHINE = ("--amp", "--use-multi-epochs-loader")
 _CLASSES = 10
@@ -132,7 +135,7 @@ def plan(args: argparse.Namespace) -> list[list[Run]]:
 
     Training comes first, all runs at once or in turn. Runs that measure speed follow.
     """
-    common = ("--batch-size", str(args.batch_size), *_RECIPE, *_MACHINE)
+    common = ("--batch-size", str(args.batch_size), *RECIPE, *_MACHINE)
     whole = ("--val-interval", str(args.val_interval), "--mixup-off-epoch", str(args.mixed_epochs or 0))
 
     def flags(name: str, seed: int, *more: str) -> tuple[str, ...]:
@@ -343,7 +346,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not rows:
         raise SystemExit("no epoch is finished: see above, or give more --minutes")
     settings = {
-        "flags": " ".join((*_RECIPE, *_MACHINE)),
+        "flags": " ".join((*RECIPE, *_MACHINE)),
         "contenders": {name: " ".join(CONTENDERS[name]) for name in args.contenders},
         **{name: getattr(args, name) for name in ("epochs", "batch_size", "seeds", "val_interval", "in_turn")},
         "mixed_epochs": args.mixed_epochs or args.epochs,
