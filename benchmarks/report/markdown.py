@@ -1,10 +1,11 @@
 """Parts of the pages: tables in Markdown, and where their numbers come from."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from ..parts.common import Row
 
-__all__ = ["machine", "markdown", "provenance"]
+__all__ = ["machine", "markdown", "provenance", "verdict"]
 
 
 def provenance(environment: Row) -> str:
@@ -24,3 +25,23 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Return a table in Markdown."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def verdict(document: Mapping[str, Any]) -> str:
+    """Return how many targets were met, and a table of the others."""
+    targets = document["targets"]
+    if not targets:
+        return ""
+    missed = [target for target in targets if not target["met"]]
+    verdict = f"{len(targets) - len(missed)} of {len(targets)} targets were met."
+    if not missed:
+        return verdict
+    rows = [
+        [
+            target["name"],
+            "not measured" if target["value"] is None else str(target["value"]),
+            f"{target['bound']} {target['limit']}",
+        ]
+        for target in missed
+    ]
+    return f"{verdict} The others:\n\n{markdown(['target', 'measured', 'wanted'], rows)}"

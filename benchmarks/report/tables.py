@@ -10,13 +10,15 @@ from typing import Any
 from .. import scaling_gpus
 from ..parts.common import LABELS, RESULTS, ROOT, Row, read
 from ..parts.contenders import SIZES, WAYS
-from .markdown import machine, markdown, provenance
+from .markdown import machine, markdown, provenance, verdict
+from .study import STUDIES, studied
 
 __all__ = ["SECTIONS", "overview", "pages", "render", "replace", "summary"]
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 PAGES = ROOT / "docs" / "benchmarks"
 EXPORT = ROOT / "docs" / "how-to" / "ship" / "export.md"
+STUDY = PAGES / "recipes" / "index.md"
 
 _KERNEL_WIDTHS = (192, 768, 3072)
 _KERNEL_DTYPES = ("bf16", "fp32")
@@ -161,7 +163,7 @@ def exported(results: Path) -> str:
             table.append([name, *(f"{row['ms']:.1f}" for row in rows), f"{ratio:.2f}", *errors])
     times, errors = ([f"{model}, {what}" for model in models] for what in ("ms", "difference"))
     header = ["", *times, f"{models[0]} / {models[-1]}", *errors]
-    return "\n\n".join([markdown(header, table), _verdict(document), provenance(document["environment"])])
+    return "\n\n".join([markdown(header, table), verdict(document), provenance(document["environment"])])
 
 
 def _curves(document: Document) -> str:
@@ -367,42 +369,28 @@ SECTIONS: dict[str, Callable[[Document], str]] = {
 def render(name: str, results: Path) -> str:
     """Return the generated part of a benchmark's page: its tables, its missed targets, and where it was measured."""
     document = read(results / f"{name}.json")
-    text = [SECTIONS[name](document), _verdict(document), provenance(document["environment"])]
+    text = [SECTIONS[name](document), verdict(document), provenance(document["environment"])]
     if (PAGES / "figures" / f"{name}.svg").exists():
         text.insert(0, f"![Results of the benchmark {name}](figures/{name}.svg)")
     return "\n\n".join(filter(None, text))
 
 
-def _verdict(document: Document) -> str:
-    """Return how many targets were met, and a table of the others."""
-    targets = document["targets"]
-    if not targets:
-        return ""
-    missed = [target for target in targets if not target["met"]]
-    verdict = f"{len(targets) - len(missed)} of {len(targets)} targets were met."
-    if not missed:
-        return verdict
-    rows = [
-        [
-            target["name"],
-            "not measured" if target["value"] is None else str(target["value"]),
-            f"{target['bound']} {target['limit']}",
-        ]
-        for target in missed
-    ]
-    return f"{verdict} The others:\n\n{markdown(['target', 'measured', 'wanted'], rows)}"
-
-
 def overview(results: Path) -> str:
     """Return a line per benchmark: how many targets it met, and where it was measured."""
+    lines = [(name, f"[{name}]({name}.md)", f"{name}.py") for name in SECTIONS]
+    lines += [
+        (name, f"[recipes, {label}](recipes/index.md)", "recipes/__init__.py")
+        for name, label in STUDIES.items()
+        if (results / f"{name}.json").exists()
+    ]
     rows = []
-    for name in SECTIONS:
+    for name, link, file in lines:
         document = read(results / f"{name}.json")
         targets, environment = document["targets"], document["environment"]
         met = f"{sum(target['met'] for target in targets)} of {len(targets)}" if targets else "no targets"
-        source = ast.parse((ROOT / "benchmarks" / f"{name}.py").read_text())
+        source = ast.parse((ROOT / "benchmarks" / file).read_text())
         question = (ast.get_docstring(source) or "").partition("\n")[0]
-        rows.append([f"[{name}]({name}.md)", question, met, machine(environment), environment["date"]])
+        rows.append([link, question, met, machine(environment), environment["date"]])
     return markdown(["benchmark", "question", "targets met", "machine", "date"], rows)
 
 
@@ -455,7 +443,7 @@ def pages(results: Path) -> dict[Path, str]:
     """Return the generated part of each page, by its path."""
     texts = {PAGES / f"{name}.md": render(name, results) for name in SECTIONS}
     others = {ROOT / "README.md": summary(results), PAGES / "index.md": overview(results), EXPORT: exported(results)}
-    return {**others, **texts}
+    return {**others, STUDY: studied(results), **texts}
 
 
 def _in_order(rows: dict[str, Row]) -> Iterable[tuple[str, Row]]:
