@@ -54,6 +54,7 @@ class DataSet:
         kwargs: arguments of the model, of images of this size.
         sizes: more arguments of the model, by size. The first is the default.
         defaults: the level of each factor that differs from the factor's first level.
+        warmup_epochs: the recipe's epochs to warm up. A shorter training warms up in a fifth of its epochs.
         held_out: share of the training images that choices are made on.
         epochs: default epochs.
         batch_size: default batch size.
@@ -64,6 +65,7 @@ class DataSet:
     kwargs: str
     sizes: Mapping[str, str]
     defaults: Mapping[str, str]
+    warmup_epochs: int
     held_out: str
     epochs: int
     batch_size: int
@@ -84,6 +86,7 @@ DATA_SETS = {
             "toy": "embed_dim=16 depth=1 num_heads=2",
         },
         defaults={},
+        warmup_epochs=10,
         held_out="0.1",
         epochs=100,
         batch_size=256,
@@ -97,6 +100,7 @@ DATA_SETS = {
         kwargs="patch_size=4",
         sizes={"mini": "embed_dim=64 depth=2 num_heads=4", "toy": "embed_dim=16 depth=1 num_heads=2"},
         defaults={"lr": "3e-3", "mixing": "off"},
+        warmup_epochs=5,
         held_out="0.2",
         epochs=40,
         batch_size=64,

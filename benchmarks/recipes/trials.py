@@ -89,10 +89,11 @@ def plan(
 
     def trial(contender: Contender, seed: int, epochs: int, source: Trial | None = None) -> Trial:
         # The contender's own flags override those of the recipe.
-        own = (*flags, *contender.flags(size), "--seed", str(seed))
+        data = contender.data
+        warmup = ("--warmup-epochs", str(max(1, epochs // 5))) if epochs < 5 * data.warmup_epochs else ()
+        own = (*flags, *warmup, *contender.flags(size), "--seed", str(seed))
         start = contender.level("start") if contender.family == "kat" else ""
-        kept = contender.data.held_out
-        return Trial(str(contender), seed, own, epochs, split=split, held_out=kept, start=start, source=source)
+        return Trial(str(contender), seed, own, epochs, split=split, held_out=data.held_out, start=start, source=source)
 
     def source(contender: Contender, seed: int) -> Trial | None:
         return trial(parse("vit", contender.data), seed, from_epochs) if contender.level("from") == "vit" else None

@@ -3,6 +3,7 @@
 import math
 
 import pytest
+from parsing import parse as parse_flags
 
 from benchmarks.recipes import trials
 from benchmarks.recipes.contenders import DATA_SETS, parse
@@ -37,6 +38,12 @@ def test_choices_are_made_on_training_images(tmp_path):
     command = claiming.command(tmp_path, tmp_path / "work", 1)
     assert command[4] == str(tmp_path)
     assert "--val-fraction" not in command
+
+
+@pytest.mark.parametrize(("data", "epochs", "warmup"), [("cifar10", 300, 10), ("cifar10", 30, 6), ("digits", 40, 5)])
+def test_short_trainings_warm_up_faster(data, epochs, warmup):
+    (trial,) = plan("vit", data=data, epochs=epochs)
+    assert parse_flags("train", *trial.flags, "images").warmup_epochs == warmup
 
 
 @pytest.mark.parametrize("split", ["validation", "test"])
