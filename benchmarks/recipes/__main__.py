@@ -90,7 +90,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     except ValueError as error:
         raise SystemExit(f"{error}") from error
     if args.output.name == "recipes.json":
-        args.output = (QUICK_RESULTS if args.quick else RESULTS) / f"recipes_{data_set.name}.json"
+        other = "" if size == next(iter(data_set.sizes)) else f"_{size}"
+        args.output = (QUICK_RESULTS if args.quick else RESULTS) / f"recipes_{data_set.name}{other}.json"
     work = args.work or ROOT / "output" / "recipes" / f"{data_set.name}-{size}"
     # A shell starts background commands with interrupts ignored, and child processes would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)

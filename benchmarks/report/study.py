@@ -12,8 +12,12 @@ from .markdown import markdown, provenance, verdict
 
 __all__ = ["STUDIES", "pairs", "studied"]
 
-STUDIES = {"recipes_cifar10": "CIFAR-10", "recipes_digits": "digits"}
-"""The data sets of the study, by the names of their results."""
+STUDIES = {
+    "recipes_cifar10": "CIFAR-10",
+    "recipes_cifar10_narrow": "CIFAR-10, narrow models",
+    "recipes_digits": "digits",
+}
+"""The parts of the study, by the names of their results."""
 
 _FROM_VIT = ",from=vit"
 

@@ -217,6 +217,7 @@ DOCUMENTS = {
         [common.target("KAT's top-1", 91.25, 88, at_least=True)],
     ),
     "recipes_cifar10": STUDY,
+    "recipes_cifar10_narrow": STUDY,
     "recipes_digits": STUDY,
 }  # fmt: skip
 

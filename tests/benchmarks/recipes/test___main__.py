@@ -65,6 +65,13 @@ def test_wrong_flags_are_told(call, flags, message):
         call(*flags)
 
 
+@pytest.mark.parametrize(("size", "name"), [("tiny", "recipes_cifar10.json"), ("toy", "recipes_cifar10_toy.json")])
+def test_each_size_has_its_result(monkeypatch, few_images, tmp_path, size, name):
+    monkeypatch.setattr(command, "RESULTS", tmp_path / "results")
+    command.main(["cifar10", str(few_images), "--minutes", "0", "--size", size, "--work", str(tmp_path / "work")])
+    assert [path.name for path in (tmp_path / "results").iterdir()] == [name]
+
+
 def test_cifar10_needs_its_images(call, tmp_path):
     with pytest.raises(SystemExit, match="give the folder of cifar10, with train/CLASS"):
         call(images=tmp_path)

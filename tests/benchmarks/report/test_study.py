@@ -45,4 +45,4 @@ def test_one_seed_is_no_claim():
 def test_what_is_not_measured_is_told(results):
     (results / "recipes_cifar10.json").unlink()
     text = studied(results)
-    assert "### CIFAR-10\n\nNot measured yet.\n\n### Digits" in text
+    assert "### CIFAR-10\n\nNot measured yet.\n\n### CIFAR-10, narrow models\n\n![" in text
