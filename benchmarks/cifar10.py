@@ -17,7 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from flashkat import checkpoints
 
 from .parts.common import ROOT, Row, arguments, finish, require_gpu, requirement, show, target
 
-__all__ = ["CONTENDERS", "Run", "collect", "plan", "targets", "train"]
+__all__ = ["CONTENDERS", "RECIPE", "Run", "collect", "plan", "targets", "train"]
 
 _SIZE = ("--img-size", "32", "--model-kwargs", "patch_size=4")
 _PUBLISHED_KAT = ("--model", "kat_tiny_patch16_224", *_SIZE)
@@ -48,11 +48,7 @@ KAT-published-start has the published initialisation of attention too. The last 
 other settings.
 """
 
-# The recipe of the published models on ImageNet, for one process, with three changes for small images:
-# - A crop has at least a fifth of the area. timm's smallest crops would have a side of 9 pixels.
-# - Evaluation does not crop.
-# - Warm-up is longer, as in Compact Transformers (Hassani et al., 2021).
-_RECIPE = (
+RECIPE = (
     *("--opt", "adamw", "--lr", "1e-3", "--weight-decay", "0.05", "--sched", "cosine", "--warmup-epochs", "10"),
     *("--mixup", "0.8", "--cutmix", "1.0", "--smoothing", "0.1", "--drop-path", "0.1", "--clip-grad", "1"),
     *("--aa", "rand-m9-mstd0.5", "--remode", "pixel", "--reprob", "0.25"),
@@ -60,6 +56,13 @@ _RECIPE = (
     *("--mean", "0.485", "0.456", "0.406", "--std", "0.229", "0.224", "0.225"),
     *("--model-ema", "--model-ema-decay", "0.9999", "--model-ema-warmup"),
 )
+"""The recipe of the published models on ImageNet, for one process, with three changes for small images.
+
+- A crop has at least a fifth of the area. timm's smallest crops would have a side of 9 pixels.
+- Evaluation does not crop.
+- Warm-up is longer, as in Compact Transformers (Hassani et al., 2021).
+"""
+
 # Training compiles with CUDA graphs by default. The loader persists, as epochs take only seconds.
 _MACHINE = ("--amp", "--use-multi-epochs-loader")
 _CLASSES = 10
@@ -132,7 +135,7 @@ def plan(args: argparse.Namespace) -> list[list[Run]]:
 
     Training comes first, all runs at once or in turn. Runs that measure speed follow.
     """
-    common = ("--batch-size", str(args.batch_size), *_RECIPE, *_MACHINE)
+    common = ("--batch-size", str(args.batch_size), *RECIPE, *_MACHINE)
     whole = ("--val-interval", str(args.val_interval), "--mixup-off-epoch", str(args.mixed_epochs or 0))
 
     def flags(name: str, seed: int, *more: str) -> tuple[str, ...]:
@@ -151,39 +154,53 @@ def plan(args: argparse.Namespace) -> list[list[Run]]:
     return [*together, *alone]
 
 
-def train(runs: Iterable[Run], data: Path, work: Path, deadline: float) -> dict[str, str]:
-    """Train runs at once until they are done, or until a deadline.
+def train(
+    runs: Iterable[Run], data: Path, work: Path, deadline: float, at_once: int | None = None
+) -> Iterator[tuple[Run, str]]:
+    """Train runs until they are done, or until a deadline. A run begins as soon as one before it has ended.
 
     Args:
         runs: the runs; finished ones are skipped.
         data: folder of the data set.
         work: folder of the runs. Output is appended to ``NAME.log`` in it.
         deadline: time to stop, as of ``time.monotonic``.
+        at_once: how many train at the same time; None trains all.
 
-    Returns:
-        The last line of each failed run, by name.
+    Yields:
+        Each run that has ended, and the last line of its output if it failed, else "".
     """
-    runs = [run for run in runs if not run.is_done(work)]
-    if not runs or time.monotonic() >= deadline:
-        return {}
-    # One core for the main process of each run. The others load images.
-    workers = max(1, len(os.sched_getaffinity(0)) // len(runs) - 1)
+    waiting = [run for run in runs if not run.is_done(work)]
+    at_once = min(at_once or len(waiting), len(waiting))
     gpus = _visible_gpus()
-    processes = {}
+    running: dict[Run, tuple[subprocess.Popen, str]] = {}
     try:
-        for index, run in enumerate(runs):
-            log = work / f"{run.name}.log"
-            log.parent.mkdir(parents=True, exist_ok=True)
-            with log.open("a") as output:
-                command = run.command(data, work, workers)
-                environment = {**os.environ, "CUDA_VISIBLE_DEVICES": gpus[index % len(gpus)]}
-                processes[log] = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
-        while any(process.poll() is None for process in processes.values()) and time.monotonic() < deadline:
-            time.sleep(0.2)
-        ended = {log: process.returncode for log, process in processes.items() if process.poll() is not None}
+        while (waiting or running) and time.monotonic() < deadline:
+            while waiting and len(running) < at_once:
+                run, used = waiting.pop(0), [gpu for _, gpu in running.values()]
+                gpu = min(gpus, key=used.count)
+                # One core for the main process of each run. The others load images.
+                workers = max(1, len(os.sched_getaffinity(0)) // at_once - 1)
+                running[run] = _start(run, run.command(data, work, workers), work, gpu), gpu
+            ended = [run for run, (process, _) in running.items() if process.poll() is not None]
+            for run in ended:
+                process, _ = running.pop(run)
+                yield run, _last_line(_log(run, work)) if process.returncode else ""
+            if not ended:
+                time.sleep(0.2)
     finally:
-        _stop(processes.values())
-    return {str(log.relative_to(work).with_suffix("")): _last_line(log) for log, code in ended.items() if code}
+        _stop([process for process, _ in running.values()])
+
+
+def _start(run: Run, command: list[str], work: Path, gpu: str) -> subprocess.Popen:
+    log = _log(run, work)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a") as output:
+        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": gpu}
+        return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
+
+
+def _log(run: Run, work: Path) -> Path:
+    return work / f"{run.name}.log"
 
 
 def _visible_gpus() -> list[str]:
@@ -320,7 +337,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for runs in stages:
         if not all(run.is_done(work) for run in runs):
             print(f"{', '.join(run.name for run in runs)}: see {work}/NAME.log", file=sys.stderr, flush=True)
-        errors |= train(runs, args.data, work, deadline)
+        errors |= {run.name: line for run, line in train(runs, args.data, work, deadline) if line}
     for name, line in errors.items():
         print(f"{name} failed: {line}", file=sys.stderr)
     runs = [run for runs in stages for run in runs]
@@ -329,7 +346,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not rows:
         raise SystemExit("no epoch is finished: see above, or give more --minutes")
     settings = {
-        "flags": " ".join((*_RECIPE, *_MACHINE)),
+        "flags": " ".join((*RECIPE, *_MACHINE)),
         "contenders": {name: " ".join(CONTENDERS[name]) for name in args.contenders},
         **{name: getattr(args, name) for name in ("epochs", "batch_size", "seeds", "val_interval", "in_turn")},
         "mixed_epochs": args.mixed_epochs or args.epochs,

@@ -14,6 +14,8 @@ from matplotlib.ticker import MaxNLocator
 
 from ..parts.common import LABELS, RESULTS, ROOT, Row, read
 from ..parts.contenders import SIZES, WAYS
+from ..recipes.paired import groups, scores
+from .study import STUDIES, pairs
 
 __all__ = ["FIGURES", "draw"]
 
@@ -127,6 +129,25 @@ def _cifar10(document: Document) -> Figure:
     return figure
 
 
+def _recipes(document: Document) -> Figure:
+    """Draw the difference of each KAT from each ViT on the test images: points by seed, the mean with its interval."""
+    settings = [(epochs, rows) for (split, epochs, start), rows in groups(document["rows"]).items()
+                if split == "test" and not start and any(pairs(rows))]  # fmt: skip
+    figure, panels = _panels(max(1, len(settings)))
+    for axes, (epochs, rows) in zip(panels, settings, strict=False):
+        found = scores(rows)
+        names = []
+        for place, (kat, vit, seen) in enumerate(pairs(rows)):
+            names.append(f"{kat}\n{vit}")
+            points = [found[kat][seed] - found[vit][seed] for seed in found[kat].keys() & found[vit].keys()]
+            axes.plot(sorted(points), [place] * len(points), "o", color="C0", alpha=0.4, markersize=4)
+            axes.errorbar(seen.mean, place, xerr=seen.high - seen.mean, fmt="D", color="C3", capsize=3, markersize=4)
+        axes.axvline(0, color="k", linewidth=0.8)
+        axes.set_yticks(range(len(names)), names, fontsize=7)
+        axes.set(xlabel="points of top-1", title=f"KAT less ViT, {epochs} epochs", ylim=(-0.6, len(names) - 0.4))
+    return figure
+
+
 def _once(axes: Axes, label: str) -> str:
     """Return a label for the legend, or none if another seed's line has it already."""
     return "_nolegend_" if label in axes.get_legend_handles_labels()[1] else label
@@ -219,6 +240,7 @@ FIGURES: dict[str, Callable[[Document], Figure]] = {
     "scaling": _scaling,
     "curves": _curves,
     "cifar10": _cifar10,
+    **dict.fromkeys(STUDIES, _recipes),
 }
 """The function that draws a result, by the name of its benchmark."""
 

@@ -10,12 +10,15 @@ from typing import Any
 from .. import scaling_gpus
 from ..parts.common import LABELS, RESULTS, ROOT, Row, read
 from ..parts.contenders import SIZES, WAYS
+from .markdown import machine, markdown, provenance, verdict
+from .study import STUDIES, studied
 
 __all__ = ["SECTIONS", "overview", "pages", "render", "replace", "summary"]
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 PAGES = ROOT / "docs" / "benchmarks"
 EXPORT = ROOT / "docs" / "how-to" / "ship" / "export.md"
+STUDY = PAGES / "recipes" / "index.md"
 
 _KERNEL_WIDTHS = (192, 768, 3072)
 _KERNEL_DTYPES = ("bf16", "fp32")
@@ -45,7 +48,7 @@ def _kernels(document: Document) -> str:
         "Microseconds on the device for everything that a call launches. x has the shape (128, 197, D), with 8 groups "
         "and one numerator. The formula is the definition in PyTorch under autograd."
     )
-    return "\n\n".join([text, _markdown(header, table), *_outliers(document)])
+    return "\n\n".join([text, markdown(header, table), *_outliers(document)])
 
 
 def _outliers(document: Document) -> list[str]:
@@ -61,7 +64,7 @@ def _outliers(document: Document) -> list[str]:
         for case, found in times.items()
     ]
     text = "The overflow-safe path, at D = 1536. Time with numbers of 10,000 in x, over the time without them:"
-    return [text, _markdown(["dtype", "pass", "one number", "one channel"], table)]
+    return [text, markdown(["dtype", "pass", "one number", "one channel"], table)]
 
 
 def _rounding(document: Document) -> str:
@@ -83,7 +86,7 @@ def _rounding(document: Document) -> str:
             "Mean absolute error of the coefficients' gradients against float64, and its variance in parentheses. "
             f"Medians over {document['settings']['seeds']} draws. x is a float32 tensor ({batch}, 197, 768). "
             "It and the coefficients are drawn from N(0, 1).",
-            _markdown(["", "da", "db", "same bits every run", *(f"{k}, batch {largest}" for k in ("da", "db"))], table),
+            markdown(["", "da", "db", "same bits every run", *(f"{k}, batch {largest}" for k in ("da", "db"))], table),
             f"The worst draw has errors of {worst['ours']}, the floor's worst draw {worst['floor']}. "
             f"At {largest // batch} times the batch, ours are {' and '.join(growth)} times as large. The sums "
             f"themselves grow as the square root of the batch, {(largest / batch) ** 0.5:.1f} times.",
@@ -109,7 +112,7 @@ def _host_time(document: Document) -> str:
     return "\n\n".join(
         [
             "Microseconds that a call takes on the host, on a tiny tensor.",
-            _markdown(["", *columns], table),
+            markdown(["", *columns], table),
         ]
     )
 
@@ -138,7 +141,7 @@ def _cpu(document: Document) -> str:
     return "\n\n".join(
         [
             "Milliseconds of a call, with 8 groups. The path of PyTorch's operators is the one without a C compiler.",
-            _markdown(["", *times, "ours / GELU, forward", "both passes"], table),
+            markdown(["", *times, "ours / GELU, forward", "both passes"], table),
         ]
     )
 
@@ -160,7 +163,7 @@ def exported(results: Path) -> str:
             table.append([name, *(f"{row['ms']:.1f}" for row in rows), f"{ratio:.2f}", *errors])
     times, errors = ([f"{model}, {what}" for model in models] for what in ("ms", "difference"))
     header = ["", *times, f"{models[0]} / {models[-1]}", *errors]
-    return "\n\n".join([_markdown(header, table), _verdict(document), _provenance(document["environment"])])
+    return "\n\n".join([markdown(header, table), verdict(document), provenance(document["environment"])])
 
 
 def _curves(document: Document) -> str:
@@ -182,7 +185,7 @@ def _curves(document: Document) -> str:
             f"The same {settings['steps']} steps on CIFAR-10 in batches of {settings['batch_size']}, computed in two "
             "ways. *Nudged* is the same computation from a start whose weights differ by a rounding. It shows how far "
             "training spreads a rounding difference.",
-            _markdown(
+            markdown(
                 [
                     "",
                     "against",
@@ -228,7 +231,7 @@ def _cifar10(document: Document) -> str:
             "all flags but those shown are the same. Speeds are medians over the epochs of the first seed. *Together* "
             f"means that all trainings ran at once on {settings['gpus']} GPUs of one machine, with an evaluation every "
             f"{settings['val_interval']} epochs{alone}.",
-            _markdown(["", *found], table),
+            markdown(["", *found], table),
             f"Flags that all trainings share: `{settings['flags']}`.",
         ]
     )
@@ -279,7 +282,7 @@ def _models(rows: Sequence[Row], key: str) -> str:
         ]
         for case in sorted(cases, key=lambda case: (firsts.index(case[0]), SIZES.index(case[1]), ways.index(case[2])))
     ]
-    return _markdown([key, "size", "way", *(LABELS[name] for name in names), "ours / ViT", "memory, ours / ViT"], table)
+    return markdown([key, "size", "way", *(LABELS[name] for name in names), "ours / ViT", "memory, ours / ViT"], table)
 
 
 def _ratio(value: float | None) -> str:
@@ -308,7 +311,7 @@ def _loading(document: Document) -> str:
         [
             "Images per second of the training loader alone, with the recipes' augmentation. In parentheses, the share "
             "of what a training step of KAT-Tiny with CUDA graphs consumes.",
-            _markdown(["", *(f"{count} worker{'s' * (count > 1)}" for count in workers)], table),
+            markdown(["", *(f"{count} worker{'s' * (count > 1)}" for count in workers)], table),
         ]
     )
 
@@ -340,7 +343,7 @@ def _scaling_gpus(document: Document) -> str:
         "Images per second of all GPUs together. *Efficiency* is that over one GPU's times the number of GPUs. "
         "*Added ms* is what a step takes longer than on one GPU. *All-reduce ms* is the time of the sum alone."
     )
-    return f"{text}\n\n{_markdown(header, table)}"
+    return f"{text}\n\n{markdown(header, table)}"
 
 
 def _optional(value: float | None, form: str) -> str:
@@ -366,43 +369,29 @@ SECTIONS: dict[str, Callable[[Document], str]] = {
 def render(name: str, results: Path) -> str:
     """Return the generated part of a benchmark's page: its tables, its missed targets, and where it was measured."""
     document = read(results / f"{name}.json")
-    text = [SECTIONS[name](document), _verdict(document), _provenance(document["environment"])]
+    text = [SECTIONS[name](document), verdict(document), provenance(document["environment"])]
     if (PAGES / "figures" / f"{name}.svg").exists():
         text.insert(0, f"![Results of the benchmark {name}](figures/{name}.svg)")
     return "\n\n".join(filter(None, text))
 
 
-def _verdict(document: Document) -> str:
-    """Return how many targets were met, and a table of the others."""
-    targets = document["targets"]
-    if not targets:
-        return ""
-    missed = [target for target in targets if not target["met"]]
-    verdict = f"{len(targets) - len(missed)} of {len(targets)} targets were met."
-    if not missed:
-        return verdict
-    rows = [
-        [
-            target["name"],
-            "not measured" if target["value"] is None else str(target["value"]),
-            f"{target['bound']} {target['limit']}",
-        ]
-        for target in missed
-    ]
-    return f"{verdict} The others:\n\n{_markdown(['target', 'measured', 'wanted'], rows)}"
-
-
 def overview(results: Path) -> str:
     """Return a line per benchmark: how many targets it met, and where it was measured."""
+    lines = [(name, f"[{name}]({name}.md)", f"{name}.py") for name in SECTIONS]
+    lines += [
+        (name, f"[recipes, {label}](recipes/index.md)", "recipes/__init__.py")
+        for name, label in STUDIES.items()
+        if (results / f"{name}.json").exists()
+    ]
     rows = []
-    for name in SECTIONS:
+    for name, link, file in lines:
         document = read(results / f"{name}.json")
         targets, environment = document["targets"], document["environment"]
         met = f"{sum(target['met'] for target in targets)} of {len(targets)}" if targets else "no targets"
-        source = ast.parse((ROOT / "benchmarks" / f"{name}.py").read_text())
+        source = ast.parse((ROOT / "benchmarks" / file).read_text())
         question = (ast.get_docstring(source) or "").partition("\n")[0]
-        rows.append([f"[{name}]({name}.md)", question, met, _machine(environment), environment["date"]])
-    return _markdown(["benchmark", "question", "targets met", "machine", "date"], rows)
+        rows.append([link, question, met, machine(environment), environment["date"]])
+    return markdown(["benchmark", "question", "targets met", "machine", "date"], rows)
 
 
 _WAYS = {"graphs": "CUDA graphs", "compiled": "compiled", "eager": "eager"}
@@ -438,18 +427,7 @@ def summary(results: Path) -> str:
     table.append(["top-1 on CIFAR-10, tiny", *top1, "", "", ""])
     header = ["", "KAT", "ViT", "KAT, FlashKAT paper's kernel", "KAT, KAT's kernel", "KAT / ViT"]
     environment = read(results / "training.json")["environment"]
-    return f"{_markdown(header, table)}\n\n{_provenance(environment)}"
-
-
-def _provenance(environment: Row) -> str:
-    versions = ", ".join(f"{name} {environment[name]}" for name in ("torch", "triton") if environment[name])
-    commit = f", commit {environment['commit'][:7]}" if environment["commit"] else ""
-    changed = " with uncommitted changes" if environment["uncommitted_changes"] else ""
-    return f"*{_machine(environment)}, {versions}, {environment['date']}{commit}{changed}.*"
-
-
-def _machine(environment: Row) -> str:
-    return environment.get("gpu") or f"{environment['cpu']}, {environment['cpu_threads']} threads"
+    return f"{markdown(header, table)}\n\n{provenance(environment)}"
 
 
 def replace(page: str, text: str) -> str:
@@ -465,7 +443,7 @@ def pages(results: Path) -> dict[Path, str]:
     """Return the generated part of each page, by its path."""
     texts = {PAGES / f"{name}.md": render(name, results) for name in SECTIONS}
     others = {ROOT / "README.md": summary(results), PAGES / "index.md": overview(results), EXPORT: exported(results)}
-    return {**others, **texts}
+    return {**others, STUDY: studied(results), **texts}
 
 
 def _in_order(rows: dict[str, Row]) -> Iterable[tuple[str, Row]]:
@@ -483,11 +461,6 @@ def _microseconds(value: float) -> str:
 
 def _power(elements: int) -> str:
     return f"2^{elements.bit_length() - 1}"
-
-
-def _markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -71,6 +71,35 @@ def _trained(name, seed, top1, speed):
     }  # fmt: skip
 
 
+def _studied(name, seed, top1, split="test", epochs=300, from_epochs=0):
+    function = {"layer": "blocks.0.mlp.act2", "nearest": "elu", "share": 1.0, "distance": 0.1, "moved": 0.25}
+    return {
+        "contender": name, "seed": seed, "split": split, "epochs": epochs, "from_epochs": from_epochs,
+        "parameters": 1000, "gflops": 0.1234, "top1": top1, "ema_top1": top1 + 1, "finite": True, "train_loss": 1.0,
+        "images_per_second": 12345.6, "commit": "0123456789",
+        "curve": {"epoch": [1, 2, 3], "top1": [top1 - 1, top1 - 0.5, top1], "ema_top1": [top1, top1, top1 + 1]},
+        "functions": [{**function, "slope_at_0": 0.5 + seed / 10}] if name.startswith("kat") else [],
+    }  # fmt: skip
+
+
+def _study_rows():
+    for seed in (1, 2, 3):
+        yield _studied("kat,opt=muon", seed, 91.0 + seed / 2)
+        yield _studied("vit,lr=2e-3", seed, 90.0 + (0 if seed < 3 else 2.5))
+        yield _studied("vit,from=vit", seed, 90.0, epochs=3, from_epochs=100)
+        yield _studied("kat,start=gelu,from=vit", seed, 90.5 if seed < 3 else 88.0, epochs=3, from_epochs=100)
+    for name, top1 in (("kat", 88.0), ("kat,lr=2e-3", 89.0), ("kat,degrees=5-4", 88.5), ("vit", 87.0)):
+        for seed in (1, 2):
+            yield _studied(name, seed, top1 + seed / 10, "validation", 100)
+
+
+STUDY = (
+    {"recipe": {"degrees": "3-2", "lr": "1e-3"}, "size": "tiny", "model": "patch_size=4", "flags": "--img-size 32"},
+    list(_study_rows()),
+    [],
+)
+
+
 def _model_rows(**case):
     for size, way in itertools.product(("tiny", "small"), ("eager", "compiled")):
         for name, rate in (("ours", 5950.0), ("vit", 5000.0), ("kat", 83.0)):
@@ -187,6 +216,9 @@ DOCUMENTS = {
         ],
         [common.target("KAT's top-1", 91.25, 88, at_least=True)],
     ),
+    "recipes_cifar10": STUDY,
+    "recipes_cifar10_narrow": STUDY,
+    "recipes_digits": STUDY,
 }  # fmt: skip
 
 

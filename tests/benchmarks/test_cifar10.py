@@ -1,6 +1,7 @@
 """CIFAR-10's training through the program's own entry, with tiny models and images; stopping, going on, and judging."""
 
 import contextlib
+import math
 import re
 import subprocess
 import sys
@@ -134,8 +135,40 @@ def test_what_runs_is_interrupted_at_the_deadline(monkeypatch, tmp_path):
     )
     clock = SimpleNamespace(monotonic=lambda: all(path.exists() for path in started), sleep=time.sleep)
     monkeypatch.setattr(cifar10, "time", clock)
-    assert cifar10.train(runs, tmp_path, tmp_path, deadline=1) == {}
+    assert list(cifar10.train(runs, tmp_path, tmp_path, deadline=1)) == []
     assert [path.read_text() for path in started] == ["interrupted"] * 2
+
+
+def test_a_run_begins_when_another_has_ended(monkeypatch, tmp_path):
+    """At most two run at once, and the last line of a failed run is told."""
+    running, most = set(), []
+
+    class Process:
+        def __init__(self, command, **settings):
+            self.name, self.gpu, self.polls = command[0], settings["env"]["CUDA_VISIBLE_DEVICES"], 0
+            self.returncode = None
+            running.add(self)
+            most.append(len(running))
+            assert len({process.gpu for process in running}) == len(running)
+            settings["stdout"].write(f"{self.name} is out of memory\n")
+
+        def poll(self):
+            self.polls += 1
+            if self.polls > len(self.name):  # longer names run longer
+                self.returncode = int(self.name == "bb")
+                running.discard(self)
+            return self.returncode
+
+    monkeypatch.setattr(cifar10, "subprocess", SimpleNamespace(Popen=Process, STDOUT=subprocess.STDOUT))
+    monkeypatch.setattr(cifar10, "_visible_gpus", lambda: ["3", "5"])
+    monkeypatch.setattr(cifar10.Run, "command", lambda run, *_: [run.contender])
+    monkeypatch.setattr(cifar10, "time", SimpleNamespace(monotonic=time.monotonic, sleep=lambda seconds: None))
+    runs = [cifar10.Run(name, 1, (), 1) for name in ("aaaaaa", "bb", "c", "dd")]
+    ended = list(cifar10.train(runs, tmp_path, tmp_path, math.inf, at_once=2))
+    assert [(run.contender, line) for run, line in ended] == [
+        ("bb", "bb is out of memory"), ("c", ""), ("aaaaaa", ""), ("dd", "")
+    ]  # fmt: skip
+    assert max(most) == 2
 
 
 def _row(name, top1=90.0, **changes):

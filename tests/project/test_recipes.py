@@ -15,6 +15,8 @@ from parsing import parse
 from processes import free_port
 from torch.distributed.run import parse_args as parse_torchrun
 
+from benchmarks import cifar10
+
 RECIPES = Path(__file__).parents[2] / "recipes"
 FLAGS = [*tiny.FLAGS, "--device", "cpu", "-b", "2", "-j", "1"]
 
@@ -237,3 +239,10 @@ def test_the_job_starts_torchrun_in_each_pod(parts, started, tmp_path, rank):
     assert (launch.rdzv_backend, launch.rdzv_endpoint, launch.max_restarts) == ("c10d", "first:29500", 10)
     assert launch.rdzv_conf == f"is_host={int(rank == 0)}"
     check_run(args)
+
+
+def test_the_recommended_recipe_is_what_was_measured():
+    contender, shared = cifar10.CONTENDERS["KAT"], (*cifar10.RECIPE, *cifar10._MACHINE, "--batch-size", "256")
+    measured = vars(parse("train", *contender, *shared, "images"))
+    recipe = str(RECIPES / "kat-small-images.yaml")
+    assert {**vars(parse("train", "images", "-c", recipe)), "config": ""} == measured

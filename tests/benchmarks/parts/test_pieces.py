@@ -9,8 +9,8 @@ def _row(size, contender, us):
     return {"size": size, "contender": contender, "us": us}
 
 
-def _measure(path, found, settings=None):
-    pieces.collect_in_pieces(path, "b", settings or {"rounds": 5}, found, ("size",), lambda rows: [])
+def _measure(path, found, settings=None, apart=()):
+    pieces.collect_in_pieces(path, "b", settings or {"rounds": 5}, found, ("size",), lambda rows: [], apart)
 
 
 @pytest.fixture
@@ -70,3 +70,17 @@ def test_pieces_of_an_unknown_commit_do_not_join(known_commit, tmp_path):
     _measure(tmp_path / "b.json", [[_row("tiny", "ours", 1)]])
     with pytest.raises(SystemExit, match="set FLASHKAT_COMMIT"):
         _measure(tmp_path / "b.json", [[_row("tiny", "ours", 2)]])
+
+
+@pytest.mark.parametrize("commit", ["def", None])
+def test_parts_may_differ_where_that_does_not_matter(known_commit, tmp_path, commit):
+    path = tmp_path / "b.json"
+    _measure(path, [[_row("tiny", "ours", 1)]])
+    known_commit |= {"commit": commit}
+    _measure(path, [[_row("small", "ours", 2)]], apart=["commit"])
+    document = common.read(path)
+    assert [row["us"] for row in document["rows"]] == [1, 2]
+    assert document["environment"]["commit"] == commit
+    known_commit["gpu"] = "another GPU"
+    with pytest.raises(SystemExit, match="differ from this run in gpu"):
+        _measure(path, [[_row("base", "ours", 3)]], apart=["commit"])
