@@ -193,8 +193,9 @@ def test_a_block_raises_once_and_forks_nothing():
 @pytest.mark.parametrize("command", [["doctor"], ["data", "digits", "digits"]], ids=" ".join)
 def test_no_traceback_at_any_moment(tmp_path, monkeypatch, command):
     """Every 50 ms. What Python does before our handler is set is its own."""
-    monkeypatch.chdir(tmp_path)
     for step in range(120):
+        (tmp_path / str(step)).mkdir()  # a run that ends first leaves its folder
+        monkeypatch.chdir(tmp_path / str(step))
         process = started(sys.executable, "-m", "flashkat", *command)
         time.sleep(0.05 * step)
         process.send_signal(signal.SIGINT)
