@@ -268,7 +268,12 @@ def _train(asked: Config, device: torch.device) -> Result:
             step = _build_step(state, loss, distillation, config, device, precision, progress.say)
             if isinstance(mixup, Mixer):
                 mixup.buffer = step.buffer
-            with contextlib.closing(step), StopRequest() as stop, explain_workers(), Background() as background:
+            with (
+                contextlib.closing(step),
+                StopRequest() as stop,
+                explain_workers(),
+                Background(yields=device.type == "cpu") as background,
+            ):
                 parts = Parts(
                     step, train_loader, val_loader, mixup, precision, folder, progress, stop, datasets, background
                 )
