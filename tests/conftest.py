@@ -6,18 +6,19 @@ import os
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"
 
+import torch
+
+if not torch.cuda.is_available():
+    # Read when triton is first imported, which timm and flashkat do.
+    os.environ["TRITON_INTERPRET"] = "1"
+
 import csv
 
 import pytest
-import torch
 from hypothesis import HealthCheck, settings
+from tiny import FLAGS, write_images
 
 HAS_GPU = torch.cuda.is_available()
-if not HAS_GPU:
-    # Read when triton is first imported, which PyTorch's compiler does, and so flashkat.
-    os.environ["TRITON_INTERPRET"] = "1"
-
-from tiny import FLAGS, write_images
 
 settings.register_profile(
     "default", deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture]

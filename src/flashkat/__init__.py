@@ -5,12 +5,9 @@ plotting are imported when they are first used. So is everything else if the pro
 """
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from .system.interrupts import guard_command
-
-__version__ = version("flashkat")
 
 __all__ = [
     "GRKAN",
@@ -35,6 +32,10 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     """Import a public name at its first use. Commands read their flags before they wait for PyTorch."""
+    if name == "__version__":
+        from importlib.metadata import version  # after the guard, as it takes hundredths of a second
+
+        return version("flashkat")
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if name in _HOMES:
@@ -52,5 +53,6 @@ if not guard_command() or TYPE_CHECKING:
     from .ops import rational
 
 if TYPE_CHECKING:
+    __version__: str
     from .tools.convert import convert, mlp_to_grkan, revert
     from .tools.export.write import export

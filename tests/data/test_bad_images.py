@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from flashkat.cli.main import main
-from flashkat.data.bad_images import SKIPPED, bad_image_names, list_bad_images
+from flashkat.data.bad_images import SKIPPED, bad_image_names, check_bad_images
 from flashkat.data.config import Data
 from flashkat.data.datasets import open_dataset
 from flashkat.errors import InputError
@@ -128,7 +128,7 @@ def test_too_many_are_an_error_although_they_cannot_be_listed(tmp_path):
     dataset = opened(write(tmp_path))
     dataset.bad.is_bad[:] = True
     with pytest.raises(InputError, match="16 of 16 images cannot be read"):
-        list_bad_images([dataset], tmp_path / "no folder")
+        check_bad_images([dataset])
 
 
 def test_training_without_the_flag(tmp_path, capsys):

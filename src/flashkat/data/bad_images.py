@@ -10,7 +10,7 @@ from ..errors import InputError
 from ..system import distributed
 from ..system.files import replaced
 
-__all__ = ["SKIPPED", "BadImages", "bad_image_names", "list_bad_images"]
+__all__ = ["SKIPPED", "BadImages", "bad_image_names", "check_bad_images", "list_bad_images"]
 
 SKIPPED = -1
 """The label of an image in the place of one that cannot be read, where it must not count."""
@@ -78,30 +78,20 @@ def bad_image_names(datasets: Iterable[Any]) -> list[str]:
     return names
 
 
-def list_bad_images(datasets: Sequence[Any], folder: Path | None) -> list[str]:
-    """Add the bad images found so far to ``bad-images.txt``, a line each. All processes of a run call this together.
+def check_bad_images(datasets: Iterable[Any]) -> None:
+    """Raise InputError where a data set has more bad images than ``--max-bad-images`` allows."""
+    for dataset in datasets:
+        if bad := getattr(dataset, "bad", None):
+            bad.check()
 
-    Args:
-        datasets: those that take note of bad images are looked at.
-        folder: where to write; None writes nothing.
+
+def list_bad_images(names: Sequence[str], folder: Path) -> list[str]:
+    """Add names of bad images to the folder's ``bad-images.txt``, a line each.
 
     Returns:
-        a line on new ones, or none.
-
-    Raises:
-        InputError: there are more than ``--max-bad-images`` allows.
+        A line on new ones, or none.
     """
-    names = bad_image_names(datasets)
-    try:
-        return [] if folder is None else _add(names, folder / "bad-images.txt")
-    finally:  # in every process alike, also in one that could not write
-        for dataset in datasets:
-            if bad := getattr(dataset, "bad", None):
-                bad.check()
-
-
-def _add(names: list[str], file: Path) -> list[str]:
-    """Add names to a file that lacks them, and return a line on that, or none."""
+    file = folder / "bad-images.txt"
     known = file.read_text(encoding="utf-8").splitlines() if names and file.is_file() else []
     listed = list(dict.fromkeys([*known, *names]))
     if len(listed) == len(known):

@@ -1,27 +1,24 @@
 """Let Ctrl-C, or the end of torchrun, end a command, also while it still imports PyTorch.
 
-Python's own handler raises KeyboardInterrupt, which an import shows as a traceback or takes for another error.
+Python's own handler raises KeyboardInterrupt, which an import shows as a traceback or takes for another error. So this
+module imports at first only what takes no time.
 """
 
 import atexit
 import contextlib
-import multiprocessing
 import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from types import FrameType
 from typing import NoReturn
-
-from ..errors import launched_processes
 
 __all__ = ["end_children", "guard_command", "interruptible", "leave"]
 
 # The scripts of a checkout, which is three folders above this one.
-_CHECKOUT, _SCRIPTS = Path(__file__).parents[3], ("train.py", "validate.py")
+_SCRIPTS = ("train.py", "validate.py")
 _IMPORTING = "<frozen importlib._bootstrap>"
 _LINE = b"flashkat: error: interrupted\n"
 
@@ -90,6 +87,8 @@ def interruptible() -> Iterator[None]:
 
 def end_children() -> None:
     """End the processes that load images, also those that are stopped. Waiting for these would take many seconds."""
+    import multiprocessing
+
     # PyTorch's handler would raise an error for each of them.
     handles = hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if handles else None
@@ -108,6 +107,8 @@ def leave(status: int) -> NoReturn:
     gloo's threads may still release tensors, and abort the process if there is no interpreter. After FSDP or an error
     these threads outlive the process group.
     """
+    from ..errors import launched_processes
+
     if launched_processes() == 1:
         sys.exit(status)
     atexit._run_exitfuncs()
@@ -126,8 +127,11 @@ def _is_command() -> bool:
     # A process that multiprocessing has started has our argv, but not as its own.
     if program not in words:
         return False
+    from pathlib import Path
+
     path = Path(program)
-    return path.name == "flashkat" or (path.name in _SCRIPTS and path.resolve().parent == _CHECKOUT)
+    checkout = Path(__file__).parents[3]
+    return path.name == "flashkat" or (path.name in _SCRIPTS and path.resolve().parent == checkout)
 
 
 def _is_importing(frame: FrameType | None) -> bool:

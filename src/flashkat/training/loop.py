@@ -21,6 +21,7 @@ from ..system import distributed
 from ..system.graph import CapturedForward
 from ..system.signals import StopRequest
 from .config import Average, Config
+from .outputs.background import Background
 from .outputs.costs import peak_memory, share_waited
 from .outputs.folder import RunFolder
 from .outputs.progress import Progress, per_second
@@ -54,6 +55,7 @@ class Parts:
         progress: reports progress.
         stop: notices signals to stop.
         datasets: those that the batches are made of.
+        background: writes files beside training.
     """
 
     step: TrainingStep
@@ -65,6 +67,7 @@ class Parts:
     progress: Progress
     stop: StopRequest = field(default_factory=StopRequest)
     datasets: Sequence[Any] = ()
+    background: Background = field(default_factory=Background)
 
 
 class _Watch:
@@ -131,6 +134,7 @@ class _Watch:
 
     def _diverged(self, what: str, origin: str = "") -> DivergedError:
         folder = self._parts.folder
+        self._parts.background.wait()
         good = distributed.gather("" if folder is None else newest_good(folder.path, self._parts.progress.say))[0]
         go_on = f"go on with --resume {good}, and try" if good else "try"
         return DivergedError(
@@ -157,7 +161,15 @@ def run_epochs(state: TrainingState, parts: Parts, config: Config) -> None:
     """
     output, average, progress = config.output, config.average, parts.progress
     watch, models = _Watch(state, parts, config), _averages(state, average)
-    writer = Writer(state, parts.folder, progress.say, watch.weights, parts.datasets, config.tracking.log_functions)
+    writer = Writer(
+        state,
+        parts.folder,
+        progress.say,
+        watch.weights,
+        parts.background,
+        parts.datasets,
+        config.tracking.log_functions,
+    )
     to_evaluate = _to_evaluate(models, parts, config)
     hint: str | None = _WAIT_HINT
 
@@ -275,6 +287,7 @@ def _train_epoch(
 
 def _stopped(parts: Parts) -> Stopped:
     """Return what ends the run. All processes know how to go on, since any of them may be the one that says it."""
+    parts.background.wait()
     message = "" if parts.folder is None else parts.folder.how_to_go_on()
     return Stopped(distributed.gather(message)[0], parts.stop.number)
 

@@ -29,6 +29,7 @@ from .distillation import Distillation, build_distillation
 from .loop import Parts, run_epochs
 from .mixing import Mixer
 from .optimizer import check_optimizer_name, create_optimizer
+from .outputs.background import Background
 from .outputs.folder import RunFolder, discard_if_empty, folder_of
 from .outputs.progress import open_progress
 from .outputs.recovery import differences, newest_good
@@ -267,8 +268,15 @@ def _train(asked: Config, device: torch.device) -> Result:
             step = _build_step(state, loss, distillation, config, device, precision, progress.say)
             if isinstance(mixup, Mixer):
                 mixup.buffer = step.buffer
-            with contextlib.closing(step), StopRequest() as stop, explain_workers():
-                parts = Parts(step, train_loader, val_loader, mixup, precision, folder, progress, stop, datasets)
+            with (
+                contextlib.closing(step),
+                StopRequest() as stop,
+                explain_workers(),
+                Background(yields=device.type == "cpu") as background,
+            ):
+                parts = Parts(
+                    step, train_loader, val_loader, mixup, precision, folder, progress, stop, datasets, background
+                )
                 run_epochs(state, parts, config)
     except BaseException as error:
         discard_if_empty(made)

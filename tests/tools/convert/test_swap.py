@@ -1,12 +1,14 @@
 import copy
 import io
 import itertools
+from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 import torchvision
+from processes import forked, free_port
 from tiny import same
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -180,6 +182,39 @@ def test_data_parallel(tmp_path):
     assert all(parameter.grad is not None for parameter in model.parameters())
     with pytest.raises(InputError, match="wrapped in DistributedDataParallel: convert it first"):
         flashkat.convert(wrapped, example=ROW)
+
+
+def two_steps(folder):
+    """Train the folder's model on this process's own example, and save the weights before and after."""
+    dist.init_process_group("gloo")
+    rank, folder = dist.get_rank(), Path(folder)
+    model, example = torch.load(folder / "model.pt", weights_only=False)
+    own = {name: ids.roll(rank, 1) for name, ids in example.items()} if isinstance(example, dict) else example + rank
+    wrapped = DistributedDataParallel(model.train())
+    optimizer = torch.optim.SGD(model.parameters(), 1e-3)
+    weights = [{name: weight.detach().clone() for name, weight in model.named_parameters()}]
+    for _ in range(2):
+        optimizer.zero_grad()
+        call(wrapped, own)[0].backward()
+        optimizer.step()
+    weights.append(dict(model.named_parameters()))
+    torch.save(weights, folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_train_the_same(subject, tmp_path):
+    model, example, *_ = subject
+    flashkat.convert(model, example=example)
+    torch.save((model, example), tmp_path / "model.pt")
+    meeting = {"MASTER_ADDR": "localhost", "MASTER_PORT": free_port(), "WORLD_SIZE": 2}
+    done = forked(tmp_path, two_steps, (str(tmp_path),), [{**meeting, "RANK": rank} for rank in range(2)])
+    assert done.status == [0, 0], done.stderr
+    (before, after), (_, others) = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    assert same(after, others)
+    names = [f"{name}.denominator" for name in rationals(model)]
+    assert names
+    assert not any(torch.equal(before[name], after[name]) for name in names)
 
 
 def test_one_module_in_several_places_of_a_sequence():

@@ -57,6 +57,17 @@ def test_finite():
     assert is_finite([weights, None])
     assert is_finite({"history": torch.tensor([float("nan")]), "weight": torch.ones(1)})
     assert not is_finite([weights, {"state": {0: {"exp_avg": torch.tensor([1.0, float("inf")])}}}])
+    assert is_finite([])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_large_numbers_are_finite(dtype):
+    """Their norm is not."""
+    large = torch.full((2, 8), torch.finfo(dtype).max, dtype=dtype)
+    assert is_finite([large, torch.ones(3)])
+    for bad in (float("nan"), float("inf"), -float("inf")):
+        large[1, 3] = bad
+        assert not is_finite([torch.ones(3), large])
 
 
 def test_flags_that_differ():

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import shutil
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -12,11 +13,12 @@ import torch
 from processes import together
 from torch import nn
 
-from flashkat import GroupRational
+from flashkat import GroupRational, checkpoints
 from flashkat.cli.main import main
 from flashkat.errors import InputError
 from flashkat.evaluation.metrics import Meters
 from flashkat.training import loop
+from flashkat.training.outputs.background import Background
 from flashkat.training.outputs.folder import RunFolder
 from flashkat.training.outputs.writer import Writer
 from flashkat.training.state import TrainingState
@@ -24,9 +26,16 @@ from flashkat.training.state import TrainingState
 ROW = {"epoch": 0, "train_loss": 2.5, "eval_loss": 2.25, "eval_top1": 10.0, "eval_top5": 50.0, "lr": 0.1}
 
 
+class AtOnce(Background):
+    """Does a job where it is started."""
+
+    def start(self, job):
+        job()
+
+
 @pytest.fixture
 def writer(tmp_path, training_config):
-    """A writer in a folder ``run``, and the lines that it says."""
+    """A writer in a folder ``run`` that waits for its files, and the lines that it says."""
     config, model = training_config("--output", tmp_path, "--experiment", "run"), nn.Linear(2, 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     state = TrainingState(
@@ -42,7 +51,7 @@ def writer(tmp_path, training_config):
     )
     said = []
     folder = RunFolder(config.output, config.model.name, 8, config.flags())
-    yield Writer(state, folder, said.append, lambda: None), said, folder
+    yield Writer(state, folder, said.append, lambda: None, AtOnce()), said, folder
     folder.close()
 
 
@@ -135,12 +144,84 @@ def test_weights_and_biases_that_fail(writer, monkeypatch):
 
 
 def test_bad_images_beyond_the_limit_are_an_error_all_the_same(writer, monkeypatch):
-    def too_many(datasets, folder):
+    def too_many(datasets):
         raise InputError("too many")
 
-    monkeypatch.setattr("flashkat.training.outputs.writer.list_bad_images", too_many)
+    writer, _, folder = writer
+    monkeypatch.setattr("flashkat.training.outputs.writer.check_bad_images", too_many)
     with pytest.raises(InputError, match="too many"):
-        writer[0].write_epoch(ROW, is_best=True)
+        writer.write_epoch(ROW, is_best=True)
+    assert folder.best_checkpoint.is_file()
+
+
+class Held:
+    """Holds up the write of each checkpoint until it is let go, and takes note of those that have begun."""
+
+    def __init__(self, monkeypatch):
+        self.begun, self.ended, self._go, write = [], [], threading.Semaphore(0), checkpoints.write
+
+        def held(path, checkpoint):
+            self.begun.append(path.name)
+            assert self._go.acquire(timeout=60)
+            write(path, checkpoint)
+            self.ended.append(path.name)
+
+        monkeypatch.setattr(checkpoints, "write", held)
+
+    def let_go(self):
+        self._go.release()
+
+
+@pytest.fixture
+def held(monkeypatch):
+    return Held(monkeypatch)
+
+
+def test_training_goes_on_beside_a_write_which_has_the_state_of_before(writer, held):
+    first, said, folder = writer
+    weight = first._state.model.weight
+    before = weight.detach().clone()
+    with Background() as background:
+        beside = Writer(first._state, folder, said.append, lambda: None, background)
+        beside.write_epoch(ROW, is_best=True)
+        weight.data += 1
+        first._state.updates = 9
+        assert held.ended == []
+        held.let_go()
+        beside.finish()
+        saved = torch.load(folder.best_checkpoint, weights_only=True)
+    assert torch.equal(saved["state_dict"]["weight"], before)
+    assert saved["run"]["updates"] == 0
+    assert (folder.path / "summary.csv").is_file()
+
+
+def test_one_write_at_a_time_and_errors_with_the_next(writer, held, monkeypatch):
+    first, said, folder = writer
+    with Background() as background:
+        beside = Writer(first._state, folder, said.append, lambda: None, background)
+        beside.write_epoch(ROW, is_best=True)
+        held.let_go()
+        beside.write_recovery(0)
+        assert held.ended == ["last.pth.tar"]
+        held.let_go()
+        background.wait()
+        assert held.begun == held.ended == ["last.pth.tar", "recovery-0-0.pth.tar"]
+        monkeypatch.setattr(folder, "save_recovery", lambda *_: 1 / 0)
+        beside.write_recovery(1)
+        with pytest.raises(ZeroDivisionError):
+            beside.write_recovery(2)
+
+
+def test_the_best_one_that_fails_outlives_the_memory_of_its_copy(writer, monkeypatch):
+    writer, _, folder = writer
+    weight = writer._state.model.weight
+    with monkeypatch.context() as patch:
+        failing(patch, errno.ENOSPC)
+        writer.write_epoch(ROW, is_best=True)
+    best = weight.detach().clone()
+    weight.data += 1
+    writer.write_epoch({**ROW, "epoch": 1}, is_best=False)
+    assert torch.equal(torch.load(folder.best_checkpoint, weights_only=True)["state_dict"]["weight"], best)
 
 
 def test_without_a_folder_nothing_is_written(monkeypatch):
@@ -148,7 +229,7 @@ def test_without_a_folder_nothing_is_written(monkeypatch):
     model = nn.Linear(2, 2)
     state = SimpleNamespace(model=model, optimizer=torch.optim.SGD(model.parameters()), ema=None, epoch=0, updates=1)
     state.checkpoint, state.meters = dict, Meters()
-    writer = Writer(state, None, pytest.fail, lambda: None)
+    writer = Writer(state, None, pytest.fail, lambda: None, AtOnce())
     writer.write_epoch(ROW, is_best=True)
     writer.write_recovery(1)
     writer.save_images(torch.zeros(1, 3, 4, 4), 0)
@@ -257,7 +338,7 @@ def test_functions_are_logged_each_so_many_epochs(tmp_path, writer, monkeypatch,
     monkeypatch.setattr(RunFolder, "is_tracked", True)
     logged = {}
     monkeypatch.setattr(folder, "log", lambda row, functions: logged.update({row["epoch"] + 1: functions}) or {})
-    logs = Writer(first._state, folder, pytest.fail, lambda: None, log_functions=every)
+    logs = Writer(first._state, folder, pytest.fail, lambda: None, AtOnce(), log_functions=every)
     for epoch in range(4):
         logs.write_epoch({**ROW, "epoch": epoch}, is_best=False)
     assert [number for number, functions in logged.items() if functions is not None] == drawn

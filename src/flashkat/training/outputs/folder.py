@@ -24,6 +24,7 @@ from ...nn.learned.drawing import draw_functions, pixels
 from ...nn.learned.rationals import Learned
 from ...system.files import identity, replaced
 from ..config import Output, Tracking, Wandb
+from .background import Snapshot
 from .lock import Lock
 from .summary import best_of, score
 from .tensorboard import open_tensorboard
@@ -312,7 +313,7 @@ class RunFolder:
 
     def keep(self, checkpoint: dict[str, Any], row: dict[str, Any]) -> None:
         """Keep the best checkpoint, which cannot be written now, in memory until the next one is written."""
-        self._unsaved = _copied(checkpoint), row
+        self._unsaved = Snapshot().take(checkpoint), row
 
     def _keep_ranked(self, source: Path, epoch: int, row: dict[str, Any]) -> None:
         """Give an epoch's checkpoint its number if it is among the best ones, and remove what no longer is."""
@@ -410,15 +411,6 @@ def _continued(settings: Output, resume: str) -> Path | None:
         return None
     elsewhere = Path(settings.output).resolve() not in folder.resolve().parents
     return None if elsewhere and settings.output != DEFAULT_OUTPUT else folder
-
-
-def _copied(value: Any) -> Any:
-    """Return a copy of a checkpoint in the CPU's memory, which training does not change."""
-    if isinstance(value, Tensor):
-        return value.detach().to("cpu", copy=True)
-    if isinstance(value, dict):
-        return {name: _copied(each) for name, each in value.items()}
-    return [_copied(each) for each in value] if isinstance(value, list) else value
 
 
 def _link(source: Path, target: Path) -> None:
