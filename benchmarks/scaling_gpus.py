@@ -104,9 +104,10 @@ def collect(
     for size in sizes:
         for way in ways:
             if way == "bare":
+                models = {name: CONTENDERS[name].format(size) for name in contenders}
                 yield [
-                    _row(size, way, 1, name, [bare(1, "step", CONTENDERS[name].format(size)) for _ in range(rounds)])
-                    for name in contenders
+                    _row(size, way, 1, name, [bare(1, "step", model, _BATCHES[size]) for _ in range(rounds)])
+                    for name, model in models.items()
                 ]
                 continue
             for number in (each for each in gpus if each > 1 or way != "fsdp"):
@@ -188,10 +189,10 @@ def _train(extra: Sequence[str], batch: int, model: str, flags: Sequence[str], g
     }
 
 
-def _bare(side: int, batch: int, gpus: int, what: str, model: str) -> float:
+def _bare(side: int, batch: int, gpus: int, what: str, model: str, steps: int = 0) -> float:
     """Time a part of training in processes of its own: "step" gives images/s, "all_reduce" milliseconds."""
     if what == "step":
-        given = [model, side, batch]
+        given = [model, side, batch, steps]
     else:
         made = timm.create_model(model, weight_init="", img_size=side)
         given = [4 * sum(parameter.numel() for parameter in made.parameters())]

@@ -1,7 +1,8 @@
 """Time two bare parts of training: a captured step on one GPU, and an all-reduce over several.
 
-``python -m benchmarks.parts.bare step MODEL SIDE BATCH`` prints the images/s of a compiled step in one CUDA graph. The
-step is forward, loss, backward, clipping, fused AdamW and the average of the weights, without loader, mixing or meters.
+``python -m benchmarks.parts.bare step MODEL SIDE BATCH STEPS`` prints the images/s of a compiled step in one CUDA
+graph, the median over runs of so many steps. A step is forward, loss, backward, clipping, fused AdamW and the average
+of the weights. Loader, mixing and meters are left out.
 
 ``python -m benchmarks.parts.bare all_reduce BYTES``, started by torchrun, prints milliseconds.
 """
@@ -24,13 +25,14 @@ from flashkat.training.average import MovingAverage
 _WARM_UP, _ROUNDS, _CALLS = 5, 5, 20
 
 
-def step(model_name: str, side: int, batch: int) -> float:
+def step(model_name: str, side: int, batch: int, steps: int) -> float:
     """Return the images/s of a captured training step.
 
     Args:
         model_name: name in timm's registry.
         side: side of the images in pixels.
         batch: images of a step.
+        steps: steps of a run. A short one may find the GPU's clock higher than training does.
     """
     torch.set_float32_matmul_precision("high")
     with torch.device("cuda"):
@@ -58,7 +60,7 @@ def step(model_name: str, side: int, batch: int) -> float:
             one()
     with torch.cuda.graph(graph, stream=stream):
         one()
-    return batch / _seconds(graph.replay)
+    return batch / _seconds(graph.replay, steps)
 
 
 def all_reduce(size: int) -> float:
@@ -66,25 +68,25 @@ def all_reduce(size: int) -> float:
     torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("nccl")
     summed = torch.ones(size // 4, device="cuda")
-    milliseconds = 1e3 * _seconds(lambda: dist.all_reduce(summed))
+    milliseconds = 1e3 * _seconds(lambda: dist.all_reduce(summed), _CALLS)
     dist.destroy_process_group()
     return milliseconds
 
 
-def _seconds(call: Callable[[], object]) -> float:
+def _seconds(call: Callable[[], object], calls: int) -> float:
     times = []
     for _ in range(_ROUNDS):
         torch.cuda.synchronize()
         start = time.perf_counter()
-        for _ in range(_CALLS):
+        for _ in range(calls):
             call()
         torch.cuda.synchronize()
-        times.append((time.perf_counter() - start) / _CALLS)
+        times.append((time.perf_counter() - start) / calls)
     return statistics.median(times)
 
 
 if __name__ == "__main__":
     name, *given = sys.argv[1:]
-    found = step(given[0], int(given[1]), int(given[2])) if name == "step" else all_reduce(int(given[0]))
+    found = step(given[0], *map(int, given[1:])) if name == "step" else all_reduce(int(given[0]))
     if int(os.environ.get("RANK", 0)) == 0:
         print(found)
