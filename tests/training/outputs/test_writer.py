@@ -250,14 +250,21 @@ def command(images, tmp_path, no_curves):
 
 @pytest.fixture
 def before_evaluation(monkeypatch):
-    """Calls functions before an epoch's evaluation, by the epoch."""
-    calls, real, seen = {}, loop.evaluate, []
+    """Calls functions before an epoch's evaluation, by the epoch, when all earlier files are written."""
+    calls, real, seen, begin, writing = {}, loop.evaluate, [], Background.start, []
+
+    def start(background, job):
+        writing[:] = [background]
+        begin(background, job)
 
     def evaluate(*arguments):
         seen.append(1)
-        calls.get(len(seen), lambda: None)()
+        if len(seen) in calls:
+            writing[0].wait()
+            calls[len(seen)]()
         return real(*arguments)
 
+    monkeypatch.setattr(Background, "start", start)
     monkeypatch.setattr(loop, "evaluate", evaluate)
     return calls
 
