@@ -95,7 +95,7 @@ def _fail(program: str, message: str, status: int) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="flashkat", description="Train, evaluate and inspect Kolmogorov-Arnold Transformers.")
-    parser.add_argument("--version", action="version", version=_version())
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version, and end")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
     train = commands.add_parser("train", help="train a model on a folder of images")
@@ -144,10 +144,14 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _version() -> str:
-    from .. import __version__
+class _Version(argparse.Action):
+    """Reads the version where it is asked for: a checkout that is not installed has none."""
 
-    return f"flashkat {__version__}"
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        from .. import __version__
+
+        print(f"flashkat {__version__}")
+        parser.exit()
 
 
 def _note(line: str) -> None:
