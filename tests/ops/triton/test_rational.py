@@ -271,11 +271,22 @@ def test_a_large_gradient_changes_no_bit_of_the_stored_value():
     assert torch.equal(out, launch.forward(x, a, b, -1, F32, bias))
 
 
+_PLANNED = ((3, 16), -1, F32, F32), ((3, 5, 16), -1, BF16, BF16), ((2, 16, 3, 5), 1, F32, BF16)
+
+
 @pytest.mark.parametrize(
-    ("shape", "dim", "dtype", "out_dtype"),
-    [((2, 9, 48), -1, F32, F32), ((3, 5, 16), -1, BF16, BF16), ((2, 16, 3, 5), 1, F32, BF16)],
+    ("shape", "dim", "dtype", "out_dtype", "order"),
+    [
+        (*_PLANNED[0], "strided"),
+        (*_PLANNED[1], "dense"),
+        (*_PLANNED[2], "channels last"),
+        *(
+            pytest.param(*case, order, marks=pytest.mark.gpu)
+            for case in _PLANNED
+            for order in ("dense", "channels last", "strided")
+        ),
+    ],
 )
-@pytest.mark.parametrize("order", ["dense", "channels last", "strided"])
 def test_a_plan_computes_the_same(shape, dim, dtype, out_dtype, order):
     """For any strides of x and of the gradient."""
     generator = torch.Generator().manual_seed(3)
