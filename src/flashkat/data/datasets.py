@@ -42,7 +42,7 @@ _TORCHVISION = (
     *("inaturalist", "places365", "imagenet", "image_folder"),
 )
 
-# A file of one pixel, which takes timm 0.02 ms to decode.
+# A file of one pixel, which timm decodes in 0.03 ms.
 _ONE_PIXEL = b"P5 1 1 255\n\0"
 
 _FAKE_TRAINING_BATCHES, _FAKE_EVALUATION_BATCHES, _FAKE_CLASSES = 100, 10, 1000
@@ -144,11 +144,11 @@ class Shards(Stream):
                 yield {**found, "image": image}
 
     def _image(self, sample: dict[str, Any], key: str) -> Any:
-        name = printable_name(f"{sample.get('__url__', self.source)}/{sample['__key__']}.{key}")
-        file = _Member(sample[key], name)
+        file = _Member(sample[key], f"{sample.get('__url__', self.source)}/{sample['__key__']}.{key}")
         try:
             return self.read_file(file, self.mode)
         except Exception as error:  # damaged files make Pillow raise almost anything
+            name = printable_name(file.name)
             raise InputError(f"cannot decode the image {name}: {remedy(file, error)}") from error
 
 

@@ -273,13 +273,14 @@ def test_shards_by_dali_are_near_pillows(photographs, device, monkeypatch, split
     pytest.importorskip("webdataset")
     pytest.importorskip("triton")
     monkeypatch.setattr(backend, "has_gpu", lambda device: True)
-    flags = ["--color-jitter", 0.1, "--reprob", 0.3]
+    flags = ["--color-jitter", 0.1, "--reprob", 0.3] if split == "train" else []
     expected = _streamed(photographs, "timm", split, 2, device, *flags)
     found = _streamed(photographs, "dali", split, 2, device, *flags)
     for (images, target), (others, other_target) in zip(expected, found, strict=True):
         assert torch.equal(target, other_target)
-        grey_levels = 255 * 0.3 * (images - others).abs()
+        grey_levels = 255 * torch.tensor(LARGER["std"]).view(3, 1, 1) * (images - others).abs()
         assert grey_levels.mean() < 1
+        assert split == "train" or grey_levels.max() <= 16  # augmentation widens the differences
 
 
 class _Counting:
