@@ -82,6 +82,34 @@ def test_shards(shards, workers):
     assert sum(len(target) for _, target in loader) == len(loader) * 4 == 16
 
 
+@pytest.mark.parametrize(
+    "content", [b"no picture", as_bytes(picture(1))[:50], b"version https://git-lfs.github.com/spec/v1"]
+)
+def test_an_image_of_a_shard_that_cannot_be_decoded_is_left_out_by_name(tmp_path, caplog, content):
+    pytest.importorskip("webdataset")
+    with tarfile.open(tmp_path / "val-0.tar", "w") as archive:
+        for number, data in enumerate([as_bytes(picture(7)), content, as_bytes(picture(9))]):
+            add(archive, f"cats/{number}.png", data)
+            add(archive, f"cats/{number}.cls", str(number).encode())
+    args = args_of(tmp_path, "--dataset", "wds/", "--num-classes", 3)
+    assert contents(args, "val-0.tar|3") == [(7, 0), (9, 2)]
+    (record,) = (each for each in caplog.records if each.levelname == "WARNING")
+    assert "val-0.tar/cats/1.png: " in record.message
+
+
+def test_shards_with_classes_in_json(tmp_path):
+    pytest.importorskip("webdataset")
+    labels = {"alt_label": "label"}
+    with tarfile.open(tmp_path / "val-0.tar", "w") as archive:
+        for number, label in enumerate([1, -1, 0]):
+            add(archive, f"{number}.png", as_bytes(picture(number)))
+            add(archive, f"{number}.json", json.dumps({"label": label}).encode())
+    split = {"name": "validation", "num_samples": 3, "filenames": ["val-0.tar"], "shard_lengths": [3], **labels}
+    (tmp_path / "info.json").write_text(json.dumps({"splits": {"validation": split}}))
+    # A negative number leaves a sample out.
+    assert contents(args_of(tmp_path, "--dataset", "wds/", "--num-classes", 2)) == [(0, 1), (2, 0)]
+
+
 def test_shards_with_a_file_about_them(shards, folder, tmp_path):
     pytest.importorskip("webdataset")
     names = [f"validation-{shard:04d}.tar" for shard in range(2)]

@@ -100,8 +100,9 @@ def check_shards(reader: Any, source: str, readers: int) -> None:
     # Any of several names will do.
     if not set(reader.input_key.split(";")) & set(keys):
         _require(keys, reader.input_key, "--input-key", source)
-    # A target key names a field of the JSON beside the image.
-    field = reader.target_key or reader.split_info.alt_label
+    # A target key names a field of the JSON beside the image. By default timm 1.0.29 has "cls", and newer ones none.
+    is_default = reader.target_key == "cls" and not hasattr(reader, "target_keys")
+    field = (None if is_default else reader.target_key) or reader.split_info.alt_label
     _require(keys, "json" if field else "cls", "--target-key", source)
     if not field:
         _check_number(sample["cls"].decode(errors="replace"), source)

@@ -17,7 +17,16 @@ from .bad_images import SKIPPED, BadImages
 from .images import read_image
 from .scan import read_class_map, scan
 
-__all__ = ["SPLIT_NAMES", "Labelled", "Numbered", "has_evaluation_split", "is_archive", "open_split", "ordered"]
+__all__ = [
+    "SPLIT_NAMES",
+    "Labelled",
+    "Numbered",
+    "has_evaluation_split",
+    "is_archive",
+    "open_split",
+    "ordered",
+    "remedy",
+]
 
 _SPLIT_FOLDERS = {
     "train": ("train", "training"),
@@ -141,7 +150,7 @@ class ImageFolder(Numbered, ImageDataset):
                 return self.read_file(file, self.input_img_mode), target
             # Damaged files make Pillow raise almost anything, a SyntaxError for a broken PNG among them.
             except Exception as error:
-                raise InputError(f"cannot decode the image {self.name(index)}: {_remedy(file, error)}") from error
+                raise InputError(f"cannot decode the image {self.name(index)}: {remedy(file, error)}") from error
 
     def name(self, index: int) -> str:
         file = self.filename(index, absolute=True)
@@ -153,7 +162,7 @@ class ImageFolder(Numbered, ImageDataset):
         return ordered(getattr(self.reader, "class_to_idx", None) or {})
 
 
-def _remedy(file: IO[bytes], error: Exception) -> str:
+def remedy(file: IO[bytes], error: Exception) -> str:
     """Return what to do with a file that is no image that Pillow decodes."""
     if isinstance(error, Image.DecompressionBombError):
         return "it has more pixels than Pillow decodes, make it smaller or remove it"

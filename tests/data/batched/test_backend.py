@@ -1,16 +1,20 @@
 """The choice of a backend: by flags, data and device."""
 
+import random
+import tarfile
+
 import numpy as np
 import pytest
 import torch
 from configs import evaluation_loader, training_loader
-from samples import NORMALISING, SHARDS, args_of, as_jpeg, open_dataset
+from samples import NORMALISING, SHARDS, add, args_of, as_jpeg, open_dataset
 
 from flashkat.data.batched import backend
 from flashkat.data.batched.backend import Decoding
-from flashkat.data.batched.encoded import CollateEncoded, Cut, EvaluationCut, Jpeg, TrainingCut
+from flashkat.data.batched.encoded import CollateEncoded, Cut, EvaluationCut, Jpeg, TrainingCut, decode_by_pillow
 from flashkat.data.batched.resident import Store
 from flashkat.errors import InputError, is_installed
+from flashkat.system import distributed
 
 CPU = torch.device("cpu")
 LARGER = {**NORMALISING, "input_size": (3, 32, 32)}
@@ -110,11 +114,22 @@ def test_one_line_says_why_dali_is_not_taken(folder, on_gpu, flags, reason):
         _training(folder, *flags, "--data-backend", "dali")
 
 
-def test_streams_are_decoded_by_pillow(shards, on_gpu):
+def test_dali_takes_shards(shards, on_gpu):
     pytest.importorskip("webdataset")
     on_gpu()
-    _, loader = _training(shards, *SHARDS, "--data-backend", "auto", "-j", 1)
-    assert loader.notes == ["Pillow decodes the images, not NVIDIA DALI: it reads image folders and archives only"]
+    for flag in ("auto", "dali"):
+        dataset, loader = _training(shards, *SHARDS, "--data-backend", flag)
+        assert isinstance(dataset.transform, TrainingCut)
+        assert isinstance(loader.loader.loader, Decoding)
+
+
+def test_other_streams_are_decoded_by_pillow(tables, tmp_path, on_gpu):
+    on_gpu()
+    args = args_of("--dataset", f"hfids/{tables / 'images'}", "--data-dir", tmp_path, "--data-backend", "auto")
+    loader = training_loader(open_dataset(args, "validation", num_samples=6), NORMALISING, args, CPU)
+    assert loader.notes == [
+        "Pillow decodes the images, not NVIDIA DALI: it reads image folders, archives and WebDataset shards only"
+    ]
 
 
 def test_without_dali_a_line_says_how_to_install_it(folder, on_gpu):
@@ -159,6 +174,113 @@ def test_batches_are_those_of_timms_loader(tmp_path, device, monkeypatch, worker
             assert torch.equal(target, other_target)
             grey_levels = 255 * 0.3 * (images - others).abs()
             assert grey_levels.mean() < 1
+
+
+class _Pillow:
+    """A decoder whose pixels are Pillow's."""
+
+    def __init__(self, batch_size, size, device, threads):
+        self.size, self.device = size, device
+
+    def start(self, jpegs):
+        assert all(isinstance(jpeg, Jpeg) for jpeg, _ in jpegs)
+        return lambda: decode_by_pillow(jpegs, self.size).to(self.device)
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    """Two shards a split of JPEGs, among them a PNG, one in CMYK, and one that is cut off."""
+    root = tmp_path_factory.mktemp("photographs")
+    kinds = {4: {"mode": "CMYK"}, 5: {"mode": "L"}, 6: {"format": "PNG"}}
+    for split in ("train", "validation"):
+        for shard in range(2):
+            with tarfile.open(root / f"{split}-{shard:04d}.tar", "w") as archive:
+                for number in range(9):
+                    data = as_jpeg(64 + 8 * (number + 9 * shard), 96, **kinds.get(number, {}))
+                    add(archive, f"{shard}{number}.jpg", data[:-200] if number == 7 else data)
+                    add(archive, f"{shard}{number}.cls", str(number % 2).encode())
+    return root
+
+
+_PHOTOGRAPHS = ["--dataset", "wds/", "--num-classes", 2, "-b", 4]
+_SPLITS = {"train": "train-{0000..0001}.tar|16", "validation": "validation-{0000..0001}.tar|16"}
+
+
+def _streamed(root, flag, split, workers, device, *flags):
+    """Return a split's batches. A stream draws from the random states of the process."""
+    args = args_of(root, *_PHOTOGRAPHS, "-j", workers, "--data-backend", flag, *flags)
+    dataset = open_dataset(args, _SPLITS[split], is_training=split == "train")
+    for seed in (random.seed, np.random.seed, torch.manual_seed):
+        seed(1)
+    loader = {"train": training_loader, "validation": evaluation_loader}[split](dataset, LARGER, args, device)
+    assert isinstance(loader.loader.loader, Decoding) == (flag == "dali")
+    return [(images.cpu(), target.cpu()) for images, target in loader]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_shards_are_cut_and_augmented_as_by_pillow(photographs, device, on_gpu, monkeypatch, split, workers):
+    pytest.importorskip("webdataset")
+    pytest.importorskip("triton")
+    on_gpu()
+    monkeypatch.setattr(backend, "Decoder", _Pillow)
+    flags = ["--aa", "rand-m9-mstd0.5", "--train-interpolation", "random", "--vflip", 0.5]
+    expected = _streamed(photographs, "timm", split, workers, device, *flags)
+    found = _streamed(photographs, "dali", split, workers, device, *flags)
+    assert sum(len(target) for _, target in expected) == 16
+    for (images, target), (others, other_target) in zip(expected, found, strict=True):
+        assert torch.equal(target, other_target)
+        assert torch.equal(images, others)
+
+
+def test_each_image_of_shards_counts_once_in_several_processes(photographs, device, on_gpu, monkeypatch):
+    pytest.importorskip("webdataset")
+    pytest.importorskip("triton")
+    on_gpu()
+    monkeypatch.setattr(backend, "Decoder", _Pillow)
+    whole = _streamed(photographs, "dali", "validation", 0, device)
+    monkeypatch.setattr(distributed, "size", lambda: 3)
+    shares = []
+    for rank in range(3):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        shares.append(_streamed(photographs, "dali", "validation", 0, device))
+    assert [len(share) for share in shares] == [2, 2, 2]
+    for number, (images, target) in enumerate(whole):
+        other, other_target = shares[number % 3][number // 3]
+        assert torch.equal(images, other)
+        assert torch.equal(target, other_target)
+    assert [len(shares[rank][1][1]) for rank in (1, 2)] == [0, 0]
+
+
+def test_a_damaged_image_of_a_shard_is_named(photographs, tmp_path, device, on_gpu, monkeypatch):
+    """Its end is there, so that only decoding shows the damage."""
+    pytest.importorskip("webdataset")
+    on_gpu()
+    monkeypatch.setattr(backend, "Decoder", _Pillow)
+    (tmp_path / "validation-0000.tar").symlink_to(photographs / "validation-0000.tar")
+    data = as_jpeg(64, 96)
+    scan = data.index(b"\xff\xda")
+    with tarfile.open(tmp_path / "validation-0001.tar", "w") as archive:
+        add(archive, "cats/12.jpg", data[: scan + 5] + b"\x77" + data[scan + 6 :])
+        add(archive, "cats/12.cls", b"1")
+    with pytest.raises(InputError, match=r"cannot decode the image .*-0001\.tar/cats/12\.jpg: replace or remove it"):
+        _streamed(tmp_path, "dali", "validation", 0, device)
+
+
+@pytest.mark.skipif(not is_installed("nvidia.dali"), reason="NVIDIA DALI is not installed")
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_shards_by_dali_are_near_pillows(photographs, device, monkeypatch, split):
+    pytest.importorskip("webdataset")
+    pytest.importorskip("triton")
+    monkeypatch.setattr(backend, "has_gpu", lambda device: True)
+    flags = ["--color-jitter", 0.1, "--reprob", 0.3] if split == "train" else []
+    expected = _streamed(photographs, "timm", split, 2, device, *flags)
+    found = _streamed(photographs, "dali", split, 2, device, *flags)
+    for (images, target), (others, other_target) in zip(expected, found, strict=True):
+        assert torch.equal(target, other_target)
+        grey_levels = 255 * torch.tensor(LARGER["std"]).view(3, 1, 1) * (images - others).abs()
+        assert grey_levels.mean() < 1
+        assert split == "train" or grey_levels.max() <= 16  # augmentation widens the differences
 
 
 class _Counting:

@@ -91,6 +91,15 @@ def test_only_plain_jpegs_stay_encoded(mode, format, is_encoded):
     assert found.size == (40, 24)
 
 
+def test_a_jpeg_that_is_cut_off_is_an_error_where_it_is_read():
+    file = as_jpeg(240, 160)
+    assert len(file) > 4000
+    for length in (len(file) - 2, len(file) // 2):
+        with pytest.raises(OSError, match="truncated"):
+            read_encoded(io.BytesIO(file[:length]), "RGB")
+    assert isinstance(read_encoded(io.BytesIO(file + bytes(100)), "RGB"), Jpeg)
+
+
 class Sevens:
     def start(self, jpegs):
         return lambda: torch.full((len(jpegs), 32, 32, 3), 7, dtype=torch.uint8)

@@ -12,7 +12,7 @@ from ...errors import InputError, is_installed
 from ...ops.dispatch import is_triton
 from ..augment import mend_posterize
 from ..config import Augmentation, Data
-from ..datasets import Stream
+from ..datasets import Shards
 from ..folders import ImageFolder, Numbered
 from ..images import image_mode
 from .around import Around
@@ -154,8 +154,8 @@ def _why_not(dataset: Any, data: Data) -> str:
 def _why_not_dali(dataset: Any, data: Data) -> str:
     if not is_installed("nvidia.dali"):
         return "it is not installed (pip install 'flashkat[dali]')"
-    if isinstance(dataset, Stream) or not isinstance(dataset, ImageFolder):
-        return "it reads image folders and archives only"
+    if not isinstance(dataset, (ImageFolder, Shards)):
+        return "it reads image folders, archives and WebDataset shards only"
     if data.skip_bad_images:
         return "it cannot replace images, as --skip-bad-images asks for"
     return ""

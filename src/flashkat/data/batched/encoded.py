@@ -30,6 +30,9 @@ _RESAMPLING = {
     InterpolationMode.BICUBIC: Image.Resampling.BICUBIC,
 }
 
+# The bytes that end a JPEG file, and how many may follow them. The data of an image cannot hold them.
+_END, _AFTER_END = b"\xff\xd9", 1024
+
 
 @dataclass
 class Jpeg:
@@ -47,10 +50,13 @@ class Jpeg:
 
 
 def read_encoded(file: IO[bytes], mode: str) -> Jpeg | Image.Image:
-    """Read a JPEG file and its size. Decode what is no JPEG, or has other colours than grey or red, green and blue."""
+    """Read a JPEG file and its size. Decode what is no JPEG, or has other colours than grey or red, green and blue.
+
+    A file that is cut off is decoded too, so that the error comes here.
+    """
     data = file.read()
     image = open_image(BytesIO(data))
-    if image.format == "JPEG" and image.mode in ("RGB", "L"):
+    if image.format == "JPEG" and image.mode in ("RGB", "L") and _END in data[-_AFTER_END:]:
         return Jpeg(np.frombuffer(data, dtype=np.uint8), printable_name(str(getattr(file, "name", ""))), image.size)
     return as_mode(image, mode)
 
