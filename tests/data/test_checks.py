@@ -3,6 +3,7 @@
 import tarfile
 
 import pytest
+import timm
 from samples import SHARDS, add, args_of, as_bytes, contents, open_dataset, picture
 from tiny import MODEL_KWARGS
 
@@ -63,6 +64,8 @@ def test_columns_that_are_not_there(tables, tmp_path, dataset, flags, words):
 def test_shards_that_give_no_images(shards, split, tmp_path, capsys):
     """Whose first sample is as it should be, in parts, for which timm's reader leaves out all of them."""
     pytest.importorskip("webdataset")
+    if split == "validation" and tuple(map(int, timm.__version__.split(".")[:3])) < (1, 0, 31):
+        pytest.skip("timm's loader fails in a pass without a batch")
     for path in shards.glob("*.tar"):
         (tmp_path / path.name).symlink_to(path)
     for shard in range(2):

@@ -8,7 +8,9 @@ from typing import Any
 from ..errors import InputError, explain
 from .scan import natural
 
-__all__ = ["check_columns", "check_shards", "check_streamed_columns", "name_classes"]
+__all__ = ["NO_IMAGES", "check_columns", "check_shards", "check_streamed_columns", "name_classes"]
+
+NO_IMAGES = "a whole pass over the data gave no images: check its files, --input-key and --target-key"
 
 
 def check_columns(reader: Any, source: str) -> None:

@@ -17,7 +17,7 @@ from ..errors import InputError, did_you_mean, explain, quiet, require_package
 from ..system import distributed
 from ..system.terminal import printable_name
 from .bad_images import BadImages
-from .checks import check_columns, check_shards, check_streamed_columns, name_classes
+from .checks import NO_IMAGES, check_columns, check_shards, check_streamed_columns, name_classes
 from .config import Data
 from .folders import ImageFolder, Labelled, Numbered, open_split, ordered, remedy
 from .images import as_mode, image_mode, read_image
@@ -119,6 +119,7 @@ class Shards(Stream):
     def __init__(self, dataset: IterableImageDataset, source: str, mode: str) -> None:
         super().__init__(dataset, source, mode)
         self.read_file: Callable[[IO[bytes], str], Any] = read_image
+        self._since_image = 0  # samples since the last one that had an image
 
     def _samples(self) -> Iterator[tuple[Any, Any]]:
         if self.reader.ds is None:
@@ -134,6 +135,10 @@ class Shards(Stream):
     def _decode(self, timms: Callable[[Any], Iterator[dict[str, Any]]], samples: Iterable[Any]) -> Iterator[Any]:
         """Read the images of samples, and leave the rest to timm, which sees one pixel in the place of each image."""
         for sample in samples:
+            # timm 1.0.29 would begin anew for ever.
+            if self._since_image > self.reader.num_samples:
+                raise InputError(NO_IMAGES)
+            self._since_image += 1
             keys = [key for key in self.reader.input_key.split(";") if key in sample]
             try:
                 image = self._image(sample, keys[0]) if keys else None
@@ -141,6 +146,7 @@ class Shards(Stream):
                 log_and_continue(error)
                 continue
             for found in timms([{**sample, **dict.fromkeys(keys, _ONE_PIXEL)}]):
+                self._since_image = 0
                 yield {**found, "image": image}
 
     def _image(self, sample: dict[str, Any], key: str) -> Any:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from timm.utils import accuracy
 
+from ..data.checks import NO_IMAGES
 from ..errors import InputError
 from ..system import distributed
 
@@ -95,5 +96,5 @@ class Meters:
         if not count:
             if distributed.total([self.count])[0]:
                 return Metrics(math.nan, math.nan, math.nan)
-            raise InputError("a whole pass over the data gave no images: check its files, --input-key and --target-key")
+            raise InputError(NO_IMAGES)
         return Metrics(*(value / count for value in sums))
