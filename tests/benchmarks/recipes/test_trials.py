@@ -29,6 +29,13 @@ def test_pairs_are_complete_early():
     assert all(trial.flags[-2:] == ("--seed", str(trial.seed)) for trial in planned)
 
 
+def test_what_comes_twice_trains_once():
+    planned = plan("kat", "kat,opt=adamw", "vit,from=vit", "vit,from=vit", seeds=(5, 6, 5))
+    assert [trial.name for trial in planned] == [
+        "test-1/kat-5", "test-1-after-1/vit,from=vit-5", "test-1/kat-6", "test-1-after-1/vit,from=vit-6"
+    ]  # fmt: skip
+
+
 def test_choices_are_made_on_training_images(tmp_path):
     (choosing,), (claiming,) = plan("kat", split="validation"), plan("kat")
     assert choosing.name != claiming.name
