@@ -65,6 +65,13 @@ def test_wrong_flags_are_told(call, flags, message):
         call(*flags)
 
 
+@pytest.mark.parametrize("flag", ["--epochs", "--from-epochs", "--batch-size", "--val-interval", "--at-once"])
+def test_numbers_below_one_are_told(call, capsys, flag):
+    with pytest.raises(SystemExit):
+        call(flag, "-1")
+    assert f"argument {flag}: must be at least 1, not -1" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("size", "name"), [("tiny", "recipes_cifar10.json"), ("toy", "recipes_cifar10_toy.json")])
 def test_each_size_has_its_result(monkeypatch, few_images, tmp_path, size, name):
     monkeypatch.setattr(command, "RESULTS", tmp_path / "results")
