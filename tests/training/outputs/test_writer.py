@@ -269,7 +269,8 @@ def command(images, tmp_path, no_curves):
 
 @pytest.fixture
 def before_evaluation(monkeypatch):
-    """Calls functions before an epoch's evaluation, by the epoch."""
+    """Calls functions before an epoch's evaluation, by the epoch. The files of the epoch before are written by then."""
+    monkeypatch.setattr("flashkat.training.run.Background", AtOnce)
     calls, real, seen = {}, loop.evaluate, []
 
     def evaluate(*arguments):
