@@ -66,8 +66,8 @@ class Writer:
             )
         try:
             check_bad_images(self._datasets)
-        except InputError:  # in all processes
-            # None of them may take the folder for empty, and remove it, before its first checkpoint is there.
+        except InputError:
+            # All processes get here. Each would remove the folder before its first checkpoint is there.
             self._background.wait()
             distributed.gather(None)
             raise
