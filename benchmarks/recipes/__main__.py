@@ -121,7 +121,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     known = _known(args.output)
     rows = measured(trials, known, _images(args.data, data_set, work), work, deadline, args.at_once, errors)
     check = targets if data_set.name == "cifar10" else lambda rows: []
-    collect_in_pieces(args.output, "recipes", settings, _told(rows), KEYS, check, _APART)
+    try:
+        collect_in_pieces(args.output, "recipes", settings, _told(rows), KEYS, check, _APART)
+    except KeyboardInterrupt:
+        print("interrupted: call again to go on", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGINT) from None
 
     found = read(args.output)["rows"]
     _show(found)

@@ -47,6 +47,18 @@ def test_without_time_the_rest_is_named(call, capsys):
     assert "2 of 2 are not done: validation-1/kat-3, validation-1/vit-3" in capsys.readouterr().out
 
 
+def test_an_interrupt_is_one_line(call, monkeypatch, capsys):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+        yield
+
+    monkeypatch.setattr(command, "measured", interrupted)
+    with pytest.raises(SystemExit) as stopped:
+        call("--seeds", 1)
+    assert stopped.value.code == 130
+    assert capsys.readouterr().err == "interrupted: call again to go on\n"
+
+
 def test_a_failure_is_told(call, capsys):
     with pytest.raises(SystemExit):
         call("--contenders", "vit", "--batch-size", 500, "--seeds", 1)
