@@ -86,6 +86,27 @@ def test_what_ended_in_an_earlier_call_is_taken(few_images, tmp_path):
     assert (work / "test-1/kat-1.log").read_text() == log
 
 
+def test_what_was_killed_after_its_last_checkpoint_is_completed(few_images, tmp_path):
+    planned, work = plan("kat"), tmp_path / "work"
+    stopped = trials.measured(planned, (), few_images, work, math.inf, 1, {})
+    (row,) = next(stopped)
+    stopped.close()
+    (work / planned[0].name / "summary.csv").unlink()
+    errors = {}
+    (again,) = measure(planned, few_images, work, errors=errors)
+    assert errors == {}
+    assert again == row
+
+
+def test_what_stopped_within_its_first_epoch_goes_on(few_images, tmp_path):
+    (trial,), work = plan("kat"), tmp_path / "work"
+    assert "--resume" not in trial.command(few_images, work, 1)
+    (work / trial.name).mkdir(parents=True)
+    (work / trial.name / "recovery-0-3.pth.tar").touch()
+    assert trial.command(few_images, work, 1)[-2:] == ["--resume", "auto"]
+    assert (work / trial.name / "recovery-0-3.pth.tar").exists()
+
+
 def test_a_kat_starts_from_the_vit_of_its_seed(few_images, tmp_path):
     planned, work = plan("kat,start=gelu,from=vit", "vit,from=vit", from_epochs=2), tmp_path / "work"
     source, kat, vit = measure(planned, few_images, work)
