@@ -124,8 +124,9 @@ class Run:
         command += ["--workers", str(workers), "--checkpoint-hist", "1"]
         folder = work / self.name
         command += ["--output", str(folder.parent), "--experiment", folder.name]
-        if self.resumes and (last := folder / "last.pth.tar").is_file():
-            return [*command, "--resume", str(last)]
+        if self.resumes and any(folder.glob("*.pth.tar")):
+            # Also completes the files of a run that was killed after its last checkpoint.
+            return [*command, "--resume", "auto"]
         shutil.rmtree(folder, ignore_errors=True)
         return command
 

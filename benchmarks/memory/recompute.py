@@ -88,7 +88,7 @@ def _largest_batches(size: str, device: str, scale: Scale) -> list[Row]:
 
 
 def largest_batch(make: Callable[[int], Call], most: int) -> int:
-    """Return the largest batch, a multiple of 16 or ``most``, whose training steps fit in 80 GiB of a GPU's memory.
+    """Return the largest batch, a multiple of 16 or ``most``, with training steps that fit in 80 GiB of a GPU.
 
     Args:
         make: makes a training step for a batch size.

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 
+from flashkat.cli.parser import positive
 from flashkat.tools.data.digits import write_digits
 
 from ..parts.common import QUICK_RESULTS, RESULTS, ROOT, Row, arguments, read, show
@@ -52,24 +53,31 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
         default=["kat", "vit"],
         metavar="NAME",
         help=f"who trains (default: kat vit). Levels of the factors, the usual default first: {levels}. "
-        "rlr, lr and wd take any number",
+        "rlr, lr and wd take any number above 0",
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2], metavar="S", help="default: 1 2")
     parser.add_argument(
         "--split", choices=("validation", "test"), default="validation", help="where to evaluate (default: validation)"
     )
-    parser.add_argument("--epochs", type=int, metavar="N", help="epochs to train (default: 100, digits 40)")
+    parser.add_argument("--epochs", type=positive, metavar="N", help="epochs to train (default: 100, digits 40)")
     parser.add_argument(
-        "--from-epochs", type=int, metavar="N", help="epochs of the ViTs that from=vit starts from (default: --epochs)"
+        "--from-epochs",
+        type=positive,
+        metavar="N",
+        help="epochs of the ViTs that from=vit starts from (default: --epochs)",
     )
     sizes = "; ".join(f"{name}: {', '.join(data.sizes)}" for name, data in DATA_SETS.items())
     parser.add_argument("--size", metavar="NAME", help=f"size of the models, the default first: {sizes}")
-    parser.add_argument("--batch-size", type=int, metavar="N", help="default: 256, digits 64")
+    parser.add_argument("--batch-size", type=positive, metavar="N", help="default: 256, digits 64")
     parser.add_argument(
-        "--val-interval", type=int, default=10, metavar="N", help="evaluate after each N epochs (default: %(default)s)"
+        "--val-interval",
+        type=positive,
+        default=10,
+        metavar="N",
+        help="evaluate after each N epochs (default: %(default)s)",
     )
     parser.add_argument(
-        "--at-once", type=int, default=1, metavar="N", help="trainings at the same time (default: %(default)s)"
+        "--at-once", type=positive, default=1, metavar="N", help="trainings at the same time (default: %(default)s)"
     )
     parser.add_argument("--minutes", type=float, default=math.inf, metavar="F", help="stop after F, to be called again")
     parser.add_argument("--work", type=Path, metavar="DIR", help="folder of runs and logs (default: output/recipes)")
@@ -113,7 +121,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     known = _known(args.output)
     rows = measured(trials, known, _images(args.data, data_set, work), work, deadline, args.at_once, errors)
     check = targets if data_set.name == "cifar10" else lambda rows: []
-    collect_in_pieces(args.output, "recipes", settings, _told(rows), KEYS, check, _APART)
+    try:
+        collect_in_pieces(args.output, "recipes", settings, _told(rows), KEYS, check, _APART)
+    except KeyboardInterrupt:
+        print("interrupted: call again to go on", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGINT) from None
 
     found = read(args.output)["rows"]
     _show(found)

@@ -5,6 +5,7 @@ set's default. ``vit,lr=5e-4+1e-3,wd=all`` is a grid. Levels stand between plus 
 """
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -41,7 +42,7 @@ The averaged weights of every run are evaluated too.
 """
 
 _OF_KAT = ("degrees", "start", "attention", "groups", "numerators", "rlr")
-_NUMBERS = ("rlr", "lr", "wd")  # any other number is a level too
+_NUMBERS = ("rlr", "lr", "wd")  # any other number above 0 is a level too
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ def parse(name: str, data: DataSet) -> Contender:
     """Return the contender of a name.
 
     Raises:
-        ValueError: there is no such model, factor or level.
+        ValueError: there is no such model, factor or level, or two levels of a factor.
     """
     family, *pairs = name.split(",")
     if family not in _MODELS:
@@ -162,7 +163,12 @@ def parse(name: str, data: DataSet) -> Contender:
             known = [each for each in FACTORS if family == "kat" or each not in _OF_KAT]
             raise ValueError(f"no factor {factor!r} of a {family} in {name!r}: choose one of {', '.join(known)}")
         if level not in FACTORS[factor] and not (factor in _NUMBERS and _is_number(level)):
-            raise ValueError(f"no level {level!r} of {factor} in {name!r}: choose one of {', '.join(FACTORS[factor])}")
+            other = ", or a number above 0" if factor in _NUMBERS else ""
+            raise ValueError(
+                f"no level {level!r} of {factor} in {name!r}: choose one of {', '.join(FACTORS[factor])}{other}"
+            )
+        if factor in given:
+            raise ValueError(f"{factor} is twice in {name!r}: put plus signs between several levels")
         given[factor] = level
     levels = tuple(
         (factor, given[factor]) for factor in FACTORS if given.get(factor, data.default(factor)) != data.default(factor)
@@ -188,6 +194,6 @@ def expand(name: str, data: DataSet) -> Iterator[Contender]:
 
 def _is_number(text: str) -> bool:
     try:
-        return float(text) > 0
+        return 0 < float(text) < math.inf
     except ValueError:
         return False

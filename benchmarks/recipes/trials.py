@@ -78,8 +78,8 @@ def plan(
     """Return a trial for each seed and contender, seed by seed, so that pairs are complete early.
 
     Args:
-        contenders: who trains.
-        seeds: the seeds.
+        contenders: who trains. One that comes twice trains once.
+        seeds: the seeds, likewise.
         split: where to evaluate: "validation" or "test".
         size: size of the models.
         epochs: epochs of each training.
@@ -98,7 +98,8 @@ def plan(
     def source(contender: Contender, seed: int) -> Trial | None:
         return trial(parse("vit", contender.data), seed, from_epochs) if contender.level("from") == "vit" else None
 
-    return [trial(contender, seed, epochs, source(contender, seed)) for seed in seeds for contender in contenders]
+    planned = (trial(contender, seed, epochs, source(contender, seed)) for seed in seeds for contender in contenders)
+    return list(dict.fromkeys(planned))
 
 
 def measured(

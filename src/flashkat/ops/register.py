@@ -120,7 +120,7 @@ def in_float64(x: Tensor, numerator: Tensor, denominator: Tensor, dim: int, dtyp
     return value.float().to(dtype or x.dtype)
 
 
-# The bits of a float64 number q, subtracted from these, are those of a number within 5.1% of 1 / q.
+# These less the bits of a float64 number q are the bits of a number within 5.1% of 1 / q.
 _RECIPROCAL_BITS = 0x7FDE623822FC16E6
 
 

@@ -47,6 +47,18 @@ def test_without_time_the_rest_is_named(call, capsys):
     assert "2 of 2 are not done: validation-1/kat-3, validation-1/vit-3" in capsys.readouterr().out
 
 
+def test_an_interrupt_is_one_line(call, monkeypatch, capsys):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+        yield
+
+    monkeypatch.setattr(command, "measured", interrupted)
+    with pytest.raises(SystemExit) as stopped:
+        call("--seeds", 1)
+    assert stopped.value.code == 130
+    assert capsys.readouterr().err == "interrupted: call again to go on\n"
+
+
 def test_a_failure_is_told(call, capsys):
     with pytest.raises(SystemExit):
         call("--contenders", "vit", "--batch-size", 500, "--seeds", 1)
@@ -63,6 +75,13 @@ def test_a_failure_is_told(call, capsys):
 def test_wrong_flags_are_told(call, flags, message):
     with pytest.raises(SystemExit, match=message):
         call(*flags)
+
+
+@pytest.mark.parametrize("flag", ["--epochs", "--from-epochs", "--batch-size", "--val-interval", "--at-once"])
+def test_numbers_below_one_are_told(call, capsys, flag):
+    with pytest.raises(SystemExit):
+        call(flag, "-1")
+    assert f"argument {flag}: must be at least 1, not -1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("size", "name"), [("tiny", "recipes_cifar10.json"), ("toy", "recipes_cifar10_toy.json")])

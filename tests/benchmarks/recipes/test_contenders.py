@@ -72,7 +72,10 @@ def test_grids():
         ("kat,depth=3", "no factor 'depth' of a kat.*degrees, start"),
         ("vit,degrees=5-4", "no factor 'degrees' of a vit.*choose one of opt, lr, wd"),
         ("kat,degrees=7-7", "no level '7-7' of degrees.*3-2, 5-4"),
-        ("kat,lr=fast", "no level 'fast' of lr"),
+        ("kat,lr=fast", "no level 'fast' of lr.*2e-3, or a number above 0"),
+        ("kat,lr=inf", "no level 'inf' of lr"),
+        ("kat,wd=0", "no level '0' of wd"),
+        ("kat,lr=1e-3,lr=2e-3", "lr is twice in .*put plus signs"),
         ("kat,lr", "no level '' of lr"),
     ],
 )

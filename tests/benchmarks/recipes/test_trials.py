@@ -29,6 +29,13 @@ def test_pairs_are_complete_early():
     assert all(trial.flags[-2:] == ("--seed", str(trial.seed)) for trial in planned)
 
 
+def test_what_comes_twice_trains_once():
+    planned = plan("kat", "kat,opt=adamw", "vit,from=vit", "vit,from=vit", seeds=(5, 6, 5))
+    assert [trial.name for trial in planned] == [
+        "test-1/kat-5", "test-1-after-1/vit,from=vit-5", "test-1/kat-6", "test-1-after-1/vit,from=vit-6"
+    ]  # fmt: skip
+
+
 def test_choices_are_made_on_training_images(tmp_path):
     (choosing,), (claiming,) = plan("kat", split="validation"), plan("kat")
     assert choosing.name != claiming.name
@@ -77,6 +84,27 @@ def test_what_ended_in_an_earlier_call_is_taken(few_images, tmp_path):
     log = (work / "test-1/kat-1.log").read_text()
     assert measure(planned, few_images, work) == [row]
     assert (work / "test-1/kat-1.log").read_text() == log
+
+
+def test_what_was_killed_after_its_last_checkpoint_is_completed(few_images, tmp_path):
+    planned, work = plan("kat"), tmp_path / "work"
+    stopped = trials.measured(planned, (), few_images, work, math.inf, 1, {})
+    (row,) = next(stopped)
+    stopped.close()
+    (work / planned[0].name / "summary.csv").unlink()
+    errors = {}
+    (again,) = measure(planned, few_images, work, errors=errors)
+    assert errors == {}
+    assert again == row
+
+
+def test_what_stopped_within_its_first_epoch_goes_on(few_images, tmp_path):
+    (trial,), work = plan("kat"), tmp_path / "work"
+    assert "--resume" not in trial.command(few_images, work, 1)
+    (work / trial.name).mkdir(parents=True)
+    (work / trial.name / "recovery-0-3.pth.tar").touch()
+    assert trial.command(few_images, work, 1)[-2:] == ["--resume", "auto"]
+    assert (work / trial.name / "recovery-0-3.pth.tar").exists()
 
 
 def test_a_kat_starts_from_the_vit_of_its_seed(few_images, tmp_path):

@@ -71,8 +71,8 @@ def test_large_numbers_are_finite(dtype):
 
 
 def test_flags_that_differ():
-    before = {"opt": "adamw", "mixup": 0.8, "workers": 4, "output": "a", "gone": 1}
-    now = {"opt": "adamw", "mixup": 0.0, "workers": 8, "output": "b", "new": 2}
+    before = {"opt": "adamw", "mixup": 0.8, "workers": 4, "no_recompute_rationals": False, "output": "a", "gone": 1}
+    now = {"opt": "adamw", "mixup": 0.0, "workers": 8, "no_recompute_rationals": True, "output": "b", "new": 2}
     assert differences(before, now) == ["Differs from the run so far: --mixup is 0.0, it was 0.8"]
 
 

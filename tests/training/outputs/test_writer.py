@@ -224,6 +224,25 @@ def test_the_best_one_that_fails_outlives_the_memory_of_its_copy(writer, monkeyp
     assert torch.equal(torch.load(folder.best_checkpoint, weights_only=True)["state_dict"]["weight"], best)
 
 
+def test_too_many_bad_images_end_no_process_before_the_checkpoint_is_there(writer, held, monkeypatch):
+    """Else another process might remove the folder, which has no checkpoint yet."""
+
+    def too_many(datasets):
+        held.let_go()
+        raise InputError("too many")
+
+    first, said, folder = writer
+    monkeypatch.setattr("flashkat.training.outputs.writer.check_bad_images", too_many)
+    written = []
+    monkeypatch.setattr("flashkat.system.distributed.gather", lambda value: written.append(list(held.ended)) or [value])
+    with Background() as background:
+        beside = Writer(first._state, folder, said.append, lambda: None, background)
+        with pytest.raises(InputError, match="too many"):
+            beside.write_epoch(ROW, is_best=True)
+    assert written[0] == []
+    assert written[-1] == ["last.pth.tar"]
+
+
 def test_without_a_folder_nothing_is_written(monkeypatch):
     """As in all processes but the first one."""
     model = nn.Linear(2, 2)
@@ -250,21 +269,15 @@ def command(images, tmp_path, no_curves):
 
 @pytest.fixture
 def before_evaluation(monkeypatch):
-    """Calls functions before an epoch's evaluation, by the epoch, when all earlier files are written."""
-    calls, real, seen, begin, writing = {}, loop.evaluate, [], Background.start, []
-
-    def start(background, job):
-        writing[:] = [background]
-        begin(background, job)
+    """Calls functions before an epoch's evaluation, by the epoch. The files of the epoch before are written by then."""
+    monkeypatch.setattr("flashkat.training.run.Background", AtOnce)
+    calls, real, seen = {}, loop.evaluate, []
 
     def evaluate(*arguments):
         seen.append(1)
-        if len(seen) in calls:
-            writing[0].wait()
-            calls[len(seen)]()
+        calls.get(len(seen), lambda: None)()
         return real(*arguments)
 
-    monkeypatch.setattr(Background, "start", start)
     monkeypatch.setattr(loop, "evaluate", evaluate)
     return calls
 

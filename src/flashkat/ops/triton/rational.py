@@ -202,7 +202,7 @@ class RationalBackward:
 
 @dataclass(frozen=True)
 class RationalPlan:
-    """The launches of both passes for x of one layout, found once, so that a call takes the host little time."""
+    """The launches of both passes for x of one layout. They are found once, to save host time."""
 
     dim: int
     dtype: torch.dtype
@@ -231,7 +231,7 @@ class RationalPlan:
 def plan(
     x: Metadata, strides: tuple[int, ...], numerator: Metadata, denominator: Metadata, dim: int, dtype: torch.dtype
 ) -> RationalPlan | None:
-    """Return the launches for x with these strides and for a gradient like the result, or None if there are none."""
+    """Return the launches for x with these strides and a gradient like the result, or None without any."""
     shape, x_dtype, device, _ = x
     if not shape.numel():
         return None

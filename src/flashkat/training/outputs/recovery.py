@@ -30,6 +30,7 @@ _HARMLESS = {
         "torchcompile_mode",
         "synchronize_step",
         "find_nonfinite",
+        "no_recompute_rationals",
     ),
     *("validation_batch_size", "data_dir", "start_epoch", "use_multi_epochs_loader"),
 }

@@ -64,7 +64,13 @@ class Writer:
             self._background.start(
                 lambda: self._write_epoch(folder, checkpoint, row, is_best, names, functions, updates)
             )
-        check_bad_images(self._datasets)
+        try:
+            check_bad_images(self._datasets)
+        except InputError:
+            # All processes get here. Each would remove the folder before its first checkpoint is there.
+            self._background.wait()
+            distributed.gather(None)
+            raise
 
     def _write_epoch(
         self,
