@@ -272,7 +272,7 @@ def _train(asked: Config, device: torch.device) -> Result:
                 contextlib.closing(step),
                 StopRequest() as stop,
                 explain_workers(),
-                Background(yields=device.type == "cpu") as background,
+                Background(beside=device.type != "cpu") as background,
             ):
                 parts = Parts(
                     step, train_loader, val_loader, mixup, precision, folder, progress, stop, datasets, background

@@ -1,8 +1,6 @@
 """A thread beside training, and the copies that it works on."""
 
 import collections
-import os
-import sys
 import threading
 
 import pytest
@@ -28,14 +26,13 @@ def test_jobs_run_beside_and_one_after_the_other():
     assert done[1] == (2, False)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="threads have priorities of their own on Linux alone")
-@pytest.mark.parametrize("yields", [False, True])
-def test_on_a_cpu_it_lets_training_have_the_cores_first(yields):
-    before, found = os.getpriority(os.PRIO_PROCESS, 0), []
-    with Background(yields) as background:
-        background.start(lambda: found.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id())))
-    assert found == [19 if yields else before]
-    assert os.getpriority(os.PRIO_PROCESS, 0) == before
+def test_jobs_are_done_where_they_are_started():
+    found = []
+    with Background(beside=False) as background:
+        background.start(lambda: found.append(threading.current_thread() is threading.main_thread()))
+        assert found == [True]
+        with pytest.raises(OSError, match="no"):
+            background.start(fails)
 
 
 def fails():

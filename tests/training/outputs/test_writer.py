@@ -26,13 +26,6 @@ from flashkat.training.state import TrainingState
 ROW = {"epoch": 0, "train_loss": 2.5, "eval_loss": 2.25, "eval_top1": 10.0, "eval_top5": 50.0, "lr": 0.1}
 
 
-class AtOnce(Background):
-    """Does a job where it is started."""
-
-    def start(self, job):
-        job()
-
-
 @pytest.fixture
 def writer(tmp_path, training_config):
     """A writer in a folder ``run`` that waits for its files, and the lines that it says."""
@@ -51,7 +44,7 @@ def writer(tmp_path, training_config):
     )
     said = []
     folder = RunFolder(config.output, config.model.name, 8, config.flags())
-    yield Writer(state, folder, said.append, lambda: None, AtOnce()), said, folder
+    yield Writer(state, folder, said.append, lambda: None, Background(beside=False)), said, folder
     folder.close()
 
 
@@ -248,7 +241,7 @@ def test_without_a_folder_nothing_is_written(monkeypatch):
     model = nn.Linear(2, 2)
     state = SimpleNamespace(model=model, optimizer=torch.optim.SGD(model.parameters()), ema=None, epoch=0, updates=1)
     state.checkpoint, state.meters = dict, Meters()
-    writer = Writer(state, None, pytest.fail, lambda: None, AtOnce())
+    writer = Writer(state, None, pytest.fail, lambda: None, Background(beside=False))
     writer.write_epoch(ROW, is_best=True)
     writer.write_recovery(1)
     writer.save_images(torch.zeros(1, 3, 4, 4), 0)
@@ -270,7 +263,6 @@ def command(images, tmp_path, no_curves):
 @pytest.fixture
 def before_evaluation(monkeypatch):
     """Calls functions before an epoch's evaluation, by the epoch. The files of the epoch before are written by then."""
-    monkeypatch.setattr("flashkat.training.run.Background", AtOnce)
     calls, real, seen = {}, loop.evaluate, []
 
     def evaluate(*arguments):
@@ -280,6 +272,21 @@ def before_evaluation(monkeypatch):
 
     monkeypatch.setattr(loop, "evaluate", evaluate)
     return calls
+
+
+def test_files_are_the_same_beside_training(command, tmp_path, monkeypatch, summary_of):
+    """As on a GPU."""
+    assert command("--epochs", 2) == 0
+    (tmp_path / "output" / "run").rename(tmp_path / "at once")
+    monkeypatch.setattr("flashkat.training.run.Background", lambda beside: Background())
+    assert command("--epochs", 2) == 0
+    found, expected = (
+        checkpoints.read(folder / "last.pth.tar")["state_dict"]
+        for folder in (tmp_path / "output" / "run", tmp_path / "at once")
+    )
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in found)
+    assert len(summary_of(tmp_path / "output" / "run")) == 2
 
 
 def test_a_folder_that_is_removed_in_the_run(command, tmp_path, before_evaluation, capsys, summary_of):
@@ -358,7 +365,7 @@ def test_functions_are_logged_each_so_many_epochs(tmp_path, writer, monkeypatch,
     monkeypatch.setattr(RunFolder, "is_tracked", True)
     logged = {}
     monkeypatch.setattr(folder, "log", lambda row, functions: logged.update({row["epoch"] + 1: functions}) or {})
-    logs = Writer(first._state, folder, pytest.fail, lambda: None, AtOnce(), log_functions=every)
+    logs = Writer(first._state, folder, pytest.fail, lambda: None, Background(beside=False), log_functions=every)
     for epoch in range(4):
         logs.write_epoch({**ROW, "epoch": epoch}, is_best=False)
     assert [number for number, functions in logged.items() if functions is not None] == drawn

@@ -1,9 +1,6 @@
 """Write beside training: a copy of the state, and a thread that does one job after the other."""
 
 import copy
-import os
-import sys
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
@@ -19,12 +16,13 @@ class Background:
     """Does one job at a time in a thread, beside its caller. A context manager, which ends after the last job.
 
     Args:
-        yields: let other threads have the cores first, on Linux. Threads that compute together wait for the slowest
-            one: beside a write, an epoch of KAT-Base on two cores took 15 s, and takes 2.5 s.
+        beside: use the thread. Otherwise a job is done where it is started, which suits training on a CPU. Threads that
+            compute together wait for the slowest one: beside a write, an epoch of KAT-Base took 15 s in place of 2.5 s.
     """
 
-    def __init__(self, yields: bool = False) -> None:
-        self._executor = ThreadPoolExecutor(1, "background", _yield_cores if yields else None)
+    def __init__(self, beside: bool = True) -> None:
+        self.beside = beside
+        self._executor = ThreadPoolExecutor(1, "background")
         self._job: Future[None] | None = None
 
     def __enter__(self) -> "Background":
@@ -45,10 +43,14 @@ class Background:
         """Start a job once the one before has ended.
 
         Raises:
-            Exception: what the job before has raised. Then the new one is not started.
+            Exception: what the job before has raised. Then the new one is not started. Without a thread, what this job
+                has raised.
         """
         self.wait()
-        self._job = self._executor.submit(job)
+        if self.beside:
+            self._job = self._executor.submit(job)
+        else:
+            job()
 
     def wait(self) -> None:
         """Wait for the job that was started last.
@@ -59,12 +61,6 @@ class Background:
         job, self._job = self._job, None
         if job is not None:
             job.result()
-
-
-def _yield_cores() -> None:
-    """Give this thread the lowest priority. Other systems than Linux have one for all threads of a process."""
-    if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
 
 
 class Snapshot:

@@ -147,7 +147,9 @@ class Writer:
         self._background.wait()
         self._check_weights()
         checkpoint = self._state.checkpoint()
-        copied: dict[str, Any] = checkpoint if self._folder is None else self._snapshot.take(checkpoint)
+        if self._folder is None or not self._background.beside:
+            return checkpoint
+        copied: dict[str, Any] = self._snapshot.take(checkpoint)
         return copied
 
     def _renew(self, folder: RunFolder, faults: dict[str, str]) -> bool:
