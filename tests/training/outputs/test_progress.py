@@ -197,7 +197,8 @@ def test_on_a_real_terminal(images, tmp_path):
     bars = [line for line in re.split(r"[\r\n]+", text) if "━" in line]
     pattern = r"epoch 2/2 ━+ *100% loss \d+\.\d{4}  top-1 \d+\.\d\d%  [\d.]+ images/s \d+:\d\d:\d\d left"
     assert re.fullmatch(pattern, bars[-1].strip())
-    assert any(re.match(r"epoch 1/2 .* 50% ", bar) for bar in bars)
+    # A quick batch may begin and end between two redraws.
+    assert any(bar.strip().startswith("epoch 1/2 ") for bar in bars)
     assert len([line for line in text.splitlines() if re.search(r"Epoch \d/2  train loss", line)]) == 2
 
 
