@@ -11,7 +11,7 @@ from ..call import without_autocast
 from ..layout import Layers, Metadata
 from . import norm as norm_launch
 from . import rational as launch
-from .launcher import Coefficients, Launch, on
+from .launcher import Launch, described_coefficients, on
 from .norm import dense
 
 
@@ -52,13 +52,13 @@ class Plan:
         rows = shape.numel() // channels
         total, scale, shift = torch.promote_types(x_dtype, branch_dtype), layers.scale[1], layers.shift[1]
         norm = device, rows, channels
-        coefficients = _coefficients(layers.numerator1, layers.denominator1)
+        coefficients = described_coefficients(layers.numerator1, layers.denominator1)
         forward_dtypes = x_dtype, branch_dtype, dtype, scale, shift
         backward_dtypes = total, dtype, total, x_dtype, branch_dtype, scale, shift
         normed = norm_launch.forward_launch(*norm, forward_dtypes, coefficients, eps)
         normed_backward = norm_launch.backward_launches(*norm, backward_dtypes, coefficients, True, recompute)
         view, layout = (device, torch.Size((rows, hidden)), -1), (dtype, (hidden, 1))
-        rest = _coefficients(layers.numerator2, layers.denominator2), layers.bias1[1]
+        rest = described_coefficients(layers.numerator2, layers.denominator2), layers.bias1[1]
         rational = launch.forward_launch(*view, (layout,) * 2, *rest)
         rational_backward = launch.backward_launches(*view, (layout,) * 3, *rest, recompute)
         # Contiguous tensors have a view.
@@ -111,7 +111,8 @@ class Plan:
         """
         total, mean, rstd, first, hidden, second, weight1, weight2 = Saved(*saved)  # type: ignore[arg-type]
         saved.clear()
-        norm, (bias1, numerator2, denominator2) = dense(*layers[:4]), dense(*layers[5:8])
+        scale, shift, numerator1, denominator1 = dense(*layers[:4])
+        bias1, numerator2, denominator2 = dense(*layers[5:8])
         with on(total.device), without_autocast(total.device):
             rows = grad_out.reshape(-1, grad_out.shape[-1])
             grad_bias2 = rows.sum(0, dtype=layers.bias2.dtype)
@@ -134,25 +135,13 @@ class Plan:
             grad_first = torch.mm(grad_hidden, layers.weight1 if weight1 is None else weight1)
             if self.recompute:
                 first = torch.empty_like(grad_first)
+            grad_total, grad_first = grad_total.contiguous(), grad_first.view(total.shape)
             grads = self.norm_backward(
-                grad_total.contiguous(),
-                grad_first.view(total.shape),
-                total,
-                mean,
-                rstd,
-                norm[0],
-                norm[1],
-                norm[2],
-                norm[3],
-                first,
+                grad_total, grad_first, total, mean, rstd, scale, shift, numerator1, denominator1, first
             )
             if first is not None:
                 grad_weight1 = _product(grad_hidden.t(), first, layers.weight1.dtype)
         return *grads, grad_weight1, grad_bias1, grad_numerator2, grad_denominator2, grad_weight2, grad_bias2
-
-
-def _coefficients(numerator: Metadata, denominator: Metadata) -> Coefficients:
-    return numerator[0], denominator[0], numerator[1], denominator[1]
 
 
 def _product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:

@@ -11,7 +11,7 @@ import triton
 from torch import Tensor
 from triton.runtime import driver
 
-from ..layout import VECTOR_BYTES
+from ..layout import VECTOR_BYTES, Metadata
 from ..private import kernel_launcher
 
 _NEWEST_TRITON = (3, 8)
@@ -137,6 +137,11 @@ Coefficients = tuple[torch.Size, torch.Size, torch.dtype, torch.dtype]
 def coefficients_of(numerator: Tensor, denominator: Tensor) -> Coefficients:
     """Return what launches depend on."""
     return numerator.shape, denominator.shape, numerator.dtype, denominator.dtype
+
+
+def described_coefficients(numerator: Metadata, denominator: Metadata) -> Coefficients:
+    """Return the same from metadata."""
+    return numerator[0], denominator[0], numerator[1], denominator[1]
 
 
 def evenly(runs: int, most: int) -> int:

@@ -14,7 +14,17 @@ from ..layout import Metadata, as_three_dimensional, outer_channels_inner, vecto
 from ..reference import compute_dtype
 from . import rational_kernels as kernels
 from . import settings
-from .launcher import Coefficients, Launch, coefficients_of, constants_of, evenly, on, processors, starts_early
+from .launcher import (
+    Coefficients,
+    Launch,
+    coefficients_of,
+    constants_of,
+    described_coefficients,
+    evenly,
+    on,
+    processors,
+    starts_early,
+)
 
 _TRITON_DTYPE = {torch.float32: tl.float32, torch.float64: tl.float64}
 
@@ -237,7 +247,7 @@ def plan(
         return None
     out = torch.empty_like(torch.empty_strided(shape, strides, device="meta")).stride()
     layouts = (x_dtype, strides), (dtype, out)
-    coefficients = numerator[0], denominator[0], numerator[1], denominator[1]
+    coefficients = described_coefficients(numerator, denominator)
     forward = forward_launch(device, shape, dim, layouts, coefficients, None)
     # The gradient of x has the strides of the result.
     backward = backward_launches(device, shape, dim, (*layouts, (x_dtype, out)), coefficients, None)
