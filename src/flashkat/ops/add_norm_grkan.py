@@ -12,16 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .add_norm_rational import MOST_CHANNELS, add_norm_rational, differentiable, fits_norm, of_the_sum_alone
+from .add_norm_rational import MOST_CHANNELS, add_norm_rational, differentiable, of_the_sum_alone
 from .call import (
     Call,
     EagerFunction,
     ForwardModeError,
     fits,
-    has_kernels,
     has_memory,
     is_exporting,
     look,
+    metadata,
     metadata_of_plain,
     wants_node,
 )
@@ -73,8 +73,7 @@ def add_norm_grkan(
                     return _Eager.apply(x, branch, *layers, eps, plan)
                 except ForwardModeError:
                     pass  # by the parts, below
-        elif torch.compiler.is_compiling() and _has_kernels(call, x, branch, layers):
-            dtype = call.autocast or torch.promote_types(x.dtype, branch.dtype)
+        elif torch.compiler.is_compiling() and (dtype := _compiled_dtype(call, x, branch, layers)) is not None:
             weight1, weight2, bias2 = (each.to(dtype) for each in (layers.weight1, layers.weight2, layers.bias2))
             layers = layers._replace(weight1=weight1, weight2=weight2, bias2=bias2)
             total, out, *_ = torch.ops.flashkat.add_norm_grkan(x, branch, *layers, eps)
@@ -100,23 +99,13 @@ def _none_is_frozen(*tensors: Tensor) -> bool:
     return not torch.is_grad_enabled() or False not in [each.requires_grad for each in tensors]
 
 
-def _has_kernels(call: Call, x: Tensor, branch: Tensor, layers: Layers) -> bool:
-    """Return whether compiled code may take the operator. DTensors take the parts, which say how they are sharded."""
-    tensors = (x, branch, *layers)
-    dtype = call.autocast or torch.promote_types(x.dtype, branch.dtype)
-    dtypes = (dtype, torch.float32) if call.autocast else (dtype,)
-    weight1, bias1, weight2, bias2 = layers.weight1, layers.bias1, layers.weight2, layers.bias2
-    return (
-        all(type(each) in PLAIN_TYPES and each.device == x.device for each in tensors)
-        and all(each.dtype in dtypes for each in (weight1, bias1, weight2, bias2))
-        and weight1.ndim == weight2.ndim == 2
-        and weight1.shape[1] == x.shape[-1]
-        and weight2.shape[1] == weight1.shape[0]
-        and bias2.shape == weight2.shape[:1]
-        and 0 not in (*weight1.shape, *weight2.shape)
-        and fits_norm(call, x, branch, layers[:2], layers[2:4])
-        and has_kernels(call, x, weight1.shape[0], (bias1,), (layers.numerator2, layers.denominator2), (dtype,))
-    )
+def _compiled_dtype(call: Call, x: Tensor, branch: Tensor, layers: Layers) -> torch.dtype | None:
+    """Answer :func:`_dtype` for compiled code. DTensors take the parts, which say how they are sharded."""
+    if call.transformed or call.overridden or torch.onnx.is_in_onnx_export():
+        return None
+    if not all(type(each) in PLAIN_TYPES for each in (x, branch, *layers)):
+        return None
+    return _dtype(metadata(x), metadata(branch), Layers(*map(metadata, layers)), call.autocast)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -124,6 +113,12 @@ def _plan(
     x: Metadata, branch: Metadata, layers: Layers, eps: float, autocast: torch.dtype | None, recompute: bool
 ) -> Any | None:
     """Return what to launch. None where kernels do not fit, or where PyTorch has to report an error."""
+    dtype = _dtype(x, branch, layers, autocast)
+    return None if dtype is None else triton_module("grkan").Plan.make(x, branch, layers, eps, dtype, recompute)
+
+
+def _dtype(x: Metadata, branch: Metadata, layers: Layers, autocast: torch.dtype | None) -> torch.dtype | None:
+    """Return what linear layers compute in. None where kernels do not fit, or where PyTorch has to report an error."""
     (shape, x_dtype, device, _), branch_dtype = x, branch[1]
     dtype = autocast or torch.promote_types(x_dtype, branch_dtype)
     dtypes = (dtype, torch.float32) if autocast else (dtype,)
@@ -143,9 +138,7 @@ def _plan(
     second = (bias1,), (layers.numerator2, layers.denominator2)
     if not fits(device, x_dtype, channels, *first, (x_dtype, branch_dtype, dtype)):
         return None
-    if not fits(device, dtype, hidden, *second, (dtype,)):
-        return None
-    return triton_module("grkan").Plan.make(x, branch, layers, eps, dtype, recompute)
+    return dtype if fits(device, dtype, hidden, *second, (dtype,)) else None
 
 
 class _Eager(EagerFunction):
