@@ -12,6 +12,7 @@ A size takes two or three minutes, most of it compilation. The parts that run re
 
 import gc
 import sys
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -97,16 +98,11 @@ def largest_batch(make: Callable[[int], Call], most: int) -> int:
     if torch.cuda.is_available():
         share = _GIB * 2**30 / torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, share))
-    low, high = 0, -(-most // _STEP_OF_BATCHES) + 1
-    while high - low > 1:
-        middle = (low + high) // 2
-        if _fits(make, min(most, middle * _STEP_OF_BATCHES)):
-            low = middle
-        else:
-            high = middle
+    sizes = [*range(_STEP_OF_BATCHES, most, _STEP_OF_BATCHES), most]
+    fitting = bisect_left(sizes, True, key=lambda size: not _fits(make, size))
     if torch.cuda.is_available():
         torch.cuda.set_per_process_memory_fraction(1.0)
-    return min(most, low * _STEP_OF_BATCHES)
+    return sizes[fitting - 1] if fitting else 0
 
 
 def _fits(make: Callable[[int], Call], batch: int) -> bool:
