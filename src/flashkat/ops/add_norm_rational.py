@@ -12,7 +12,7 @@ from .rational import rational
 from .reference import differentiate
 from .register import in_float64, register
 
-__all__ = ["MOST_CHANNELS", "add_norm_rational", "differentiable", "fits_norm", "of_the_sum_alone"]
+__all__ = ["MOST_CHANNELS", "add_norm_rational", "differentiable", "of_the_sum_alone"]
 
 MOST_CHANNELS = 4096
 
@@ -51,7 +51,7 @@ def add_norm_rational(
     """
     if fuses(x):
         call = look(x, branch, weight, bias, numerator, denominator)
-        if fits_norm(call, x, branch, (weight, bias), (numerator, denominator)):
+        if _has_kernels(call, x, branch, (weight, bias), (numerator, denominator)):
             operator = _Eager.apply if call.plain else torch.ops.flashkat.add_norm_rational
             try:
                 return operator(x, branch, weight, bias, numerator, denominator, eps, call.autocast)[:2]
@@ -67,7 +67,7 @@ def _norm_rational(
     return rational(F.layer_norm(total, weight.shape, weight, bias, eps), numerator, denominator)
 
 
-def fits_norm(
+def _has_kernels(
     call: Call,
     x: Tensor,
     branch: Tensor,
