@@ -182,9 +182,9 @@ class _Pillow:
     def __init__(self, batch_size, size, device, threads):
         self.size, self.device = size, device
 
-    def start(self, jpegs):
-        assert all(isinstance(jpeg, Jpeg) for jpeg, _ in jpegs)
-        return lambda: decode_by_pillow(jpegs, self.size).to(self.device)
+    def start(self, jpegs, cuts):
+        assert all(isinstance(jpeg, Jpeg) for jpeg in jpegs)
+        return lambda: decode_by_pillow(jpegs, map(Cut.of_numbers, cuts.tolist()), self.size).to(self.device)
 
 
 @pytest.fixture(scope="module")
@@ -288,9 +288,9 @@ class _Counting:
 
     started = 0
 
-    def start(self, jpegs):
+    def start(self, jpegs, cuts):
         self.started += 1
-        return lambda: torch.full((len(jpegs), 8, 8, 3), int(jpegs[0][0].data[0]), dtype=torch.uint8)
+        return lambda: torch.full((len(jpegs), 8, 8, 3), int(jpegs[0].data[0]), dtype=torch.uint8)
 
 
 @pytest.mark.parametrize("number", [0, 1, 2, 5])
