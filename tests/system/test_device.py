@@ -1,5 +1,6 @@
 """Which device it is, and how numbers are multiplied there."""
 
+import os
 import warnings
 
 import pytest
@@ -18,6 +19,16 @@ def precision():
 def test_device():
     assert resolve_device("cpu") == torch.device("cpu")
     assert resolve_device(None).type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def test_cuda_has_more_queues_unless_the_environment_says_otherwise(monkeypatch):
+    # Set first, so that the fixture restores the environment at the end.
+    monkeypatch.setenv("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+    resolve_device("cpu")
+    assert os.environ["CUDA_DEVICE_MAX_CONNECTIONS"] == "1"
+    del os.environ["CUDA_DEVICE_MAX_CONNECTIONS"]
+    resolve_device("cpu")
+    assert os.environ["CUDA_DEVICE_MAX_CONNECTIONS"] == "32"
 
 
 def test_default_device_is_a_gpu_where_there_is_one(monkeypatch):

@@ -4,6 +4,7 @@ import math
 import os
 import shutil
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,8 @@ from ..system.device import Runtime
 from ..system.signals import leave_signals_to_parent, start_method
 from ..system.stalls import Reads, explain_workers
 from .batched.around import Around
-from .batched.backend import Backend, Decoding, evaluation_backend, training_backend
+from .batched.backend import Backend, evaluation_backend, training_backend
+from .batched.decoding import Decoding
 from .config import Augmentation, Data
 from .datasets import FakeImages, Stream
 from .folders import Numbered
@@ -35,6 +37,9 @@ _AUGMENTATION = ("no_aug", "train_crop_mode", "scale", "ratio", "hflip", "vflip"
 
 # Batches that each worker holds ready, as in PyTorch.
 _PREFETCHED = 2
+
+# Steps that the host gives to a GPU before it waits.
+_AHEAD = 3
 
 
 class _Repeated(Dataset):
@@ -196,7 +201,7 @@ def _prefetched(
         return loader
     channels = config["input_size"][0]
     if backend.decoder is not None:
-        loader = Decoding(loader, backend.decoder)
+        loader = Decoding(loader, backend.decoder, device)
     return PrefetchLoader(loader, config["mean"], config["std"], channels, device, runtime.dtype, **erasing)
 
 
@@ -326,6 +331,7 @@ class Batches(Around):
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         self.waited = 0.0
+        used: deque[torch.cuda.Event] = deque()
         last = time.perf_counter()
         batches: Iterator[tuple[Tensor, Tensor]] | None = None
         while True:
@@ -341,7 +347,22 @@ class Batches(Around):
             target = target.to(self.device, non_blocking=True)
             self.waited += time.perf_counter() - last
             yield images, target
+            if images.is_cuda:
+                _wait_for_earlier(used, images.device)
             last = time.perf_counter()
+
+
+def _wait_for_earlier(used: deque[torch.cuda.Event], device: torch.device) -> None:
+    """Wait until the GPU has used all batches but the last ones, as each that waits takes memory.
+
+    Args:
+        used: marks the end of the steps that the GPU was given. This adds one.
+        device: the GPU.
+    """
+    used.append(torch.cuda.Event(blocking=True))
+    used[-1].record(torch.cuda.current_stream(device))
+    if len(used) > _AHEAD:
+        used.popleft().synchronize()
 
 
 def _keep_until_used(*tensors: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -13,7 +14,7 @@ from torch import nn
 
 from ..errors import InputError, explain
 
-__all__ = ["Runtime", "autocast", "place", "prepare_process", "resolve_device", "training_products"]
+__all__ = ["Runtime", "autocast", "open_queues", "place", "prepare_process", "resolve_device", "training_products"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +62,7 @@ def resolve_device(name: str | None) -> torch.device:
     Raises:
         InputError: there is no such device.
     """
+    open_queues()
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -69,6 +71,14 @@ def resolve_device(name: str | None) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise InputError(f"no device {name!r} here: leave out --device, or give cpu, cuda or cuda:N") from error
     return device
+
+
+def open_queues() -> None:
+    """Let CUDA have 32 queues from the host to a GPU, before its first use. The environment may name another number.
+
+    CUDA's 8 are shared by all streams. The kernels that decode images would wait there for training steps.
+    """
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
 
 
 def prepare_process(runtime: Runtime) -> None:

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from timm.utils.distributed import init_distributed_device_so, world_info_from_env
 
 from ..errors import InputError, explain, launched_processes
-from .device import resolve_device
+from .device import open_queues, resolve_device
 
 __all__ = ["gather", "is_primary", "joined", "one_by_one", "rank", "size", "total"]
 
@@ -51,6 +51,7 @@ def joined(device: str | None) -> Iterator[torch.device]:
     if launched_processes() == 1 or dist.is_initialized():
         yield resolve_device(device)
         return
+    open_queues()
     kind = (device or ("cuda" if torch.cuda.is_available() else "cpu")).partition(":")[0]
     if kind == "cuda" and torch.cuda.is_available():
         local_rank, available = world_info_from_env()[0], torch.cuda.device_count()
