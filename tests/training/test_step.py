@@ -393,7 +393,8 @@ def test_a_graph_leaves_out_the_same_updates(options):
         if capture:
             assert training.step.captured.is_capturing
             assert training.step.captured._recordings
-            assert len(training.said) == (options.get("opt") in ("sgd", "lamb"))
+            # Of the optimiser, or else of the average, in which batch norms count in whole numbers.
+            assert len(training.said) == 1
             training.epoch(data[16:18])
             assert training.step.find()[1] == "the images of the batch, before the model"
     assert_equal(*states)

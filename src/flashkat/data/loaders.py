@@ -23,8 +23,7 @@ from ..system.device import Runtime
 from ..system.signals import leave_signals_to_parent, start_method
 from ..system.stalls import Reads, explain_workers
 from .batched.around import Around
-from .batched.backend import Backend, evaluation_backend, training_backend
-from .batched.decoding import Decoding
+from .batched.backend import Backend, Decoding, evaluation_backend, training_backend
 from .config import Augmentation, Data
 from .datasets import FakeImages, Stream
 from .folders import Numbered
@@ -201,7 +200,7 @@ def _prefetched(
         return loader
     channels = config["input_size"][0]
     if backend.decoder is not None:
-        loader = Decoding(loader, backend.decoder, device)
+        loader = Decoding(loader, backend.decoder)
     return PrefetchLoader(loader, config["mean"], config["std"], channels, device, runtime.dtype, **erasing)
 
 

@@ -10,8 +10,8 @@ from configs import evaluation_loader, training_loader
 from samples import NORMALISING, SHARDS, add, args_of, as_jpeg, open_dataset
 
 from flashkat.data.batched import backend
-from flashkat.data.batched.decoding import Decoding
-from flashkat.data.batched.encoded import Cut, EvaluationCut, Jpeg, TrainingCut, decode_by_pillow
+from flashkat.data.batched.backend import Decoding
+from flashkat.data.batched.encoded import CollateEncoded, Cut, EvaluationCut, Jpeg, TrainingCut, decode_by_pillow
 from flashkat.data.batched.resident import Store
 from flashkat.errors import InputError, is_installed
 from flashkat.system import distributed
@@ -182,9 +182,9 @@ class _Pillow:
     def __init__(self, batch_size, size, device, threads):
         self.size, self.device = size, device
 
-    def decode(self, jpegs, cuts):
+    def start(self, jpegs, cuts):
         assert all(isinstance(jpeg, Jpeg) for jpeg in jpegs)
-        return decode_by_pillow(jpegs, map(Cut.of_numbers, cuts.tolist()), self.size).to(self.device)
+        return lambda: decode_by_pillow(jpegs, map(Cut.of_numbers, cuts.tolist()), self.size).to(self.device)
 
 
 @pytest.fixture(scope="module")
@@ -281,3 +281,26 @@ def test_shards_by_dali_are_near_pillows(photographs, device, monkeypatch, split
         grey_levels = 255 * torch.tensor(LARGER["std"]).view(3, 1, 1) * (images - others).abs()
         assert grey_levels.mean() < 1
         assert split == "train" or grey_levels.max() <= 16  # augmentation widens the differences
+
+
+class _Counting:
+    """A decoder that counts the batches it has started."""
+
+    started = 0
+
+    def start(self, jpegs, cuts):
+        self.started += 1
+        return lambda: torch.full((len(jpegs), 8, 8, 3), int(jpegs[0].data[0]), dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("number", [0, 1, 2, 5])
+def test_a_batch_is_decoded_while_the_one_before_is_used(number):
+    pytest.importorskip("triton")
+    cut = Cut((0, 0, 4, 4), (8, 8))
+    jpegs = [Jpeg(np.full(3, index, dtype=np.uint8), "x.jpg", (4, 4)) for index in range(number)]
+    loader = [CollateEncoded((8, 8))([(((jpeg, cut), []), 0)]) for jpeg in jpegs]
+    decoder, seen = _Counting(), []
+    for images, _ in Decoding(loader, decoder):
+        assert decoder.started == min(len(seen) + 2, number)
+        seen.append(int(images.to(torch.device("cpu"))[0, 0, 0, 0]))
+    assert seen == list(range(number))

@@ -101,8 +101,8 @@ def test_a_jpeg_that_is_cut_off_is_an_error_where_it_is_read():
 
 
 class Sevens:
-    def decode(self, jpegs, cuts):
-        return torch.full((len(jpegs), 32, 32, 3), 7, dtype=torch.uint8)
+    def start(self, jpegs, cuts):
+        return lambda: torch.full((len(jpegs), 32, 32, 3), 7, dtype=torch.uint8)
 
 
 def test_a_batch_holds_encoded_and_other_images():
@@ -119,7 +119,8 @@ def test_a_batch_holds_encoded_and_other_images():
         ((32, 48), files[2]),
     ]
     pytest.importorskip("triton")
-    images = batch.decode(Sevens(), torch.device("cpu"))
+    batch.start(Sevens())
+    images = batch.to(torch.device("cpu"))
     assert images.shape == (3, 3, 32, 32)
     assert (images[[0, 2]] == 7).all()
     assert torch.equal(images[1].permute(1, 2, 0), torch.from_numpy(samples[1][0][0].copy()))
@@ -129,7 +130,7 @@ def test_a_batch_without_jpegs_needs_no_decoder():
     pytest.importorskip("triton")
     image = Image.new("RGB", (32, 32), (1, 2, 3))
     batch, _ = CollateEncoded((32, 32))([((np.asarray(image), []), 0)])
-    assert batch.decode(None, torch.device("cpu"))[0, :, 5, 5].tolist() == [1, 2, 3]
+    assert batch.to(torch.device("cpu"))[0, :, 5, 5].tolist() == [1, 2, 3]
 
 
 def test_a_damaged_image_is_named():

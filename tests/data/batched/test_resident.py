@@ -30,7 +30,8 @@ def _cut(images, size, cut, seeded):
         samples.append(shown[number])
     batch, labels = CollateResident()(samples)
     assert labels.tolist() == list(range(COUNT))
-    return batch.decode(Store(images, size), images.device).permute(0, 2, 3, 1).cpu()
+    batch.start(Store(images, size))
+    return batch.to(images.device).permute(0, 2, 3, 1).cpu()
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "random"])

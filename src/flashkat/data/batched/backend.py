@@ -1,6 +1,7 @@
 """Choose where a data set's images are decoded and cut: in the workers, in the GPU's memory, or by NVIDIA DALI."""
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,13 +15,17 @@ from ..config import Augmentation, Data
 from ..datasets import Shards
 from ..folders import ImageFolder, Numbered
 from ..images import image_mode
+from .around import Around
 from .batches import Collate, Drawing
 from .dali import Decoder
 from .encoded import CollateEncoded, EvaluationCut, TrainingCut, read_encoded
 from .resident import CollateResident, ResidentImages, Store, read_all
 from .steps import Recipe, UnsupportedError
 
-__all__ = ["Backend", "evaluation_backend", "has_gpu", "training_backend"]
+__all__ = ["Backend", "Decoding", "evaluation_backend", "has_gpu", "training_backend"]
+
+# Batches that are decoded at once.
+_AHEAD = 2
 
 
 @dataclass
@@ -49,6 +54,30 @@ class Backend:
         if self.decoder is not None:
             dataset.read_file = read_encoded
         return dataset
+
+
+class Decoding(Around):
+    """A loader whose batches are decoded while the model trains on earlier ones.
+
+    Args:
+        loader: gives the batches of :class:`CollateEncoded` or :class:`CollateResident`.
+        decoder: makes their images.
+    """
+
+    def __init__(self, loader: Any, decoder: Decoder | Store) -> None:
+        self.loader, self.decoder = loader, decoder
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        started: deque[Any] = deque()
+        for images, target in self.loader:
+            images.start(self.decoder)
+            started.append((images, target))
+            if len(started) == _AHEAD:
+                yield started.popleft()
+        yield from started
 
 
 def has_gpu(device: torch.device) -> bool:

@@ -1,7 +1,7 @@
 """NVIDIA DALI's decoder: JPEG files to the parts of them that are cut out, on a GPU or a CPU."""
 
-import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,36 +28,40 @@ class Decoder:
 
     def __init__(self, batch_size: int, size: tuple[int, int], device: torch.device, threads: int) -> None:
         self._batch_size, self._size, self._device, self._threads = batch_size, size, device, threads
-        # By thread, as a pipeline decodes one batch at a time. In a threading.local, the loader's workers would end
-        # them after their fork, and hang.
-        self._pipelines: dict[int, Any] = {}
+        self._idle: list[Any] = []  # a pipeline decodes one batch at a time
 
-    def decode(self, jpegs: Sequence[Jpeg], cuts: np.ndarray) -> Tensor:
-        """Return the images (N, H, W, 3) in uint8, on the current stream.
-
-        Threads may call it at the same time, each with a stream of its own.
+    def start(self, jpegs: Sequence[Jpeg], cuts: np.ndarray) -> Callable[[], Tensor]:
+        """Start to decode a batch, beside those started before, and return what waits for the result.
 
         Args:
-            jpegs: the encoded images.
+            jpegs: the images.
             cuts: what to cut out of each, see :meth:`Cut.numbers`.
 
-        Raises:
-            InputError: an image cannot be decoded.
+        Returns:
+            a function that returns the images (N, H, W, 3) in uint8, on the current stream. It raises InputError where
+            an image cannot be decoded.
         """
-        from nvidia.dali.plugin.pytorch import feed_ndarray
-
-        pipeline = self._pipelines.pop(threading.get_ident(), None) or self._build()
-        stream = torch.cuda.current_stream(self._device) if self._device.type == "cuda" else None
+        pipeline = self._idle.pop() if self._idle else self._build()
+        # The pipeline reads the bytes where they are, so they must stay until its end.
+        pipeline.kept = jpegs
         pipeline.feed_input("jpegs", [jpeg.data for jpeg in jpegs])
         pipeline.feed_input("cuts", _table(cuts))
+        pipeline.schedule_run()
+        return partial(self._result, pipeline, jpegs, cuts)
+
+    def _result(self, pipeline: Any, jpegs: Sequence[Jpeg], cuts: np.ndarray) -> Tensor:
+        from nvidia.dali.plugin.pytorch import feed_ndarray
+
+        stream = torch.cuda.current_stream(self._device) if self._device.type == "cuda" else None
         try:
-            (found,) = pipeline.run(stream)
+            (found,) = pipeline.outputs(cuda_stream=stream)
         except RuntimeError:
             # After an error a pipeline cannot go on. Pillow finds the image, or decodes what DALI does not.
             return decode_by_pillow(jpegs, map(Cut.of_numbers, cuts.tolist()), self._size).to(self._device)
+        pipeline.kept = None
+        self._idle.append(pipeline)
         images = torch.empty(len(jpegs), *self._size, 3, dtype=torch.uint8, device=self._device)
         feed_ndarray(found.as_tensor(), images, cuda_stream=stream)
-        self._pipelines[threading.get_ident()] = pipeline
         return images
 
     def _build(self) -> Any:

@@ -4,8 +4,8 @@ The random numbers of crop and flips are timm's, so the cut is the same as witho
 """
 
 import random
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from io import BytesIO
 from typing import IO, Any
 
@@ -197,7 +197,7 @@ def _resized(height: int, width: int, size: int | Sequence[int]) -> tuple[int, i
 
 @dataclass
 class EncodedBatch:
-    """Images of which some are encoded.
+    """Images of which some are encoded. timm's prefetcher takes it for a tensor of images.
 
     Attributes:
         files: the bytes of all encoded images. As a tensor, they come from a worker through shared memory.
@@ -206,6 +206,7 @@ class EncodedBatch:
         places: their places in the batch.
         drawn: the other images alone, and the steps of all.
         others: the places of the other images.
+        decoded: gives the encoded images, decoded and cut on the GPU; set in the training process.
     """
 
     files: Tensor
@@ -214,6 +215,7 @@ class EncodedBatch:
     places: Tensor
     drawn: DrawnBatch
     others: Tensor
+    decoded: Callable[[], Tensor] | None = field(default=None, repr=False)
 
     def pin_memory(self) -> "EncodedBatch":
         """Return a batch whose tensors for the GPU are in pinned memory, as PyTorch's loader asks for."""
@@ -228,21 +230,22 @@ class EncodedBatch:
             first += length
         return found
 
-    def decode(self, decoder: Any, device: torch.device) -> Tensor:
-        """Return the augmented images (B, 3, H, W) in uint8 on a device.
-
-        Args:
-            decoder: see :class:`flashkat.data.batched.dali.Decoder`.
-            device: a GPU.
-        """
-        parts = [(self.others, self.drawn.images.to(device, non_blocking=True))]
+    def start(self, decoder: Any) -> None:
+        """Let a decoder begin, see :meth:`flashkat.data.batched.dali.Decoder.start`."""
         if self.jpegs:
-            parts.append((self.places, decoder.decode(self.encoded(), self.cuts.numpy())))
+            self.decoded = decoder.start(self.encoded(), self.cuts.numpy())
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> Tensor:
+        """Return the augmented images (B, 3, H, W) in uint8 on a GPU."""
+        parts = [(self.others, self.drawn.images.to(device, non_blocking=non_blocking))]
+        if self.jpegs:
+            assert self.decoded is not None
+            parts.append((self.places, self.decoded()))
         shape = len(self.places) + len(self.others), *self.drawn.images.shape[1:]
         images = torch.empty(shape, dtype=torch.uint8, device=device)
         for places, part in parts:
-            images.index_copy_(0, places.to(device, non_blocking=True), part)
-        return DrawnBatch(images, self.drawn.steps, self.drawn.fill).to(device, non_blocking=True)
+            images.index_copy_(0, places.to(device, non_blocking=non_blocking), part)
+        return DrawnBatch(images, self.drawn.steps, self.drawn.fill).to(device, non_blocking)
 
 
 class CollateEncoded:

@@ -1,7 +1,7 @@
 """A whole data set of small images in the GPU's memory: crops, resizing and flips there, to Pillow's bits."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -97,7 +97,7 @@ class ResidentImages(Around, Dataset):
 
 @dataclass
 class ResidentBatch:
-    """Places of images in a store.
+    """Places of images in a store. timm's prefetcher takes it for a tensor of images.
 
     Attributes:
         numbers: (B, 8) in int64: the image, top, left, height and width of the cut, whether it is bicubic, and whether
@@ -106,6 +106,7 @@ class ResidentBatch:
         window: top and left of the result within that.
         steps: further steps, see :func:`flashkat.data.batched.steps.as_table`.
         fill: the colour of places that an affine map leaves empty.
+        store: has the images; set in the training process.
     """
 
     numbers: Tensor
@@ -113,16 +114,22 @@ class ResidentBatch:
     window: tuple[int, int]
     steps: Tensor
     fill: tuple[int, ...]
+    store: "Store | None" = field(default=None, repr=False)
 
     def pin_memory(self) -> "ResidentBatch":
         """Return a batch in pinned memory, as PyTorch's loader asks for."""
         pinned = self.numbers.pin_memory(), self.size, self.window, self.steps.pin_memory()
         return ResidentBatch(*pinned, self.fill)
 
-    def decode(self, store: "Store", device: torch.device) -> Tensor:
-        """Return the augmented images (B, 3, H, W) in uint8, from a store on a GPU."""
-        images = store(self.numbers.to(device, non_blocking=True), self.size, self.window)
-        return DrawnBatch(images, self.steps, self.fill).to(device, non_blocking=True)
+    def start(self, store: "Store") -> None:
+        """Take note of the store. Its images are decoded."""
+        self.store = store
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> Tensor:
+        """Return the augmented images (B, 3, H, W) in uint8 on a GPU."""
+        assert self.store is not None
+        images = self.store(self.numbers.to(device, non_blocking=non_blocking), self.size, self.window)
+        return DrawnBatch(images, self.steps, self.fill).to(device, non_blocking)
 
 
 class CollateResident:
