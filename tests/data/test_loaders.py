@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import types
+from collections import deque
 from pathlib import Path
 
 import numpy as np
@@ -524,3 +525,35 @@ def test_processes_of_a_machine_share_its_memory(folder, monkeypatch):
     monkeypatch.setattr("flashkat.data.loaders.shutil.disk_usage", lambda path: types.SimpleNamespace(free=enough))
     with pytest.raises(InputError, match=r"^16 workers hold batches"):
         evaluation_loader(open_dataset(config, "val"), CONFIG, config, CPU)
+
+
+def test_the_host_waits_for_all_steps_but_the_last_three(monkeypatch):
+    class Event:
+        def __init__(self, blocking):
+            assert blocking
+            self.was_awaited = False
+
+        def record(self, stream):
+            made.append(self)
+
+        def synchronize(self):
+            self.was_awaited = True
+
+    made, used = [], deque()
+    monkeypatch.setattr("torch.cuda.Event", Event)
+    monkeypatch.setattr("torch.cuda.current_stream", lambda device: None)
+    for number in range(1, 9):
+        loaders._wait_for_earlier(used, torch.device("cuda"))
+        assert [each.was_awaited for each in made] == [True] * max(0, number - 3) + [False] * min(3, number)
+
+
+@pytest.mark.gpu
+def test_the_host_is_at_most_three_steps_ahead_of_the_gpu():
+    device, ends = torch.device("cuda"), []
+    batches = [(torch.zeros(2, 3, 4, 4), torch.zeros(2, dtype=torch.int64)) for _ in range(12)]
+    for _ in Batches(batches, Runtime(), device):
+        assert all(end.query() for end in ends[:-3])
+        torch.cuda._sleep(10**7)
+        ends.append(torch.cuda.Event())
+        ends[-1].record()
+    assert len(ends) == 12
