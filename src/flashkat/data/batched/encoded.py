@@ -237,15 +237,19 @@ class EncodedBatch:
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Tensor:
         """Return the augmented images (B, 3, H, W) in uint8 on a GPU."""
-        parts = [(self.others, self.drawn.images.to(device, non_blocking=non_blocking))]
+        images = self.drawn.images
         if self.jpegs:
             assert self.decoded is not None
-            parts.append((self.places, self.decoded()))
-        shape = len(self.places) + len(self.others), *self.drawn.images.shape[1:]
-        images = torch.empty(shape, dtype=torch.uint8, device=device)
-        for places, part in parts:
-            images.index_copy_(0, places.to(device, non_blocking=non_blocking), part)
+            decoded = self.decoded()
+            images = self._with_others(decoded) if len(images) else decoded
         return DrawnBatch(images, self.drawn.steps, self.drawn.fill).to(device, non_blocking)
+
+    def _with_others(self, decoded: Tensor) -> Tensor:
+        others, device = self.drawn.images, decoded.device
+        images = torch.empty(len(decoded) + len(others), *others.shape[1:], dtype=torch.uint8, device=device)
+        for places, part in ((self.places, decoded), (self.others, others)):
+            images.index_copy_(0, places.to(device, non_blocking=True), part.to(device, non_blocking=True))
+        return images
 
 
 class CollateEncoded:
