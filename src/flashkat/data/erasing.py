@@ -12,6 +12,8 @@ import torch
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 
+from ..ops.dispatch import is_triton
+
 __all__ = ["BatchErasing"]
 
 # First and last rows, first and last columns.
@@ -60,19 +62,22 @@ class BatchErasing:
 
     def _erase(self, images: Tensor, boxes: Sequence[tuple[int, ...]]) -> None:
         """Erase one box in each image that has one, given as the image's index and the box."""
-        # A copy from pageable memory would wait until the GPU has caught up.
-        corners = torch.tensor(boxes, pin_memory=images.is_cuda).to(images.device, non_blocking=True)
-        index, (top, bottom, left, right) = corners[:, 0], corners[:, 1:, None].unbind(1)
-        height, width = images.shape[-2:]
-        rows, columns = (torch.arange(size, device=images.device) for size in (height, width))
-        is_row, is_column = (rows >= top) & (rows < bottom), (columns >= left) & (columns < right)
-        inside = (is_row[:, :, None] & is_column[:, None, :]).unsqueeze(1)
-        chosen = images.index_select(0, index)
-        images.index_copy_(0, index, torch.where(inside, self._filling(chosen), chosen))
+        filling = self._filling(images, len(boxes))
+        if is_triton(images.device) and images.is_contiguous():
+            from .batched.erase import fill_boxes  # imports Triton, which only GPUs need
 
-    def _filling(self, images: Tensor) -> Tensor:
-        """Draw noise for each pixel or each channel of an image, or return zeros."""
-        shape = images.shape if self.erasing.per_pixel else (*images.shape[:2], 1, 1)
+            # A copy from pageable memory would wait until the GPU has caught up.
+            table = torch.tensor(boxes, pin_memory=images.is_cuda).to(images.device, non_blocking=True)
+            fill_boxes(images, table, filling)
+            return
+        for value, (index, top, bottom, left, right) in zip(filling, boxes, strict=True):
+            inside = (..., slice(top, bottom), slice(left, right))
+            images[index][inside] = value[inside] if self.erasing.per_pixel else value
+
+    def _filling(self, images: Tensor, count: int) -> Tensor:
+        """Draw noise for each pixel or each channel of ``count`` images, or return zeros."""
+        channels, *sides = images.shape[1:]
+        shape = (count, channels, *sides) if self.erasing.per_pixel else (count, channels, 1, 1)
         if not (self.erasing.per_pixel or self.erasing.rand_color):
             return images.new_zeros(shape)
         return torch.randn(shape, generator=self._generator, dtype=images.dtype, device=images.device)

@@ -62,6 +62,12 @@ cases = [
     (kernels.table_kernel, {**steps, **counts, **tables}, {"pixels": 1}),
     (kernels.step_kernel, {"images": "*u8", **steps, **tables, "out": "*u8"}, sides),
 ]
+resize = {"LINES": 32, "PLACES": 48, "FIRST": 0, "KEPT": 24, "HEIGHT": 24, "WIDTH": 24}
+tile = {"TAPS": 64, "BLOCK": 32, "BLOCK_LINES": 8}
+for along_x, rows_first in ((True, True), (True, False), (False, True)):
+    order = {"ALONG_X": along_x, "CHOOSES_ORDER": True, "ROWS_FIRST": rows_first}
+    signature = {"images": "*u8", "numbers": "*i64", "out": "*u8"}
+    cases.append((kernels.resize_kernel, signature, {**resize, **order, **tile}))
 found = []
 for kernel, signature, constants in cases:
     signature |= dict.fromkeys(constants, "constexpr")

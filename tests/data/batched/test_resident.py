@@ -13,7 +13,7 @@ from flashkat.data.batched.resident import CollateResident, ResidentImages, Stor
 from flashkat.data.batched.steps import Recipe
 from flashkat.errors import InputError
 
-COUNT = 12
+COUNT = 8
 
 
 def _images(height, width, device):

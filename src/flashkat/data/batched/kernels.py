@@ -1,4 +1,4 @@
-"""The Triton kernels of a step: histograms, tables, and the step itself.
+"""The Triton kernels of an augmentation's steps (histograms, tables, the step itself), of resizing and of erasing.
 
 Each follows Pillow's arithmetic to the bit: float32 where Pillow's C code has it, float64 where it has double. So
 launches turn off fused multiply-adds.
@@ -11,9 +11,12 @@ import triton.language as tl
 
 from .steps import NUMBERS, Operation
 
-__all__ = ["count_kernel", "step_kernel", "table_kernel"]
+__all__ = ["count_kernel", "erase_kernel", "resize_kernel", "step_kernel", "table_kernel"]
 
 _ROW = tl.constexpr(1 + NUMBERS)
+# Pillow's coefficients of resizing have so many bits after the point. These are 1 and 1/2 there.
+_BITS = tl.constexpr(22)
+_ONE, _HALF = tl.constexpr(2.0**22), tl.constexpr(2**21)
 _INVERT = tl.constexpr(int(Operation.INVERT))
 _POSTERIZE = tl.constexpr(int(Operation.POSTERIZE))
 _SOLARIZE = tl.constexpr(int(Operation.SOLARIZE))
@@ -214,3 +217,98 @@ def step_kernel(
             fill = RED if channel == 0 else (GREEN if channel == 1 else BLUE)
             level = tl.where(found, _within(value, 0.0, 255.0).to(tl.int32), fill)
             tl.store(target + channel, level.to(tl.uint8), inside)
+
+
+@triton.jit
+def _resampling_weights(distance, is_bicubic):
+    """Return Pillow's filter at a distance from the centre."""
+    x = tl.abs(distance)
+    near, far = (1.5 * x - 2.5) * x * x + 1, (((x - 5) * x + 8) * x - 4) * -0.5
+    cubic = tl.where(x < 1, near, tl.where(x < 2, far, 0.0))
+    return tl.where(is_bicubic, cubic, tl.maximum(1 - x, 0.0))
+
+
+@triton.jit
+def resize_kernel(
+    images, numbers, out,
+    LINES: tl.constexpr, PLACES: tl.constexpr, FIRST: tl.constexpr, KEPT: tl.constexpr, ALONG_X: tl.constexpr,
+    HEIGHT: tl.constexpr, WIDTH: tl.constexpr, CHOOSES_ORDER: tl.constexpr, ROWS_FIRST: tl.constexpr,
+    TAPS: tl.constexpr, BLOCK: tl.constexpr, BLOCK_LINES: tl.constexpr,
+):  # fmt: skip
+    """Resize lines of a part to HEIGHT or WIDTH pixels: its rows with ALONG_X, otherwise its columns.
+
+    Images are (N, LINES, PLACES, 3) along rows, and (N, PLACES, LINES, 3) along columns. The first of two kernels reads
+    images by number, the second reads what the first has written. Parts of the other order are left out.
+    """
+    side: tl.constexpr = WIDTH if ALONG_X else HEIGHT
+    line_blocks: tl.constexpr = (LINES + BLOCK_LINES - 1) // BLOCK_LINES
+    part = (tl.program_id(0) // line_blocks).to(tl.int64)
+    row = numbers + part * 8
+    fewer_rows, fewer_columns = tl.load(row + 3) - HEIGHT, tl.load(row + 4) - WIDTH
+    # Pillow's condition.
+    columns_first = (fewer_rows > 0) & (fewer_rows > 2 * fewer_columns)
+    if not CHOOSES_ORDER:
+        is_left_out = False
+    elif ROWS_FIRST:
+        is_left_out = columns_first
+    else:
+        is_left_out = columns_first == 0
+    if not is_left_out:
+        start = tl.load(row + (2 if ALONG_X else 1)).to(tl.float64)
+        length = tl.load(row + (4 if ALONG_X else 3)).to(tl.float64)
+        is_bicubic = tl.load(row + 5) > 0
+        is_flipped = tl.load(row + (6 if ALONG_X else 7)) > 0
+        image = tl.load(row) if ALONG_X == ROWS_FIRST else part
+
+        wanted = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+        places = tl.arange(0, TAPS)
+        scale = length / side
+        wide = tl.maximum(scale, 1.0)
+        support = tl.where(is_bicubic, 2.0, 1.0) * wide
+        centre = (wanted.to(tl.float64)[:, None] + 0.5) * scale
+        # To int32, as C truncates.
+        low = tl.maximum((centre - support + 0.5).to(tl.int32), 0).to(tl.float64)
+        high = tl.minimum((centre + support + 0.5).to(tl.int32).to(tl.float64), length)
+        at = places.to(tl.float64)[None, :] - start
+        weights = _resampling_weights((at - centre + 0.5) * (1 / wide), is_bicubic)
+        weights = tl.where((at >= low) & (at < high) & (places < PLACES)[None, :], weights, 0.0)
+        sums = tl.where(wanted < side, tl.sum(weights, axis=1), 1.0)
+        weights = weights / sums[:, None] * _ONE
+        coefficients = (weights + tl.where(weights < 0, -0.5, 0.5)).to(tl.int32)
+
+        target = tl.where(is_flipped, side - 1 - wanted, wanted) - FIRST
+        is_kept = (wanted < side) & (target >= 0) & (target < KEPT)
+        line = tl.program_id(0) % line_blocks * BLOCK_LINES + tl.arange(0, BLOCK_LINES)
+        here, there = line[:, None], line < LINES
+        if ALONG_X:
+            sources = (image * LINES + here) * (PLACES * 3) + places[None, :] * 3
+            results = (part * LINES + here) * (KEPT * 3) + target[None, :] * 3
+        else:
+            sources = (image * PLACES + places[None, :]) * (LINES * 3) + here * 3
+            results = (part * KEPT + target[None, :]) * (LINES * 3) + here * 3
+        for channel in tl.static_range(3):
+            values = tl.load(images + sources + channel, there[:, None] & (places < PLACES)[None, :], 0).to(tl.int32)
+            total = tl.sum(coefficients[None, :, :] * values[:, None, :], axis=2) + _HALF
+            level = tl.minimum(tl.maximum(total >> _BITS, 0), 255)
+            tl.store(out + results + channel, level.to(tl.uint8), there[:, None] & is_kept[None, :])
+
+
+@triton.jit
+def erase_kernel(
+    images, boxes, filling,
+    CHANNELS: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr, PER_PIXEL: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Fill the boxes (M, 5) of images (N, C, H, W), with a value for each channel or each pixel of it."""
+    number = tl.program_id(0).to(tl.int64)
+    box = boxes + number * 5
+    offsets = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    row, column = offsets // WIDTH, offsets % WIDTH
+    inside = (row >= tl.load(box + 1)) & (row < tl.load(box + 2))
+    inside &= (column >= tl.load(box + 3)) & (column < tl.load(box + 4))
+    image = images + tl.load(box) * (CHANNELS * HEIGHT * WIDTH)
+    for channel in tl.static_range(CHANNELS):
+        if PER_PIXEL:
+            value = tl.load(filling + (number * CHANNELS + channel) * (HEIGHT * WIDTH) + offsets, inside, 0.0)
+        else:
+            value = tl.load(filling + number * CHANNELS + channel)
+        tl.store(image + channel * (HEIGHT * WIDTH) + offsets, value, inside)

@@ -24,9 +24,6 @@ _LONGEST_SIDE = 128
 # Images of a batch while all are read.
 _READ = 256
 
-# Pillow's coefficients have so many bits after the point.
-_BITS = 22
-
 
 def read_all(dataset: Any, workers: int, timeout: float) -> tuple[Tensor, list[int]] | None:
     """Read and decode a whole data set.
@@ -167,38 +164,6 @@ class Store:
 
     def __call__(self, numbers: Tensor, size: tuple[int, int], window: tuple[int, int]) -> Tensor:
         """Return what a batch cuts out of its images: (B, H, W, 3) in uint8. See its attributes for the arguments."""
-        index, top, left, height, width, is_cubic, flip_x, flip_y = numbers.unbind(1)
-        images = self._images[index]
-        rows = _coefficients(top, height, is_cubic, images.shape[1], size[0])
-        columns = _coefficients(left, width, is_cubic, images.shape[2], size[1])
-        # Pillow rounds to 8 bits after each of the two passes. All sums are exact in float64.
-        found = _rounded(torch.einsum("bhwc,bow->bhoc", images.double(), columns))
-        found = _rounded(torch.einsum("bhwc,boh->bowc", found, rows))
-        found = torch.where(flip_x[:, None, None, None] > 0, found.flip(2), found)
-        found = torch.where(flip_y[:, None, None, None] > 0, found.flip(1), found)
-        (y, x), (wanted_y, wanted_x) = window, self._size
-        return found[:, y : y + wanted_y, x : x + wanted_x].to(torch.uint8).contiguous()
+        from .resize import resized  # imports Triton, which only GPUs need
 
-
-def _rounded(sums: Tensor) -> Tensor:
-    return ((sums + 2.0 ** (_BITS - 1)) / 2.0**_BITS).floor().clamp(0, 255)
-
-
-def _coefficients(start: Tensor, length: Tensor, is_cubic: Tensor, all_places: int, wanted: int) -> Tensor:
-    """Return Pillow's coefficients (B, wanted, all_places) of resizing a part along one dimension, as whole numbers."""
-    start, length, is_cubic = (each.double()[:, None, None] for each in (start, length, is_cubic))
-    scale = length / wanted
-    wide = scale.clamp(min=1)
-    support = (1 + is_cubic) * wide
-    places = torch.arange(all_places, device=start.device, dtype=torch.float64) - start
-    center = (torch.arange(wanted, device=start.device, dtype=torch.float64)[:, None] + 0.5) * scale
-    first = (center - support + 0.5).trunc().clamp(min=0)
-    end = torch.minimum((center + support + 0.5).trunc(), length)
-    x = ((places - center + 0.5) * (1 / wide)).abs()
-    linear = (1 - x).clamp(min=0)
-    near, far = (1.5 * x - 2.5) * x * x + 1, (((x - 5) * x + 8) * x - 4) * -0.5
-    cubic = torch.where(x < 1, near, torch.where(x < 2, far, 0.0))
-    weights = torch.where(is_cubic > 0, cubic, linear)
-    weights = torch.where((places >= first) & (places < end), weights, 0.0)
-    weights = weights / weights.sum(2, keepdim=True) * 2.0**_BITS
-    return (weights + torch.where(weights < 0, -0.5, 0.5)).trunc()
+        return resized(self._images, numbers, size, (*window, *self._size))
