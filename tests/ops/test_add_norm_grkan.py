@@ -330,7 +330,8 @@ def test_a_deep_model_takes_less_memory(mode):
     run = function if mode == "eager" else torch.compile(function, fullgraph=True, mode=mode)
 
     def peak(recompute):
-        for _ in range(3):
+        # The second run of a mode with CUDA graphs records them. Later runs allocate nothing.
+        for _ in range(2):
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
