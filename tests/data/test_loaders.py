@@ -450,8 +450,10 @@ def stalled(tmp_path, monkeypatch):
             os.mkfifo(path)
 
     monkeypatch.setattr("flashkat.data.scan._ordinary", os.open)
-    yield tmp_path, stall
-    gc.collect()  # ends workers that still wait, and not while a later test needs their signals
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.5)  # seconds until a worker is killed
+        yield tmp_path, stall
+        gc.collect()  # ends workers that still wait, and not while a later test needs their signals
 
 
 needs_pipes = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no such files here")
