@@ -96,6 +96,7 @@ def main(argv: list[str] | None = None) -> tuple[float, float]:
     parser.add_argument("--depth", type=int, default=4, help="blocks of the KAT")
     parser.add_argument("--steps", type=int, default=150, help="updates")
     parser.add_argument("--batch-size", type=int, default=4, help="pictures of an update")
+    parser.add_argument("--new-pictures", type=int, default=20, help="to evaluate on")
     args = parser.parse_args(argv)
     torch.manual_seed(0)
     model = build(args.side, args.width, args.depth)
@@ -112,8 +113,8 @@ def main(argv: list[str] | None = None) -> tuple[float, float]:
         if step % max(1, args.steps // 5) == 0:
             parts = "  ".join(f"{name.removeprefix('loss_')} {value.item():.3f}" for name, value in losses.items())
             print(f"step {step:4}  {parts}")
-    overlap, right = evaluate(model, args.side, count=20)
-    print(f"20 new pictures: box overlap {overlap:.2f}, {right:.0%} right labels")
+    overlap, right = evaluate(model, args.side, args.new_pictures)
+    print(f"{args.new_pictures} new pictures: box overlap {overlap:.2f}, {right:.0%} right labels")
     return overlap, right
 
 

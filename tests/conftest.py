@@ -13,6 +13,8 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 import csv
+import dataclasses
+import importlib.util
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -56,6 +58,38 @@ def compiled_where_asked_for():
 def one_thread():
     """Models this small are slower on several threads, by tens where the cores are busy."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_interpreter():
+    """Interpret Triton's kernels without the work that has no effect, which is most of the time."""
+    if os.environ.get("TRITON_INTERPRET") != "1" or importlib.util.find_spec("triton") is None:
+        yield
+        return
+    from triton.runtime import interpreter
+
+    # Without debug, nothing asserts what is computed about overflows of integers.
+    builder = interpreter.interpreter_builder
+    options = dataclasses.replace(builder.options, sanitize_overflow=builder.options.debug)
+    patch_language, launch, patched = interpreter._patch_lang, interpreter.GridExecutor.__call__, set()
+
+    def patch_once(function):
+        """Patch the language once a launch for each module, not again in each call of a device function."""
+        module = id(function.__globals__)
+        if module in patched:
+            return None
+        patched.add(module)
+        return patch_language(function)
+
+    def launch_anew(*args, **kwargs):
+        patched.clear()  # the end of the last launch restored the language
+        return launch(*args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(builder, "options", options)
+        patch.setattr(interpreter, "_patch_lang", patch_once)
+        patch.setattr(interpreter.GridExecutor, "__call__", launch_anew)
+        yield
 
 
 # --- small runs -------------------------------------------------------------------------------------------------------

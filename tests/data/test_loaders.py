@@ -2,10 +2,10 @@
 
 import gc
 import math
+import multiprocessing
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
 import types
@@ -17,6 +17,7 @@ import pytest
 import torch
 from configs import evaluation_loader, training_loader
 from PIL import Image
+from processes import forked
 from samples import (
     CONFIG,
     CPU,
@@ -347,24 +348,21 @@ def test_workers_keep_what_a_gpu_cannot_augment(folder, monkeypatch):
         assert not isinstance(dataset.transform, Drawing), flags
 
 
+def print_parents_of_workers(folder):
+    multiprocessing.set_start_method("forkserver", force=True)
+    args = args_of(folder, "-b", 4, "-j", 1)
+    loader = training_loader(open_dataset(args, "train"), CONFIG, args, CPU)
+    next(iter(loader))
+    for child in multiprocessing.active_children():
+        parent = int(Path(f"/proc/{child.pid}/stat").read_text().split()[3])
+        print("this one" if parent == os.getpid() else "another one")
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems start processes anew")
-def test_workers_are_children_of_the_training_process(folder):
+def test_workers_are_children_of_the_training_process(folder, tmp_path):
     """Also where the program's default is a server that forks. A killed run would leave its workers behind."""
-    code = f"""
-import multiprocessing, os, sys
-multiprocessing.set_start_method("forkserver")
-sys.path.insert(0, {str(Path(__file__).parents[1])!r})
-import torch
-from configs import training_loader
-from samples import CONFIG, args_of, open_dataset
-args = args_of({str(folder)!r}, "-b", 4, "-j", 1)
-loader = training_loader(open_dataset(args, "train"), CONFIG, args, torch.device("cpu"))
-next(iter(loader))
-print([os.getpid()] == [int(open(f"/proc/{{child.pid}}/stat").read().split()[3])
-    for child in multiprocessing.active_children()])
-"""
-    done = subprocess.run([sys.executable, "-c", code], timeout=200, capture_output=True, text=True, check=False)
-    assert done.stdout == "True\n", done.stderr
+    done = forked(tmp_path, print_parents_of_workers, (str(folder),), [{}])
+    assert done.stdout == "this one\n", done.stderr
 
 
 @pytest.mark.parametrize("place", [[], ["--no-prefetcher"]], ids=["prefetcher", "no prefetcher"])
@@ -451,8 +449,10 @@ def stalled(tmp_path, monkeypatch):
             os.mkfifo(path)
 
     monkeypatch.setattr("flashkat.data.scan._ordinary", os.open)
-    yield tmp_path, stall
-    gc.collect()  # ends workers that still wait, and not while a later test needs their signals
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.5)  # seconds until a worker is killed
+        yield tmp_path, stall
+        gc.collect()  # ends workers that still wait, and not while a later test needs their signals
 
 
 needs_pipes = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no such files here")

@@ -25,11 +25,16 @@ ENTRIES = [
     ("torch.autograd.forward_ad", "_current_level"),
 ]
 
-# A fork for each entry, of a process that has imported what takes seconds.
+# A fork for each entry, of a process that has imported and begun what takes seconds.
 WITHOUT = """
 import operator, os, sys, traceback, warnings
-import torch, torch._dynamo, torch._functorch.aot_autograd
+import torch
 import timm
+
+torch.func.jvp(torch.sin, (torch.ones(2),), (torch.ones(2),))
+torch.func.vmap(torch.func.grad(torch.sin))(torch.ones(2))
+torch.compile(torch.sin, backend="aot_eager")(torch.ones(2))
+torch.compiler.reset()
 
 
 def check(module, name):

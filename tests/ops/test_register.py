@@ -23,7 +23,8 @@ F32, F16, BF16, F64 = torch.float32, torch.float16, torch.bfloat16, torch.float6
 
 def test_opcheck(device):
     for case in CASES:
-        inputs = leaves(device, torch.float32, **case)
+        # A degree is a loop's length, and each step of it takes long to trace with sizes that are symbols.
+        inputs = leaves(device, torch.float32, **{"m": 3, "n": 2, **case})
         dim = case.get("dim", -1)
         torch.library.opcheck(torch.ops.flashkat.rational, (*inputs, dim))
         torch.library.opcheck(torch.ops.flashkat.rational, (*inputs, dim, torch.bfloat16))

@@ -62,6 +62,20 @@ def command(tmp_path):
 
 
 @pytest.fixture
+def ended(monkeypatch, capsys):
+    """Runs a script in this process, and returns its exit status and what it prints."""
+
+    def run(script, *argv):
+        monkeypatch.setattr(sys, "argv", [str(word) for word in (script, *argv)])
+        monkeypatch.setattr(sys, "path", [*sys.path])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+        return end.value.code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
 def torchrun(tmp_path):
     """A Python that only writes down how it was called."""
     path = tmp_path / "python"
@@ -203,7 +217,7 @@ def test_recipes_from_a_vit_take_googles_by_default(recipe, command, torchrun, t
     assert (args.pretrained_path or args.initial_checkpoint) == missing
 
 
-def test_train_and_validate_are_doors(command, images, tmp_path, monkeypatch, capsys):
+def test_train_and_validate_are_doors(command, ended, images, tmp_path):
     tiny = ["--img-size", 8, "--model-kwargs", "patch_size=4", "embed_dim=16", "depth=1", "num_heads=2"]
     flags = ["--model", "kat_tiny_patch16_224", *tiny, "-j", 0, "-b", 4, "--epochs", 1, "--experiment", "run"]
     done = command(sys.executable, ROOT / "train.py", images, *flags)
@@ -211,19 +225,11 @@ def test_train_and_validate_are_doors(command, images, tmp_path, monkeypatch, ca
     run = tmp_path / "output" / "train" / "run"
     assert yaml.safe_load((run / "args.yaml").read_text())["epochs"] == 1
 
-    def ended(script, *argv):
-        """The exit status and what is printed, in this process."""
-        monkeypatch.setattr(sys, "argv", [str(word) for word in (script, images, *argv)])
-        monkeypatch.setattr(sys, "path", [*sys.path])
-        with pytest.raises(SystemExit) as end:
-            runpy.run_path(str(ROOT / script), run_name="__main__")
-        return end.value.code, *capsys.readouterr()
-
-    status, out, err = ended("validate.py", "--checkpoint", run / "last.pth.tar", "-j", 0)
+    status, out, err = ended("validate.py", images, "--checkpoint", run / "last.pth.tar", "-j", 0)
     assert status == 0, err
     assert json.loads(out.removeprefix("--result\n"))["model"] == "kat_tiny_patch16_224"
     assert " * Acc@1" in err
-    status, _, err = ended("train.py", "--epohcs", 3)
+    status, _, err = ended("train.py", images, "--epohcs", 3)
     assert status == 2
     assert "did you mean --epochs" in err
 
@@ -251,14 +257,14 @@ def test_the_example_names_five_classes(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(("name", "reason"), [("no.jpg", "No such file or directory"), ("text.jpg", "it is no image")])
-def test_the_example_says_what_is_wrong(command, tmp_path, name, reason):
+def test_the_example_says_what_is_wrong(ended, tmp_path, name, reason):
     (tmp_path / "text.jpg").write_text("no image")
-    done = command(sys.executable, ROOT / "example.py", tmp_path / name)
-    assert done.returncode == 2
-    assert done.stderr == f"example.py: error: cannot read {tmp_path / name}: {reason}; name an image file\n"
+    status, _, err = ended("example.py", tmp_path / name)
+    assert status == 2
+    assert err == f"example.py: error: cannot read {tmp_path / name}: {reason}; name an image file\n"
 
 
-def test_operations_are_counted_under_kats_name(command):
-    done = command(sys.executable, ROOT / "tools/calculate_flops.py")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("kat_tiny_gelu_patch16_224, 224 x 224")
+def test_operations_are_counted_under_kats_name(ended):
+    status, out, err = ended("tools/calculate_flops.py")
+    assert status == 0, err
+    assert out.startswith("kat_tiny_gelu_patch16_224, 224 x 224")

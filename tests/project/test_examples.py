@@ -37,9 +37,8 @@ def losses(out):
 
 
 def test_detection():
-    module, (overlap, right) = run(
-        "detection", "--side", 64, "--width", 16, "--depth", 1, "--steps", 1, "--batch-size", 2
-    )
+    sizes = ["--side", 64, "--width", 16, "--depth", 1, "--steps", 1, "--batch-size", 2, "--new-pictures", 2]
+    module, (overlap, right) = run("detection", *sizes)
     assert 0 <= overlap <= 1
     assert 0 <= right <= 1
     model = module.build(64, 16, 2)

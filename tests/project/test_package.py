@@ -57,6 +57,7 @@ def test_import_brings_in_little_beside_torch_and_timm():
 WITHOUT_TRITON = """
 import sys, warnings
 sys.modules["triton"] = None
+import flashkat.ops.triton.settings, flashkat.ops.triton.caching
 import torch, timm, flashkat
 assert not torch.cuda.is_available()
 layer = flashkat.GRKAN(16, 32)

@@ -2,11 +2,13 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
+import time
 
 import pytest
+import torch.distributed as dist
+from processes import forked, free_port
 
 from flashkat.errors import Stopped
 from flashkat.system.signals import StopRequest
@@ -25,32 +27,25 @@ def test_a_signal_stops_after_the_step(name):
     assert signal.getsignal(number) == before
 
 
-TWO_SIGNALS = """
-import os, signal, time
-from flashkat.system.signals import StopRequest
-clock = iter((0, float(os.environ["LATER"])))
-time.monotonic = lambda: next(clock)
-with StopRequest() as stop:
-    for _ in range(2):
-        os.kill(os.getpid(), signal.SIGTERM)
-    assert stop.after_step()
-"""
+def two_signals(launcher, later):
+    os.environ.pop("TORCHELASTIC_RUN_ID", None)
+    if launcher == "torchrun":
+        os.environ["TORCHELASTIC_RUN_ID"] = "none"
+    clock = iter((0, later))
+    time.monotonic = lambda: next(clock)
+    with StopRequest() as stop:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.after_step()
 
 
 @pytest.mark.parametrize(
     ("launcher", "later", "status"),
     [("torchrun", 2, 128 + signal.SIGTERM), ("torchrun", 1.9, 0), (None, 0, 128 + signal.SIGTERM)],
 )
-def test_the_second_signal_ends_the_process_at_once_unless_both_are_one_request(launcher, later, status):
-    environment = {**os.environ, "LATER": str(later)}
-    environment.pop("TORCHELASTIC_RUN_ID", None)
-    if launcher == "torchrun":
-        environment["TORCHELASTIC_RUN_ID"] = "none"
-    done = subprocess.run(
-        [sys.executable, "-c", TWO_SIGNALS], env=environment, timeout=50, stderr=subprocess.PIPE, check=False
-    )
-    assert done.stderr == b""
-    assert done.returncode == status
+def test_the_second_signal_ends_the_process_at_once_unless_both_are_one_request(tmp_path, launcher, later, status):
+    done = forked(tmp_path, two_signals, (launcher, later), [{}])
+    assert (done.status, done.stderr) == ([status], "")
 
 
 # A process loads images for this one. A third one sends it signals, and then it still answers.
@@ -92,16 +87,13 @@ def test_a_loading_process_ends_at_the_word_of_its_parent_alone():
     assert done.returncode == 0, done.stderr
 
 
-# Steps of three processes, slow at first and then fast. The second one receives a signal in a slow step, and the third
-# one later. Each process prints its number of steps.
-PROCESSES = """
-import os, signal, time
-import torch.distributed as dist
-from flashkat.system.signals import StopRequest
+def take_steps():
+    """Steps of three processes, slow at first and then fast.
 
-def work(rank):
-    os.environ["TORCHELASTIC_RESTART_COUNT"] = str(rank)  # nodes may count differently
-    dist.init_process_group("gloo", rank=rank, world_size=3)
+    The second one receives a signal in a slow step, and the third one later. Each process prints its number of steps.
+    """
+    rank = int(os.environ["RANK"])
+    dist.init_process_group("gloo")
     with StopRequest() as stop:
         for step in range(1_000_000):
             dist.barrier()
@@ -114,30 +106,18 @@ def work(rank):
         if rank == 2:
             os.kill(os.getpid(), signal.SIGTERM)  # its first one
         dist.barrier()
-        os.write(1, f"{step} {stop.number}\\n".encode())
+        os.write(1, f"{step} {stop.number}\n".encode())
         dist.barrier()
-
-children = []
-for rank in range(3):
-    child = os.fork()
-    if not child:
-        work(rank)
-        os._exit(0)
-    children.append(child)
-for child in children:
-    assert os.waitpid(child, 0)[1] == 0
-"""
+    os._exit(0)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the processes are forks")
-def test_several_processes_stop_after_the_same_step_however_fast_it_comes():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-    environment = {**os.environ, **meeting, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", PROCESSES]
-    done = subprocess.run(command, env=environment, timeout=120, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+def test_several_processes_stop_after_the_same_step_however_fast_it_comes(tmp_path):
+    meeting = {"MASTER_ADDR": "localhost", "MASTER_PORT": free_port(), "WORLD_SIZE": 3}
+    # Nodes may count their starts differently.
+    ranks = [{**meeting, "RANK": rank, "TORCHELASTIC_RESTART_COUNT": rank} for rank in range(3)]
+    done = forked(tmp_path, take_steps, (), ranks)
+    assert done.status == [0, 0, 0], done.stderr
     lines = done.stdout.splitlines()
     assert len(lines) == 3
     assert len(set(lines)) == 1

@@ -39,27 +39,23 @@ def test_a_process_that_was_killed_holds_nothing(tmp_path):
     Lock(tmp_path).release()
 
 
+def die_with_a_child(folder):
+    lock = Lock(Path(folder))
+    child = os.fork()
+    if not child:
+        signal.pause()
+    assert lock.is_held()
+    os.write(1, str(child).encode())
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def test_the_children_of_a_process_that_was_killed_hold_nothing(tmp_path):
-    code = f"""
-import os, signal
-from pathlib import Path
-from flashkat.training.outputs.lock import Lock
-lock = Lock(Path({str(tmp_path)!r}))
-child = os.fork()
-if not child:
-    signal.pause()
-os.write(1, str(child).encode())
-os.close(1)
-os.kill(os.getpid(), signal.SIGKILL)
-"""
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
-    assert process.wait(timeout=60) == -9
-    child = int(os.read(process.stdout.fileno(), 20))
+    done = forked(tmp_path, die_with_a_child, (str(tmp_path),), [{}])
     try:
+        assert done.status == [-signal.SIGKILL]
         Lock(tmp_path).release()
     finally:
-        os.kill(child, signal.SIGKILL)
-        process.stdout.close()
+        os.kill(int(done.stdout), signal.SIGKILL)
 
 
 def test_a_child_that_has_not_run_yet_is_waited_for(tmp_path):
