@@ -288,9 +288,9 @@ class _Counting:
 
     started = 0
 
-    def start(self, jpegs):
+    def start(self, jpegs, cuts):
         self.started += 1
-        return lambda: torch.full((len(jpegs), 8, 8, 3), int(jpegs[0][0].data[0]), dtype=torch.uint8)
+        return lambda: torch.full((len(jpegs), 8, 8, 3), int(jpegs[0].data[0]), dtype=torch.uint8)
 
 
 @pytest.mark.parametrize("number", [0, 1, 2, 5])

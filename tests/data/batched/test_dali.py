@@ -20,11 +20,26 @@ def jpeg(width, height, mode="RGB"):
     return Jpeg(np.frombuffer(as_jpeg(width, height, mode), dtype=np.uint8), "x.jpg", (width, height))
 
 
+def start(decoder, cases):
+    jpegs, cuts = zip(*cases, strict=True)
+    return decoder.start(jpegs, np.array([cut.numbers() for cut in cuts]))
+
+
+def by_pillow(cases):
+    return decode_by_pillow(*zip(*cases, strict=True), SIZE)
+
+
 @pytest.fixture
 def decoder(device):
     from flashkat.data.batched.dali import Decoder
 
     return Decoder(8, SIZE, device, threads=1)
+
+
+@pytest.fixture
+def without_pillow(monkeypatch):
+    """Fail where Pillow decodes what DALI could not."""
+    monkeypatch.setattr("flashkat.data.batched.dali.decode_by_pillow", None)
 
 
 CUTS = {
@@ -39,44 +54,44 @@ CUTS = {
 }
 
 
-def test_cuts_are_near_pillows(decoder):
+def test_cuts_are_near_pillows(decoder, without_pillow):
     cases = [(jpeg(*size), cut) for size, cut in CUTS.values()]
-    found, expected = decoder.start(cases)().cpu().int(), decode_by_pillow(cases, SIZE).int()
+    found, expected = start(decoder, cases)().cpu().int(), by_pillow(cases).int()
     for name, one, other in zip(CUTS, found, expected, strict=True):
         apart = (one - other).abs()
         assert apart.max() <= LARGEST, name
         assert apart.float().mean() <= MEAN, name
 
 
-def test_grey_images_become_colour(decoder):
+def test_grey_images_become_colour(decoder, without_pillow):
     cases = [(jpeg(120, 90, "L"), Cut((0, 0, 90, 120), SIZE))]
-    assert (decoder.start(cases)().cpu().int() - decode_by_pillow(cases, SIZE).int()).abs().max() <= LARGEST
+    assert (start(decoder, cases)().cpu().int() - by_pillow(cases).int()).abs().max() <= LARGEST
 
 
-def test_batches_may_be_smaller(decoder):
+def test_batches_may_be_smaller(decoder, without_pillow):
     cases = [(jpeg(*size), cut) for size, cut in CUTS.values()]
-    whole = decoder.start(cases)()
-    assert torch.equal(decoder.start(cases[:3])(), whole[:3])
-    assert torch.equal(decoder.start(cases)(), whole)
+    whole = start(decoder, cases)()
+    assert torch.equal(start(decoder, cases[:3])(), whole[:3])
+    assert torch.equal(start(decoder, cases)(), whole)
 
 
 def test_a_damaged_image_is_named_and_the_next_batch_is_decoded(decoder):
     good = (jpeg(120, 90), CUTS["part"][1])
-    expected = decoder.start([good])()
+    expected = start(decoder, [good])()
     damaged = Jpeg(good[0].data[:500], "dogs/1.jpg", (120, 90))
     with pytest.raises(InputError, match=r"cannot decode the image dogs/1.jpg"):
-        decoder.start([good, (damaged, good[1])])()
-    assert torch.equal(decoder.start([good])(), expected)
+        start(decoder, [good, (damaged, good[1])])()
+    assert torch.equal(start(decoder, [good])(), expected)
 
 
 def test_batches_are_decoded_beside_each_other(decoder):
     cases = [(jpeg(*size), cut) for size, cut in CUTS.values()]
-    whole = decoder.start(cases)()
+    whole = start(decoder, cases)()
     damaged = Jpeg(cases[0][0].data[:500], "dogs/1.jpg", (120, 90))
-    started = [decoder.start(each) for each in (cases[:4], [(damaged, cases[0][1])], cases[4:], cases[:1])]
+    started = [start(decoder, each) for each in (cases[:4], [(damaged, cases[0][1])], cases[4:], cases[:1])]
     del started[3]  # nobody asks for it
     assert torch.equal(started[0](), whole[:4])
     with pytest.raises(InputError, match=r"cannot decode the image dogs/1.jpg"):
         started[1]()
     assert torch.equal(started[2](), whole[4:])
-    assert torch.equal(decoder.start(cases)(), whole)
+    assert torch.equal(start(decoder, cases)(), whole)

@@ -43,7 +43,7 @@ def test_training_cuts_where_timm_does(seeded, interpolation, flips):
         after = states()
         seeded(number)
         expected = primary(Image.open(io.BytesIO(file)).convert("RGB"))
-        assert torch.equal(decode_by_pillow([(jpeg, found)], size)[0], torch.from_numpy(np.asarray(expected).copy()))
+        assert torch.equal(decode_by_pillow([jpeg], [found], size)[0], torch.from_numpy(np.asarray(expected).copy()))
         for transform in secondary.transforms:
             transform(expected)
         assert states() == after
@@ -58,7 +58,7 @@ def test_evaluation_cuts_where_timm_does(options):
         encoded, steps = cut(read_encoded(io.BytesIO(file), "RGB"))
         assert steps == []
         expected = np.asarray(transform(Image.open(io.BytesIO(file)).convert("RGB"))).transpose(1, 2, 0)
-        assert np.array_equal(decode_by_pillow([encoded], (32, 32))[0], expected)
+        assert np.array_equal(decode_by_pillow(*zip(encoded), (32, 32))[0], expected)
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_a_jpeg_that_is_cut_off_is_an_error_where_it_is_read():
 
 
 class Sevens:
-    def start(self, jpegs):
+    def start(self, jpegs, cuts):
         return lambda: torch.full((len(jpegs), 32, 32, 3), 7, dtype=torch.uint8)
 
 
@@ -114,7 +114,7 @@ def test_a_batch_holds_encoded_and_other_images():
     assert batch.places.tolist() == [0, 2]
     assert batch.others.tolist() == [1]
     assert len(batch.drawn.images) == 1  # no memory for images that are not decoded yet
-    assert [(jpeg.size, jpeg.data.tobytes()) for jpeg, _ in batch.encoded()] == [
+    assert [(jpeg.size, jpeg.data.tobytes()) for jpeg in batch.encoded()] == [
         ((40, 24), files[0]),
         ((32, 48), files[2]),
     ]
@@ -136,4 +136,4 @@ def test_a_batch_without_jpegs_needs_no_decoder():
 def test_a_damaged_image_is_named():
     jpeg = Jpeg(np.frombuffer(as_jpeg(40, 24)[:300], dtype=np.uint8), "dogs/1.jpg", (40, 24))
     with pytest.raises(InputError, match=r"cannot decode the image dogs/1.jpg: replace or remove it"):
-        decode_by_pillow([(jpeg, Cut((0, 0, 24, 40), (8, 8)))], (8, 8))
+        decode_by_pillow([jpeg], [Cut((0, 0, 24, 40), (8, 8))], (8, 8))

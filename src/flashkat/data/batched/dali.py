@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from .encoded import Cut, Jpeg, decode_by_pillow
@@ -31,25 +30,26 @@ class Decoder:
         self._batch_size, self._size, self._device, self._threads = batch_size, size, device, threads
         self._idle: list[Any] = []  # a pipeline decodes one batch at a time
 
-    def start(self, jpegs: Sequence[tuple[Jpeg, Cut]]) -> Callable[[], Tensor]:
+    def start(self, jpegs: Sequence[Jpeg], cuts: np.ndarray) -> Callable[[], Tensor]:
         """Start to decode a batch, beside those started before, and return what waits for the result.
 
-        This returns the images (N, H, W, 3) in uint8, on the current stream. It raises InputError where an image cannot
-        be decoded.
+        Args:
+            jpegs: the images.
+            cuts: what to cut out of each, see :meth:`Cut.numbers`.
+
+        Returns:
+            a function that returns the images (N, H, W, 3) in uint8, on the current stream. It raises InputError where
+            an image cannot be decoded.
         """
         pipeline = self._idle.pop() if self._idle else self._build()
-        cuts = [cut for _, cut in jpegs]
-        pipeline.feed_input("jpegs", [jpeg.data for jpeg, _ in jpegs])
-        starts, ends = zip(*map(_corners, cuts), strict=True)
-        pipeline.feed_input("starts", np.array(starts, dtype=np.float32))
-        pipeline.feed_input("ends", np.array(ends, dtype=np.float32))
-        pipeline.feed_input("sizes", np.array([cut.size for cut in cuts], dtype=np.float32))
-        pipeline.feed_input("windows", np.array([cut.window for cut in cuts], dtype=np.int32))
-        pipeline.feed_input("ways", np.array([_way(cut.resampling) for cut in cuts], dtype=np.int32))
+        # The pipeline reads the bytes where they are, so they must stay until its end.
+        pipeline.kept = jpegs
+        pipeline.feed_input("jpegs", [jpeg.data for jpeg in jpegs])
+        pipeline.feed_input("cuts", _table(cuts))
         pipeline.schedule_run()
-        return partial(self._result, pipeline, jpegs)
+        return partial(self._result, pipeline, jpegs, cuts)
 
-    def _result(self, pipeline: Any, jpegs: Sequence[tuple[Jpeg, Cut]]) -> Tensor:
+    def _result(self, pipeline: Any, jpegs: Sequence[Jpeg], cuts: np.ndarray) -> Tensor:
         from nvidia.dali.plugin.pytorch import feed_ndarray
 
         stream = torch.cuda.current_stream(self._device) if self._device.type == "cuda" else None
@@ -57,7 +57,8 @@ class Decoder:
             (found,) = pipeline.outputs(cuda_stream=stream)
         except RuntimeError:
             # After an error a pipeline cannot go on. Pillow finds the image, or decodes what DALI does not.
-            return decode_by_pillow(jpegs, self._size).to(self._device)
+            return decode_by_pillow(jpegs, map(Cut.of_numbers, cuts.tolist()), self._size).to(self._device)
+        pipeline.kept = None
         self._idle.append(pipeline)
         images = torch.empty(len(jpegs), *self._size, 3, dtype=torch.uint8, device=self._device)
         feed_ndarray(found.as_tensor(), images, cuda_stream=stream)
@@ -74,8 +75,10 @@ class Decoder:
             prefetch_queue_depth=1,
         )
         with pipeline:
+            cuts = fn.external_source(name="cuts")
+            floats = fn.cast(cuts[:6], dtype=types.FLOAT)
             images = fn.decoders.image(
-                fn.external_source(name="jpegs"),
+                fn.external_source(name="jpegs", no_copy=True),
                 device="mixed" if on_gpu else "cpu",
                 output_type=types.RGB,
                 adjust_orientation=False,
@@ -86,28 +89,25 @@ class Decoder:
             )
             resized = fn.resize(
                 images,
-                size=fn.external_source(name="sizes"),
-                roi_start=fn.external_source(name="starts"),
-                roi_end=fn.external_source(name="ends"),
-                interp_type=fn.cast(fn.external_source(name="ways"), dtype=types.INTERP_TYPE),
+                roi_start=floats[:2],
+                roi_end=floats[2:4],
+                size=floats[4:],
+                interp_type=fn.cast(cuts[8], dtype=types.INTERP_TYPE),
                 antialias=True,
             )
-            window = fn.external_source(name="windows")
-            pipeline.set_outputs(fn.slice(resized, start=window, shape=self._size, axes=(0, 1)))
+            pipeline.set_outputs(fn.slice(resized, start=cuts[6:8], shape=self._size, axes=(0, 1)))
         pipeline.build()
         return pipeline
 
 
-def _corners(cut: Cut) -> tuple[list[int], list[int]]:
-    """Return the first and the last corner of a cut's box. Exchanged coordinates flip the image."""
-    top, left, height, width = cut.box
-    rows, columns = (top, top + height), (left, left + width)
-    first, last = ([rows[end != cut.flip_y], columns[end != cut.flip_x]] for end in (False, True))
-    return first, last
-
-
-def _way(resampling: Image.Resampling) -> int:
+def _table(cuts: np.ndarray) -> np.ndarray:
+    """Return what the pipeline reads of each cut: first corner, last corner, size, window, and interpolation."""
     from nvidia.dali import types
 
-    ways = {Image.Resampling.BILINEAR: types.INTERP_LINEAR, Image.Resampling.BICUBIC: types.INTERP_CUBIC}
-    return int(ways[resampling])
+    box, size, window, is_bicubic, flips = np.split(cuts, (4, 6, 8, 9), axis=1)
+    low, high = box[:, :2], box[:, :2] + box[:, 2:]
+    # Exchanged coordinates flip the image.
+    is_flipped = flips[:, ::-1] > 0
+    way = np.where(is_bicubic > 0, int(types.INTERP_CUBIC), int(types.INTERP_LINEAR))
+    columns = np.where(is_flipped, high, low), np.where(is_flipped, low, high), size, window, way
+    return np.concatenate(columns, axis=1).astype(np.int32)

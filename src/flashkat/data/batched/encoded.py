@@ -4,7 +4,7 @@ The random numbers of crop and flips are timm's, so the cut is the same as witho
 """
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from typing import IO, Any
@@ -91,6 +91,18 @@ class Cut:
             image = image.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
         top, left = self.window
         return np.asarray(image)[top : top + size[0], left : left + size[1]]
+
+    def numbers(self) -> tuple[int, ...]:
+        """Return the cut as eleven numbers: box, size, window, whether it is bicubic, and the two flips."""
+        is_bicubic = self.resampling == Image.Resampling.BICUBIC
+        return *self.box, *self.size, *self.window, is_bicubic, self.flip_x, self.flip_y
+
+    @classmethod
+    def of_numbers(cls, numbers: Sequence[int]) -> "Cut":
+        """Return the cut that :meth:`numbers` gave."""
+        top, left, height, width, rows, columns, y, x, is_bicubic, flip_x, flip_y = numbers
+        resampling = Image.Resampling.BICUBIC if is_bicubic else Image.Resampling.BILINEAR
+        return cls((top, left, height, width), (rows, columns), (y, x), resampling, bool(flip_x), bool(flip_y))
 
 
 Encoded = tuple[Jpeg, Cut] | np.ndarray
@@ -189,7 +201,8 @@ class EncodedBatch:
 
     Attributes:
         files: the bytes of all encoded images. As a tensor, they come from a worker through shared memory.
-        jpegs: name, size and number of bytes of each, and what to cut out.
+        jpegs: name, size and number of bytes of each.
+        cuts: what to cut out of each, (N, 11) in int64, see :meth:`Cut.numbers`.
         places: their places in the batch.
         drawn: the other images alone, and the steps of all.
         others: the places of the other images.
@@ -197,7 +210,8 @@ class EncodedBatch:
     """
 
     files: Tensor
-    jpegs: list[tuple[str, tuple[int, int], int, Cut]]
+    jpegs: list[tuple[str, tuple[int, int], int]]
+    cuts: Tensor
     places: Tensor
     drawn: DrawnBatch
     others: Tensor
@@ -206,20 +220,20 @@ class EncodedBatch:
     def pin_memory(self) -> "EncodedBatch":
         """Return a batch whose tensors for the GPU are in pinned memory, as PyTorch's loader asks for."""
         places, others = self.places.pin_memory(), self.others.pin_memory()
-        return EncodedBatch(self.files, self.jpegs, places, self.drawn.pin_memory(), others)
+        return EncodedBatch(self.files, self.jpegs, self.cuts, places, self.drawn.pin_memory(), others)
 
-    def encoded(self) -> list[tuple[Jpeg, Cut]]:
-        """Return the encoded images with what to cut out of them."""
+    def encoded(self) -> list[Jpeg]:
+        """Return the encoded images."""
         files, first, found = self.files.numpy(), 0, []
-        for name, size, length, cut in self.jpegs:
-            found.append((Jpeg(files[first : first + length], name, size), cut))
+        for name, size, length in self.jpegs:
+            found.append(Jpeg(files[first : first + length], name, size))
             first += length
         return found
 
     def start(self, decoder: Any) -> None:
         """Let a decoder begin, see :meth:`flashkat.data.batched.dali.Decoder.start`."""
         if self.jpegs:
-            self.decoded = decoder.start(self.encoded())
+            self.decoded = decoder.start(self.encoded(), self.cuts.numpy())
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Tensor:
         """Return the augmented images (B, 3, H, W) in uint8 on a GPU."""
@@ -247,12 +261,13 @@ class CollateEncoded:
 
     def __call__(self, batch: Sequence[tuple[Any, int]]) -> tuple[EncodedBatch, Tensor]:
         drawn, labels = zip(*batch, strict=True)
-        files, jpegs, places, images, others = [], [], [], [], []
+        files, jpegs, cuts, places, images, others = [], [], [], [], [], []
         for place, (image, _) in enumerate(drawn):
             if isinstance(image, tuple):
                 jpeg, cut = image
                 files.append(jpeg.data)
-                jpegs.append((jpeg.name, jpeg.size, len(jpeg.data), cut))
+                jpegs.append((jpeg.name, jpeg.size, len(jpeg.data)))
+                cuts.append(cut.numbers())
                 places.append(place)
             else:
                 images.append(image)
@@ -261,16 +276,17 @@ class CollateEncoded:
         decoded = torch.from_numpy(np.stack(images) if images else np.empty((0, *self.size, 3), dtype=np.uint8))
         rest = DrawnBatch(decoded, as_table([each for _, each in drawn]), self.fill)
         at, rest_at = (torch.tensor(each, dtype=torch.int64) for each in (places, others))
-        return EncodedBatch(encoded, jpegs, at, rest, rest_at), torch.tensor(labels)
+        numbers = torch.tensor(cuts, dtype=torch.int64).view(-1, 11)
+        return EncodedBatch(encoded, jpegs, numbers, at, rest, rest_at), torch.tensor(labels)
 
 
-def decode_by_pillow(jpegs: Sequence[tuple[Jpeg, Cut]], size: tuple[int, int]) -> Tensor:
+def decode_by_pillow(jpegs: Sequence[Jpeg], cuts: Iterable[Cut], size: tuple[int, int]) -> Tensor:
     """Decode and cut images by Pillow: (N, H, W, 3) in uint8.
 
     Raises:
         InputError: an image cannot be decoded.
     """
-    return torch.from_numpy(np.stack([_decode_by_pillow(jpeg, cut, size) for jpeg, cut in jpegs]))
+    return torch.from_numpy(np.stack([_decode_by_pillow(*each, size) for each in zip(jpegs, cuts, strict=True)]))
 
 
 def _decode_by_pillow(jpeg: Jpeg, cut: Cut, size: tuple[int, int]) -> np.ndarray:
