@@ -22,6 +22,7 @@ FACTORS: dict[str, dict[str, str]] = {
     "groups": {"8": "8", "1": "1", "4": "4", "16": "16", "channel": "0"},
     "numerators": {"shared": "", "separate": ""},
     "rlr": {rate: f"--rational-lr-scale {rate}" for rate in ("1", "0.1", "0.3", "3")},
+    "rwd": {"same": "", "0": "--rational-weight-decay 0"},
     "opt": {"adamw": "--opt adamw", "muon": "--opt muon"},
     "lr": {rate: f"--lr {rate}" for rate in ("1e-3", "5e-4", "2e-3")},
     "wd": {decay: f"--weight-decay {decay}" for decay in ("0.05", "0.2")},
@@ -36,12 +37,13 @@ FACTORS: dict[str, dict[str, str]] = {
 - groups: the groups of a rational; ``channel`` gives each channel its own.
 - numerators: whether the groups share a numerator.
 - rlr: the coefficients' learning rate, as a multiple of the others'.
+- rwd: the coefficients' weight decay, the same as the others' or none.
 - from: ``vit`` starts from the weights of the ViT of the same seed.
 
 The averaged weights of every run are evaluated too.
 """
 
-_OF_KAT = ("degrees", "start", "attention", "groups", "numerators", "rlr")
+_OF_KAT = ("degrees", "start", "attention", "groups", "numerators", "rlr", "rwd")
 _NUMBERS = ("rlr", "lr", "wd")  # any other number above 0 is a level too
 
 
@@ -140,7 +142,7 @@ class Contender:
             own = [FACTORS[factor][self.level(factor)] for factor in ("degrees", "start", "attention")]
             kwargs = " ".join([kwargs, *own, f"num_groups={numerators} den_groups={groups}"])
         words = ["--model", _MODELS[self.family], "--model-kwargs", *kwargs.split()]
-        for factor in ("opt", "lr", "wd", "mixing", *(["rlr"] if self.family == "kat" else [])):
+        for factor in ("opt", "lr", "wd", "mixing", *(["rlr", "rwd"] if self.family == "kat" else [])):
             level = self.level(factor)
             flag = next(iter(FACTORS[factor].values())).split()[:1]
             words += FACTORS[factor][level].split() if level in FACTORS[factor] else [*flag, level]

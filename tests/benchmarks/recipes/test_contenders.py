@@ -25,7 +25,8 @@ def test_flags_override_those_of_the_recipe():
     assert (args.opt, args.lr, args.weight_decay, args.mixup, args.cutmix) == ("adamw", 1e-3, 0.05, 0.8, 1.0)
     args = read(parse("kat,opt=muon,lr=2e-3,wd=0.2,mixing=off,rlr=0.7", CIFAR10))
     assert (args.opt, args.lr, args.weight_decay, args.mixup, args.cutmix) == ("muon", 2e-3, 0.2, 0, 0)
-    assert args.rational_lr_scale == 0.7
+    assert (args.rational_lr_scale, args.rational_weight_decay) == (0.7, None)
+    assert read(parse("kat,rwd=0", CIFAR10)).rational_weight_decay == 0
     args = read(parse("vit", DIGITS), DIGITS)
     assert (args.lr, args.mixup, args.img_size) == (3e-3, 0, 16)
 
