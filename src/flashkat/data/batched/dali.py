@@ -104,7 +104,7 @@ def _table(cuts: np.ndarray) -> np.ndarray:
     """Return what the pipeline reads of each cut: first corner, last corner, size, window, and interpolation."""
     from nvidia.dali import types
 
-    box, size, window, is_bicubic, flips = np.split(cuts, (4, 6, 8, 9), axis=1)
+    box, is_bicubic, flips, size, window = np.split(cuts, (4, 5, 7, 9), axis=1)
     low, high = box[:, :2], box[:, :2] + box[:, 2:]
     # Exchanged coordinates flip the image.
     is_flipped = flips[:, ::-1] > 0

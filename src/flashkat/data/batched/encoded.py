@@ -93,14 +93,14 @@ class Cut:
         return np.asarray(image)[top : top + size[0], left : left + size[1]]
 
     def numbers(self) -> tuple[int, ...]:
-        """Return the cut as eleven numbers: box, size, window, whether it is bicubic, and the two flips."""
+        """Return the cut as eleven numbers: box, whether it is bicubic, the two flips, size, and window."""
         is_bicubic = self.resampling == Image.Resampling.BICUBIC
-        return *self.box, *self.size, *self.window, is_bicubic, self.flip_x, self.flip_y
+        return *self.box, is_bicubic, self.flip_x, self.flip_y, *self.size, *self.window
 
     @classmethod
     def of_numbers(cls, numbers: Sequence[int]) -> "Cut":
         """Return the cut that :meth:`numbers` gave."""
-        top, left, height, width, rows, columns, y, x, is_bicubic, flip_x, flip_y = numbers
+        top, left, height, width, is_bicubic, flip_x, flip_y, rows, columns, y, x = numbers
         resampling = Image.Resampling.BICUBIC if is_bicubic else Image.Resampling.BILINEAR
         return cls((top, left, height, width), (rows, columns), (y, x), resampling, bool(flip_x), bool(flip_y))
 

@@ -6,14 +6,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ...system.signals import leave_signals_to_parent, start_method
 from .around import Around
 from .batches import DrawnBatch
-from .encoded import Cut, EvaluationCut, Jpeg, TrainingCut
+from .encoded import EvaluationCut, Jpeg, TrainingCut
 from .steps import as_table
 
 __all__ = ["CollateResident", "ResidentBatch", "ResidentImages", "Store", "read_all"]
@@ -141,14 +140,10 @@ class CollateResident:
 
     def __call__(self, batch: Sequence[tuple[Any, int]]) -> tuple[ResidentBatch, Tensor]:
         samples, labels = zip(*batch, strict=True)
-        numbers = torch.tensor([_numbers(index, cut) for index, cut, _ in samples])
+        numbers = torch.tensor([(index, *cut.numbers()[:7]) for index, cut, _ in samples])
         _, first, _ = samples[0]
         steps = as_table([each for _, _, each in samples])
         return ResidentBatch(numbers, first.size, first.window, steps, self.fill), torch.tensor(labels)
-
-
-def _numbers(index: int, cut: Cut) -> tuple[int, ...]:
-    return index, *cut.box, cut.resampling == Image.Resampling.BICUBIC, cut.flip_x, cut.flip_y
 
 
 class Store:
