@@ -19,7 +19,7 @@ from ..system.terminal import printable_name
 from .bad_images import BadImages
 from .checks import NO_IMAGES, check_columns, check_shards, check_streamed_columns, name_classes
 from .config import Data
-from .folders import ImageFolder, Labelled, Numbered, open_split, ordered, remedy
+from .folders import ImageFolder, Labelled, Numbered, open_split, ordered, undecodable
 from .images import as_mode, image_mode, read_image
 from .scan import read_class_map
 
@@ -154,8 +154,7 @@ class Shards(Stream):
         try:
             return self.read_file(file, self.mode)
         except Exception as error:  # damaged files make Pillow raise almost anything
-            name = printable_name(file.name)
-            raise InputError(f"cannot decode the image {name}: {remedy(file, error)}") from error
+            raise undecodable(file, printable_name(file.name), error) from error
 
 
 class FakeImages:

@@ -25,7 +25,7 @@ __all__ = [
     "is_archive",
     "open_split",
     "ordered",
-    "remedy",
+    "undecodable",
 ]
 
 _SPLIT_FOLDERS = {
@@ -150,7 +150,7 @@ class ImageFolder(Numbered, ImageDataset):
                 return self.read_file(file, self.input_img_mode), target
             # Damaged files make Pillow raise almost anything, a SyntaxError for a broken PNG among them.
             except Exception as error:
-                raise InputError(f"cannot decode the image {self.name(index)}: {remedy(file, error)}") from error
+                raise undecodable(file, self.name(index), error) from error
 
     def name(self, index: int) -> str:
         file = self.filename(index, absolute=True)
@@ -162,8 +162,12 @@ class ImageFolder(Numbered, ImageDataset):
         return ordered(getattr(self.reader, "class_to_idx", None) or {})
 
 
-def remedy(file: IO[bytes], error: Exception) -> str:
-    """Return what to do with a file that is no image that Pillow decodes."""
+def undecodable(file: IO[bytes], name: str, error: Exception) -> InputError:
+    """Return the error of a file that Pillow does not decode: its name, and what to do."""
+    return InputError(f"cannot decode the image {name}: {_remedy(file, error)}")
+
+
+def _remedy(file: IO[bytes], error: Exception) -> str:
     if isinstance(error, Image.DecompressionBombError):
         return "it has more pixels than Pillow decodes, make it smaller or remove it"
     with contextlib.suppress(OSError, ValueError):
