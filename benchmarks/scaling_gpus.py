@@ -18,27 +18,23 @@ A result adds up from several calls, for example one for each size.
 """
 
 import argparse
-import csv
 import functools
 import statistics
-import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 import timm
 import torch
 
 import flashkat  # noqa: F401  registers the models
 
-from .parts.common import ROOT, Row, arguments, require_gpu, target
+from .parts import trainings
+from .parts.common import Row, arguments, require_gpu, target
 from .parts.pieces import collect_in_pieces
+from .parts.trainings import BATCHES, CONTENDERS, RECIPE, SIZES, launch, medians, output_of
 
-__all__ = ["CONTENDERS", "SIZES", "WAYS", "collect", "efficiency", "targets"]
+__all__ = ["WAYS", "collect", "efficiency", "targets"]
 
-CONTENDERS = {"ours": "kat_{}_patch16_224", "vit": "vit_{}_patch16_224"}
-SIZES = ("tiny", "small", "base")
 WAYS = {
     "default": (),
     "plain": ("--torchcompile", "inductor", "--torchcompile-mode", "default"),
@@ -48,25 +44,7 @@ WAYS = {
     "fsdp": ("--fsdp", "--torchcompile", "inductor"),
     "bare": (),
 }
-_RECIPE = (
-    *(
-        "--amp",
-        "--amp-dtype",
-        "bfloat16",
-        "--opt",
-        "adamw",
-        "--lr",
-        "1e-3",
-        "--weight-decay",
-        "0.05",
-        "--clip-grad",
-        "1",
-    ),
-    *("--mixup", "0.8", "--cutmix", "1.0", "--smoothing", "0.1", "--drop-path", "0.1", "--sched", "cosine"),
-    *("--model-ema", "--model-ema-decay", "0.9999", "--model-ema-warmup"),
-)
 _EPOCHS = 4  # the first compiles and the last evaluates, so these are not counted
-_BATCHES = {"tiny": 200, "small": 120, "base": 60}
 
 _ONE_OVER_BARE = {"tiny": 0.98, "small": 0.98, "base": 0.98}
 _EFFICIENCY = {"tiny": 0.96, "small": 0.96, "base": 0.97}
@@ -106,7 +84,7 @@ def collect(
             if way == "bare":
                 models = {name: CONTENDERS[name].format(size) for name in contenders}
                 yield [
-                    _row(size, way, 1, name, [bare(1, "step", model, _BATCHES[size]) for _ in range(rounds)])
+                    _row(size, way, 1, name, [bare(1, "step", model, BATCHES[size]) for _ in range(rounds)])
                     for name, model in models.items()
                 ]
                 continue
@@ -121,7 +99,7 @@ def _piece(
     for _ in range(rounds):
         for name in contenders:
             print(size, way, f"{gpus} GPUs", name, file=sys.stderr, flush=True)
-            found[name].append(train(CONTENDERS[name].format(size), WAYS[way], gpus, _BATCHES[size]))
+            found[name].append(train(CONTENDERS[name].format(size), WAYS[way], gpus, BATCHES[size]))
     rows = []
     for name, trained in found.items():
         row = _row(size, way, gpus, name, [each["images_per_second"] for each in trained])
@@ -176,17 +154,11 @@ def targets(rows: list[Row]) -> list[Row]:
 
 
 def _train(extra: Sequence[str], batch: int, model: str, flags: Sequence[str], gpus: int, batches: int) -> Row:
-    """Train through the command line, and return medians over the epochs that neither compile nor evaluate."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = [*_launch(gpus), "-m", "flashkat", "train", "--fake-data", "--model", model, *_RECIPE, *flags, *extra]
-        command += ["-b", f"{batch}", "--train-num-samples", f"{batch * batches}", "--val-num-samples", f"{batch}"]
-        command += ["--epochs", f"{_EPOCHS}", "--val-interval", "1000", "--output", folder, "--experiment", "run"]
-        _run(command)
-        with (Path(folder) / "run" / "summary.csv").open(newline="") as file:
-            rows = list(csv.DictReader(file))[1:-1]
-    return {
-        name: statistics.median(float(row[name]) for row in rows) for name in ("images_per_second", "peak_memory_gib")
-    }
+    """Train through the command line, and return medians over the epochs."""
+    given = ["--fake-data", "--model", model, *RECIPE, *flags, *extra, "-b", f"{batch}"]
+    given += ["--train-num-samples", f"{batch * batches}", "--val-num-samples", f"{batch}"]
+    epochs, _ = trainings.train([*given, "--epochs", f"{_EPOCHS}", "--val-interval", "1000"], launch(gpus))
+    return medians(epochs, ("images_per_second", "peak_memory_gib"))
 
 
 def _bare(side: int, batch: int, gpus: int, what: str, model: str, steps: int = 0) -> float:
@@ -196,18 +168,7 @@ def _bare(side: int, batch: int, gpus: int, what: str, model: str, steps: int = 
     else:
         made = timm.create_model(model, weight_init="", img_size=side)
         given = [4 * sum(parameter.numel() for parameter in made.parameters())]
-    return float(_run([*_launch(gpus), "-m", "benchmarks.parts.bare", what, *map(str, given)]).split()[-1])
-
-
-def _launch(gpus: int) -> list[str]:
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", f"{gpus}"]
-
-
-def _run(command: Sequence[str]) -> str:
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"failed: {' '.join(command)}\n{done.stderr[-2000:]}")
-    return done.stdout
+    return float(output_of([*launch(gpus), "benchmarks.parts.bare", what, *map(str, given)]).split()[-1])
 
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
@@ -225,7 +186,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     gpus = args.gpus or [number for number in (1, 2, 4, 8) if number <= torch.cuda.device_count()]
     batch, side, extra = (8, 32, ["--img-size", "32"]) if args.quick else (128, 224, [])
     settings = {
-        "flags": " ".join((*_RECIPE, *extra)),
+        "flags": " ".join((*RECIPE, *extra)),
         "ways": {name: " ".join(flags) for name, flags in WAYS.items()},
         "batch_per_gpu": batch,
         "timing": f"median of {_EPOCHS - 2} epochs, then of {args.rounds} rounds, contenders in turn; min, max",
