@@ -201,6 +201,12 @@ def test_judging_by_means_over_seeds():
     ]
 
 
+def test_loaders_are_compared():
+    others = [_row("KAT-timm-loader", top1, seed=seed) for seed, top1 in ((1, 90.1), (2, 90.3))]
+    (found,) = (each for each in cifar10.targets([_row("KAT"), *others], 3) if "with timm's loader" in each["name"])
+    assert (found["value"], found["met"]) == (pytest.approx(0.2), True)
+
+
 def test_each_trains_with_each_seed_and_is_timed_with_one(small, images):
     argv = [str(images), "--contenders", "KAT", "ViT", "--seeds", "4", "5"]
     training, *alone = cifar10.plan(common.arguments("cifar10", "", argv, cifar10._add_flags))
