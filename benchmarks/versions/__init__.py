@@ -1,0 +1,1 @@
+"""Benchmarks of this version against an earlier one."""
