@@ -11,6 +11,7 @@ from .. import scaling_gpus
 from ..parts.common import LABELS, RESULTS, ROOT, Row, read
 from ..parts.contenders import SIZES, WAYS
 from .markdown import machine, markdown, provenance, verdict
+from .several import SUBJECTS, answered
 from .study import STUDIES, studied
 
 __all__ = ["SECTIONS", "overview", "pages", "render", "replace", "summary"]
@@ -383,6 +384,12 @@ def overview(results: Path) -> str:
         for name, label in STUDIES.items()
         if (results / f"{name}.json").exists()
     ]
+    lines += [
+        (name, f"[{subject}, {name}]({subject}/index.md)", f"{subject}/{name}.py")
+        for subject, found in SUBJECTS.items()
+        for name in found
+        if (results / f"{name}.json").exists()
+    ]
     rows = []
     for name, link, file in lines:
         document = read(results / f"{name}.json")
@@ -443,7 +450,8 @@ def pages(results: Path) -> dict[Path, str]:
     """Return the generated part of each page, by its path."""
     texts = {PAGES / f"{name}.md": render(name, results) for name in SECTIONS}
     others = {ROOT / "README.md": summary(results), PAGES / "index.md": overview(results), EXPORT: exported(results)}
-    return {**others, STUDY: studied(results), **texts}
+    subjects = {PAGES / subject / "index.md": answered(subject, results) for subject in SUBJECTS}
+    return {**others, STUDY: studied(results), **subjects, **texts}
 
 
 def _in_order(rows: dict[str, Row]) -> Iterable[tuple[str, Row]]:
