@@ -98,41 +98,20 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version, and end")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
-    train = commands.add_parser("train", help="train a model on a folder of images")
-    add_training_arguments(train)
-    train.set_defaults(run=_train)
-
-    finetune = commands.add_parser("finetune", help="choose the flags of train for a folder of images, and run it")
-    add_finetune_arguments(finetune)
-    finetune.set_defaults(run=_finetune)
-
-    validate = commands.add_parser("validate", help="evaluate a model on a folder of images")
-    add_validation_arguments(validate)
-    validate.set_defaults(run=_validate)
-
-    plot = commands.add_parser("plot", help="draw the functions that a checkpoint's rationals have learned")
-    add_plot_arguments(plot)
-    plot.set_defaults(run=_plot)
-
-    inspect = commands.add_parser("inspect", help="measure the learned functions, and write a report of them")
-    add_inspect_arguments(inspect)
-    inspect.set_defaults(run=_inspect)
-
-    fit = commands.add_parser("fit", help="fit a rational to a function or to points, and show its errors")
-    add_fit_arguments(fit)
-    fit.set_defaults(run=_fit)
-
-    export = commands.add_parser("export", help="write a model as ONNX, as a program, or as other code loads it")
-    add_export_arguments(export)
-    export.set_defaults(run=_export)
-
-    predict = commands.add_parser("predict", help="name the classes of images")
-    add_predict_arguments(predict)
-    predict.set_defaults(run=_predict)
-
-    flops = commands.add_parser("flops", help="count operations and parameters of a model, part by part")
-    add_flops_arguments(flops)
-    flops.set_defaults(run=_flops)
+    for name, add_arguments, run, text in (
+        ("train", add_training_arguments, _train, "train a model on a folder of images"),
+        ("finetune", add_finetune_arguments, _finetune, "choose the flags of train for a folder of images, and run it"),
+        ("validate", add_validation_arguments, _validate, "evaluate a model on a folder of images"),
+        ("plot", add_plot_arguments, _plot, "draw the functions that a checkpoint's rationals have learned"),
+        ("inspect", add_inspect_arguments, _inspect, "measure the learned functions, and write a report of them"),
+        ("fit", add_fit_arguments, _fit, "fit a rational to a function or to points, and show its errors"),
+        ("export", add_export_arguments, _export, "write a model as ONNX, as a program, or as other code loads it"),
+        ("predict", add_predict_arguments, _predict, "name the classes of images"),
+        ("flops", add_flops_arguments, _flops, "count operations and parameters of a model, part by part"),
+    ):
+        command = commands.add_parser(name, help=text)
+        add_arguments(command)
+        command.set_defaults(run=run)
 
     data = commands.add_parser(
         "data", help="write a built-in data set, unpack ImageNet, check a data set, or divide one"
