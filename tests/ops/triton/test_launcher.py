@@ -144,7 +144,7 @@ def test_small_kernels_start_early_in_cuda_graphs_alone(monkeypatch, is_capturin
 
 def test_an_unknown_triton_compiles_by_its_front_door(monkeypatch):
     assert launcher._knows_triton("3.6.0")
-    assert launcher._knows_triton("3.8.0+git1234")
+    assert launcher._knows_triton("3.9.0+git1234")
     with pytest.warns(UserWarning, match=r"triton 3\.99\.0 is newer .* longer to launch"):
         monkeypatch.setattr(launcher, "_KNOWS_TRITON", launcher._knows_triton("3.99.0"))
     kernel = Kernel()

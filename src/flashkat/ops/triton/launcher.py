@@ -14,14 +14,15 @@ from triton.runtime import driver
 from ..layout import VECTOR_BYTES, Metadata
 from ..private import kernel_launcher
 
-_NEWEST_TRITON = (3, 8)
+_NEWEST_TRITON = (3, 9)
 
 
 def _knows_triton(version: str) -> bool:
     """Return whether :class:`Launch` may use Triton's internals, which takes the host less time.
 
     These are ``triton.runtime.driver.active.get_current_stream``, and ``run``, ``function``, ``packed_metadata``,
-    ``metadata`` and ``src`` of a compiled kernel. They were tried with Triton 3.6 and compared with the source of 3.8.
+    ``metadata`` and ``src`` of a compiled kernel. They were tried with Triton 3.6, and compared with the source of 3.8
+    and 3.9.
     """
     if tuple(int(part) for part in version.split(".")[:2]) <= _NEWEST_TRITON:
         return True
