@@ -29,7 +29,7 @@ def apply_steps(images: Tensor, steps: Tensor, fill: tuple[int, ...] = (0, 0, 0)
     out = torch.empty_like(images)
     counts = torch.empty(count, 3, 256, dtype=torch.int32, device=images.device)
     tables = torch.empty(count, 3, 256, dtype=torch.uint8, device=images.device)
-    count_values, make_tables, apply = _launches(count, height, width, fill)
+    count_values, make_tables, apply = _launches(images.device, count, height, width, fill)
     with on(images.device):
         for each in steps:
             counts.zero_()
@@ -41,7 +41,9 @@ def apply_steps(images: Tensor, steps: Tensor, fill: tuple[int, ...] = (0, 0, 0)
 
 
 @functools.lru_cache(maxsize=64)
-def _launches(count: int, height: int, width: int, fill: tuple[int, ...]) -> tuple[Launch, Launch, Launch]:
+def _launches(
+    device: torch.device, count: int, height: int, width: int, fill: tuple[int, ...]
+) -> tuple[Launch, Launch, Launch]:
     """Return the launches that count values, make tables of them, and apply a step."""
     pixels = height * width
     blocks, exact = (count, triton.cdiv(pixels, _BLOCK)), {"enable_fp_fusion": False}

@@ -24,11 +24,13 @@ def fill_boxes(images: Tensor, boxes: Tensor, filling: Tensor) -> None:
         filling: (M, C, H, W) or (M, C, 1, 1), of the images' dtype.
     """
     with on(images.device):
-        _launch(len(boxes), images.shape[1:], filling.shape[2:] == images.shape[2:])(images, boxes, filling)
+        per_pixel = filling.shape[2:] == images.shape[2:]
+        _launch(images.device, images.dtype, len(boxes), images.shape[1:], per_pixel)(images, boxes, filling)
 
 
 @functools.lru_cache(maxsize=1024)
-def _launch(boxes: int, shape: torch.Size, per_pixel: bool) -> Launch:
+def _launch(device: torch.device, dtype: torch.dtype, boxes: int, shape: torch.Size, per_pixel: bool) -> Launch:
+    """Return the launch for images of a device and a dtype, which its compiled kernel is for."""
     channels, height, width = shape
     constants = {
         "CHANNELS": channels,

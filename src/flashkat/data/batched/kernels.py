@@ -28,7 +28,6 @@ _EQUALIZE = tl.constexpr(int(Operation.EQUALIZE))
 _COLOR = tl.constexpr(int(Operation.COLOR))
 _SHARPNESS = tl.constexpr(int(Operation.SHARPNESS))
 _BILINEAR = tl.constexpr(int(Operation.BILINEAR))
-_NOTHING = tl.constexpr(int(Operation.NOTHING))
 
 
 @triton.jit

@@ -32,13 +32,13 @@ def resized(images: Tensor, numbers: Tensor, size: tuple[int, int], window: tupl
     out = torch.empty(count, *window[2:], 3, dtype=torch.uint8, device=images.device)
     # Pillow resizes rows or columns first, with a result of 8 bits.
     flat = torch.empty(count, height, window[3], 3, dtype=torch.uint8, device=images.device)
-    along_x, along_y = _launches(count, height, width, size, window, True)
+    along_x, along_y = _launches(images.device, count, height, width, size, window, True)
     with on(images.device):
         along_x(images, numbers, flat)
         along_y(flat, numbers, out)
         if _CHOOSES_ORDER and height > size[0]:
             flat = torch.empty(count, window[2], width, 3, dtype=torch.uint8, device=images.device)
-            along_x, along_y = _launches(count, height, width, size, window, False)
+            along_x, along_y = _launches(images.device, count, height, width, size, window, False)
             along_y(images, numbers, flat)
             along_x(flat, numbers, out)
     return out
@@ -46,7 +46,13 @@ def resized(images: Tensor, numbers: Tensor, size: tuple[int, int], window: tupl
 
 @functools.lru_cache(maxsize=64)
 def _launches(
-    count: int, height: int, width: int, size: tuple[int, int], window: tuple[int, int, int, int], rows_first: bool
+    device: torch.device,
+    count: int,
+    height: int,
+    width: int,
+    size: tuple[int, int],
+    window: tuple[int, int, int, int],
+    rows_first: bool,
 ) -> tuple[Launch, Launch]:
     """Return the launches along rows and along columns, for the parts that are resized in this order."""
     top, left, rows, columns = window
