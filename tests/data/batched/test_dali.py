@@ -84,6 +84,31 @@ def test_a_damaged_image_is_named_and_the_next_batch_is_decoded(decoder):
     assert torch.equal(start(decoder, [good])(), expected)
 
 
+def test_what_dali_cannot_decode_is_said(decoder, monkeypatch):
+    good = (jpeg(120, 90), CUTS["part"][1])
+    start(decoder, [good])()
+    _fail(decoder, monkeypatch, "Error in thread 3: nvImageCodec failed\nStacktrace: ...")
+    with pytest.warns(UserWarning, match="so Pillow does, slowly: Error in thread 3: nvImageCodec failed$"):
+        found = start(decoder, [good])()
+    assert torch.equal(found.cpu(), by_pillow([good]))
+
+
+def test_too_little_memory_is_an_error(decoder, monkeypatch):
+    good = (jpeg(120, 90), CUTS["part"][1])
+    start(decoder, [good])()
+    _fail(decoder, monkeypatch, "CUDA runtime api error cudaErrorMemoryAllocation (2): out of memory")
+    with pytest.raises(InputError, match=r"no memory left to decode images .* smaller --batch-size"):
+        start(decoder, [good])()
+
+
+def _fail(decoder, monkeypatch, message):
+    def outputs(**options):
+        raise RuntimeError(message)
+
+    (pipeline,) = decoder._idle
+    monkeypatch.setattr(pipeline, "outputs", outputs)
+
+
 def test_batches_are_decoded_beside_each_other(decoder):
     cases = [(jpeg(*size), cut) for size, cut in CUTS.values()]
     whole = start(decoder, cases)()

@@ -1,5 +1,6 @@
 """NVIDIA DALI's decoder: JPEG files to the parts of them that are cut out, on a GPU or a CPU."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -8,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...errors import InputError
 from .encoded import Cut, Jpeg, decode_by_pillow
 
 __all__ = ["Decoder"]
@@ -55,9 +57,11 @@ class Decoder:
         stream = torch.cuda.current_stream(self._device) if self._device.type == "cuda" else None
         try:
             (found,) = pipeline.outputs(cuda_stream=stream)
-        except RuntimeError:
+        except RuntimeError as error:
             # After an error a pipeline cannot go on. Pillow finds the image, or decodes what DALI does not.
-            return decode_by_pillow(jpegs, map(Cut.of_numbers, cuts.tolist()), self._size).to(self._device)
+            images = decode_by_pillow(jpegs, map(Cut.of_numbers, cuts.tolist()), self._size)
+            _explain(error)
+            return images.to(self._device)
         pipeline.kept = None
         self._idle.append(pipeline)
         images = torch.empty(len(jpegs), *self._size, 3, dtype=torch.uint8, device=self._device)
@@ -98,6 +102,22 @@ class Decoder:
             pipeline.set_outputs(fn.slice(resized, start=cuts[6:8], shape=self._size, axes=(0, 1)))
         pipeline.build()
         return pipeline
+
+
+def _explain(error: RuntimeError) -> None:
+    """Warn of a batch that DALI did not decode and Pillow did, which takes much longer.
+
+    Raises:
+        InputError: DALI has no memory left, so it would fail again.
+    """
+    lines = str(error).splitlines()
+    reason = next((line.strip() for line in lines if "rror" in line), "no reason given")
+    if any(sign in str(error).lower() for sign in ("alloc", "out of memory")):
+        raise InputError(
+            f"NVIDIA DALI has no memory left to decode images ({reason:.200}): "
+            "give a smaller --batch-size, or --data-backend timm"
+        ) from error
+    warnings.warn(f"NVIDIA DALI cannot decode a batch, so Pillow does, slowly: {reason:.200}", stacklevel=2)
 
 
 def _table(cuts: np.ndarray) -> np.ndarray:
