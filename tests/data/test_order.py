@@ -63,6 +63,14 @@ def test_global_batches_are_those_of_one_process(as_process, count, size, batch)
     assert not torch.equal(alone[0][0][0], alone[1][0][0]) or count < 4
 
 
+def test_repeated_augmentation_takes_the_seed(as_process):
+    as_process(0, 2)
+    orders = [
+        [indices.tolist() for indices, _ in training_batches(Numbers(40), 4, seed, repeats=2)] for seed in (1, 2, 1)
+    ]
+    assert orders[0] == orders[2] != orders[1]
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_epoch_can_be_begun_anywhere(as_process, workers):
     as_process(1, 2)

@@ -68,7 +68,9 @@ class EpochSampler(_Passes, Sampler):
 
     def __iter__(self) -> Iterator[tuple[int, tuple[int, ...]]]:
         self._begin()
-        self.sampler.set_epoch(self.epoch)
+        # timm's RepeatAugSampler has no other seed than the epoch.
+        repeats = isinstance(self.sampler, RepeatAugSampler)
+        self.sampler.set_epoch(self.epoch + self.seed if repeats else self.epoch)
         rank, size = distributed.rank(), distributed.size()
         for number, index in enumerate(self.sampler):
             if number >= self.first_batch * self.batch_size:
@@ -218,7 +220,7 @@ def start_epoch(loader: Any, epoch: int, batch: int) -> bool:
 class _OwnBatches:
     """Take every n-th batch of a loader that is the same in all n processes.
 
-    A process that runs out repeats its last batch with empty targets, so that all take as many steps.
+    A process that runs out gets the stream's last batch without targets, so that all take as many steps.
     """
 
     def __init__(self, loader: DataLoader) -> None:
