@@ -3,8 +3,9 @@
 Images are not turned by their EXIF orientation, as in timm.
 """
 
+import contextlib
 import warnings
-from collections.abc import Set
+from collections.abc import Iterator, Set
 from functools import cache
 from typing import IO
 
@@ -14,7 +15,7 @@ from PIL import Image, ImageMode
 from ..errors import InputError
 from .config import Data
 
-__all__ = ["as_mode", "formats", "image_mode", "image_suffixes", "open_image", "read_image"]
+__all__ = ["as_mode", "formats", "image_mode", "image_suffixes", "open_image", "read_image", "without_warnings"]
 
 # Pillow only identifies these, or runs another program to read them (EPS: Ghostscript).
 _UNREADABLE = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
@@ -65,11 +66,17 @@ def open_image(file: IO[bytes]) -> Image.Image:
     return Image.open(file, formats=formats())
 
 
+@contextlib.contextmanager
+def without_warnings() -> Iterator[None]:
+    """Silence Pillow, which warns of EXIF data, which is not used, and of large images, which are decoded whole."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
 def read_image(file: IO[bytes], mode: str) -> Image.Image:
     """Decode an image file, of animations the first picture, to one of Pillow's modes."""
-    with warnings.catch_warnings():
-        # Pillow warns of EXIF data, which is not used, and of large images, which are decoded whole.
-        warnings.simplefilter("ignore")
+    with without_warnings():
         return as_mode(open_image(file), mode)
 
 

@@ -2,6 +2,7 @@
 
 import io
 import random
+import warnings
 
 import numpy as np
 import pytest
@@ -70,6 +71,8 @@ def test_evaluation_cuts_where_timm_does(options):
         lambda: EvaluationCut(create_transform((3, 32, 48))),
         lambda: EvaluationCut(create_transform((3, 32, 32), crop_border_pixels=2)),
         lambda: EvaluationCut(create_transform((3, 32, 32), interpolation="nearest")),
+        lambda: EvaluationCut(create_transform((3, 32, 32), crop_pct=1.2)),
+        lambda: EvaluationCut(create_transform((3, 32, 32), crop_pct=1.2, crop_mode="squash")),
     ],
 )
 def test_what_cannot_be_cut_is_refused(make):
@@ -89,6 +92,13 @@ def test_only_plain_jpegs_stay_encoded(mode, format, is_encoded):
     found = read_encoded(io.BytesIO(as_jpeg(40, 24, mode, format)), "RGB")
     assert isinstance(found, Jpeg) == is_encoded
     assert found.size == (40, 24)
+
+
+def test_pillow_warns_of_no_large_image(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40 * 24 - 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert isinstance(read_encoded(io.BytesIO(as_jpeg(40, 24)), "RGB"), Jpeg)
 
 
 def test_a_jpeg_that_is_cut_off_is_an_error_where_it_is_read():

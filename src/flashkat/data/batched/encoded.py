@@ -19,7 +19,7 @@ from torchvision.transforms import InterpolationMode
 
 from ...errors import InputError
 from ...system.terminal import printable_name
-from ..images import as_mode, open_image, read_image
+from ..images import as_mode, open_image, read_image, without_warnings
 from .batches import DrawnBatch
 from .steps import Recipe, Step, UnsupportedError, as_table
 
@@ -55,10 +55,11 @@ def read_encoded(file: IO[bytes], mode: str) -> Jpeg | Image.Image:
     A file that is cut off is decoded too, so that the error comes here.
     """
     data = file.read()
-    image = open_image(BytesIO(data))
-    if image.format == "JPEG" and image.mode in ("RGB", "L") and _END in data[-_AFTER_END:]:
-        return Jpeg(np.frombuffer(data, dtype=np.uint8), printable_name(str(getattr(file, "name", ""))), image.size)
-    return as_mode(image, mode)
+    with without_warnings():
+        image = open_image(BytesIO(data))
+        if image.format == "JPEG" and image.mode in ("RGB", "L") and _END in data[-_AFTER_END:]:
+            return Jpeg(np.frombuffer(data, dtype=np.uint8), printable_name(str(getattr(file, "name", ""))), image.size)
+        return as_mode(image, mode)
 
 
 @dataclass(frozen=True)
@@ -173,16 +174,21 @@ class EvaluationCut:
             raise UnsupportedError(f"the crop {type(resize).__name__}")
         _check_resampling([resize.interpolation])
         self._resize, self._crop, self._size = resize, crop, tuple(crop.size)
+        if any(have < want for have, want in zip(_least(resize.size), self._size, strict=True)):
+            raise UnsupportedError("a --crop-pct above 1")
 
     def __call__(self, image: Jpeg | Image.Image) -> tuple[Encoded, list[Step]]:
         if not isinstance(image, Jpeg):
             return np.asarray(self._crop(self._resize(image))), []
         width, height = image.size
         size = _resized(height, width, self._resize.size)
-        if size[0] < self._size[0] or size[1] < self._size[1]:
-            raise ValueError("it is smaller than the crop after resizing")
         top, left = (round((have - want) / 2.0) for have, want in zip(size, self._size, strict=True))
         return (image, Cut((0, 0, height, width), size, (top, left), _RESAMPLING[self._resize.interpolation])), []
+
+
+def _least(size: int | Sequence[int]) -> tuple[int, int]:
+    """Return the least height and width that torchvision resizes to: of the shorter side, or of both."""
+    return _resized(1, 1, size)
 
 
 def _resized(height: int, width: int, size: int | Sequence[int]) -> tuple[int, int]:
