@@ -508,6 +508,15 @@ def test_a_long_list_of_stalled_workers_is_cut(tmp_path):
     assert dataset.being_read().endswith(", 2 more")
 
 
+def test_repeated_augmentation_that_leaves_no_batch(tmp_path, monkeypatch):
+    """timm's sampler takes a multiple of 256 images: 512 of these, 170 for each process."""
+    write_classes(tmp_path / "train", ["cat"], count=600)
+    monkeypatch.setattr("flashkat.system.distributed.size", lambda: 3)
+    config = args_of(tmp_path, "-b", 180, "-j", 0, "--aug-repeats", 3)
+    with pytest.raises(InputError, match=r"--aug-repeats leaves fewer images .* than a batch of 180: give a smaller"):
+        training_loader(open_dataset(config, "train"), CONFIG, config, CPU)
+
+
 def test_too_little_shared_memory_is_said_before_workers_start(folder, monkeypatch):
     monkeypatch.setattr("flashkat.data.loaders.shutil.disk_usage", lambda path: types.SimpleNamespace(free=1000))
     config = args_of(folder, "-j", 2)

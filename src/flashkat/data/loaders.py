@@ -81,7 +81,6 @@ def training_loader(
     if isinstance(dataset, FakeImages):
         return Batches(_Resident(dataset, config, runtime, device), runtime, device)
     _check_training(dataset, data, augmentation)
-    _check_shared_memory(data, config, data.batch_size * max(augmentation.aug_splits, 1))
     numbered = _watched(dataset, data)
     splits = augmentation.aug_splits
     erasing = {
@@ -103,6 +102,7 @@ def training_loader(
     }
     with explain("cannot load images like this"):
         backend = training_backend(dataset, transform, data, augmentation, device)
+        _check_shared_memory(data, config, data.batch_size * max(splits, 1), backend)
         dataset = backend.set_up(dataset)
         loading = _loading(data, device, backend)
         is_stream = isinstance(dataset, Stream)
@@ -122,6 +122,11 @@ def training_loader(
             continued=data.use_multi_epochs_loader,
             **loading,
         )
+        if not is_stream and not len(loader):  # repeated augmentation takes a multiple of 256 images
+            raise InputError(
+                f"--aug-repeats leaves fewer images for each process than a batch of {data.batch_size}: "
+                "give a smaller --batch-size"
+            )
         erasing = {} if augmentation.no_aug else erasing
         loader = _prefetched(loader, backend, config, data, runtime, device, **erasing)
     # timm draws what is erased in a stream from the process's random numbers.
@@ -157,10 +162,11 @@ def _watched(dataset: Any, data: Data) -> Numbered | None:
     return dataset
 
 
-def _check_shared_memory(data: Data, config: dict[str, Any], batch_size: int) -> None:
+def _check_shared_memory(data: Data, config: dict[str, Any], batch_size: int, backend: Backend) -> None:
     """Raise InputError if the batches that workers hold ready do not fit into shared memory: they would hang or die."""
     shared = Path("/dev/shm")
-    if not data.workers or not shared.is_dir():
+    # Where the images are in the GPU's memory, workers send only numbers.
+    if not data.workers or not shared.is_dir() or backend.resident is not None:
         return
     image = math.prod(config["input_size"]) * (torch.float32.itemsize if data.no_prefetcher else 1)
     # All processes of this machine share it.
@@ -262,6 +268,7 @@ def evaluation_loader(
     if isinstance(dataset, FakeImages):
         dataset.batch_size = batch_size
         return Batches(_Resident(dataset, config, runtime, device), runtime, device)
+    numbered = _watched(dataset, data)
     with explain("cannot load images like this"):
         transform = {
             **_shared_settings(config, data),
@@ -273,10 +280,10 @@ def evaluation_loader(
         if isinstance(dataset, Stream):
             dataset.read_whole()
             dataset.set_loader_cfg(num_workers=data.workers)
-        _check_shared_memory(data, config, batch_size)
+        _check_shared_memory(data, config, batch_size, backend)
         loader = evaluation_batches(dataset, batch_size, **_loading(data, device, backend))
         loader = _prefetched(loader, backend, config, data, runtime, device)
-    return Batches(loader, runtime, device, _watched(dataset, data), backend.notes)
+    return Batches(loader, runtime, device, numbered, backend.notes)
 
 
 class _Resident:

@@ -2,6 +2,7 @@
 
 import random
 import tarfile
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -65,6 +66,14 @@ def test_small_images_stay_in_memory(folder, on_gpu):
     assert _training(folder, "--data-backend", "auto")[1].notes == ["All images are in the GPU's memory: 0 MiB"]
 
 
+def test_images_in_memory_need_no_shared_memory(folder, on_gpu, monkeypatch):
+    on_gpu(is_small=True)
+    monkeypatch.setattr("flashkat.data.loaders.shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
+    args = args_of(folder, "-b", 4, "-j", 1, "--data-backend", "memory")
+    for split, make in (("train", training_loader), ("validation", evaluation_loader)):
+        assert make(open_dataset(args, split), NORMALISING, args, CPU)
+
+
 def test_large_images_cannot_stay_in_memory(folder, on_gpu):
     on_gpu()
     with pytest.raises(InputError, match="--data-backend memory cannot load these images: they differ in size"):
@@ -103,7 +112,10 @@ def test_timms_loader_is_taken_where_it_is_asked_for(folder, on_gpu, flags):
         (["--skip-bad-images"], "it cannot replace images, as --skip-bad-images asks for"),
         (["--aa", "3a"], "it does not know GaussianBlurRand"),
         (["--train-crop-mode", "rkrc"], "it does not know the crop ResizeKeepRatio"),
-        (["--no-prefetcher"], "it takes colour images, the prefetcher and one view of each"),
+        (["--no-prefetcher"], "it does not know --no-prefetcher"),
+        (["--no-aug"], "it does not know --no-aug"),
+        (["--aug-splits", 2], "it does not know --aug-splits"),
+        (["--in-chans", 1], "it takes colour images only"),
     ],
 )
 def test_one_line_says_why_dali_is_not_taken(folder, on_gpu, flags, reason):
@@ -121,6 +133,13 @@ def test_dali_takes_shards(shards, on_gpu):
         dataset, loader = _training(shards, *SHARDS, "--data-backend", flag)
         assert isinstance(dataset.transform, TrainingCut)
         assert isinstance(loader.loader.loader, Decoding)
+
+
+def test_shards_cannot_stay_in_memory(shards, on_gpu):
+    pytest.importorskip("webdataset")
+    on_gpu()
+    with pytest.raises(InputError, match="they are streamed, and it reads images by number"):
+        _training(shards, *SHARDS, "--data-backend", "memory")
 
 
 def test_other_streams_are_decoded_by_pillow(tables, tmp_path, on_gpu):

@@ -1,11 +1,14 @@
 """A data set in memory: read once, and cut to Pillow's bits."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from samples import args_of, open_dataset
 from timm.data import create_transform
+from torch.utils.data import get_worker_info
 
 from flashkat.data.batched import resident
 from flashkat.data.batched.encoded import EvaluationCut, TrainingCut
@@ -65,6 +68,19 @@ def test_a_data_set_is_read_whole(folder, workers):
     images, labels = read_all(dataset, workers, 60.0)
     assert images[:, 0, 0, 0].tolist() == [0, 10, 20, 100, 110, 120]
     assert labels == [0, 0, 0, 1, 1, 1]
+
+
+def test_a_process_that_dies_is_explained(folder, monkeypatch):
+    dataset = open_dataset(args_of(folder), "validation")
+    monkeypatch.setattr(type(dataset), "__getitem__", _die_in_a_worker)
+    with pytest.raises(InputError, match=r"loading images stopped: .* try fewer --workers"):
+        read_all(dataset, 1, 60.0)
+
+
+def _die_in_a_worker(dataset, index):
+    if get_worker_info() is not None:
+        os._exit(1)
+    return np.zeros((8, 8, 3), dtype=np.uint8), 0
 
 
 def test_images_that_differ_in_size_are_not_kept(folder, tmp_path):

@@ -105,8 +105,15 @@ def training_backend(
     mend_posterize(transform)
     if not has_gpu(device):
         return _by_pillow(Backend(transform), data, "it decodes on GPUs only", is_worth_a_line=False)
-    if augmentation.no_aug or views or data.no_prefetcher or image_mode(data) != "RGB":
-        return _by_pillow(Backend(transform), data, "it takes colour images, the prefetcher and one view of each")
+    for is_given, flag in (
+        (augmentation.no_aug, "--no-aug"),
+        (views, "--aug-splits"),
+        (data.no_prefetcher, "--no-prefetcher"),
+    ):
+        if is_given:
+            return _by_pillow(Backend(transform), data, f"it does not know {flag}")
+    if image_mode(data) != "RGB":
+        return _by_pillow(Backend(transform), data, "it takes colour images only")
     primary, secondary, _ = create_transform(**settings, separate=True)
     try:
         recipe = Recipe(secondary.transforms)
@@ -133,8 +140,10 @@ def evaluation_backend(
         return Backend(transform)
     if not has_gpu(device):
         return _by_pillow(Backend(transform), data, "it decodes on GPUs only", is_worth_a_line=False)
-    if data.no_prefetcher or image_mode(data) != "RGB":
-        return _by_pillow(Backend(transform), data, "it takes colour images and the prefetcher")
+    if data.no_prefetcher:
+        return _by_pillow(Backend(transform), data, "it does not know --no-prefetcher")
+    if image_mode(data) != "RGB":
+        return _by_pillow(Backend(transform), data, "it takes colour images only")
     try:
         cut = EvaluationCut(transform)
     except UnsupportedError as error:
@@ -147,6 +156,8 @@ def evaluation_backend(
 def _why_not(dataset: Any, data: Data) -> str:
     """Return why the backend that was asked for cannot load a data set."""
     if data.data_backend == "memory":
+        if not isinstance(dataset, Numbered):
+            return "they are streamed, and it reads images by number"
         return "they differ in size, have more than 128 pixels a side, or take more than 1 GiB"
     return _why_not_dali(dataset, data)
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ...system.signals import leave_signals_to_parent, start_method
+from ...system.stalls import explain_workers
 from .around import Around
 from .batches import DrawnBatch
 from .encoded import EvaluationCut, Jpeg, TrainingCut
@@ -52,12 +53,13 @@ def read_all(dataset: Any, workers: int, timeout: float) -> tuple[Tensor, list[i
         multiprocessing_context=start_method() if workers else None,
         generator=torch.Generator().manual_seed(0),
     )
-    for batch in loader:
-        for image, label in batch:
-            if image.shape != first.shape:
-                return None
-            images[len(labels)] = torch.from_numpy(image.copy())
-            labels.append(int(label))
+    with explain_workers(dataset.being_read):
+        for batch in loader:
+            for image, label in batch:
+                if image.shape != first.shape:
+                    return None
+                images[len(labels)] = torch.from_numpy(image.copy())
+                labels.append(int(label))
     return images, labels
 
 
