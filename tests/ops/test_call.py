@@ -116,6 +116,60 @@ def half_of_a_block(x, branch, *layers):
     return total, linear_rational(first, *layers[4:8]), *add_norm_grkan(x, branch, Layers(*layers))
 
 
+@pytest.fixture
+def with_kernels(monkeypatch):
+    """Let the larger operators take their kernels on any device, as on a GPU."""
+    for name in ("add_norm_rational", "linear_rational", "add_norm_grkan"):
+        monkeypatch.setattr(importlib.import_module(f"flashkat.ops.{name}"), "fuses", lambda x: True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_lazily_negated_tensors_of_the_rational(device, dtype):
+    """Their memory has the opposite sign. Complex numbers make such gradients."""
+    inputs = [each.detach().requires_grad_() for each in leaves(device, dtype)]
+    lazy = [torch._neg_view(-each.detach()).requires_grad_() for each in inputs]
+    outs = [flashkat.rational(*each, dim=2) for each in (inputs, lazy)]
+    assert torch.equal(*outs)
+    grad = torch.randn(outs[0].shape, generator=torch.Generator().manual_seed(1)).to(device, dtype)
+    grads = [
+        torch.autograd.grad(out, each, g)
+        for out, each, g in zip(outs, (inputs, lazy), (grad, torch._neg_view(-grad)), strict=True)
+    ]
+    assert all(map(torch.equal, *grads))
+
+
+def test_lazily_negated_tensors_of_the_larger_operators(device, with_kernels):
+    pytest.importorskip("triton")
+    generator = torch.Generator().manual_seed(6)
+    inputs = [torch.randn(size, generator=generator).to(device).requires_grad_() for size in HALF_OF_A_BLOCK]
+    lazy = [torch._neg_view(-each.detach()).requires_grad_() for each in inputs]
+    outs = half_of_a_block(*inputs), half_of_a_block(*lazy)
+    assert all(map(torch.equal, *outs))
+    for one, other in zip(*outs, strict=True):
+        grad = torch.randn(one.shape, generator=generator).to(device)
+        used = [torch.autograd.grad(one, inputs, grad, retain_graph=True, materialize_grads=True)]
+        used += [torch.autograd.grad(other, lazy, torch._neg_view(-grad), retain_graph=True, materialize_grads=True)]
+        used += [torch.autograd.grad(one, inputs, torch._neg_view(-grad), retain_graph=True, materialize_grads=True)]
+        torch.testing.assert_close(used[0], used[1])
+        torch.testing.assert_close(used[0], used[2], rtol=0, atol=0)
+
+
+def test_hooks_of_saved_tensors_may_change_strides(device, with_kernels):
+    pytest.importorskip("triton")
+    generator = torch.Generator().manual_seed(6)
+    inputs = [torch.randn(size, generator=generator).to(device).requires_grad_() for size in HALF_OF_A_BLOCK]
+
+    def transposed(tensor):
+        return tensor.transpose(0, -1).contiguous().transpose(0, -1)
+
+    grads = []
+    for unpack in (lambda tensor: tensor, transposed):
+        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, unpack):
+            outs = half_of_a_block(*inputs)
+        grads.append(torch.autograd.grad(sum(out.square().sum() for out in outs), inputs))
+    torch.testing.assert_close(*grads)
+
+
 @pytest.mark.parametrize("wants_gradients", [False, True])
 def test_forward_mode_takes_no_kernel_that_has_no_tangent(device, monkeypatch, wants_gradients):
     generator = torch.Generator().manual_seed(6)

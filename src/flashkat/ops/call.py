@@ -35,7 +35,8 @@ class Call(NamedTuple):
     """The surroundings of a call.
 
     ``plain`` is True for a plain eager call: no compiler, tracer, tensor subclass, dispatch mode or function transform
-    is active. ``transformed`` is True within a transform of ``torch.func``, unless that is compiled. ``autocast`` is
+    is active, and no tensor is negated lazily. PyTorch negates the others before a registered operator reads them.
+    ``transformed`` is True within a transform of ``torch.func``, unless that is compiled. ``autocast`` is
     autocast's dtype on the first tensor's device, or None where autocast is off. ``overridden`` is True where a tensor
     has a ``__torch_function__``, as those have that ``torch.fx`` traces with. It decides what the call does.
     """
@@ -52,8 +53,9 @@ def look(*tensors: Tensor) -> Call:
     is_ordinary = not is_compiling and PLAIN_TYPES.issuperset(map(type, tensors))
     if not is_compiling and not is_ordinary and has_torch_function(tensors):
         return Call(False, False, None, overridden=True)
-    # A device's name takes the host longer than this question.
-    device = "cuda" if tensors[0].is_cuda else tensors[0].device.type
+    # A device's name takes the host longer than these questions.
+    first = tensors[0]
+    device = "cuda" if first.is_cuda else "cpu" if first.is_cpu else first.device.type
     # PyTorch raises when asked for the autocast of meta tensors.
     is_meta = device == "meta"
     autocast = torch.get_autocast_dtype(device) if not is_meta and torch.is_autocast_enabled(device) else None
@@ -61,8 +63,17 @@ def look(*tensors: Tensor) -> Call:
         return Call(False, False, autocast)
     if transform() is not None:
         return Call(False, transforms_are_known or not has_memory(*tensors), autocast)
-    plain = is_ordinary and not is_meta and dispatch_modes() == 0 and not torch.jit.is_tracing()
+    plain = (
+        is_ordinary
+        and not is_meta
+        and dispatch_modes() == 0
+        and not torch.jit.is_tracing()
+        and True not in map(_is_negated, tensors)
+    )
     return Call(plain, False, autocast)
+
+
+_is_negated = Tensor.is_neg
 
 
 def is_plain(*tensors: Tensor) -> bool:
@@ -73,6 +84,7 @@ def is_plain(*tensors: Tensor) -> bool:
         and transform() is None
         and dispatch_modes() == 0
         and not torch.jit.is_tracing()
+        and True not in map(_is_negated, tensors)
     )
 
 

@@ -126,12 +126,6 @@ def test_every_16_bit_number_is_read_and_written_as_pytorch_does(dtype):
     assert native.forward(torch.full((1, 1), torch.nan), one, none, -1, dtype).isnan().all()
 
 
-def test_lazily_negated_input():
-    _, x, a, b, dim = with_gradient((64, 16))
-    lazy = torch._neg_view(x)
-    assert torch.equal(native.forward(lazy, a, b, dim, x.dtype), native.forward(-x, a, b, dim, x.dtype))
-
-
 def test_zeros_without_memory():
     _, x, a, b, dim = with_gradient((64, 16))
     empty = torch._efficientzerotensor(x.shape)

@@ -112,8 +112,8 @@ def backward(
 
 
 def _in_memory(*tensors: Tensor) -> bool:
-    """Return whether memory holds the numbers: they are not lazily negated, nor zeros without memory."""
-    return not any(tensor.is_neg() or (tensor.data_ptr() == 0 and tensor.numel()) for tensor in tensors)
+    """Return whether memory holds the numbers: they are not zeros without memory."""
+    return not any(tensor.data_ptr() == 0 and tensor.numel() for tensor in tensors)
 
 
 # Shape, strides and dtype.

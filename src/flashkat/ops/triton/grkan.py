@@ -11,8 +11,7 @@ from ..call import without_autocast
 from ..layout import Layers, Metadata
 from . import norm as norm_launch
 from . import rational as launch
-from .launcher import Launch, described_coefficients, on
-from .norm import dense
+from .launcher import Launch, dense, described_coefficients, on
 
 
 class Saved(NamedTuple):
@@ -111,6 +110,8 @@ class Plan:
         """
         total, mean, rstd, first, hidden, second, weight1, weight2 = Saved(*saved)  # type: ignore[arg-type]
         saved.clear()
+        # Hooks of saved tensors may have changed their strides.
+        total, mean, rstd, hidden = dense(total, mean, rstd, hidden)
         scale, shift, numerator1, denominator1 = dense(*layers[:4])
         bias1, numerator2, denominator2 = dense(*layers[5:8])
         with on(total.device), without_autocast(total.device):
@@ -135,7 +136,7 @@ class Plan:
             grad_first = torch.mm(grad_hidden, layers.weight1 if weight1 is None else weight1)
             if self.recompute:
                 first = torch.empty_like(grad_first)
-            grad_total, grad_first = grad_total.contiguous(), grad_first.view(total.shape)
+            (grad_total,), grad_first = dense(grad_total), grad_first.view(total.shape)
             grads = self.norm_backward(
                 grad_total, grad_first, total, mean, rstd, scale, shift, numerator1, denominator1, first
             )

@@ -131,6 +131,12 @@ def on(device: torch.device) -> AbstractContextManager:
 
 _NOTHING = nullcontext()
 
+
+def dense(*tensors: Tensor) -> list[Tensor]:
+    """Return contiguous tensors whose memory holds their numbers, not lazily negated: kernels read memory alone."""
+    return [tensor.resolve_neg().contiguous() for tensor in tensors]
+
+
 # Shapes and dtypes of numerator and denominator.
 Coefficients = tuple[torch.Size, torch.Size, torch.dtype, torch.dtype]
 

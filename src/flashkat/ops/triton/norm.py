@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..layout import vector_of
 from . import norm_kernels, settings
-from .launcher import Coefficients, Launch, coefficients_of, constants_of, evenly, on, processors, starts_early
+from .launcher import Coefficients, Launch, coefficients_of, constants_of, dense, evenly, on, processors, starts_early
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def backward(
     if not total.numel():
         zeros = map(torch.zeros_like, (weight, bias, numerator, denominator))
         return *_gradients(total, x_dtype, branch_dtype), *zeros  # type: ignore[return-value]
-    grad_total = None if grad_total is None else grad_total.contiguous()
+    grad_total = None if grad_total is None else dense(grad_total)[0]
     first = grad_out if grad_total is None else grad_total
     launches = backward_launches(
         total.device,
@@ -213,11 +213,6 @@ class NormBackward:
 def _gradients(total: Tensor, x_dtype: torch.dtype, branch_dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     grad_x = torch.empty_like(total, dtype=x_dtype)
     return grad_x, grad_x if branch_dtype == x_dtype else torch.empty_like(total, dtype=branch_dtype)
-
-
-def dense(*tensors: Tensor) -> list[Tensor]:
-    """Return contiguous tensors: these kernels take no strides."""
-    return [tensor.contiguous() for tensor in tensors]
 
 
 def _width(view: Rows, coefficients: Coefficients) -> int:

@@ -19,6 +19,7 @@ from .launcher import (
     Launch,
     coefficients_of,
     constants_of,
+    dense,
     described_coefficients,
     evenly,
     on,
@@ -157,8 +158,10 @@ def backward(
 
     With a ``bias``, fill ``out`` with F(x + bias), if it is given. It must be contiguous.
     """
+    grad, x = grad.resolve_neg(), x.resolve_neg()
+    if bias is not None:  # its kernels take no strides, which hooks of saved tensors may have changed
+        grad, x, bias = dense(grad, x, bias)
     grad_x = torch.empty_like(x)
-    bias = None if bias is None else bias.contiguous()
     if x.numel() == 0:
         return grad_x, *(torch.zeros_like(each) for each in (numerator, denominator, bias) if each is not None)
     layouts = ((x.dtype, x.stride()), (grad.dtype, grad.stride()), (x.dtype, grad_x.stride()))
