@@ -41,6 +41,14 @@ def test_powers_beyond_float64_are_no_obstacle():
     torch.testing.assert_close(found, p[3] / q[2] * x)
 
 
+def test_small_mantissas_hide_no_overflow():
+    """x^4 is beyond float64 with a mantissa far below a half."""
+    x = torch.full((1, 1, 1), 2.308e161, dtype=torch.float64)
+    one = torch.ones(1, 1, dtype=torch.float64)
+    _, sums = scaled.backward(torch.ones_like(x), x, [one] * 6, [one])
+    assert (sums.abs() >= 2.0 ** (scaled.SUM_EXPONENT - 1)).squeeze(1).tolist() == [False] * 2 + [True] * 4
+
+
 def test_terms_of_sums_saturate():
     x, one = torch.full((1, 1, 1), 1e300, dtype=torch.float64), torch.ones(1, 1)
     _, sums = scaled.backward(torch.ones_like(x), x, [one] * 4, [one])

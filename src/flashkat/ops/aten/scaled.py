@@ -45,6 +45,9 @@ def backward(g: Tensor, x: Tensor, a: list[Tensor], one_b: list[Tensor]) -> tupl
     grad_x = _scale(fg * slope, eg + top)
 
     def share(term: Tensor, exponent: Tensor) -> Tensor:
+        # A product of mantissas is small, and would hide from the check for overflow.
+        term, more = torch.frexp(term)
+        exponent = exponent + more
         return (term * _power_of_two(exponent.clamp(-1022, SUM_EXPONENT))).sum(dim=(0, 2))
 
     sums = [share(fg / q * f**i, eg + i * e - eq) for i in range(len(a))]
