@@ -1,5 +1,7 @@
 """Addition, LayerNorm and the rational in one pass, against float64, eager and compiled."""
 
+import importlib
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -32,6 +34,16 @@ def test_autocast_decides_the_dtype_of_the_result(device):
     with torch.autocast(device, BF16):
         total, out = add_norm_rational(*inputs)
     assert (total.dtype, out.dtype) == (F32, BF16)
+
+
+def test_the_sum_of_frozen_tensors_needs_no_gradient(device, monkeypatch):
+    pytest.importorskip("triton")
+    monkeypatch.setattr(importlib.import_module("flashkat.ops.add_norm_rational"), "fuses", lambda x: True)
+    tensors = [each.detach() for each in make((3, 16), groups=2, dtypes=(F32, F32, F32))[0]]
+    tensors = [each.to(device).requires_grad_(index > 1) for index, each in enumerate(tensors)]
+    total, out = add_norm_rational(*tensors)
+    assert (total.requires_grad, out.requires_grad) == (False, True)
+    assert all(grad is not None for grad in torch.autograd.grad(out.sum(), tensors[2:]))
 
 
 def test_gradients_of_one_result_alone(device):

@@ -333,6 +333,18 @@ def test_decompositions_leave_pytorchs_own_operators(device):
     assert not any("where" in name for name in names)  # slow in ONNX Runtime
 
 
+def test_coefficients_of_zero_learn_in_a_program():
+    layer = flashkat.GRKAN(16, 32)  # its first rational starts as the identity
+    x = torch.randn(3, 16, generator=torch.Generator().manual_seed(1))
+    program = torch.export.export(layer, (x,)).run_decompositions(dict(module.DECOMPOSITIONS)).module()
+    for model in (layer, program):
+        model(x).square().sum().backward()
+    grads = dict(program.named_parameters())
+    for name, parameter in layer.named_parameters():
+        assert parameter.grad.norm() > 0
+        torch.testing.assert_close(grads[name].grad, parameter.grad)
+
+
 def test_fused_operators_have_decompositions():
     x, branch, weight, bias = (torch.randn(*shape) for shape in ((3, 16), (3, 16), (16,), (16,)))
     a, b = torch.randn(1, 6), torch.randn(8, 4)
@@ -342,6 +354,12 @@ def test_fused_operators_have_decompositions():
     total, found, *_ = table["flashkat.add_norm_rational.default"](x, branch, weight, bias, a, b, 1e-5)
     torch.testing.assert_close(total, x + branch)
     torch.testing.assert_close(found, add_norm_rational(x, branch, weight, bias, a, b)[1])
+    zeros = torch.zeros_like(b).requires_grad_()
+    for name, inputs in (("bias_rational", (x, bias)), ("add_norm_rational", (x, branch, weight, bias))):
+        rest = (a, zeros, 1e-5) if name == "add_norm_rational" else (a, zeros)
+        results = table[f"flashkat.{name}.default"](*inputs, *rest)
+        value = results[1] if name == "add_norm_rational" else results
+        assert torch.autograd.grad(value.sum(), zeros)[0].norm() > 0
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")

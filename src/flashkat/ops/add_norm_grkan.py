@@ -210,7 +210,9 @@ def _save(ctx, inputs, output) -> None:
     total, _, mean, rstd, hidden = output
     ctx.save_for_backward(total, mean, rstd, hidden, *layers)
     ctx.dtypes = (x.dtype, branch.dtype)
-    ctx.mark_non_differentiable(mean, rstd, hidden)
+    # The sum depends on x and branch alone.
+    has_sum = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+    ctx.mark_non_differentiable(mean, rstd, hidden, *(() if has_sum else (total,)))
     ctx.set_materialize_grads(False)
 
 

@@ -10,7 +10,7 @@ from .call import Call, EagerFunction, ForwardModeError, has_kernels, has_memory
 from .dispatch import fuses, triton_module
 from .rational import rational
 from .reference import differentiate
-from .register import in_float64, register
+from .register import decomposed, in_float64, register
 
 __all__ = ["MOST_CHANNELS", "add_norm_rational", "differentiable", "of_the_sum_alone"]
 
@@ -93,6 +93,8 @@ class _Eager(EagerFunction):
         ctx.save_for_backward(total, mean, rstd, weight, bias, numerator, denominator)
         ctx.eps, ctx.dtypes = eps, (x.dtype, branch.dtype)
         ctx.set_materialize_grads(False)
+        if not (ctx.needs_input_grad[0] or ctx.needs_input_grad[1]):
+            ctx.mark_non_differentiable(total)
         return total, out
 
     @staticmethod
@@ -230,9 +232,36 @@ def _formula(
     eps: float,
     dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return _by_formula(in_float64, x, branch, weight, bias, numerator, denominator, eps, dtype)
+
+
+def _decomposition(
+    x: Tensor,
+    branch: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    numerator: Tensor,
+    denominator: Tensor,
+    eps: float,
+    dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return _by_formula(decomposed, x, branch, weight, bias, numerator, denominator, eps, dtype)
+
+
+def _by_formula(
+    formula: Callable[..., Tensor],
+    x: Tensor,
+    branch: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    numerator: Tensor,
+    denominator: Tensor,
+    eps: float,
+    dtype: torch.dtype | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     total = (x + branch).contiguous()  # as the kernels of the backward pass read it
     z, mean, rstd = torch.native_layer_norm(total.float(), weight.shape, weight.float(), bias.float(), eps)
-    return total, in_float64(z, numerator, denominator, -1, dtype or total.dtype), mean.squeeze(-1), rstd.squeeze(-1)
+    return total, formula(z, numerator, denominator, -1, dtype or total.dtype), mean.squeeze(-1), rstd.squeeze(-1)
 
 
 def _save(ctx, inputs, output) -> None:
@@ -240,7 +269,9 @@ def _save(ctx, inputs, output) -> None:
     total, _, mean, rstd = output
     ctx.save_for_backward(total, mean, rstd, weight, bias, numerator, denominator)
     ctx.dtypes = (x.dtype, branch.dtype)
-    ctx.mark_non_differentiable(mean, rstd)
+    # The sum depends on x and branch alone.
+    has_sum = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+    ctx.mark_non_differentiable(mean, rstd, *(() if has_sum else (total,)))
     ctx.set_materialize_grads(False)
 
 
@@ -261,6 +292,7 @@ register(
     _forward,
     _fake_forward,
     formula=_formula,
+    decomposition=_decomposition,
     save=_save,
     differentiate=_differentiate,
 )

@@ -15,7 +15,7 @@ from .dispatch import fuses, triton_module
 from .layout import PLAIN_TYPES
 from .rational import rational
 from .reference import differentiate
-from .register import in_float64, register
+from .register import decomposed, in_float64, register
 
 __all__ = ["linear_rational", "linear_rational_linear", "recomputing_gradients"]
 
@@ -197,7 +197,7 @@ def _backward(
     """Return the gradients, and last the value of the forward pass, or an empty tensor without ``recompute``."""
     out = torch.empty_like(x, memory_format=torch.contiguous_format) if recompute else None
     grad_x, grad_numerator, grad_denominator, grad_bias = triton_module("rational").backward(
-        grad.contiguous(), x, numerator, denominator, -1, bias, out
+        grad, x, numerator, denominator, -1, bias, out
     )
     return grad_x, grad_bias, grad_numerator, grad_denominator, x.new_empty(0) if out is None else out
 
@@ -221,6 +221,12 @@ def _formula(
     return in_float64(x.float() + bias.float(), numerator, denominator, -1, dtype or x.dtype)
 
 
+def _decomposition(
+    x: Tensor, bias: Tensor, numerator: Tensor, denominator: Tensor, dtype: torch.dtype | None = None
+) -> Tensor:
+    return decomposed(x.float() + bias.float(), numerator, denominator, -1, dtype or x.dtype)
+
+
 def _save(ctx, inputs, output) -> None:
     ctx.save_for_backward(*inputs[:4])
 
@@ -234,6 +240,7 @@ register(
     _forward,
     _fake_forward,
     formula=_formula,
+    decomposition=_decomposition,
     save=_save,
     differentiate=_differentiate,
 )

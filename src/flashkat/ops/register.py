@@ -20,7 +20,10 @@ _LIBRARY = torch.library.Library("flashkat", "DEF")
 _TAGS = (torch.Tag.pt2_compliant_tag,)
 
 DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {}
-"""For ``ExportedProgram.run_decompositions``: our operators by PyTorch's own."""
+"""For ``ExportedProgram.run_decompositions``: our operators by PyTorch's own.
+
+Their derivatives are those of :func:`flashkat.rational`, but for x = 0. There |x| has PyTorch's derivative, 0.
+"""
 
 
 def register(
@@ -115,7 +118,7 @@ def _is_fused(x: Tensor, coefficients: Sequence[Tensor]) -> bool:
 
 def in_float64(x: Tensor, numerator: Tensor, denominator: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
     """Compute F(x) by its definition in float64, where float32 cannot overflow up to ``_FLOAT64_DEGREE``."""
-    p, q = _polynomials(x, numerator, denominator, dim, torch.float64)
+    p, q = _polynomials(x, numerator, denominator.abs(), dim, torch.float64)
     value = p if q is None else p * _reciprocal(q)
     return value.float().to(dtype or x.dtype)
 
@@ -138,13 +141,14 @@ def _reciprocal(q: Tensor) -> Tensor:
 
 
 def _polynomials(
-    x: Tensor, numerator: Tensor, denominator: Tensor, dim: int, wide: torch.dtype
+    x: Tensor, numerator: Tensor, sizes: Tensor, dim: int, wide: torch.dtype
 ) -> tuple[Tensor, Tensor | None]:
     """Return P and Q in the dtype ``wide``, from coefficients that are rounded as ever. Q is None if it is 1.
 
-    There is no ``torch.where``, which takes ONNX Runtime ten times as long as an addition.
+    ``sizes`` are the absolute values of the denominator. For those of x there is no ``torch.where``, which takes ONNX
+    Runtime ten times as long as an addition.
     """
-    groups = max(numerator.shape[0], denominator.shape[0])
+    groups = max(numerator.shape[0], sizes.shape[0])
     dim = dim % x.ndim
     rows, trailing = x.shape[dim] // groups, (1,) * (x.ndim - dim - 1)
 
@@ -154,7 +158,7 @@ def _polynomials(
         return [column.reshape(-1, *trailing) for column in table.unbind(1)]
 
     z = x.to(wide)
-    p, b = horner(columns(numerator), z), columns(denominator.abs())
+    p, b = horner(columns(numerator), z), columns(sizes)
     if not b:
         return p, None
     size = z.abs()
@@ -173,6 +177,9 @@ def decomposed(x: Tensor, numerator: Tensor, denominator: Tensor, dim: int, dtyp
     """
     degree = max(numerator.shape[1] - 1, denominator.shape[1])
     is_small = x.dtype == torch.float16 and degree <= _HALF_DEGREE
-    p, q = _polynomials(x, numerator, denominator, dim, torch.float32 if is_small else torch.float64)
+    wide = torch.float32 if is_small else torch.float64
+    # A program may be trained. With torch.abs, a coefficient of 0 would never learn.
+    sizes = denominator * (1.0 - 2.0 * (denominator < 0))
+    p, q = _polynomials(x, numerator, sizes, dim, wide)
     quotient = p if q is None else p / q
     return quotient.to(compute_dtype(x.dtype)).to(dtype or x.dtype)
