@@ -202,6 +202,13 @@ def test_partial_loading_says_what_it_left_out():
     assert torch.equal(after["norm.bias"], before["norm.bias"])
 
 
+def test_partial_loading_drops_no_imaginary_part():
+    model, before = ours(), ours().state_dict()
+    theirs = {**before, "norm.weight": torch.full((48,), 2 + 1j)}
+    assert "1 complex (norm.weight)" in checkpoints.load_weights(model, theirs, "odd.pth", partial=True)
+    assert torch.equal(model.state_dict()["norm.weight"], before["norm.weight"])
+
+
 def test_partial_loading_of_nothing_at_all_is_an_error():
     with pytest.raises(InputError, match="is of another model"):
         checkpoints.load_weights(ours(), {"a": torch.ones(1)}, "a.pth", partial=True)

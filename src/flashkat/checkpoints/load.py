@@ -152,7 +152,11 @@ def _load(
     if not found:
         model.load_state_dict(state)
         return ""
-    fitting = {key: value for key, value in state.items() if key in own and value.shape == own[key].shape}
+    fitting = {
+        key: value
+        for key, value in state.items()
+        if key in own and value.shape == own[key].shape and (own[key].is_complex() or not value.is_complex())
+    }
     if not partial or not fitting:
         raise InputError(f"{name} is of another model than {model_name(model)} as asked for: {found}")
     model.load_state_dict({**own, **fitting})
