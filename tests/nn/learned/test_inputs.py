@@ -38,6 +38,12 @@ def test_hooks_are_removed_after_an_error():
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
+def test_a_model_goes_on_in_its_mode():
+    model = nn.Sequential(GroupRational(8), nn.Dropout(), nn.Dropout().eval())
+    input_ranges(model, [torch.randn(2, 8)])
+    assert [module.training for module in model.modules()] == [True, True, True, False]
+
+
 def test_outliers_are_left_out():
     x = torch.zeros(100_000)
     x[:10] = 1e6

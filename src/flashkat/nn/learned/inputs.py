@@ -64,6 +64,7 @@ def sampled_inputs(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, Ten
         return hook
 
     hooks = [module.register_forward_pre_hook(watch(name)) for name, module in rationals(model).items()]
+    trained = [module for module in model.modules() if module.training]
     try:
         model.eval()
         for images in batches:
@@ -71,4 +72,6 @@ def sampled_inputs(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, Ten
     finally:
         for each in hooks:
             each.remove()
+        for module in trained:
+            module.training = True
     return {name: torch.cat(values, dim=1) for name, values in seen.items()}
