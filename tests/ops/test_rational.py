@@ -132,6 +132,13 @@ def test_jagged_tensors_are_computed_sequence_by_sequence(device):
     torch.testing.assert_close(found, truth)
 
 
+def test_other_nested_tensors_are_refused(device):
+    nested = torch.nested.nested_tensor([torch.ones(length, 8, device=device) for length in (3, 5)])
+    _, a, b = leaves(device, torch.float32)
+    with pytest.raises(TypeError, match=r"x must be a jagged nested tensor: make it with layout=torch\.jagged"):
+        flashkat.rational(nested, a, b)
+
+
 def test_jagged_tensors_of_any_layout(device):
     x, _ = jagged(device, 3, 5)
     _, a, b = leaves(device, torch.float32)
@@ -165,7 +172,7 @@ def test_jagged_tensors_have_channels_in_no_jagged_dimension(dim, words):
     ("change", "error", "words"),
     [
         ({"x": torch.ones(2, 8, dtype=torch.int64)}, TypeError, ["x", "int64"]),
-        ({"x": torch.ones(2, 8, dtype=torch.complex64)}, TypeError, ["x", "complex64"]),
+        ({"x": torch.ones(2, 8, dtype=torch.complex64)}, TypeError, ["x", "complex64", ".real and .imag"]),
         ({"x": torch.ones(2, 8, dtype=torch.bool)}, TypeError, ["x", "bool"]),
         ({"numerator": torch.ones(1, 6, dtype=torch.int32)}, TypeError, ["numerator", "int32"]),
         ({"x": torch.tensor(1.0)}, ValueError, ["dimension"]),

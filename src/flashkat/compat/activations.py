@@ -105,7 +105,7 @@ class KAT_Group(Activation):  # noqa: N801
 
     _names = ("weight_numerator", "weight_denominator")
     _ranks = range(1, 4)
-    _shape = "(B, N, C) or (B, C); KAT_Group2D takes (B, C, H, W)"
+    _shape = "(B, N, C), (B, C) or (C,); KAT_Group2D takes (B, C, H, W)"
 
     def __init__(self, num_groups: int = 8, mode: str = "gelu", device: torch.device | str = "cuda") -> None:
         if num_groups < 1:

@@ -26,7 +26,7 @@ class LazyGroupRational(LazyModuleMixin, GroupRational):
     Raises:
         ValueError: see GroupRational; in the first forward pass, channels that the groups do not divide, or input
             whose layout is unknown.
-        RuntimeError: a tracer comes before the first input.
+        RuntimeError: ``torch.fx`` traces before the first input.
     """
 
     cls_to_become = GroupRational

@@ -69,7 +69,12 @@ def rational(
     if not call.plain and x.layout == torch.jagged:
         return _of_jagged(x, numerator, denominator, dim, channels)
     if call.plain:
-        described = metadata_of_plain(x), metadata_of_plain(numerator), metadata_of_plain(denominator)
+        try:
+            described = metadata_of_plain(x), metadata_of_plain(numerator), metadata_of_plain(denominator)
+        except RuntimeError:
+            if x.is_nested:
+                raise TypeError("x must be a jagged nested tensor: make it with layout=torch.jagged") from None
+            raise
         strides = x.stride() if x.layout is torch.strided else ()
         plan = _plan(*described, strides, dim, channels, call.autocast)
         if not wants_node():
@@ -113,9 +118,8 @@ def _check(x: Metadata, numerator: Metadata, denominator: Metadata, dim: int, ch
         if layout != torch.strided:
             raise TypeError(f"{name} must be a dense tensor, not {layout}: convert it with .to_dense()")
         if dtype not in DTYPES:
-            raise TypeError(
-                f"{name} must be a float64, float32, bfloat16 or float16 tensor, not {dtype}: convert it with .float()"
-            )
+            how = "apply it to .real and .imag" if dtype.is_complex else "convert it with .float()"
+            raise TypeError(f"{name} must be a float64, float32, bfloat16 or float16 tensor, not {dtype}: {how}")
         if where != device:
             raise ValueError(f"x is on {device} but {name} is on {where}: move both to one device")
     if len(shape) == 0:
