@@ -1,12 +1,16 @@
 """Models to predict with: of checkpoints, folders, ONNX files and trusted packages."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
 import flashkat
+from flashkat.data.config import Data
 from flashkat.errors import InputError
 from flashkat.evaluation import Config, Runtime, Trained
+from flashkat.models.config import Model
 from flashkat.tools.predict.classifier import Classifier, open_classifier
 
 
@@ -37,6 +41,25 @@ def test_half_precision(shipped):
     torch.testing.assert_close(
         half.probabilities(images), opened(shipped.checkpoint).probabilities(images), rtol=0.1, atol=0.1
     )
+
+
+@pytest.mark.parametrize(
+    ("flag", "sections"),
+    [
+        ("--model", {"model": Model(model="kat_tiny_patch16_224")}),
+        ("--model-kwargs", {"model": Model(model=None, model_kwargs={"m": 2})}),
+        ("--num-classes", {"model": Model(model=None, num_classes=7)}),
+        ("--img-size", {"data": Data(img_size=32)}),
+        ("--use-ema", {"trained": Trained(checkpoint="", use_ema=True)}),
+    ],
+)
+@pytest.mark.parametrize("program", ["onnx", "pt2"])
+def test_a_program_has_its_own_model_and_images(shipped, program, flag, sections):
+    path = str(getattr(shipped, program))
+    trained = replace(sections.get("trained", Trained()), checkpoint=path)
+    config = replace(Config(runtime=Runtime(device="cpu")), **{**sections, "trained": trained})
+    with pytest.raises(InputError, match=f"{flag} is for checkpoints, and .* leave it out"):
+        open_classifier(config, trust=True)
 
 
 @pytest.mark.parametrize("name", ["a.onnx", "a.pt2", "a.pth"])

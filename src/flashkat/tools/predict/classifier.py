@@ -62,11 +62,26 @@ def open_classifier(config: Config, trust: bool, say: Callable[[str], None] = la
     if path.suffix in (".onnx", ".pt2"):
         if not path.is_file():
             raise InputError(f"no model at {path}")
+        _refuse_flags_of_checkpoints(config, path)
         if path.suffix == ".onnx":
             run, entries = load_onnx(path, resolve_device(config.runtime.device))
             return Classifier(Description.from_entries(entries, str(path)), run)
         return _packaged(path, trust)
     return _restored(config, say)
+
+
+def _refuse_flags_of_checkpoints(config: Config, path: Path) -> None:
+    """Raise InputError if a flag would change a program, whose model and images are fixed."""
+    given = {
+        "--model": config.model.model,
+        "--num-classes": config.model.num_classes,
+        "--model-kwargs": config.model.model_kwargs,
+        "--img-size": config.data.img_size,
+        "--use-ema": config.trained.use_ema,
+    }
+    for flag, value in given.items():
+        if value:
+            raise InputError(f"{flag} is for checkpoints, and {path} has its own model and images: leave it out")
 
 
 def _packaged(path: Path, trust: bool) -> Classifier:
