@@ -54,6 +54,13 @@ def test_a_table_of_errors_tails_and_slopes(command):
     assert len(found["denominator"].split()) == 4
 
 
+def test_a_coefficient_that_only_rounds_is_shown_as_zero(command):
+    """The numerator of an even function has no odd powers, but for rounding."""
+    numerator = rows(command("--expr", "x*sin(x)")[1])["numerator"].split()
+    assert [value == "0" for value in numerator] == [False, True] * 3
+    assert any(abs(value) > 0 for value in fit(Expression("x*sin(x)")).numerator.tolist()[1::2])
+
+
 def test_a_table_of_what_is_not_known(command):
     found = rows(command("--expr", "log(x)", "--interval", "0.001", "2", "-n", "0")[1])
     assert found["worst of the left tail"].endswith(", error unknown")

@@ -105,15 +105,25 @@ def table(found: Fit) -> str:
         ("worst of the right tail", ends[1]),
         ("slope at -infinity", f"{found.slopes[0]:.4g}"),
         ("slope at +infinity", f"{found.slopes[1]:.4g}"),
-        ("numerator", _listed(found.numerator)),
-        ("denominator", _listed(found.denominator)),
+        ("numerator", _listed(found.numerator, 0, found.interval)),
+        ("denominator", _listed(found.denominator, 1, found.interval)),
     ]
     width = max(len(label) for label, _ in rows)
     return "\n".join(f"{label:<{width}}  {value}" for label, value in rows)
 
 
-def _listed(coefficients: torch.Tensor) -> str:
-    return " ".join(f"{value:.6g}" for value in coefficients.tolist()) or "1"
+# A term below this share of the largest one is rounding, which differs between machines.
+_ROUNDING = 1e-12
+
+
+def _listed(coefficients: torch.Tensor, first: int, interval: tuple[float, float]) -> str:
+    """Return coefficients as text, of the powers from ``first`` on. Those that only round are 0."""
+    reach = max(map(abs, interval))
+    values = coefficients.tolist()
+    terms = [abs(value) * reach ** (first + power) for power, value in enumerate(values)]
+    least = _ROUNDING * max([*terms, float(first)])  # the denominator has a term of 1
+    shown = [value if term >= least else 0.0 for value, term in zip(values, terms, strict=True)]
+    return " ".join(f"{value:.6g}" for value in shown) or "1"
 
 
 def draw_fit(found: Fit, source: Function | _Points) -> "Figure":
