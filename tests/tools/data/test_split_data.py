@@ -54,7 +54,7 @@ def test_what_cannot_be_divided(data, tmp_path, capsys):
     for folder, output, words in (
         (data, tmp_path / "full", "is there already and not empty"),
         (tmp_path / "d.tar", tmp_path / "new", "is an archive, which links cannot divide"),
-        (tmp_path / "whole", tmp_path / "new", "val holds images to evaluate already"),
+        (tmp_path / "whole", tmp_path / "new", "whole is divided already: name the folder of its training images"),
         (tmp_path / "nothing", tmp_path / "new", "no data folder at"),
     ):
         assert main(["data", "split", str(folder), str(output)]) == 2

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from ...data.folders import is_archive, open_split
+from ...data.folders import has_evaluation_split, is_archive, open_split
 from ...errors import InputError, explain
 from ...system.files import new_folder
 
@@ -32,6 +32,8 @@ def split_data(
     """
     if is_archive(Path(folder)):
         raise InputError(f"{folder} is an archive, which links cannot divide: train on it with --val-fraction")
+    if has_evaluation_split(Path(folder)):
+        raise InputError(f"{folder} is divided already: name the folder of its training images to divide these")
     splits = {
         split: open_split(folder, split, val_fraction=val_fraction, is_training=split == "train")
         for split in ("train", "val")
