@@ -281,7 +281,7 @@ def test_the_image_size_among_the_models_arguments_of_a_file(config, flag, size)
     assert (args.img_size, args.model_kwargs) == (size, {"m": 5})
 
 
-@pytest.mark.parametrize("command", ["train", "plot"])
+@pytest.mark.parametrize("command", ["train", "validate", "plot"])
 def test_help_begins_with_three_examples_that_can_be_read(command, capsys):
     with pytest.raises(SystemExit):
         main([command, "--help"])

@@ -16,7 +16,7 @@ from ..defaults import PROGRAMS, WEIGHTS
 from ..errors import DivergedError, InputError, Stopped, is_out_of_memory, launched_processes, show_once
 from ..system.interrupts import end_children, interruptible, leave
 from ..system.terminal import printable
-from .parser import Parser
+from .parser import Parser, as_sentence
 from .tool_flags import (
     add_data_commands,
     add_export_arguments,
@@ -109,16 +109,16 @@ def _parser() -> argparse.ArgumentParser:
         ("predict", add_predict_arguments, _predict, "name the classes of images"),
         ("flops", add_flops_arguments, _flops, "count operations and parameters of a model, part by part"),
     ):
-        command = commands.add_parser(name, help=text)
+        command = commands.add_parser(name, help=text, description=as_sentence(text))
         add_arguments(command)
         command.set_defaults(run=run)
 
-    data = commands.add_parser(
-        "data", help="write a built-in data set, unpack ImageNet, check a data set, or divide one"
-    )
+    text = "write a built-in data set, unpack ImageNet, check a data set, or divide one"
+    data = commands.add_parser("data", help=text, description=as_sentence(text))
     add_data_commands(data, write=_data, check=_check_data, unpack=_unpack_imagenet, split=_split_data)
 
-    doctor = commands.add_parser("doctor", help="show versions, devices and the path that the operator takes on each")
+    text = "show versions, devices and the path that the operator takes on each"
+    doctor = commands.add_parser("doctor", help=text, description=as_sentence(text))
     doctor.set_defaults(run=_doctor)
     return parser
 

@@ -20,6 +20,7 @@ __all__ = [
     "ModelKwargs",
     "Parser",
     "amount",
+    "as_sentence",
     "below_one",
     "count",
     "finite",
@@ -346,6 +347,11 @@ class ModelKwargs(KeyValues):
         "global_pool": "--gp",
         "pretrained": "--pretrained",
     }
+
+
+def as_sentence(text: str) -> str:
+    """Return a command's one-line help as the sentence that its own help begins with."""
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def number(kind: type, low: float, high: float = math.inf, above: bool = False) -> Callable[[str], float]:

@@ -154,6 +154,9 @@ def add_data(parser: argparse.ArgumentParser, batch_size: int) -> None:
     group.add_argument("--std", type=size, nargs="+", metavar="F", help="standard deviation to divide by, per channel")
 
 
+MODEL_KWARGS_HELP = "more arguments of the model, such as m=6 n=4 num_groups=1 den_groups=8"
+
+
 def add_model(parser: argparse.ArgumentParser, model_default: str | None) -> argparse._ArgumentGroup:
     """Add the flags of the model and its weights, and return their group for a command's own flags."""
     group = parser.add_argument_group("model")
@@ -172,7 +175,7 @@ def add_model(parser: argparse.ArgumentParser, model_default: str | None) -> arg
     group.add_argument(
         "--gp", metavar="POOL", help="global pooling before the head: token, avg, max (default: the model's)"
     )
-    add_model_kwargs(group)
+    add_model_kwargs(group, ". They replace all of a --config, and are added to a checkpoint's")
     group.add_argument("--partial", action="store_true", help="load the tensors that fit, and leave out the others")
     group.add_argument(
         "--fast-norm", action="store_true", help="compute layer norms in the autocast dtype, not in float32"
@@ -180,16 +183,15 @@ def add_model(parser: argparse.ArgumentParser, model_default: str | None) -> arg
     return group
 
 
-def add_model_kwargs(parser: argparse._ActionsContainer) -> None:
-    """Add the flag of more arguments of the model."""
+def add_model_kwargs(parser: argparse._ActionsContainer, others: str = "") -> None:
+    """Add the flag of more arguments of the model. ``others`` ends its help: what becomes of those from elsewhere."""
     parser.add_argument(
         "--model-kwargs",
         nargs="*",
         default={},
         action=ModelKwargs,
         metavar="KEY=VALUE",
-        help="more arguments of the model, such as m=6 n=4 num_groups=1 den_groups=8. They replace all of a --config, "
-        "and are added to a checkpoint's",
+        help=f"{MODEL_KWARGS_HELP}{others}",
     )
 
 

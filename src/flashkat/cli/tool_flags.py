@@ -4,8 +4,8 @@ import argparse
 from collections.abc import Callable
 
 from ..defaults import FIT_METHODS, FORMATS
-from .parser import Parser, amount, finite, inner, number, positive, size
-from .shared_flags import add_model_kwargs
+from .parser import Parser, amount, as_sentence, finite, inner, number, positive, size
+from .shared_flags import MODEL_KWARGS_HELP, add_model_kwargs
 from .train_flags import add_training_arguments
 from .validate_flags import add_evaluation
 
@@ -26,6 +26,13 @@ _PLOTTED = _RESTORING | {"split", "batch_size", "workers"}
 _EXPORTED = _RESTORING | {"model_dtype"}
 _PREDICTED = _RESTORING | {"batch_size"}
 
+# These commands always have a file, and some no data set.
+_OF_A_CHECKPOINT = {
+    "model": "name in timm's registry (default: the file's; weights alone do not say it)",
+    "num_classes": "number of classes (default: the file's)",
+    "model_kwargs": f"{MODEL_KWARGS_HELP}. They are added to the file's",
+}
+
 _PREDICTED_BATCH = 32
 
 Command = Callable[[argparse.Namespace], int | None]
@@ -36,14 +43,18 @@ def add_data_commands(
 ) -> None:
     """Add the commands of ``flashkat data``, and the functions that run them."""
     # The name of the outer command is what errors begin with.
-    commands = parser.add_subparsers(dest="name", metavar="digits|check|imagenet|split", required=True)
-    digits = commands.add_parser("digits", help="write 1,797 handwritten digits, 8 x 8 pixels, as image files")
+    commands = parser.add_subparsers(dest="name", metavar="digits|check|split|imagenet", required=True)
+
+    def add(name: str, text: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=text, description=as_sentence(text))
+
+    digits = add("digits", "write 1,797 handwritten digits, 8 x 8 pixels, as image files")
     digits.add_argument("folder", metavar="DIR", help="folder to make")
     digits.set_defaults(run=write)
-    checked = commands.add_parser("check", help="read every image of a data set, and list what is broken")
+    checked = add("check", "read every image of a data set, and list what is broken")
     checked.add_argument("folder", metavar="DIR", help="data set with SPLIT/CLASS/*, one split, or an archive of one")
     checked.set_defaults(run=check)
-    divided = commands.add_parser("split", help="divide class folders into training and evaluation images, by links")
+    divided = add("split", "divide class folders into training and evaluation images, by links")
     divided.add_argument("folder", metavar="DIR", help="data set with CLASS/*, or with train/CLASS/* alone")
     divided.add_argument("output", metavar="NEW", help="folder to make, with train/CLASS/* and val/CLASS/*")
     divided.add_argument(
@@ -54,7 +65,7 @@ def add_data_commands(
         help="share of each class to hold out, as flashkat train --val-fraction does (default: 0.2)",
     )
     divided.set_defaults(run=split)
-    unpacked = commands.add_parser("imagenet", help="unpack ImageNet's archives into train/CLASS/* and val/CLASS/*")
+    unpacked = add("imagenet", "unpack ImageNet's archives into train/CLASS/* and val/CLASS/*")
     unpacked.add_argument("folder", metavar="DIR", help="folder to make, or to complete if the command was stopped")
     unpacked.add_argument("--train", default="", metavar="FILE", help="ILSVRC2012_img_train.tar")
     unpacked.add_argument("--val", default="", metavar="FILE", help="ILSVRC2012_img_val.tar")
@@ -160,6 +171,8 @@ def _add_some_of_evaluation(parser: argparse.ArgumentParser, shown: set[str]) ->
     for action in parser._actions:
         if action.dest not in own | shown:
             action.help = argparse.SUPPRESS
+        else:
+            action.help = _OF_A_CHECKPOINT.get(action.dest, action.help)
 
 
 def add_export_arguments(parser: argparse.ArgumentParser) -> None:

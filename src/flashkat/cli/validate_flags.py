@@ -3,7 +3,7 @@
 import argparse
 
 from ..defaults import EVALUATION_BATCH_SIZE
-from .parser import count, number, positive, seed
+from .parser import Parser, count, number, positive, seed
 from .shared_flags import add_config, add_data, add_data_dir, add_device, add_model
 
 __all__ = ["add_evaluation", "add_validation_arguments"]
@@ -69,6 +69,14 @@ def add_validation_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--log-freq", type=positive, default=10, metavar="N", help="batches between two lines of progress (default: 10)"
     )
+    if isinstance(parser, Parser):
+        parser.introduce(
+            "[DIR] [--checkpoint FILE] [FLAGS]",
+            "examples:",
+            "  flashkat validate /data/imagenet --checkpoint output/train/RUN/model_best.pth.tar",
+            "  flashkat validate /data/imagenet --checkpoint output/train/RUN/last.pth.tar --use-ema --amp",
+            "  flashkat validate /data/imagenet --model kat_small_patch16_224",
+        )
 
 
 def add_evaluation(parser: argparse.ArgumentParser) -> None:

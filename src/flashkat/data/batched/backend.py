@@ -164,7 +164,7 @@ def _why_not(dataset: Any, data: Data) -> str:
 
 def _why_not_dali(dataset: Any, data: Data) -> str:
     if not is_installed("nvidia.dali"):
-        return "it is not installed (pip install 'flashkat[dali]')"
+        return "it is not installed (pip install '.[dali]' in the clone)"
     if not isinstance(dataset, (ImageFolder, Shards)):
         return "it reads image folders, archives and WebDataset shards only"
     if data.skip_bad_images:
