@@ -64,6 +64,8 @@ def assert_equal(folder, other, name="last"):
             1e-2,
             "--sched",
             "plateau",
+            "--lr-noise",
+            0.3,
             "--rational-lr-scale",
             0.1,
             "--torchcompile",
@@ -203,6 +205,20 @@ def test_without_the_state_of_the_optimiser(train):
     flags = ["--opt", "sgd", "--lr", 1e-3, "--no-resume-opt", "--resume", first / "last.pth.tar"]
     other = train("--epochs", 2, *flags, experiment="other")
     assert [row["epoch"] for row in rows_of(other)] == ["0", "1"]
+
+
+def test_a_plateau_schedule_without_the_state_of_the_optimiser(train):
+    """It goes on at the share of the first rate to which it had come."""
+    # Of two classes, so no evaluation is better than the first one.
+    flags = ["--sched", "plateau", "--eval-metric", "top5", "--patience-epochs", 0, "--decay-rate", 0.5]
+    flags += ["--warmup-epochs", 1, "--warmup-lr", 1e-7, "--epochs", 5, "--opt", "sgd", "--lr"]
+    straight = train(*flags, 1e-6, experiment="straight")
+    expected = [float(row["lr"]) for row in rows_of(straight)]
+    assert expected == pytest.approx([1e-7, 1e-6, 1e-6, 5e-7, 2.5e-7])
+    for epoch, lr in ((0, 1e-6), (2, 1e-6), (2, 2e-6)):
+        argv = [*flags, lr, "--no-resume-opt", "--resume", straight / f"checkpoint-{epoch}.pth.tar"]
+        found = [float(row["lr"]) for row in rows_of(train(*argv, experiment="again"))][epoch + 1 :]
+        assert found == pytest.approx([lr / 1e-6 * rate for rate in expected[epoch + 1 :]])
 
 
 def test_best_so_far_is_kept(train):

@@ -152,7 +152,8 @@ class TrainingState:
                 raise InputError(f"--start-epoch {self.epoch} is after the last of {self.epochs} epochs")
             raise FinishedError(f"{resume.resume} has all of its {self.epoch} epochs: give more --epochs to go on")
         if self.scheduler is not None and (checkpoint or self.epoch):
-            _set_schedule(self.scheduler, run.get("scheduler", {}), self.epoch, self.updates)
+            has_rates = bool(checkpoint) and not resume.no_resume_opt
+            _set_schedule(self.scheduler, checkpoint, self.epoch, self.updates, has_rates)
 
     def _forget_later_epochs(self, metric: str) -> None:
         """Drop the rows of epochs that will be trained again, and a best metric that comes from them."""
@@ -304,13 +305,38 @@ def _scheduler_state(scheduler: Any) -> dict[str, Any]:
     return {} if plateau is None else {"plateau": plateau.state_dict(), "without_noise": scheduler.restore_lr}
 
 
-def _set_schedule(scheduler: Any, state: dict[str, Any], epoch: int, updates: int) -> None:
+def _set_schedule(scheduler: Any, checkpoint: dict[str, Any], epoch: int, updates: int, has_rates: bool) -> None:
+    """Bring a schedule to an epoch and update.
+
+    Args:
+        scheduler: the schedule.
+        checkpoint: that of the resumed run, empty for a new one.
+        epoch: the epoch, from 0.
+        updates: updates so far.
+        has_rates: whether the optimiser has the checkpoint's rates.
+    """
     if not hasattr(scheduler, "lr_scheduler"):
         scheduler.step(epoch)
         scheduler.step_update(updates)
-    elif state:
-        # A step would count an epoch twice. The optimiser's state has the rate.
+        return
+    state = checkpoint.get("run", {}).get("scheduler", {})
+    if not has_rates:
+        # timm has set the first rate of the warm-up. No step after the warm-up would change it.
+        share = _share_left(checkpoint, state)
+        scheduler.update_groups([rate * share for rate in scheduler.base_values])
+    if state:
         scheduler.lr_scheduler.load_state_dict(state["plateau"])
-        scheduler.restore_lr = state["without_noise"]
-    else:
+        scheduler.restore_lr = state["without_noise"] if has_rates else None
+    # Without a metric, this counts no epoch. At epoch 0, timm takes the rate of a warm-up even if there is none.
+    if epoch or scheduler.warmup_t:
         scheduler.step(epoch)
+
+
+def _share_left(checkpoint: dict[str, Any], state: dict[str, Any]) -> float:
+    """Return the share of the first rate to which a checkpoint's plateau schedule has come; 1 if it is not known."""
+    optimizer = checkpoint.get("optimizer")
+    groups = optimizer["param_groups"] if isinstance(optimizer, dict) else []
+    for rate, group in zip(state.get("plateau", {}).get("_last_lr", ()), groups, strict=False):
+        if first := (group.get("lr_scale", 1.0) or 0.0) * (group.get("initial_lr") or 0.0):
+            return float(rate / first)
+    return 1.0
