@@ -254,6 +254,17 @@ def evaluations(monkeypatch, tops):
     )
 
 
+@pytest.mark.filterwarnings("ignore:PlateauLRScheduler is deprecated")
+def test_plateau_goes_by_evaluations_of_the_model(start, monkeypatch):
+    """In epochs without one it waits. The average, which is better, is not what it watches."""
+    # The model's own, then the average's, of every second epoch.
+    evaluations(monkeypatch, [30.0, 90.0, 40.0, 90.0, 50.0, 90.0, 50.0, 90.0])
+    plateau = {"sched": "plateau", "num_epochs": 8, "patience_epochs": 0, "decay_rate": 0.5, "warmup_epochs": 0}
+    state, _, _ = start(flags=["--epochs", 8, "--val-interval", 2], ema=0.9, sched=plateau)
+    assert [row["lr"] for row in state.history] == [0.1] * 8
+    assert state.optimizer.param_groups[0]["lr"] == 0.05
+
+
 def test_best_is_the_first_of_the_highest_top1(start, monkeypatch):
     evaluations(monkeypatch, [30.0, 50.0, 50.0, 20.0])
     state, folder, recorder = start(flags=["--epochs", 4])

@@ -198,7 +198,8 @@ def run_epochs(state: TrainingState, parts: Parts, config: Config) -> None:
             watch.loss(evaluated["state_dict"].loss, f"after epoch {epoch + 1}")
         is_best = bool(evaluated) and _update_best(state, evaluated, output.eval_metric)
         if state.scheduler is not None:
-            metric = getattr(evaluated["state_dict"], output.eval_metric) if evaluated else state.best.get("metric")
+            # Without a metric, the plateau schedule counts no epoch. An older one would look like no progress.
+            metric = getattr(evaluated["state_dict"], output.eval_metric) if evaluated else None
             state.scheduler.step(epoch + 1, metric)
 
         costs = {"images_per_second": round(rate, 1)}
