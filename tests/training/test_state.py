@@ -231,6 +231,27 @@ def test_best_so_far_is_kept(train):
     assert torch.load(second / "last.pth.tar", weights_only=True)["best_metric"] == 100.0
 
 
+def test_the_best_so_far_by_another_metric(train):
+    first = train("--epochs", 1, "--opt", "adamw", experiment="first")
+    checkpoint = torch.load(first / "last.pth.tar", weights_only=True)
+    checkpoint["run"]["history"][0]["eval_loss"] = 1e-9
+    torch.save(checkpoint, first / "changed.tar")
+    flags = ["--opt", "adamw", "--eval-metric", "loss", "--resume", first / "changed.tar"]
+    second = train("--epochs", 3, *flags, experiment="second")
+    best = torch.load(second / "last.pth.tar", weights_only=True)["run"]["best"]
+    assert best == {"metric": 1e-9, "weights": "state_dict", "epoch": 0}
+
+
+def test_a_plateau_schedule_by_another_metric(train):
+    """Its first evaluation is the best one."""
+    flags = ["--sched", "plateau", "--patience-epochs", 0, "--decay-rate", 0.5, "--lr", 1e-6, "--warmup-epochs", 0]
+    first = train(*flags, "--epochs", 3, "--opt", "sgd", "--eval-metric", "top5", experiment="first")
+    assert [float(row["lr"]) for row in rows_of(first)] == [1e-6, 1e-6, 5e-7]
+    flags += ["--eval-metric", "loss", "--resume", first / "checkpoint-0.pth.tar"]
+    second = train(*flags, "--epochs", 3, "--opt", "sgd", experiment="second")
+    assert [float(row["lr"]) for row in rows_of(second)] == [1e-6] * 3
+
+
 def test_a_checkpoint_of_timms_scripts(train):
     """Which has no more than weights, the optimiser, and the epoch."""
     first = train("--epochs", 2, "--opt", "adamw", "--lr", 1e-3, experiment="first")

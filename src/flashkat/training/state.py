@@ -140,9 +140,10 @@ class TrainingState:
             FinishedError: the checkpoint has all its epochs.
         """
         run: dict[str, Any] = checkpoint.get("run", {})
+        has_metric = checkpoint.get("args", {}).get("eval_metric", eval_metric) == eval_metric
         if checkpoint:
             with explain(f"cannot continue from {resume.resume}"):
-                self._restore(checkpoint, run, resume, opt, start_epoch, updates_per_epoch)
+                self._restore(checkpoint, run, resume, opt, start_epoch, updates_per_epoch, has_metric)
         if start_epoch is not None:
             self.epoch, self.batch, self.meters = start_epoch, 0, Meters()
             self._forget_later_epochs(eval_metric)
@@ -153,13 +154,13 @@ class TrainingState:
             raise FinishedError(f"{resume.resume} has all of its {self.epoch} epochs: give more --epochs to go on")
         if self.scheduler is not None and (checkpoint or self.epoch):
             has_rates = bool(checkpoint) and not resume.no_resume_opt
-            _set_schedule(self.scheduler, checkpoint, self.epoch, self.updates, has_rates)
+            _set_schedule(self.scheduler, checkpoint, self.epoch, self.updates, has_rates, has_metric)
 
     def _forget_later_epochs(self, metric: str) -> None:
         """Drop the rows of epochs that will be trained again, and a best metric that comes from them."""
         kept = [row for row in self.history if row["epoch"] < self.epoch]
         before, after = best_of(self.history, metric), best_of(kept, metric)
-        # Keep a best that no row has: it may be of another metric. Rows are rounded.
+        # Keep a best that no row has. Rows are rounded.
         if before != after and round(before["metric"], 4) == round(self.best.get("metric", math.nan), 4):
             self.best = after
         self.history = kept
@@ -172,13 +173,14 @@ class TrainingState:
         opt: str,
         start_epoch: int | None,
         updates_per_epoch: int,
+        has_metric: bool,
     ) -> None:
         self.epoch = run.get("epoch", checkpoint["epoch"] + 1)
         self.batch = run.get("batch", 0)
         self.updates = run.get("updates", self.epoch * updates_per_epoch)
         self.lr = run.get("lr", self.lr)
         self.history = run.get("history", [])
-        self.best = run.get("best", {})
+        self.best = run.get("best", {}) if has_metric else best_of(self.history, self.flags["eval_metric"])
         if not resume.no_resume_opt:
             self._restore_optimizer(checkpoint, resume.resume, opt)
         _set_ema_state(self.ema, run.get("ema", {}))
@@ -305,7 +307,9 @@ def _scheduler_state(scheduler: Any) -> dict[str, Any]:
     return {} if plateau is None else {"plateau": plateau.state_dict(), "without_noise": scheduler.restore_lr}
 
 
-def _set_schedule(scheduler: Any, checkpoint: dict[str, Any], epoch: int, updates: int, has_rates: bool) -> None:
+def _set_schedule(
+    scheduler: Any, checkpoint: dict[str, Any], epoch: int, updates: int, has_rates: bool, has_metric: bool
+) -> None:
     """Bring a schedule to an epoch and update.
 
     Args:
@@ -314,6 +318,7 @@ def _set_schedule(scheduler: Any, checkpoint: dict[str, Any], epoch: int, update
         epoch: the epoch, from 0.
         updates: updates so far.
         has_rates: whether the optimiser has the checkpoint's rates.
+        has_metric: whether the checkpoint went by the metric of this run.
     """
     if not hasattr(scheduler, "lr_scheduler"):
         scheduler.step(epoch)
@@ -325,7 +330,9 @@ def _set_schedule(scheduler: Any, checkpoint: dict[str, Any], epoch: int, update
         share = _share_left(checkpoint, state)
         scheduler.update_groups([rate * share for rate in scheduler.base_values])
     if state:
-        scheduler.lr_scheduler.load_state_dict(state["plateau"])
+        # The best value of another metric, and what was counted by it, say nothing about this one.
+        kept = {name: value for name, value in state["plateau"].items() if has_metric or name == "_last_lr"}
+        scheduler.lr_scheduler.load_state_dict(kept)
         scheduler.restore_lr = state["without_noise"] if has_rates else None
     # Without a metric, this counts no epoch. At epoch 0, timm takes the rate of a warm-up even if there is none.
     if epoch or scheduler.warmup_t:
