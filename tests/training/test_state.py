@@ -104,25 +104,51 @@ def test_in_the_middle_of_an_epoch(train, loading):
         assert_equal(straight, resumed)
 
 
-@pytest.mark.parametrize("flag", ["--batch-size", "--grad-accum-steps"])
-def test_an_epoch_is_ended_in_the_batches_it_began_with(train, flag, capsys, images):
-    straight = train("--epochs", 2, "--recovery-interval", 1, "-b", 2, "--grad-accum-steps", 1, "--opt", "sgd")
-    argv = ["train", images, *tiny.FLAGS, "-j", 0, "-b", 2, "--epochs", 3, "--opt", "sgd", flag, 4]
+@pytest.mark.parametrize(
+    ("begun", "changed", "words"),
+    [
+        ([], ["--batch-size", 4], "with --batch-size 2: give that"),
+        ([], ["--grad-accum-steps", 4], "with --grad-accum-steps 1: give that"),
+        ([], ["--seed", 7], "with --seed 42: give that"),
+        ([], ["--epoch-repeats", 2], "with --epoch-repeats 0.0: give that"),
+        (["--val-fraction", 0.5], [], "with --val-fraction 0.5: give that"),
+        ([], ["--class-map", "classes.txt"], "without --class-map: leave it out"),
+    ],
+)
+def test_an_epoch_is_ended_in_the_batches_it_began_with(train, begun, changed, words, capsys, images, tmp_path):
+    data = images / "train" if begun[:1] == ["--val-fraction"] else images
+    flags = ["--recovery-interval", 1, "--grad-accum-steps", 1, "--opt", "sgd", *begun]
+    straight = train("--epochs", 2, "-b", 2, *flags, data=data)
+    (tmp_path / "classes.txt").write_text("dark\nlight\n")
+    argv = ["train", images, *tiny.FLAGS, "-j", 0, "-b", 2, "--epochs", 3, "--opt", "sgd"]
+    argv += [tmp_path / word if word == "classes.txt" else word for word in changed]
     capsys.readouterr()
-    assert main([str(each) for each in [*argv, "--resume", straight / "recovery-1-6.pth.tar"]]) == 2
-    before = {"--batch-size": 2, "--grad-accum-steps": 1}[flag]
-    assert f"is from the middle of an epoch with {flag} {before}: give that, or resume" in capsys.readouterr().err
+    recovery = min(straight.glob("recovery-1-*"))
+    assert main([str(each) for each in [*argv, "--resume", recovery]]) == 2
+    err = capsys.readouterr().err
+    assert f"{recovery} is from the middle of an epoch {words}, or resume from last.pth.tar\n" in err
     # Between two epochs nothing is cut.
-    assert main([str(each) for each in [*argv, "--resume", straight / "last.pth.tar"]]) == 0
+    if "--class-map" not in changed:
+        assert main([str(each) for each in [*argv, "--resume", straight / "last.pth.tar"]]) == 0
 
 
-def test_an_epoch_of_a_data_set_that_has_lost_images(train, capsys, images, tmp_path):
+@pytest.mark.parametrize("count", [4, 12])
+def test_an_epoch_of_a_data_set_that_has_other_images(train, count, capsys, images, tmp_path):
     straight = train("--epochs", 2, "--recovery-interval", 1, "-b", 2, "--opt", "sgd")
-    fewer = tiny.write_images(tmp_path / "fewer", train=4)
-    argv = ["train", fewer, *tiny.FLAGS, "-j", 0, "-b", 2, "--epochs", 3, "--opt", "sgd"]
-    assert main([str(each) for each in [*argv, "--resume", straight / "recovery-1-6.pth.tar"]]) == 2
-    assert "is from after batch 7 of an epoch, which has 4 batches of this data: give" in capsys.readouterr().err
-    assert main([str(each) for each in [*argv, "--resume", straight / "last.pth.tar"]]) == 0
+    recovery = straight / "recovery-1-6.pth.tar"
+    other = tiny.write_images(tmp_path / "other", train=count)
+    argv = ["train", other, *tiny.FLAGS, "-j", 0, "-b", 2, "--epochs", 3, "--opt", "sgd", "--resume"]
+    has = f"is from after batch 7 of an epoch, and this data has {2 * count} images in {count} batches"
+    assert main([str(each) for each in [*argv, recovery]]) == 2
+    assert f"{has}, not 16 in 8: give the run's data, or resume" in capsys.readouterr().err
+    assert main([str(each) for each in [*argv, straight / "last.pth.tar"]]) == 0
+    # An older checkpoint does not say what the epoch began with.
+    checkpoint = torch.load(recovery, weights_only=True)
+    del checkpoint["run"]["batches"], checkpoint["run"]["images"]
+    torch.save(checkpoint, recovery)
+    capsys.readouterr()
+    assert main([str(each) for each in [*argv, recovery]]) == (2 if count < 7 else 0)
+    assert (f"{has}: give the run's data" in capsys.readouterr().err) == (count < 7)
 
 
 def test_goes_on_in_its_folder(train, images, tmp_path, capsys):

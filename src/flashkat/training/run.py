@@ -223,7 +223,7 @@ def _train(asked: Config, device: torch.device) -> Result:
         )
 
     try:
-        state = _build_state(model, config, device, len(train_loader), train_set.classes, resumed)
+        state = _build_state(model, config, device, len(train_loader), train_set, resumed)
     except FinishedError:
         if not is_automatic:
             raise
@@ -342,7 +342,7 @@ def _build_state(
     config: Config,
     device: torch.device,
     batches: int,
-    classes: list[str],
+    train_set: Any,
     resumed: dict[str, Any],
 ) -> TrainingState:
     """Build the state of a new run, or of a resumed one, and set this process's random state.
@@ -352,7 +352,7 @@ def _build_state(
         config: the configuration, with the learning rate set.
         device: where the model computes.
         batches: batches of an epoch.
-        classes: names of the classes.
+        train_set: the images to train on.
         resumed: the checkpoint to resume, empty for a new run.
     """
     average, parallel, schedule, runtime = config.average, config.parallel, config.schedule, config.runtime
@@ -388,8 +388,10 @@ def _build_state(
         scheduler=scheduler,
         scaler=torch.amp.GradScaler(device.type, enabled=scales_loss),
         ema=ema,
-        classes=classes,
+        classes=train_set.classes,
         epochs=epochs,
+        batches=batches,
+        images=image_count(train_set),
         name=config.model.name,
         flags=config.flags(),
     )

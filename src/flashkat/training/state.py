@@ -18,12 +18,25 @@ from ..models import is_same_model
 from ..nn.formats import rename_rationals
 from ..system import distributed
 from ..system.random import random_state, set_random_state
+from ..system.terminal import printable_name
 from .config import Resume
 from .optimizer import check_shapes, with_implementation_of, with_order_of
 from .outputs.summary import best_of
 from .parallel import full, like
 
 __all__ = ["FinishedError", "TrainingState", "load_resumed_weights", "read_resumed"]
+
+# Flags that decide which images an epoch has, and in which order and batches.
+_ORDER = (
+    "batch_size",
+    "grad_accum_steps",
+    "seed",
+    "epoch_repeats",
+    "aug_repeats",
+    "val_fraction",
+    "dataset",
+    "class_map",
+)
 
 
 class FinishedError(InputError):
@@ -42,6 +55,8 @@ class TrainingState:
         ema: the moving average of the weights, if any.
         classes: names of the classes, by label.
         epochs: number of epochs to train.
+        batches: batches of an epoch.
+        images: training images, of all processes together.
         name: name of the model, for checkpoints.
         flags: all settings, for checkpoints.
         epoch: the current epoch, from 0.
@@ -60,6 +75,8 @@ class TrainingState:
     ema: ModelEmaV3 | None
     classes: list[str]
     epochs: int
+    batches: int = 0
+    images: int = 0
     name: str = ""
     flags: dict[str, Any] = field(default_factory=dict)
     epoch: int = 0
@@ -93,6 +110,8 @@ class TrainingState:
         checkpoint["run"] = {
             "epoch": self.epoch,
             "batch": self.batch,
+            "batches": self.batches,
+            "images": self.images,
             "updates": self.updates,
             "lr": self.lr,
             "best": self.best,
@@ -185,25 +204,37 @@ class TrainingState:
             self._restore_optimizer(checkpoint, resume.resume, opt)
         _set_ema_state(self.ema, run.get("ema", {}))
         if self.batch and start_epoch is None:
-            _check_same_batches(checkpoint, resume.resume, self.flags)
-            self._check_same_length(resume.resume, updates_per_epoch)
+            self._check_same_epoch(checkpoint.get("args", {}), run, resume.resume)
         processes = run.get("processes", [])
         if len(processes) == distributed.size():
             own = processes[distributed.rank()]
             set_random_state(own["random"])
             self.meters.add(own["sums"])
-        elif self.batch and start_epoch is None:
-            raise InputError(
-                f"{resume.resume} is from the middle of an epoch of {len(processes)} processes, not "
-                f"{distributed.size()}: start as many, or resume from last.pth.tar"
-            )
 
-    def _check_same_length(self, path: str, updates_per_epoch: int) -> None:
-        """Raise InputError if an epoch has fewer batches than are done, as of a data set that has lost images."""
-        if self.batch > (batches := updates_per_epoch * self.flags["grad_accum_steps"]):
+    def _check_same_epoch(self, saved: dict[str, Any], run: dict[str, Any], path: str) -> None:
+        """Raise InputError if an epoch would go on with other batches than it began with."""
+        now, before = distributed.size(), len(run.get("processes", []))
+        for name in _ORDER:
+            value = saved.get(name, self.flags[name])
+            # None, 0 and an empty text all leave a flag out.
+            if (value or None) != (self.flags[name] or None):
+                flag = f"--{name.replace('_', '-')}"
+                begun = f"without {flag}: leave it out"
+                if value not in (None, ""):
+                    begun = f"with {flag} {printable_name(str(value))}: give that"
+                raise InputError(f"{path} is from the middle of an epoch {begun}, or resume from last.pth.tar")
+        if before != now:
             raise InputError(
-                f"{path} is from after batch {self.batch} of an epoch, which has {batches} batches of this data: give "
-                "the run's data, or resume from last.pth.tar"
+                f"{path} is from the middle of an epoch of {before} processes, not {now}: start as many, or resume "
+                "from last.pth.tar"
+            )
+        # Older checkpoints do not count an epoch's batches and images.
+        batches, images = run.get("batches"), run.get("images")
+        if self.batch > self.batches or batches not in (None, self.batches) or images not in (None, self.images):
+            begun = "" if batches is None else f", not {images} in {batches}"
+            raise InputError(
+                f"{path} is from after batch {self.batch} of an epoch, and this data has {self.images} images in "
+                f"{self.batches} batches{begun}: give the run's data, or resume from last.pth.tar"
             )
 
     def _restore_optimizer(self, checkpoint: dict[str, Any], path: str, opt: str) -> None:
@@ -275,18 +306,6 @@ def load_resumed_weights(
             f"The weights differ: {differences}"
         )
     model.load_state_dict(state)
-
-
-def _check_same_batches(checkpoint: dict[str, Any], path: str, flags: dict[str, Any]) -> None:
-    """Raise InputError if an epoch would go on with another batch size than it began with."""
-    saved = checkpoint.get("args", {})
-    for name in ("batch_size", "grad_accum_steps"):
-        before = saved.get(name, flags[name])
-        if before != flags[name]:
-            raise InputError(
-                f"{path} is from the middle of an epoch with --{name.replace('_', '-')} {before}: give that, or "
-                "resume from last.pth.tar"
-            )
 
 
 def _ema_state(ema: ModelEmaV3 | None) -> dict[str, Any]:
