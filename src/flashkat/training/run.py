@@ -250,6 +250,7 @@ def _train(asked: Config, device: torch.device) -> Result:
     if distributed.is_primary():
         folder = open_folder({"history": state.history, "best": state.best}, config.tracking, config.wandb)
     made = distributed.gather(None if folder is None else folder.made)[0]
+    has_failed = True
     try:
         batches_done = state.epoch * len(train_loader) + state.batch
         with open_progress(state.epochs, len(train_loader), batches_done) as progress:
@@ -278,6 +279,7 @@ def _train(asked: Config, device: torch.device) -> Result:
                     step, train_loader, val_loader, mixup, precision, folder, progress, stop, datasets, background
                 )
                 run_epochs(state, parts, config)
+        has_failed = False
     except BaseException as error:
         discard_if_empty(made)
         if isinstance(error, KeyboardInterrupt) and folder is not None:
@@ -286,7 +288,7 @@ def _train(asked: Config, device: torch.device) -> Result:
         raise
     finally:
         if folder is not None:
-            folder.close()
+            folder.close(has_failed)
     return Result(None if folder is None else folder.path, state.history, state.best)
 
 
