@@ -183,6 +183,25 @@ def test_model_is_trained_in_training_mode(start):
     assert modes == [*[(True, True)] * 3, *[(False, False)] * 2] * 2
 
 
+def test_an_epoch_resumed_at_its_evaluation_has_no_speed(start):
+    """No image was trained on, and none was waited for."""
+
+    class Loader(list):
+        waited = 0.0
+
+    def prepare(state):
+        state.batch = 3
+        state.meters.add([12.0, 600.0, 1200.0, 12])
+
+    state, _, recorder = start(flags=["--epochs", 2], train=Loader(batches(3)), prepare=prepare)
+    first, second = state.history
+    assert first["train_loss"] == 1
+    assert first["seconds"] > 0
+    assert not first.keys() & {"images_per_second", "data_wait"}
+    assert second["images_per_second"] > 0
+    assert ["images/s" in line for line in recorder.lines] == [False, True]
+
+
 def test_average_follows_every_update(start):
     model = nn.Linear(5, 7)
     expected = model.weight.detach().clone()
