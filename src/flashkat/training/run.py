@@ -178,10 +178,11 @@ def _train(asked: Config, device: torch.device) -> Result:
     if val_set is None:
         notes.append("There is no evaluation, as --val-split is empty, and no best checkpoint")
     is_automatic = config.resume.resume == AUTO
+    resumed: dict[str, Any] = {}
     if is_automatic:
-        config = _with_newest(config, notes.append)
+        config, resumed = _with_newest(config, notes.append)
     resume = config.resume.resume
-    resumed = read_resumed(resume, train_set.classes)
+    resumed = read_resumed(resume, train_set.classes, resumed)
     model = build_model(config.model, data, is_resumed=bool(resume), say=notes.append)
     load_resumed_weights(model, resumed, resume, config.model.name)
     place(model, runtime, device)
@@ -292,11 +293,15 @@ def _train(asked: Config, device: torch.device) -> Result:
     return Result(None if folder is None else folder.path, state.history, state.best)
 
 
-def _with_newest(config: Config, say: Callable[[str], None]) -> Config:
-    """Return the configuration that resumes the newest good checkpoint of the run's folder, if there is one."""
-    newest = newest_good(folder_of(config.output, config.model.name), say) if distributed.is_primary() else ""
+def _with_newest(config: Config, say: Callable[[str], None]) -> tuple[Config, dict[str, Any]]:
+    """Return the configuration that resumes the newest good checkpoint of the run's folder, if there is one.
+
+    The first process also gets the checkpoint, which it has read.
+    """
+    folder = folder_of(config.output, config.model.name)
+    path, checkpoint = newest_good(folder, say) if distributed.is_primary() else ("", {})
     # Files may change between the reads of two processes.
-    return replace(config, resume=replace(config.resume, resume=distributed.gather(newest)[0]))
+    return replace(config, resume=replace(config.resume, resume=distributed.gather(path)[0])), checkpoint
 
 
 def _complete(open_folder: Callable[[], RunFolder]) -> str:

@@ -253,20 +253,22 @@ class TrainingState:
             self.scaler.load_state_dict(checkpoint["amp_scaler"])
 
 
-def read_resumed(path: str, classes: list[str]) -> dict[str, Any]:
+def read_resumed(path: str, classes: list[str], checkpoint: dict[str, Any] | None = None) -> dict[str, Any]:
     """Read the checkpoint of a run to resume.
 
     Args:
         path: the file; "" returns an empty checkpoint.
         classes: names of the data set's classes; empty if it does not list them.
+        checkpoint: what the file holds, if it has been read and checked.
 
     Raises:
         InputError: the file holds no run, or a run with other classes.
     """
     if not path:
         return {}
-    checkpoint = checkpoints.read(path)
-    check_run(checkpoint, path)
+    if not checkpoint:
+        checkpoint = checkpoints.read(path)
+        check_run(checkpoint, path)
     trained = checkpoint.get("classes")
     # Without a list of classes there is nothing to compare.
     if trained and classes and trained != classes:
