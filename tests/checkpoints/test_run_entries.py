@@ -27,6 +27,8 @@ def checkpoint():
         "run": {
             "epoch": 4,
             "batch": 2,
+            "batches": 4,
+            "images": 16,
             "updates": 10,
             "lr": 0.1,
             "best": {"metric": 50.0, "weights": "state_dict"},
@@ -67,6 +69,8 @@ def test_what_training_writes_is_good():
         ("amp_scaler.scale", "big"),
         ("run.epoch", -4),
         ("run.batch", 1.5),
+        ("run.batches", -1),
+        ("run.images", "many"),
         ("run.updates", "many"),
         ("run.lr", float("nan")),
         ("run.lr", -1.0),

@@ -183,6 +183,25 @@ def test_model_is_trained_in_training_mode(start):
     assert modes == [*[(True, True)] * 3, *[(False, False)] * 2] * 2
 
 
+def test_an_epoch_resumed_at_its_evaluation_has_no_speed(start):
+    """No image was trained on, and none was waited for."""
+
+    class Loader(list):
+        waited = 0.0
+
+    def prepare(state):
+        state.batch = 3
+        state.meters.add([12.0, 600.0, 1200.0, 12])
+
+    state, _, recorder = start(flags=["--epochs", 2], train=Loader(batches(3)), prepare=prepare)
+    first, second = state.history
+    assert first["train_loss"] == 1
+    assert first["seconds"] > 0
+    assert not first.keys() & {"images_per_second", "data_wait"}
+    assert second["images_per_second"] > 0
+    assert ["images/s" in line for line in recorder.lines] == [False, True]
+
+
 def test_average_follows_every_update(start):
     model = nn.Linear(5, 7)
     expected = model.weight.detach().clone()
@@ -252,6 +271,17 @@ def evaluations(monkeypatch, tops):
     monkeypatch.setattr(
         loop, "evaluate", lambda models, *_: {name: Metrics(loss=1.0, top1=next(tops), top5=99.0) for name in models}
     )
+
+
+@pytest.mark.filterwarnings("ignore:PlateauLRScheduler is deprecated")
+def test_plateau_goes_by_evaluations_of_the_model(start, monkeypatch):
+    """In epochs without one it waits. The average, which is better, is not what it watches."""
+    # The model's own, then the average's, of every second epoch.
+    evaluations(monkeypatch, [30.0, 90.0, 40.0, 90.0, 50.0, 90.0, 50.0, 90.0])
+    plateau = {"sched": "plateau", "num_epochs": 8, "patience_epochs": 0, "decay_rate": 0.5, "warmup_epochs": 0}
+    state, _, _ = start(flags=["--epochs", 8, "--val-interval", 2], ema=0.9, sched=plateau)
+    assert [row["lr"] for row in state.history] == [0.1] * 8
+    assert state.optimizer.param_groups[0]["lr"] == 0.05
 
 
 def test_best_is_the_first_of_the_highest_top1(start, monkeypatch):

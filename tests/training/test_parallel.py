@@ -1,15 +1,20 @@
 """Two real processes on CPUs, against one."""
 
 import json
+import os
+import signal
+import time
 from pathlib import Path
 
 import pytest
 import tiny
 import torch
-from processes import together, torchrun
+from processes import forked, free_port, together, torchrun
 from tiny import write_images
 
-from flashkat.cli.main import main
+from flashkat.cli.main import main, run
+from flashkat.system.signals import StopRequest
+from flashkat.training import loop
 
 # Nothing random but the order of images, which is the same for all numbers of processes; and an optimiser that does
 # not blow up the rounding errors of gradients that are zero, as Adam does with the bias of the keys.
@@ -137,6 +142,37 @@ def test_resumed_in_the_middle_of_an_epoch(trained, summary_of):
         [{**row, **dict.fromkeys(TIMES, 0)} for row in summary_of(folder)] for folder in (straight, resumed)
     )
     assert first == second
+
+
+def stopped_in_its_evaluation(*argv):
+    """Each process gets a signal at its evaluation, and waits there until the others know."""
+    evaluate, after_step = loop.evaluate, StopRequest.after_step
+
+    def signalled(*arguments):
+        os.kill(os.getpid(), signal.SIGUSR1)
+        return evaluate(*arguments)
+
+    def told(stop):
+        while stop._received and stop._told is None:
+            time.sleep(0.01)
+        return after_step(stop)
+
+    loop.evaluate, StopRequest.after_step = signalled, told
+    run(list(argv))
+
+
+def test_sharded_and_stopped_in_an_evaluation(alone, trained, images, tmp_path):
+    argv = ["train", images, *tiny.FLAGS, *FLAGS, "-b", 2, "--fsdp", "--output", tmp_path, "--experiment", "stopped"]
+    meeting = {"MASTER_ADDR": "localhost", "MASTER_PORT": free_port(), "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
+    environments = [{**meeting, "RANK": rank, "LOCAL_RANK": rank} for rank in range(2)]
+    done = forked(tmp_path, stopped_in_its_evaluation, [str(word) for word in argv], environments)
+    recovery = tmp_path / "stopped" / "recovery-0-3.pth.tar"
+    assert done.status == [128 + signal.SIGUSR1] * 2, done.stderr
+    assert done.stderr == f"flashkat train: error: stopped: go on with --resume {recovery}\n"
+    resumed, _ = trained("evaluated first", 2, "-b", 2, "--fsdp", "--resume", recovery)
+    ours, theirs = (torch.load(folder / "last.pth.tar", weights_only=True) for folder in (resumed, alone))
+    for key in ("state_dict", "state_dict_ema"):
+        torch.testing.assert_close(ours[key], theirs[key], rtol=1e-4, atol=1e-5)
 
 
 def test_validation_counts_every_image_once(alone, images, tmp_path, capsys):

@@ -273,6 +273,8 @@ def test_start_epoch(args):
     assert rates(args(*BASE, "--sched", "cosine", "--start-epoch", 2)) == pytest.approx(whole[2:])
     by_updates = rates(args(*BASE, "--sched-on-updates", "--start-epoch", 2))
     assert by_updates == pytest.approx(whole[2:])
+    plateau = ["--sched", "plateau", "--lr", 1.0, "--epochs", 6]
+    assert rates(args(*plateau, "--warmup-epochs", 2, "--start-epoch", 3)) == [1, 1, 1]
     with pytest.raises(InputError, match="after the last of 6 epochs"):
         rates(args(*BASE, "--start-epoch", 6))
 

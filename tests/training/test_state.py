@@ -44,7 +44,7 @@ def assert_equal(folder, other, name="last"):
             del checkpoint["args"][key]
         for row in checkpoint["run"]["history"]:
             for name in TIMES:
-                del row[name]
+                row.pop(name, None)  # an epoch that is resumed at its evaluation has no speed
     a, b = tensors_in(a), tensors_in(b)
     assert a.keys() == b.keys()
     different = [key for key in a if not (torch.equal(a[key], b[key]) if torch.is_tensor(a[key]) else a[key] == b[key])]
@@ -64,6 +64,8 @@ def assert_equal(folder, other, name="last"):
             1e-2,
             "--sched",
             "plateau",
+            "--lr-noise",
+            0.3,
             "--rational-lr-scale",
             0.1,
             "--torchcompile",
@@ -102,25 +104,51 @@ def test_in_the_middle_of_an_epoch(train, loading):
         assert_equal(straight, resumed)
 
 
-@pytest.mark.parametrize("flag", ["--batch-size", "--grad-accum-steps"])
-def test_an_epoch_is_ended_in_the_batches_it_began_with(train, flag, capsys, images):
-    straight = train("--epochs", 2, "--recovery-interval", 1, "-b", 2, "--grad-accum-steps", 1, "--opt", "sgd")
-    argv = ["train", images, *tiny.FLAGS, "-j", 0, "-b", 2, "--epochs", 3, "--opt", "sgd", flag, 4]
+@pytest.mark.parametrize(
+    ("begun", "changed", "words"),
+    [
+        ([], ["--batch-size", 4], "with --batch-size 2: give that"),
+        ([], ["--grad-accum-steps", 4], "with --grad-accum-steps 1: give that"),
+        ([], ["--seed", 7], "with --seed 42: give that"),
+        ([], ["--epoch-repeats", 2], "with --epoch-repeats 0.0: give that"),
+        (["--val-fraction", 0.5], [], "with --val-fraction 0.5: give that"),
+        ([], ["--class-map", "classes.txt"], "without --class-map: leave it out"),
+    ],
+)
+def test_an_epoch_is_ended_in_the_batches_it_began_with(train, begun, changed, words, capsys, images, tmp_path):
+    data = images / "train" if begun[:1] == ["--val-fraction"] else images
+    flags = ["--recovery-interval", 1, "--grad-accum-steps", 1, "--opt", "sgd", *begun]
+    straight = train("--epochs", 2, "-b", 2, *flags, data=data)
+    (tmp_path / "classes.txt").write_text("dark\nlight\n")
+    argv = ["train", images, *tiny.FLAGS, "-j", 0, "-b", 2, "--epochs", 3, "--opt", "sgd"]
+    argv += [tmp_path / word if word == "classes.txt" else word for word in changed]
     capsys.readouterr()
-    assert main([str(each) for each in [*argv, "--resume", straight / "recovery-1-6.pth.tar"]]) == 2
-    before = {"--batch-size": 2, "--grad-accum-steps": 1}[flag]
-    assert f"is from the middle of an epoch with {flag} {before}: give that, or resume" in capsys.readouterr().err
+    recovery = min(straight.glob("recovery-1-*"))
+    assert main([str(each) for each in [*argv, "--resume", recovery]]) == 2
+    err = capsys.readouterr().err
+    assert f"{recovery} is from the middle of an epoch {words}, or resume from last.pth.tar\n" in err
     # Between two epochs nothing is cut.
-    assert main([str(each) for each in [*argv, "--resume", straight / "last.pth.tar"]]) == 0
+    if "--class-map" not in changed:
+        assert main([str(each) for each in [*argv, "--resume", straight / "last.pth.tar"]]) == 0
 
 
-def test_an_epoch_of_a_data_set_that_has_lost_images(train, capsys, images, tmp_path):
+@pytest.mark.parametrize("count", [4, 12])
+def test_an_epoch_of_a_data_set_that_has_other_images(train, count, capsys, images, tmp_path):
     straight = train("--epochs", 2, "--recovery-interval", 1, "-b", 2, "--opt", "sgd")
-    fewer = tiny.write_images(tmp_path / "fewer", train=4)
-    argv = ["train", fewer, *tiny.FLAGS, "-j", 0, "-b", 2, "--epochs", 3, "--opt", "sgd"]
-    assert main([str(each) for each in [*argv, "--resume", straight / "recovery-1-6.pth.tar"]]) == 2
-    assert "is from after batch 7 of an epoch, which has 4 batches of this data: give" in capsys.readouterr().err
-    assert main([str(each) for each in [*argv, "--resume", straight / "last.pth.tar"]]) == 0
+    recovery = straight / "recovery-1-6.pth.tar"
+    other = tiny.write_images(tmp_path / "other", train=count)
+    argv = ["train", other, *tiny.FLAGS, "-j", 0, "-b", 2, "--epochs", 3, "--opt", "sgd", "--resume"]
+    has = f"is from after batch 7 of an epoch, and this data has {2 * count} images in {count} batches"
+    assert main([str(each) for each in [*argv, recovery]]) == 2
+    assert f"{has}, not 16 in 8: give the run's data, or resume" in capsys.readouterr().err
+    assert main([str(each) for each in [*argv, straight / "last.pth.tar"]]) == 0
+    # An older checkpoint does not say what the epoch began with.
+    checkpoint = torch.load(recovery, weights_only=True)
+    del checkpoint["run"]["batches"], checkpoint["run"]["images"]
+    torch.save(checkpoint, recovery)
+    capsys.readouterr()
+    assert main([str(each) for each in [*argv, recovery]]) == (2 if count < 7 else 0)
+    assert (f"{has}: give the run's data" in capsys.readouterr().err) == (count < 7)
 
 
 def test_goes_on_in_its_folder(train, images, tmp_path, capsys):
@@ -205,6 +233,20 @@ def test_without_the_state_of_the_optimiser(train):
     assert [row["epoch"] for row in rows_of(other)] == ["0", "1"]
 
 
+def test_a_plateau_schedule_without_the_state_of_the_optimiser(train):
+    """It goes on at the share of the first rate to which it had come."""
+    # Of two classes, so no evaluation is better than the first one.
+    flags = ["--sched", "plateau", "--eval-metric", "top5", "--patience-epochs", 0, "--decay-rate", 0.5]
+    flags += ["--warmup-epochs", 1, "--warmup-lr", 1e-7, "--epochs", 5, "--opt", "sgd", "--lr"]
+    straight = train(*flags, 1e-6, experiment="straight")
+    expected = [float(row["lr"]) for row in rows_of(straight)]
+    assert expected == pytest.approx([1e-7, 1e-6, 1e-6, 5e-7, 2.5e-7])
+    for epoch, lr in ((0, 1e-6), (2, 1e-6), (2, 2e-6)):
+        argv = [*flags, lr, "--no-resume-opt", "--resume", straight / f"checkpoint-{epoch}.pth.tar"]
+        found = [float(row["lr"]) for row in rows_of(train(*argv, experiment="again"))][epoch + 1 :]
+        assert found == pytest.approx([lr / 1e-6 * rate for rate in expected[epoch + 1 :]])
+
+
 def test_best_so_far_is_kept(train):
     first = train("--epochs", 1, "--opt", "adamw", "--lr", 5e-3, "--warmup-epochs", 0, experiment="first")
     best = torch.load(first / "model_best.pth.tar", weights_only=True)
@@ -213,6 +255,27 @@ def test_best_so_far_is_kept(train):
     second = train("--epochs", 3, "--opt", "adamw", "--lr", 5e-3, "--resume", first / "full.tar", experiment="second")
     assert torch.load(second / "model_best.pth.tar", weights_only=True)["epoch"] == 0
     assert torch.load(second / "last.pth.tar", weights_only=True)["best_metric"] == 100.0
+
+
+def test_the_best_so_far_by_another_metric(train):
+    first = train("--epochs", 1, "--opt", "adamw", experiment="first")
+    checkpoint = torch.load(first / "last.pth.tar", weights_only=True)
+    checkpoint["run"]["history"][0]["eval_loss"] = 1e-9
+    torch.save(checkpoint, first / "changed.tar")
+    flags = ["--opt", "adamw", "--eval-metric", "loss", "--resume", first / "changed.tar"]
+    second = train("--epochs", 3, *flags, experiment="second")
+    best = torch.load(second / "last.pth.tar", weights_only=True)["run"]["best"]
+    assert best == {"metric": 1e-9, "weights": "state_dict", "epoch": 0}
+
+
+def test_a_plateau_schedule_by_another_metric(train):
+    """Its first evaluation is the best one."""
+    flags = ["--sched", "plateau", "--patience-epochs", 0, "--decay-rate", 0.5, "--lr", 1e-6, "--warmup-epochs", 0]
+    first = train(*flags, "--epochs", 3, "--opt", "sgd", "--eval-metric", "top5", experiment="first")
+    assert [float(row["lr"]) for row in rows_of(first)] == [1e-6, 1e-6, 5e-7]
+    flags += ["--eval-metric", "loss", "--resume", first / "checkpoint-0.pth.tar"]
+    second = train(*flags, "--epochs", 3, "--opt", "sgd", experiment="second")
+    assert [float(row["lr"]) for row in rows_of(second)] == [1e-6] * 3
 
 
 def test_a_checkpoint_of_timms_scripts(train):

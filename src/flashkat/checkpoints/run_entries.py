@@ -199,7 +199,7 @@ _CHECKPOINT: dict[str, Check] = {
 }
 _ARGUMENTS: dict[str, Check] = {"opt": _is_text, "batch_size": _is_count, "grad_accum_steps": _is_count}
 _RUN: dict[str, Check] = {
-    **dict.fromkeys(("epoch", "batch", "updates"), _is_count),
+    **dict.fromkeys(("epoch", "batch", "batches", "images", "updates"), _is_count),
     "lr": _is_rate,
     "best": _is_best,
     "history": _list_of(_is_row),

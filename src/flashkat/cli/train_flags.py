@@ -274,7 +274,11 @@ def _add_schedule(parser: argparse.ArgumentParser) -> None:
         help="factor of step, multistep and plateau, or power of poly (default: 0.1)",
     )
     group.add_argument(
-        "--patience-epochs", type=count, default=10, metavar="N", help="epochs that plateau waits (default: 10)"
+        "--patience-epochs",
+        type=count,
+        default=10,
+        metavar="N",
+        help="epochs that plateau waits; with --val-interval, evaluations (default: 10)",
     )
 
 

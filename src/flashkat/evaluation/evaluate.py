@@ -78,7 +78,9 @@ def prepared(model: nn.Module, is_compiled: bool, views: int) -> nn.Module:
     return _Views(model, views) if views > 1 else model
 
 
-@torch.inference_mode()
+# Not inference mode: FSDP keeps the tensors that it first makes here, and training could not change them in place.
+# on_batch may save the sharded weights, which inference mode cannot detach.
+@torch.no_grad()
 def evaluate(
     models: Mapping[str, nn.Module],
     loader: Any,

@@ -135,7 +135,7 @@ class _Watch:
     def _diverged(self, what: str, origin: str = "") -> DivergedError:
         folder = self._parts.folder
         self._parts.background.wait()
-        good = distributed.gather("" if folder is None else newest_good(folder.path, self._parts.progress.say))[0]
+        good = distributed.gather("" if folder is None else newest_good(folder.path, self._parts.progress.say)[0])[0]
         go_on = f"go on with --resume {good}, and try" if good else "try"
         return DivergedError(
             f"{what}, at the learning rate {self._lr:.3g}{origin}: {go_on} a lower --lr, "
@@ -186,7 +186,7 @@ def run_epochs(state: TrainingState, parts: Parts, config: Config) -> None:
             parts.mixup.mixup_enabled = epoch < config.mixing.mixup_off_epoch
         start = time.perf_counter()
         trained, rate = _train_epoch(state, parts, config, writer, watch)
-        wait = share_waited(parts.train_loader, time.perf_counter() - start)
+        wait = None if rate is None else share_waited(parts.train_loader, time.perf_counter() - start)
         evaluated: dict[str, Metrics] = {}
         for model in models.values():
             distribute_norms(model, config.parallel.dist_bn)
@@ -198,10 +198,11 @@ def run_epochs(state: TrainingState, parts: Parts, config: Config) -> None:
             watch.loss(evaluated["state_dict"].loss, f"after epoch {epoch + 1}")
         is_best = bool(evaluated) and _update_best(state, evaluated, output.eval_metric)
         if state.scheduler is not None:
-            metric = getattr(evaluated["state_dict"], output.eval_metric) if evaluated else state.best.get("metric")
+            # Without a metric, the plateau schedule counts no epoch. An older one would look like no progress.
+            metric = getattr(evaluated["state_dict"], output.eval_metric) if evaluated else None
             state.scheduler.step(epoch + 1, metric)
 
-        costs = {"images_per_second": round(rate, 1)}
+        costs = {} if rate is None else {"images_per_second": round(rate, 1)}
         if wait is not None:
             costs["data_wait"] = round(wait, 4)
         costs |= {"seconds": round(time.perf_counter() - start, 3), **peak_memory(state.model)}
@@ -242,17 +243,19 @@ def _to_evaluate(models: dict[str, nn.Module], parts: Parts, config: Config) -> 
 
 def _train_epoch(
     state: TrainingState, parts: Parts, config: Config, writer: Writer, watch: _Watch
-) -> tuple[Metrics, float]:
+) -> tuple[Metrics, float | None]:
     """Train the rest of an epoch.
 
     Returns:
-        The whole epoch's metrics on augmented images, and the images per second of all processes.
+        The whole epoch's metrics on augmented images, and the images per second of all processes. The latter is None
+        if all batches were done before.
     """
     state.model.train()
     loader, mixup = parts.train_loader, parts.mixup
     output, accumulated = config.output, config.parallel.grad_accum_steps
     batches, updates = len(loader), -(-state.batch // accumulated)
-    images_seen, rate, start = 0, 0.0, time.perf_counter()
+    images_seen, start = 0, time.perf_counter()
+    rate: float | None = None
     for index, (images, target) in enumerate(_left(loader, state), start=state.batch):
         if mixup is not None:
             images, target = mixup(images, target)
@@ -340,5 +343,6 @@ def _epoch_line(row: dict[str, Any], epochs: int, is_best: bool) -> str:
         line += f"  eval loss {row['eval_loss']:.3f}  top-1 {row['eval_top1']:.2f}%"
     if "eval_ema_top1" in row:
         line += f"  EMA {row['eval_ema_top1']:.2f}%"
-    line += f"  {per_second(row['images_per_second'])}"
+    if "images_per_second" in row:
+        line += f"  {per_second(row['images_per_second'])}"
     return line + ("  best" if is_best else "")

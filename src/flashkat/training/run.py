@@ -178,10 +178,11 @@ def _train(asked: Config, device: torch.device) -> Result:
     if val_set is None:
         notes.append("There is no evaluation, as --val-split is empty, and no best checkpoint")
     is_automatic = config.resume.resume == AUTO
+    resumed: dict[str, Any] = {}
     if is_automatic:
-        config = _with_newest(config, notes.append)
+        config, resumed = _with_newest(config, notes.append)
     resume = config.resume.resume
-    resumed = read_resumed(resume, train_set.classes)
+    resumed = read_resumed(resume, train_set.classes, resumed)
     model = build_model(config.model, data, is_resumed=bool(resume), say=notes.append)
     load_resumed_weights(model, resumed, resume, config.model.name)
     place(model, runtime, device)
@@ -223,7 +224,7 @@ def _train(asked: Config, device: torch.device) -> Result:
         )
 
     try:
-        state = _build_state(model, config, device, len(train_loader), train_set.classes, resumed)
+        state = _build_state(model, config, device, len(train_loader), train_set, resumed)
     except FinishedError:
         if not is_automatic:
             raise
@@ -250,6 +251,7 @@ def _train(asked: Config, device: torch.device) -> Result:
     if distributed.is_primary():
         folder = open_folder({"history": state.history, "best": state.best}, config.tracking, config.wandb)
     made = distributed.gather(None if folder is None else folder.made)[0]
+    has_failed = True
     try:
         batches_done = state.epoch * len(train_loader) + state.batch
         with open_progress(state.epochs, len(train_loader), batches_done) as progress:
@@ -278,6 +280,7 @@ def _train(asked: Config, device: torch.device) -> Result:
                     step, train_loader, val_loader, mixup, precision, folder, progress, stop, datasets, background
                 )
                 run_epochs(state, parts, config)
+        has_failed = False
     except BaseException as error:
         discard_if_empty(made)
         if isinstance(error, KeyboardInterrupt) and folder is not None:
@@ -286,15 +289,19 @@ def _train(asked: Config, device: torch.device) -> Result:
         raise
     finally:
         if folder is not None:
-            folder.close()
+            folder.close(has_failed)
     return Result(None if folder is None else folder.path, state.history, state.best)
 
 
-def _with_newest(config: Config, say: Callable[[str], None]) -> Config:
-    """Return the configuration that resumes the newest good checkpoint of the run's folder, if there is one."""
-    newest = newest_good(folder_of(config.output, config.model.name), say) if distributed.is_primary() else ""
+def _with_newest(config: Config, say: Callable[[str], None]) -> tuple[Config, dict[str, Any]]:
+    """Return the configuration that resumes the newest good checkpoint of the run's folder, if there is one.
+
+    The first process also gets the checkpoint, which it has read.
+    """
+    folder = folder_of(config.output, config.model.name)
+    path, checkpoint = newest_good(folder, say) if distributed.is_primary() else ("", {})
     # Files may change between the reads of two processes.
-    return replace(config, resume=replace(config.resume, resume=distributed.gather(newest)[0]))
+    return replace(config, resume=replace(config.resume, resume=distributed.gather(path)[0])), checkpoint
 
 
 def _complete(open_folder: Callable[[], RunFolder]) -> str:
@@ -342,7 +349,7 @@ def _build_state(
     config: Config,
     device: torch.device,
     batches: int,
-    classes: list[str],
+    train_set: Any,
     resumed: dict[str, Any],
 ) -> TrainingState:
     """Build the state of a new run, or of a resumed one, and set this process's random state.
@@ -352,7 +359,7 @@ def _build_state(
         config: the configuration, with the learning rate set.
         device: where the model computes.
         batches: batches of an epoch.
-        classes: names of the classes.
+        train_set: the images to train on.
         resumed: the checkpoint to resume, empty for a new run.
     """
     average, parallel, schedule, runtime = config.average, config.parallel, config.schedule, config.runtime
@@ -388,8 +395,10 @@ def _build_state(
         scheduler=scheduler,
         scaler=torch.amp.GradScaler(device.type, enabled=scales_loss),
         ema=ema,
-        classes=classes,
+        classes=train_set.classes,
         epochs=epochs,
+        batches=batches,
+        images=image_count(train_set),
         name=config.model.name,
         flags=config.flags(),
     )

@@ -18,12 +18,25 @@ from ..models import is_same_model
 from ..nn.formats import rename_rationals
 from ..system import distributed
 from ..system.random import random_state, set_random_state
+from ..system.terminal import printable_name
 from .config import Resume
 from .optimizer import check_shapes, with_implementation_of, with_order_of
 from .outputs.summary import best_of
 from .parallel import full, like
 
 __all__ = ["FinishedError", "TrainingState", "load_resumed_weights", "read_resumed"]
+
+# Flags that decide which images an epoch has, and in which order and batches.
+_ORDER = (
+    "batch_size",
+    "grad_accum_steps",
+    "seed",
+    "epoch_repeats",
+    "aug_repeats",
+    "val_fraction",
+    "dataset",
+    "class_map",
+)
 
 
 class FinishedError(InputError):
@@ -42,6 +55,8 @@ class TrainingState:
         ema: the moving average of the weights, if any.
         classes: names of the classes, by label.
         epochs: number of epochs to train.
+        batches: batches of an epoch.
+        images: training images, of all processes together.
         name: name of the model, for checkpoints.
         flags: all settings, for checkpoints.
         epoch: the current epoch, from 0.
@@ -60,6 +75,8 @@ class TrainingState:
     ema: ModelEmaV3 | None
     classes: list[str]
     epochs: int
+    batches: int = 0
+    images: int = 0
     name: str = ""
     flags: dict[str, Any] = field(default_factory=dict)
     epoch: int = 0
@@ -93,6 +110,8 @@ class TrainingState:
         checkpoint["run"] = {
             "epoch": self.epoch,
             "batch": self.batch,
+            "batches": self.batches,
+            "images": self.images,
             "updates": self.updates,
             "lr": self.lr,
             "best": self.best,
@@ -140,9 +159,10 @@ class TrainingState:
             FinishedError: the checkpoint has all its epochs.
         """
         run: dict[str, Any] = checkpoint.get("run", {})
+        has_metric = checkpoint.get("args", {}).get("eval_metric", eval_metric) == eval_metric
         if checkpoint:
             with explain(f"cannot continue from {resume.resume}"):
-                self._restore(checkpoint, run, resume, opt, start_epoch, updates_per_epoch)
+                self._restore(checkpoint, run, resume, opt, start_epoch, updates_per_epoch, has_metric)
         if start_epoch is not None:
             self.epoch, self.batch, self.meters = start_epoch, 0, Meters()
             self._forget_later_epochs(eval_metric)
@@ -152,13 +172,14 @@ class TrainingState:
                 raise InputError(f"--start-epoch {self.epoch} is after the last of {self.epochs} epochs")
             raise FinishedError(f"{resume.resume} has all of its {self.epoch} epochs: give more --epochs to go on")
         if self.scheduler is not None and (checkpoint or self.epoch):
-            _set_schedule(self.scheduler, run.get("scheduler", {}), self.epoch, self.updates)
+            has_rates = bool(checkpoint) and not resume.no_resume_opt
+            _set_schedule(self.scheduler, checkpoint, self.epoch, self.updates, has_rates, has_metric)
 
     def _forget_later_epochs(self, metric: str) -> None:
         """Drop the rows of epochs that will be trained again, and a best metric that comes from them."""
         kept = [row for row in self.history if row["epoch"] < self.epoch]
         before, after = best_of(self.history, metric), best_of(kept, metric)
-        # Keep a best that no row has: it may be of another metric. Rows are rounded.
+        # Keep a best that no row has. Rows are rounded.
         if before != after and round(before["metric"], 4) == round(self.best.get("metric", math.nan), 4):
             self.best = after
         self.history = kept
@@ -171,36 +192,49 @@ class TrainingState:
         opt: str,
         start_epoch: int | None,
         updates_per_epoch: int,
+        has_metric: bool,
     ) -> None:
         self.epoch = run.get("epoch", checkpoint["epoch"] + 1)
         self.batch = run.get("batch", 0)
         self.updates = run.get("updates", self.epoch * updates_per_epoch)
         self.lr = run.get("lr", self.lr)
         self.history = run.get("history", [])
-        self.best = run.get("best", {})
+        self.best = run.get("best", {}) if has_metric else best_of(self.history, self.flags["eval_metric"])
         if not resume.no_resume_opt:
             self._restore_optimizer(checkpoint, resume.resume, opt)
         _set_ema_state(self.ema, run.get("ema", {}))
         if self.batch and start_epoch is None:
-            _check_same_batches(checkpoint, resume.resume, self.flags)
-            self._check_same_length(resume.resume, updates_per_epoch)
+            self._check_same_epoch(checkpoint.get("args", {}), run, resume.resume)
         processes = run.get("processes", [])
         if len(processes) == distributed.size():
             own = processes[distributed.rank()]
             set_random_state(own["random"])
             self.meters.add(own["sums"])
-        elif self.batch and start_epoch is None:
-            raise InputError(
-                f"{resume.resume} is from the middle of an epoch of {len(processes)} processes, not "
-                f"{distributed.size()}: start as many, or resume from last.pth.tar"
-            )
 
-    def _check_same_length(self, path: str, updates_per_epoch: int) -> None:
-        """Raise InputError if an epoch has fewer batches than are done, as of a data set that has lost images."""
-        if self.batch > (batches := updates_per_epoch * self.flags["grad_accum_steps"]):
+    def _check_same_epoch(self, saved: dict[str, Any], run: dict[str, Any], path: str) -> None:
+        """Raise InputError if an epoch would go on with other batches than it began with."""
+        now, before = distributed.size(), len(run.get("processes", []))
+        for name in _ORDER:
+            value = saved.get(name, self.flags[name])
+            # None, 0 and an empty text all leave a flag out.
+            if (value or None) != (self.flags[name] or None):
+                flag = f"--{name.replace('_', '-')}"
+                begun = f"without {flag}: leave it out"
+                if value not in (None, ""):
+                    begun = f"with {flag} {printable_name(str(value))}: give that"
+                raise InputError(f"{path} is from the middle of an epoch {begun}, or resume from last.pth.tar")
+        if before != now:
             raise InputError(
-                f"{path} is from after batch {self.batch} of an epoch, which has {batches} batches of this data: give "
-                "the run's data, or resume from last.pth.tar"
+                f"{path} is from the middle of an epoch of {before} processes, not {now}: start as many, or resume "
+                "from last.pth.tar"
+            )
+        # Older checkpoints do not count an epoch's batches and images.
+        batches, images = run.get("batches"), run.get("images")
+        if self.batch > self.batches or batches not in (None, self.batches) or images not in (None, self.images):
+            begun = "" if batches is None else f", not {images} in {batches}"
+            raise InputError(
+                f"{path} is from after batch {self.batch} of an epoch, and this data has {self.images} images in "
+                f"{self.batches} batches{begun}: give the run's data, or resume from last.pth.tar"
             )
 
     def _restore_optimizer(self, checkpoint: dict[str, Any], path: str, opt: str) -> None:
@@ -219,20 +253,22 @@ class TrainingState:
             self.scaler.load_state_dict(checkpoint["amp_scaler"])
 
 
-def read_resumed(path: str, classes: list[str]) -> dict[str, Any]:
+def read_resumed(path: str, classes: list[str], checkpoint: dict[str, Any] | None = None) -> dict[str, Any]:
     """Read the checkpoint of a run to resume.
 
     Args:
         path: the file; "" returns an empty checkpoint.
         classes: names of the data set's classes; empty if it does not list them.
+        checkpoint: what the file holds, if it has been read and checked.
 
     Raises:
         InputError: the file holds no run, or a run with other classes.
     """
     if not path:
         return {}
-    checkpoint = checkpoints.read(path)
-    check_run(checkpoint, path)
+    if not checkpoint:
+        checkpoint = checkpoints.read(path)
+        check_run(checkpoint, path)
     trained = checkpoint.get("classes")
     # Without a list of classes there is nothing to compare.
     if trained and classes and trained != classes:
@@ -274,18 +310,6 @@ def load_resumed_weights(
     model.load_state_dict(state)
 
 
-def _check_same_batches(checkpoint: dict[str, Any], path: str, flags: dict[str, Any]) -> None:
-    """Raise InputError if an epoch would go on with another batch size than it began with."""
-    saved = checkpoint.get("args", {})
-    for name in ("batch_size", "grad_accum_steps"):
-        before = saved.get(name, flags[name])
-        if before != flags[name]:
-            raise InputError(
-                f"{path} is from the middle of an epoch with --{name.replace('_', '-')} {before}: give that, or "
-                "resume from last.pth.tar"
-            )
-
-
 def _ema_state(ema: ModelEmaV3 | None) -> dict[str, Any]:
     """Return the random state of an average. Newer timm rounds bfloat16 averages with a generator of its own."""
     generator = getattr(ema, "_sr_generator", None)
@@ -304,13 +328,43 @@ def _scheduler_state(scheduler: Any) -> dict[str, Any]:
     return {} if plateau is None else {"plateau": plateau.state_dict(), "without_noise": scheduler.restore_lr}
 
 
-def _set_schedule(scheduler: Any, state: dict[str, Any], epoch: int, updates: int) -> None:
+def _set_schedule(
+    scheduler: Any, checkpoint: dict[str, Any], epoch: int, updates: int, has_rates: bool, has_metric: bool
+) -> None:
+    """Bring a schedule to an epoch and update.
+
+    Args:
+        scheduler: the schedule.
+        checkpoint: that of the resumed run, empty for a new one.
+        epoch: the epoch, from 0.
+        updates: updates so far.
+        has_rates: whether the optimiser has the checkpoint's rates.
+        has_metric: whether the checkpoint went by the metric of this run.
+    """
     if not hasattr(scheduler, "lr_scheduler"):
         scheduler.step(epoch)
         scheduler.step_update(updates)
-    elif state:
-        # A step would count an epoch twice. The optimiser's state has the rate.
-        scheduler.lr_scheduler.load_state_dict(state["plateau"])
-        scheduler.restore_lr = state["without_noise"]
-    else:
+        return
+    state = checkpoint.get("run", {}).get("scheduler", {})
+    if not has_rates:
+        # timm has set the first rate of the warm-up. No step after the warm-up would change it.
+        share = _share_left(checkpoint, state)
+        scheduler.update_groups([rate * share for rate in scheduler.base_values])
+    if state:
+        # The best value of another metric, and what was counted by it, say nothing about this one.
+        kept = {name: value for name, value in state["plateau"].items() if has_metric or name == "_last_lr"}
+        scheduler.lr_scheduler.load_state_dict(kept)
+        scheduler.restore_lr = state["without_noise"] if has_rates else None
+    # Without a metric, this counts no epoch. At epoch 0, timm takes the rate of a warm-up even if there is none.
+    if epoch or scheduler.warmup_t:
         scheduler.step(epoch)
+
+
+def _share_left(checkpoint: dict[str, Any], state: dict[str, Any]) -> float:
+    """Return the share of the first rate to which a checkpoint's plateau schedule has come; 1 if it is not known."""
+    optimizer = checkpoint.get("optimizer")
+    groups = optimizer["param_groups"] if isinstance(optimizer, dict) else []
+    for rate, group in zip(state.get("plateau", {}).get("_last_lr", ()), groups, strict=False):
+        if first := (group.get("lr_scale", 1.0) or 0.0) * (group.get("initial_lr") or 0.0):
+            return float(rate / first)
+    return 1.0

@@ -345,7 +345,7 @@ class Broken(Tracker):
     def log(self, row, picture=None):
         raise RuntimeError("it has ended\nfor a reason")
 
-    def close(self):
+    def close(self, has_failed=False):
         raise RuntimeError("it has ended")
 
 
@@ -359,7 +359,7 @@ class Kept(Tracker):
         self.rows.append(row)
         self.pictures.append(picture)
 
-    def close(self):
+    def close(self, has_failed=False):
         self.is_closed = True
 
 

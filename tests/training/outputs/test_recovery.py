@@ -24,12 +24,13 @@ def write(folder, name, second, value=1.0, **more):
 
 
 def test_the_newest(tmp_path):
-    assert newest_good(tmp_path / "nowhere", pytest.fail) == ""
+    assert newest_good(tmp_path / "nowhere", pytest.fail) == ("", {})
     write(tmp_path, "last.pth.tar", 1)
     newest = write(tmp_path, "recovery-2-7.pth.tar", 3)
     write(tmp_path, "checkpoint-1.pth.tar", 2)
     (tmp_path / "last.pth.tar.partial").write_bytes(b"half")
-    assert newest_good(tmp_path, pytest.fail) == newest
+    path, checkpoint = newest_good(tmp_path, pytest.fail)
+    assert (path, checkpoint["epoch"]) == (newest, 3)
 
 
 @pytest.mark.parametrize("fault", ["truncated", "nan", "no run", "odd run"])
@@ -45,7 +46,7 @@ def test_a_bad_one_is_passed_over_with_a_line(tmp_path, fault):
     if fault == "odd run":
         write(tmp_path, "last.pth.tar", 2, run={"updates": "many"})
     said = []
-    assert newest_good(tmp_path, said.append) == good
+    assert newest_good(tmp_path, said.append)[0] == good
     (line,) = said
     reasons = {"truncated": "truncated or damaged", "nan": "not finite", "no run": "not the state of a run"}
     reasons["odd run"] = "its run.updates is 'many'"
@@ -167,6 +168,14 @@ def test_killed_before_its_first_checkpoint_it_starts_in_the_same_folder(images,
     (tmp_path / "run" / "last.pth.tar.123.partial").write_bytes(b"half")
     assert command(images, tmp_path, "--epochs", 1, "--resume", "auto") == 0
     assert not list((tmp_path / "run").glob("*.partial"))
+
+
+def test_the_newest_is_read_once(images, tmp_path, monkeypatch):
+    read, paths = checkpoints.read, []
+    assert command(images, tmp_path, "--epochs", 1) == 0
+    monkeypatch.setattr("flashkat.checkpoints.read", lambda path: paths.append(str(path)) or read(path))
+    assert command(images, tmp_path, "--epochs", 2, "--resume", "auto") == 0
+    assert paths == [str(tmp_path / "run" / "last.pth.tar")]
 
 
 def test_all_epochs_done_is_no_failure(images, tmp_path, capsys):

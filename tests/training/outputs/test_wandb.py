@@ -5,13 +5,18 @@ import sys
 import types
 
 import pytest
+from tiny import FLAGS
+
+from flashkat.cli.main import main
 
 
 @pytest.fixture
 def wandb(monkeypatch):
     """A stand-in that keeps what it is given."""
-    seen = {"rows": []}
-    run = types.SimpleNamespace(log=seen["rows"].append)
+    seen = {"rows": [], "statuses": []}
+    run = types.SimpleNamespace(
+        log=seen["rows"].append, finish=lambda exit_code: seen["statuses"].append((len(seen["rows"]), exit_code))
+    )
     module = types.ModuleType("wandb")
     module.Image = lambda pixels: ("image", pixels)
     module.init = lambda **kwargs: seen.update(kwargs) or run
@@ -25,6 +30,8 @@ def test_rows_go_to_wandb(train, wandb, summary_of):
     assert (wandb["project"], wandb["tags"], wandb["id"], wandb["resume"]) == ("kats", ["a", "b"], "xyz", "must")
     assert wandb["name"] == folder.name
     assert wandb["config"]["epochs"] == 2
+    # Else the next run of this process would go on in this one.
+    assert wandb["statuses"] == [(2, 0)]
     assert [row["train_loss"] for row in wandb["rows"]] == pytest.approx(
         [row["train_loss"] for row in summary_of(folder)]
     )
@@ -64,6 +71,35 @@ def test_wandb_that_does_not_start(refused, wandb, monkeypatch):
     monkeypatch.setattr(sys.modules["wandb"], "init", fail)
     err = refused("--log-wandb")
     assert "Weights & Biases does not start: no API key; WANDB_MODE=offline logs to files" in err
+
+
+def test_a_run_that_diverges_has_failed_at_wandb(images, tmp_path, wandb):
+    argv = [
+        "train",
+        images,
+        *FLAGS,
+        "-j",
+        0,
+        "-b",
+        4,
+        "--output",
+        tmp_path,
+        "--lr",
+        1e30,
+        "--warmup-epochs",
+        0,
+        "--log-wandb",
+    ]
+    assert main([str(word) for word in argv]) == 1
+    assert wandb["statuses"] == [(0, 1)]
+
+
+def test_wandb_that_does_not_end_is_no_failure(train, wandb, monkeypatch):
+    def fail(exit_code):
+        raise RuntimeError("no network")
+
+    monkeypatch.setattr(sys.modules["wandb"].init(), "finish", fail)
+    assert (train("--epochs", 1, "--log-wandb") / "last.pth.tar").is_file()
 
 
 def test_flags_of_wandb_alone(refused):

@@ -154,11 +154,11 @@ class RunFolder:
         self.close()
         discard_if_empty(self.made)
 
-    def close(self) -> None:
-        """Let other processes write to the folder."""
+    def close(self, has_failed: bool = False) -> None:
+        """Let other processes write to the folder, and end the logs as those of a run that has failed or not."""
         for tracker in self._trackers:
             with contextlib.suppress(Exception):  # of the disk or a service that has ended, which log() has said
-                tracker.close()
+                tracker.close(has_failed)
         if self._lock is not None:
             self._lock.release()
 

@@ -36,7 +36,7 @@ _HARMLESS = {
 }
 
 
-def newest_good(folder: Path, say: Callable[[str], None]) -> str:
+def newest_good(folder: Path, say: Callable[[str], None]) -> tuple[str, dict[str, Any]]:
     """Find the newest checkpoint of a run's folder that is complete and finite.
 
     Args:
@@ -44,7 +44,7 @@ def newest_good(folder: Path, say: Callable[[str], None]) -> str:
         say: called with the reason for each newer checkpoint that is skipped.
 
     Returns:
-        The checkpoint's path, "" if there is none.
+        The checkpoint's path, and what it holds; empty ones if there is none.
     """
     found = [path for pattern in ("last.pth.tar", "recovery-*", "checkpoint-*") for path in folder.glob(pattern)]
     whole = [path for path in found if path.name.endswith(".pth.tar")]
@@ -56,9 +56,9 @@ def newest_good(folder: Path, say: Callable[[str], None]) -> str:
             say(f"Not resuming from {path.name}: {error}")
             continue
         if is_finite(checkpoint):
-            return str(path)
+            return str(path), checkpoint
         say(f"Not resuming from {path.name}: its numbers are not finite")
-    return ""
+    return "", {}
 
 
 def is_finite(value: Any) -> bool:

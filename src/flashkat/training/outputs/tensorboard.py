@@ -51,6 +51,6 @@ class _TensorBoard(Tracker):
             self._writer.add_image("functions", picture, epoch, dataformats="HWC")
         self._writer.flush()
 
-    def close(self) -> None:
+    def close(self, has_failed: bool = False) -> None:
         if self._writer is not None:
             self._writer.close()

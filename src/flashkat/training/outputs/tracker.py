@@ -22,5 +22,5 @@ class Tracker:
     def log(self, row: dict[str, Any], picture: "np.ndarray | None" = None) -> None:
         """Take an epoch's row, and a picture of the learned functions, uint8 of shape (height, width, 3)."""
 
-    def close(self) -> None:
-        """Write what is left."""
+    def close(self, has_failed: bool = False) -> None:
+        """Write what is left, and end the log as one of a run that has failed or not."""

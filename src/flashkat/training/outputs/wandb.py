@@ -69,3 +69,7 @@ class _Wandb(Tracker):
 
         # One call is one step there.
         self._run.log(row if picture is None else {**row, "functions": wandb.Image(picture)})
+
+    def close(self, has_failed: bool = False) -> None:
+        # While this run goes on, wandb.init() returns it to the process's next run.
+        self._run.finish(exit_code=int(has_failed))
