@@ -35,7 +35,8 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
         parser.introduce(
             "DIR [FLAGS]",
             "examples:",
-            "  flashkat train digits --img-size 16 --model-kwargs patch_size=4 depth=2 --opt adamw --epochs 20",
+            "  flashkat train digits --img-size 16 --model-kwargs patch_size=4 depth=2 "
+            "--opt adamw --lr 1e-3 --epochs 20",
             "  flashkat train /data/imagenet --model kat_small_patch16_224 --opt adamw --lr 1e-3 --amp --model-ema",
             "  flashkat train /data/flowers --pretrained --opt adamw --lr 1e-4 --epochs 20",
             "",
