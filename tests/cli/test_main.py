@@ -674,7 +674,7 @@ def test_real_process_interrupted_with_workers(images, tmp_path):
     folder = tmp_path / "output" / "train" / "long"
     # In a hundredth of cases Python adds that a loader process lost its connection.
     line = err.partition("\n")[0]
-    newest = line.removeprefix("flashkat train: error: stopped: go on with --resume ")
+    newest = line.removeprefix("flashkat train: error: stopped: go on with the same flags and --resume ")
     assert (tmp_path / newest).is_file(), line
     # The files are complete.
     rows = (folder / "summary.csv").read_text().splitlines()

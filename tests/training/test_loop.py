@@ -415,7 +415,7 @@ def test_an_exploding_learning_rate_is_found_in_its_layer(diverge, tmp_path):
     assert err.startswith(
         "flashkat train: error: the loss or gradients are not finite in update 2 (epoch 1, batch 2), at the learning "
         f"rate 1e+12. {FIRST} the output of norm (LayerNorm): "
-        f"go on with --resume {tmp_path / 'run' / 'recovery-0-0.pth.tar'}, and try a lower --lr"
+        f"go on with the same flags and --resume {tmp_path / 'run' / 'recovery-0-0.pth.tar'}, and try a lower --lr"
     )
 
 
@@ -513,7 +513,7 @@ def test_so_many_bad_updates_in_a_row_stop_the_run(diverge, spoil, tmp_path, log
     # The host looks at batches 1 and 4 of an epoch, if not at all.
     seen = "epoch 2, batch 2" if log == 1 else "epoch 2, batch 4"
     assert f"the loss or gradients are not finite in updates 5 to 6 ({seen}), at the learning rate 0.005: " in err
-    assert f"go on with --resume {tmp_path / 'run' / 'last.pth.tar'}, and try a lower --lr" in err
+    assert f"go on with the same flags and --resume {tmp_path / 'run' / 'last.pth.tar'}, and try a lower --lr" in err
     assert "Left out 1 of the updates up to 1: the loss or gradients were not finite\n" in out
 
 
@@ -551,7 +551,7 @@ def test_processes_leave_out_the_same_updates(images, tmp_path, parallel):
     assert done.status == [1, 1]
     assert done.stderr.count("flashkat train: error: ") == 1
     assert f"in update 3 (epoch 1, batch 3), at the learning rate 0.00156. {FIRST} the images of the" in done.stderr
-    assert f"go on with --resume {tmp_path / 'run' / 'recovery-0-1.pth.tar'}, and try" in done.stderr
+    assert f"go on with the same flags and --resume {tmp_path / 'run' / 'recovery-0-1.pth.tar'}, and try" in done.stderr
     done = in_two_processes(
         tmp_path, *arguments(images, tmp_path / "goes on", "--max-bad-steps", 2, "-b", 2, *parallel)
     )

@@ -168,7 +168,7 @@ def test_sharded_and_stopped_in_an_evaluation(alone, trained, images, tmp_path):
     done = forked(tmp_path, stopped_in_its_evaluation, [str(word) for word in argv], environments)
     recovery = tmp_path / "stopped" / "recovery-0-3.pth.tar"
     assert done.status == [128 + signal.SIGUSR1] * 2, done.stderr
-    assert done.stderr == f"flashkat train: error: stopped: go on with --resume {recovery}\n"
+    assert done.stderr == f"flashkat train: error: stopped: go on with the same flags and --resume {recovery}\n"
     resumed, _ = trained("evaluated first", 2, "-b", 2, "--fsdp", "--resume", recovery)
     ours, theirs = (torch.load(folder / "last.pth.tar", weights_only=True) for folder in (resumed, alone))
     for key in ("state_dict", "state_dict_ema"):

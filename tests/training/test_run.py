@@ -408,7 +408,7 @@ def test_interrupt_after_an_epoch_keeps_it(images, tmp_path, capsys, monkeypatch
     monkeypatch.setattr(loop, "evaluate", interrupt)
     assert train_and_fail(images, tmp_path / "output", "--epochs", 9) == 130
     folder = tmp_path / "output" / "run"
-    hint = f"go on with --resume {folder / 'last.pth.tar'}"
+    hint = f"go on with the same flags and --resume {folder / 'last.pth.tar'}"
     assert capsys.readouterr().err == f"flashkat train: error: interrupted: {hint}\n"
     assert len(summary_of(folder)) == 2
     assert torch.load(folder / "last.pth.tar", weights_only=True)["epoch"] == 1

@@ -136,7 +136,7 @@ class _Watch:
         folder = self._parts.folder
         self._parts.background.wait()
         good = distributed.gather("" if folder is None else newest_good(folder.path, self._parts.progress.say)[0])[0]
-        go_on = f"go on with --resume {good}, and try" if good else "try"
+        go_on = f"go on with the same flags and --resume {good}, and try" if good else "try"
         return DivergedError(
             f"{what}, at the learning rate {self._lr:.3g}{origin}: {go_on} a lower --lr, "
             "--clip-grad 1, or bfloat16 in place of float16"

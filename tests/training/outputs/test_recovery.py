@@ -232,7 +232,10 @@ def test_a_signal_writes_a_recovery_and_says_how_to_go_on(train, images, tmp_pat
         patch.setattr(TrainingStep, "_update", signalled)
         assert command(images, tmp_path / "stopped", "--epochs", 2) == 128 + signal.SIGUSR1
     recovery = tmp_path / "stopped" / "run" / "recovery-0-0.pth.tar"
-    assert capsys.readouterr().err == f"flashkat train: error: stopped: go on with --resume {recovery}\n"
+    assert (
+        capsys.readouterr().err
+        == f"flashkat train: error: stopped: go on with the same flags and --resume {recovery}\n"
+    )
     assert command(images, tmp_path / "stopped", "--epochs", 2, "--resume", "auto") == 0
     assert contents(tmp_path / "stopped" / "run") == contents(straight)
 
@@ -253,7 +256,7 @@ def test_weights_that_are_not_finite_are_not_written(images, tmp_path, monkeypat
     assert (
         "weights are no longer finite after update 3 (cls_token is the first of 1), at the learning rate 0.001: " in err
     )
-    assert f"go on with --resume {good}" in err
+    assert f"go on with the same flags and --resume {good}" in err
     assert torch.load(good, weights_only=True)["state_dict"]["head.weight"].isfinite().all()
 
 

@@ -361,7 +361,9 @@ class RunFolder:
     def how_to_go_on(self) -> str:
         """Return the end of the message that training was stopped: how to resume it."""
         newest = self.newest()
-        return " before there was a checkpoint" if newest is None else f": go on with --resume {newest}"
+        return (
+            " before there was a checkpoint" if newest is None else f": go on with the same flags and --resume {newest}"
+        )
 
     def newest(self) -> Path | None:
         """Return the checkpoint that was written last, or None if there is none."""
