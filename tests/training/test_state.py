@@ -278,6 +278,17 @@ def test_a_plateau_schedule_by_another_metric(train):
     assert [float(row["lr"]) for row in rows_of(second)] == [1e-6] * 3
 
 
+def test_a_plateau_schedule_by_the_flags_of_the_resumed_run(train):
+    # Of two classes, so no evaluation is better than the first one.
+    flags = ["--sched", "plateau", "--eval-metric", "top5", "--patience-epochs", 0, "--lr", 1e-6, "--warmup-epochs", 0]
+    flags += ["--opt", "sgd", "--epochs", 4]
+    first = train(*flags, "--decay-rate", 0.5, experiment="first")
+    assert [float(row["lr"]) for row in rows_of(first)] == pytest.approx([1e-6, 1e-6, 5e-7, 2.5e-7])
+    flags += ["--decay-rate", 0.1, "--resume", first / "checkpoint-1.pth.tar"]
+    again = [float(row["lr"]) for row in rows_of(train(*flags, experiment="second"))]
+    assert again == pytest.approx([1e-6, 1e-6, 5e-7, 5e-8])
+
+
 def test_a_checkpoint_of_timms_scripts(train):
     """Which has no more than weights, the optimiser, and the epoch."""
     first = train("--epochs", 2, "--opt", "adamw", "--lr", 1e-3, experiment="first")

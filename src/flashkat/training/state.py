@@ -351,13 +351,19 @@ def _set_schedule(
         share = _share_left(checkpoint, state)
         scheduler.update_groups([rate * share for rate in scheduler.base_values])
     if state:
-        # The best value of another metric, and what was counted by it, say nothing about this one.
-        kept = {name: value for name, value in state["plateau"].items() if has_metric or name == "_last_lr"}
+        # The best value of another metric, and what was counted by it, say nothing about this one. The rest of the
+        # state is of flags, and this run has its own.
+        names = (*_COUNTED, "_last_lr") if has_metric else ("_last_lr",)
+        kept = {name: value for name, value in state["plateau"].items() if name in names}
         scheduler.lr_scheduler.load_state_dict(kept)
         scheduler.restore_lr = state["without_noise"] if has_rates else None
     # Without a metric, this counts no epoch. At epoch 0, timm takes the rate of a warm-up even if there is none.
     if epoch or scheduler.warmup_t:
         scheduler.step(epoch)
+
+
+# What PyTorch's plateau schedule counts.
+_COUNTED = ("best", "cooldown_counter", "num_bad_epochs", "last_epoch")
 
 
 def _share_left(checkpoint: dict[str, Any], state: dict[str, Any]) -> float:
