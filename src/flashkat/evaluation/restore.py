@@ -103,8 +103,22 @@ def restore(model: Model, trained: Trained, data: Data, say: Callable[[str], Non
         )
         if left:
             say(f"{file} fits in part: {left}")
+    else:
+        _check_head(module, model)
     given = {name: value for name, value in wanted.items() if value is not None and name != "pretrained"}
     return Restored(module, model.name, checkpoint, data, given)
+
+
+def _check_head(module: Any, model: Model) -> None:
+    """Raise InputError if timm has left out the head of published weights, as for another number of classes."""
+    stated, outputs = module.pretrained_cfg.get("num_classes"), module.num_classes
+    if stated == outputs:
+        return
+    if model.num_classes is not None:
+        raise InputError(f"{model.name} has a head of {stated} classes, not of --num-classes {outputs}: leave that out")
+    raise InputError(
+        f"the configuration of {model.name} states {stated} classes, and its model has {outputs}: correct num_classes"
+    )
 
 
 def _with_held_out(data: Data, arguments: dict[str, Any], file: str, say: Callable[[str], None]) -> Data:

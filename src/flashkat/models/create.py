@@ -74,6 +74,12 @@ def create_model(name: str, **kwargs: Any) -> nn.Module:
             wrong = _wrong_argument(name, arguments, str(error))
             if wrong:
                 raise InputError(wrong) from error
+            if "loading state_dict" in str(error):  # whose first line names no tensor
+                misfit = " ".join(str(error).splitlines()[1:2]).strip().rstrip(".")
+                raise InputError(
+                    f"the weights of {name} are of another model than asked for: {misfit}: leave out what differs, or "
+                    "correct its config.json"
+                ) from error
             raise
     if "img_size" in arguments and isinstance(model, VisionTransformer):
         _check_size(model.patch_embed)
