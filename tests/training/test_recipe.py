@@ -421,3 +421,22 @@ def test_mixing_that_cannot_be(args):
         mixup_of(args("--mixup", 1, "-b", 3))
     with pytest.raises(InputError, match="--aug-splits compares views"):
         mixup_of(args("--mixup", 1, "--aug-splits", 2))
+
+
+@pytest.mark.parametrize(
+    ("minmax", "words"),
+    [
+        ((0.9, 0.1), "takes the smaller number first, not 0.9 0.1"),
+        ((0, 0), "0 0 leaves no side to draw in images of 8 x 8 pixels: give numbers further apart"),
+        ((0.5, 0.55), "0.5 0.55 leaves no side to draw"),
+    ],
+)
+def test_sides_of_cutmix_that_cannot_be_drawn(args, minmax, words):
+    """timm would fail in the first batch."""
+    with pytest.raises(InputError, match=words):
+        mixup_of(args("--cutmix-minmax", *minmax))
+
+
+@pytest.mark.parametrize("minmax", [(0, 0.125), (0.5, 0.625), (0.9, 1)])
+def test_the_narrowest_sides_of_cutmix(args, minmax):
+    mixup_of(args("--cutmix-minmax", *minmax))(torch.zeros(4, 3, 8, 8), torch.arange(4))
