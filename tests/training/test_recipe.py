@@ -328,6 +328,19 @@ def test_plateau_is_made_without_a_warning(args, monkeypatch):
         assert [str(warning.message) for warning in caught] == ["something else"]
 
 
+CYCLES = ["--epochs", 4, "--warmup-epochs", 0, "--lr-cycle-mul", 0.5]
+
+
+@pytest.mark.parametrize("sched", ["cosine", "tanh", "poly"])
+@pytest.mark.parametrize("more", [[], ["--warmup-prefix", "--warmup-epochs", 2], ["--sched-on-updates"]], ids=str)
+def test_cycles_that_end_before_the_cooldown(args, sched, more):
+    """timm would take the logarithm of a negative number after epochs of training."""
+    flags = [*CYCLES, "--sched", sched, *more, "--cooldown-epochs"]
+    assert len(rates(args(*flags, 3))) == 7 + 2 * ("--warmup-prefix" in more)
+    with pytest.raises(InputError, match=r"--lr-cycle-mul 0\.5 lets all cycles end in epoch 8, before the last of 8"):
+        rates(args(*flags, 4))
+
+
 def test_a_schedule_that_older_timm_does_not_know(monkeypatch):
     monkeypatch.setattr("flashkat.training.recipe.create_scheduler_v2", lambda optimizer, sched: (None, 300))
     with pytest.raises(InputError, match="no schedule 'warp'"):

@@ -201,11 +201,24 @@ def build_schedule(
         raise InputError(f"--lr-noise takes one or two shares of the epochs, not {len(settings.lr_noise)} numbers")
     with explain(f"cannot make --sched {settings.sched}"):
         scheduler, epochs = _timms_schedule(optimizer, **options, updates_per_epoch=updates_per_epoch)
+    _check_cycles(scheduler, settings, epochs)
     if scheduler is None:
         # A schedule would apply the scale of each group.
         for group in optimizer.param_groups:
             group["lr"] *= group.get("lr_scale", 1.0)
     return scheduler, epochs
+
+
+def _check_cycles(scheduler: Scheduler | None, settings: Schedule, epochs: int) -> None:
+    """Raise InputError if cycles that become shorter end before the run: timm takes a logarithm, which has no value."""
+    factor = settings.lr_cycle_mul
+    last = epochs - (settings.warmup_epochs if settings.warmup_prefix else 0)
+    # The lengths of all cycles, without end, sum to this.
+    if hasattr(scheduler, "cycle_mul") and factor < 1 and last * (1 - factor) >= settings.epochs:
+        raise InputError(
+            f"--lr-cycle-mul {factor:g} lets all cycles end in epoch {settings.epochs / (1 - factor):g}, before the "
+            f"last of {last}: give fewer --cooldown-epochs, or a factor nearer to 1"
+        )
 
 
 class _HalfMixup(Mixup):
