@@ -61,6 +61,17 @@ def test_no_interpolation_is_the_checkpoints(validate, images, trained):
     assert result["interpolation"] == "bilinear"
 
 
+def test_no_pooling_is_the_models(validate, images, trained, config_flags, tmp_path):
+    """Without pooling, timm's models give logits for each token."""
+    checkpoint = torch.load(trained / "last.pth.tar", weights_only=True)
+    checkpoint["args"]["gp"] = ""
+    torch.save(checkpoint, tmp_path / "run.pth.tar")
+    torch.save(checkpoint["state_dict"], tmp_path / "weights.pth")
+    expected, _ = validate(images, "--checkpoint", trained / "last.pth.tar")
+    assert validate(images, "--checkpoint", tmp_path / "run.pth.tar")[0] == expected
+    assert validate(images, "--checkpoint", tmp_path / "weights.pth", *config_flags, "--gp", "")[0] == expected
+
+
 def test_weights_alone(validate, images, trained, config_flags, tmp_path):
     state = torch.load(trained / "last.pth.tar", weights_only=True)["state_dict"]
     torch.save({f"module.{name}": value for name, value in state.items()}, tmp_path / "weights.pth")

@@ -42,6 +42,7 @@ def test_model(args):
     assert model.global_pool == "avg"
     assert model.head_drop.p == 0.25
     assert model(torch.zeros(2, 1, 8, 8)).shape == (2, 4)
+    assert model_of(args("--gp", "")).global_pool == "token"
 
 
 def test_no_start_but_from_weights(args, tmp_path):

@@ -54,7 +54,7 @@ def model_arguments(model: Model, data: Data) -> dict[str, Any]:
         "img_size": ((size[0] if size[0] == size[1] else tuple(size)) if size else data.img_size) if has_size else None,
         "in_chans": data.input_size[0] if data.input_size else data.in_chans,
         "num_classes": model.num_classes,
-        "global_pool": model.gp,
+        "global_pool": model.gp or None,  # without pooling, a model gives no class
         "pretrained": model.pretrained or None,
         **model.model_kwargs,
     }
