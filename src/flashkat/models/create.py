@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+import json
 import re
 import sys
 from collections.abc import Iterator
@@ -90,7 +91,14 @@ def _check_configuration(name: str, given: dict[str, Any]) -> None:
     """Raise InputError unless a folder's or repository's configuration describes only an architecture and images."""
     source, _, place = name.partition(":")
     load = load_model_config_from_path if source == "local-dir" else load_model_config_from_hf
-    images, architecture, arguments = load(place)
+    try:
+        images, architecture, arguments = load(place)
+        if not isinstance(architecture, str):
+            raise TypeError(architecture)
+    except (LookupError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        raise InputError(
+            f"the config.json of {name} describes no model of timm's: take a folder that flashkat export --to hf wrote"
+        ) from error
     check_name(architecture, name)
     check_arguments({key: value for key, value in (arguments or {}).items() if key not in given}, name)
     check_images(images, name)
