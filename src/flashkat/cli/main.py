@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from ..defaults import PROGRAMS, WEIGHTS
 from ..errors import DivergedError, InputError, Stopped, is_out_of_memory, launched_processes, show_once
-from ..system.interrupts import end_children, interruptible, leave
+from ..system.interrupts import end_children, interruptible, leave, stoppable
 from ..system.terminal import printable
 from .parser import Parser
 from .tool_flags import (
@@ -76,7 +76,11 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(argv: list[str] | None = None) -> NoReturn:
     """Run :func:`main`, and end the process with its status. Where it failed, processes that load images end too."""
-    status = main(argv)
+    try:
+        with stoppable():
+            status = main(argv)
+    except Stopped as error:  # before main caught it, or after
+        status = error.status
     if status:
         end_children()
     leave(status)
