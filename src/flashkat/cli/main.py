@@ -253,7 +253,10 @@ def _export(args: argparse.Namespace) -> None:
         _export_program(args)
     else:
         from ..checkpoints.export import export
+        from ..tools.export.restored import check_whole
+        from .sections import evaluation_config
 
+        check_whole(evaluation_config(args, args.checkpoint, None))
         format = args.format or "kat"
         count = export(args.checkpoint, args.output, format, args.use_ema, say=_note)
         _say(f"Wrote {count} tensors to {args.output}, with the names of {format}")
