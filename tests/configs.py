@@ -47,6 +47,7 @@ def mixup_of(config):
     return recipe.build_mixup(
         config.mixing,
         batch_size=config.data.batch_size,
+        size=(config.data.img_size, config.data.img_size),
         classes=config.model.num_classes,
         smoothing=config.loss.smoothing,
         has_views=bool(config.augmentation.aug_splits),

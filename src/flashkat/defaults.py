@@ -6,6 +6,7 @@ __all__ = [
     "EVALUATION_BATCH_SIZE",
     "FIT_METHODS",
     "FORMATS",
+    "INTERPOLATIONS",
     "PROGRAMS",
     "SOURCES",
     "WEIGHTS",
@@ -25,6 +26,9 @@ FORMATS: dict[str, tuple[str, str]] = {
     "flashkat": ("numerator_v", "denominator_v"),
 }
 """The names of a rational's numerator and denominator in each format of weights."""
+
+INTERPOLATIONS = ("bilinear", "bicubic", "nearest", "box", "hamming", "lanczos")
+"""timm's names of how images are resized."""
 
 SOURCES = ("hf_hub:", "hf-hub:", "local-dir:")
 """timm's prefixes of a repository on the Hugging Face Hub, or of a folder."""

@@ -55,8 +55,8 @@ class DivergedError(RuntimeError):
     """Loss, gradients or weights are no longer finite. The message says when, then what usually helps."""
 
 
-class Stopped(Exception):  # noqa: N818 - it is no error
-    """A signal has ended a run. The message says how to resume it."""
+class Stopped(BaseException):
+    """A signal has ended a command. The message says how to resume a run. "except Exception" lets it pass."""
 
     def __init__(self, message: str, number: int) -> None:
         super().__init__(message)

@@ -185,3 +185,27 @@ def test_export_of_what_is_no_kat():
         renamed_for(state, "kat", "both.pth")
     with pytest.raises(InputError, match="no format 'onnx': choose one of timm, kat, flashkat"):
         renamed_for(ours().state_dict(), "onnx", "a.pth")
+
+
+def _without_a_tensor(state):
+    del state["blocks.0.norm1.weight"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (_without_a_tensor, "1 missing (blocks.0.norm1.weight)"),
+        (lambda state: state.update(extra=torch.ones(1)), "1 unexpected (extra)"),
+        (lambda state: state.update({"module.norm.bias": state["norm.bias"]}), "1 unexpected (module.norm.bias)"),
+    ],
+    ids=["missing", "unexpected", "twice"],
+)
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_weights_that_no_model_loads_are_not_written(change, words, suffix, tmp_path, capsys):
+    model, state = {key: value for key, value in SMALL.items() if key != "img_size"}, trained().state_dict()
+    change(state)
+    content = {"arch": "kat_tiny_patch16_224", "args": {"img_size": SMALL["img_size"], "model_kwargs": model}}
+    checkpoints.write(tmp_path / "last.pth.tar", {**content, "epoch": 3, "state_dict": state})
+    assert main(["export", str(tmp_path / "last.pth.tar"), "-o", str(tmp_path / f"theirs{suffix}")]) == 2
+    assert words in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["last.pth.tar"]

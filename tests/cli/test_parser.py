@@ -157,6 +157,11 @@ def test_values_of_a_file(config):
     assert (args.torchcompile, args.scale, args.aa, args.epochs) == ("aot_eager", [0.5, 1.0], None, 300)
 
 
+def test_empty_pairs_of_a_file_are_none(config):
+    args = parse("train", "data", "-c", config(model_kwargs=None, opt_kwargs=None))
+    assert (args.model_kwargs, args.opt_kwargs) == ({}, {})
+
+
 def test_typed_flags_win(config):
     path = config(data_dir="images", batch_size=16, epochs=3)
     args = parse("train", "typed", "--config", path, "-b", 8)

@@ -165,10 +165,11 @@ def test_links(tmp_path):
     root = write(tmp_path / "split", "a/0.png", "b/0.png")
     (root / "a" / "gone.png").symlink_to(tmp_path / "nothing.png")
     (root / "a" / "loop").symlink_to(root)
+    (root / "a" / "self.png").symlink_to("self.png")
     (root / "c").symlink_to(root / "b")
     images = scan(root)
     assert found(images) == {"a/0.png": "a", "b/0.png": "b", "c/0.png": "c"}
-    assert "2 links to nothing or to a folder around them" in images.notes[0]
+    assert "3 links to nothing or to a folder around them" in images.notes[0]
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no such files here")

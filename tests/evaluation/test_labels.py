@@ -59,6 +59,7 @@ def test_valid_labels(validated, tmp_path):
     [
         ("7\n1\n2\n", "outputs from 0 to 4, not [7]"),
         ("a\n", "one a line"),
+        ("0\n3\n1\n3\n2\n", "lists output 3 again: list each once"),
         ("0\n1\n", "has 5 classes"),
         ("", "outputs from 0 to 4, not []"),
     ],

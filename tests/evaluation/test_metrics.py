@@ -40,10 +40,21 @@ def test_sums_go_on_where_others_stopped():
 
 def test_averages_are_over_all_processes(monkeypatch):
     """A process without images counts for nothing."""
-    other = updated(torch.eye(6), torch.arange(6).flip(0)).sums()
+    other = [*updated(torch.eye(6), torch.arange(6).flip(0)).sums(), 0]
     monkeypatch.setattr(distributed, "total", lambda values: [a + b for a, b in zip(values, other, strict=True)])
     assert updated(torch.eye(6), torch.arange(6)).metrics().top1 == 50
     assert Meters().metrics().top1 == 0
+
+
+def test_images_whose_outputs_are_not_finite_are_counted():
+    scores, target = torch.eye(4), torch.arange(4)
+    scores[1, 2], scores[3] = math.inf, math.nan
+    meters = updated(scores, target)
+    meters.update(torch.eye(4), target, torch.tensor(0.0))
+    assert (meters.metrics().nonfinite, meters.metrics().images) == (2, 8)
+    meters.reset()
+    meters.update(torch.eye(4), target, torch.tensor(0.0))
+    assert (meters.metrics().nonfinite, meters.metrics().images) == (0, 4)
 
 
 def test_a_pass_without_images_is_an_error():
@@ -59,7 +70,7 @@ def test_batches_that_are_not_finite_can_be_left_out(bad):
         meters.count += len(target)
         if loss is bad and meters.count == 6:
             # They are no pass without images.
-            assert all(map(math.isnan, vars(meters.metrics()).values()))
+            assert all(map(math.isnan, (meters.metrics().loss, meters.metrics().top1, meters.metrics().top5)))
     assert meters.metrics() == Metrics(0.75, 100, 100)
     assert meters.sums() == [9.0, 1200.0, 1200.0, 12]
     meters.reset()

@@ -61,6 +61,17 @@ def test_no_interpolation_is_the_checkpoints(validate, images, trained):
     assert result["interpolation"] == "bilinear"
 
 
+def test_no_pooling_is_the_models(validate, images, trained, config_flags, tmp_path):
+    """Without pooling, timm's models give logits for each token."""
+    checkpoint = torch.load(trained / "last.pth.tar", weights_only=True)
+    checkpoint["args"]["gp"] = ""
+    torch.save(checkpoint, tmp_path / "run.pth.tar")
+    torch.save(checkpoint["state_dict"], tmp_path / "weights.pth")
+    expected, _ = validate(images, "--checkpoint", trained / "last.pth.tar")
+    assert validate(images, "--checkpoint", tmp_path / "run.pth.tar")[0] == expected
+    assert validate(images, "--checkpoint", tmp_path / "weights.pth", *config_flags, "--gp", "")[0] == expected
+
+
 def test_weights_alone(validate, images, trained, config_flags, tmp_path):
     state = torch.load(trained / "last.pth.tar", weights_only=True)["state_dict"]
     torch.save({f"module.{name}": value for name, value in state.items()}, tmp_path / "weights.pth")
@@ -90,7 +101,7 @@ def test_flags_go_before_the_checkpoint(validate, images, trained):
     assert f"\tstd: {STD}" in lines
 
 
-def test_without_a_checkpoint_the_published_weights_are_taken(validate, images, monkeypatch, config_flags):
+def test_without_a_checkpoint_the_published_weights_are_taken(validate, images, monkeypatch, config_flags, tmp_path):
     create, asked = timm.create_model, {}
 
     def offline(name, **kwargs):
@@ -98,9 +109,18 @@ def test_without_a_checkpoint_the_published_weights_are_taken(validate, images, 
         return create(name, **{**kwargs, "pretrained": False})
 
     monkeypatch.setattr(timm, "create_model", offline)
-    _, lines = validate(images, *config_flags, "--num-classes", 3)
+    (tmp_path / "labels.txt").write_text("0 1 2")
+    _, lines = validate(images, *config_flags, "--valid-labels", tmp_path / "labels.txt")
     assert asked["pretrained"] is True
     assert not any(line.startswith("Loaded") for line in lines)
+
+
+def test_published_weights_of_another_number_of_classes(refused, images, monkeypatch, config_flags):
+    """timm leaves out their head, and would evaluate a random one."""
+    create = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda name, **kwargs: create(name, **{**kwargs, "pretrained": False}))
+    line = refused(images, *config_flags, "--num-classes", 3)
+    assert line.endswith(f"{MODEL} has a head of 1000 classes, not of --num-classes 3: leave that out")
 
 
 @pytest.mark.parametrize(

@@ -100,3 +100,15 @@ def test_averages_over_classes(validated, tmp_path, average, expected):
     result, err = validated("--checkpoint", checkpoint, "--metrics-avg", average)
     assert tuple(result[f"{average}_{name}"] for name in ("precision", "recall", "f1_score")) == expected
     assert f"Acc@5 100.000 (0.000) | Precision({average}) {expected[0]:.3f} | Recall({average}) 20.000 | F1" in err
+
+
+@pytest.mark.parametrize("kind", ["csv", "json"])
+def test_earlier_results_are_overwritten_and_no_other_file(validated, tmp_path, kind):
+    checkpoint, path = weights(tmp_path / "weights.pth"), tmp_path / "results"
+    flags = ["--checkpoint", checkpoint, "--results-format", kind, "--results-file"]
+    for _ in range(2):
+        validated(*flags, path)
+    before = checkpoint.read_bytes()
+    err = validated(*flags, checkpoint, status=2)
+    assert f"{checkpoint} is there already and another kind of file: give another name" in err
+    assert checkpoint.read_bytes() == before

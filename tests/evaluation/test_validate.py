@@ -1,11 +1,13 @@
 """How one model is evaluated: smaller batches, views, several GPUs, from Python."""
 
 import importlib
+import math
 import os
 import signal
 from functools import partial
 
 import pytest
+import torch
 from processes import forked, free_port
 from tiny import FLAGS, MODEL, weights
 
@@ -42,6 +44,17 @@ def test_views(validated, tmp_path):
     plain, _ = validated("--checkpoint", checkpoint)
     assert validated("--checkpoint", checkpoint, "--tta", 1)[0] == plain
     assert validated("--checkpoint", checkpoint, "--tta", 10)[0]["model"] == MODEL
+
+
+def test_outputs_that_are_not_finite_have_no_accuracy(validated, tmp_path):
+    path = weights(tmp_path / "weights.pth")
+    state = torch.load(path)
+    state["head.weight"][2, 0] = math.nan
+    torch.save(state, path)
+    err = validated("--checkpoint", path, "--results-file", tmp_path / "results.csv", status=2)
+    said = f"{path} gives outputs that are not finite for 10 of 10 images: take an earlier checkpoint, or float32"
+    assert said in err.splitlines()[-1]
+    assert not (tmp_path / "results.csv").exists()
 
 
 def test_more_gpus_than_there_are(validated, tmp_path):

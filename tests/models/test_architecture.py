@@ -47,6 +47,13 @@ def test_images_have_a_size():
         check_images({"img_size": 10**9}, "a.pth")
 
 
+def test_images_are_resized_in_a_way_that_timm_knows():
+    for name in (None, "", "lanczos"):
+        check_images({"interpolation": name}, "a.pth")
+    with pytest.raises(InputError, match=r"a\.pth: interpolation has to be one of bilinear, .*, not 'zz'"):
+        check_images({"interpolation": "zz"}, "a.pth")
+
+
 def test_a_file_holds_about_as_many_weights_as_its_model():
     tiny = {"depth": 1, "embed_dim": 16, "num_heads": 2, "patch_size": 4, "img_size": 8}
     check_fits_file("kat_tiny_patch16_224", tiny, 10**6, "a.pth")

@@ -115,6 +115,15 @@ def test_creates_the_model_timm_does():
     assert all(torch.equal(value, expected.state_dict()[key]) for key, value in model.state_dict().items())
 
 
+@pytest.mark.parametrize("content", ["{}", "[1]", "5", "text", '{"architecture": 5}', '{"pretrained_cfg": 3}'])
+def test_a_folder_whose_configuration_is_of_no_model(content, tmp_path):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(
+        InputError, match=r"^the config.json of local-dir:.* describes no model of timm's: take a folder"
+    ):
+        create_model(f"local-dir:{tmp_path}", pretrained=True)
+
+
 def test_creates_timms_own_models_too():
     assert create_model("test_vit", num_classes=3).num_classes == 3
 

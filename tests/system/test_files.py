@@ -91,6 +91,17 @@ def test_what_cannot_be_written(tmp_path):
         check_writable(tmp_path / "nowhere" / "file")
 
 
+def test_another_kind_of_file_is_not_overwritten(tmp_path):
+    path = tmp_path / "file"
+    check_writable(path, begins="model,")
+    for content in (b"", b"model,top1\n"):
+        path.write_bytes(content)
+        check_writable(path, begins="model,")
+    path.write_bytes(b"\x89PNG model,")
+    with pytest.raises(InputError, match=r"another kind of file: give another name or remove it"):
+        check_writable(path, begins="model,")
+
+
 @pytest.mark.parametrize("is_there", [False, True])
 def test_a_new_folder_is_filled_in_one_step(tmp_path, is_there):
     folder = tmp_path / "folder"

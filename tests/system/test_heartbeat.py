@@ -25,7 +25,7 @@ def launch(size, role):
         if not child:
             try:
                 work(size, role, rank)
-            except Exception as error:
+            except (Exception, Stopped) as error:
                 os.write(2, f"{type(error).__name__}\n".encode())
                 os._exit(2)
             os._exit(0)

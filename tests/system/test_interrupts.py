@@ -21,13 +21,15 @@ ROOT = Path(__file__).parents[2]
 COMMAND = Path(sys.executable).with_name("flashkat")
 LINE = "flashkat: error: interrupted\n"
 
-# Python runs this first. It sends SIGINT when a module is imported or a folder is listed.
+STOPPED = "flashkat: error: stopped\n"
+
+# Python runs this first. It sends a signal when a module is imported, a folder is listed or a link is made.
 HOOK = """
 import os, signal, sys
 
 def interrupt(event, arguments):
     if (event, str(arguments[0]) if arguments else "") == (os.environ["EVENT"], os.environ["OF"]):
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), int(os.environ.get("NUMBER", signal.SIGINT)))
 
 sys.addaudithook(interrupt)
 """
@@ -87,6 +89,22 @@ def test_a_command_at_work_cleans_up(interrupted_at, images):
     """It says the same after its name."""
     command = [sys.executable, "-m", "flashkat", "data", "check", images]
     assert interrupted_at("os.scandir", images / "train", *command) == (130, "flashkat data: error: interrupted\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_command_that_is_told_to_end_cleans_up(interrupted_at, images, tmp_path, number):
+    command = [sys.executable, "-m", "flashkat", "data", "split", images / "train", tmp_path / "new"]
+    link = os.path.relpath(sorted((images / "train").glob("*/*"))[0], tmp_path / "new" / "train" / "class")
+    status, err = interrupted_at("os.symlink", link, *command, NUMBER=str(int(number)))
+    assert (status, err) == (128 + number, "flashkat data: error: stopped\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["sitecustomize.py"]
+
+
+def test_the_digits_are_written_after_the_imports(interrupted_at, tmp_path):
+    command = [sys.executable, "-m", "flashkat", "data", "digits", tmp_path / "digits"]
+    status, err = interrupted_at("import", "sklearn.datasets._base", *command, NUMBER=str(int(signal.SIGTERM)))
+    assert (status, err) == (-signal.SIGTERM, STOPPED)
+    assert [path.name for path in tmp_path.iterdir()] == ["sitecustomize.py"]
 
 
 # Starts a command, says its process, and waits to be killed.

@@ -1,15 +1,24 @@
 """Parameter groups of the rationals' coefficients."""
 
+import re
+
 import pytest
 import timm
 import torch
 from configs import fused as would_be_fused
 from configs import optimizer_of
-from timm.optim import list_optimizers
+from timm.optim import get_optimizer_info, list_optimizers
 from torch import nn
 
+from flashkat.errors import InputError
 from flashkat.nn.group_rational import GroupRational
-from flashkat.training.optimizer import is_fused, parameter_groups, with_implementation_of, with_order_of
+from flashkat.training.optimizer import (
+    check_optimizer_name,
+    is_fused,
+    parameter_groups,
+    with_implementation_of,
+    with_order_of,
+)
 
 KWARGS = {"img_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 3}
 
@@ -102,6 +111,10 @@ def test_the_scale_counts_without_a_schedule(train):
     assert not torch.equal(state["blocks.0.mlp.fc1.bias"], fresh["blocks.0.mlp.fc1.bias"])
 
 
+# The others need further packages, or second derivatives.
+USABLE = [
+    name for name in list_optimizers(exclude_filters=["bnb*", "fused*"]) if not get_optimizer_info(name).second_order
+]
 MUON = [name for name in list_optimizers() if "muon" in name]
 
 
@@ -118,7 +131,7 @@ def fallback_of(optimizer, model):
 
 
 @pytest.mark.parametrize("flags", [[], ["--layer-decay", 0.7], ["--rational-lr-scale", 0.5]], ids=str)
-@pytest.mark.parametrize("name", list_optimizers(exclude_filters=["bnb*", "fused*"]))  # these need other packages
+@pytest.mark.parametrize("name", USABLE)
 def test_tables_are_matrices_for_no_optimiser(model, training_config, name, flags):
     config = training_config("--opt", name, "--lr", 0.1, "--weight-decay", 0.05, *flags)
     ours = optimizer_of(model, config)
@@ -229,3 +242,33 @@ def test_the_sizes_of_many_groups_are_not_all_said(model):
     with pytest.raises(ValueError, match=r"groups of \[1, 1") as error:
         with_order_of(optimizer, state, model, [])
     assert len(str(error.value)) < 250
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--opt-kwargs", "weight_decay=x"], "cannot make --opt adamw with --opt-kwargs weight_decay=x: "),
+        (["--opt-kwargs", "capturable=True"], "with --opt-kwargs capturable=True: If capturable=True"),
+        (["--opt-betas", 0.9], "--opt adamw takes 2 betas, not 1: its own are 0.9 0.999"),
+        (["--opt-betas", 0.9, 0.9, 0.9, 0.9], "--opt adamw takes 2 betas, not 4"),
+        (["--opt", "adopt", "--opt-betas", 0.9, 0.9, 0.9], "--opt adopt takes 2 betas, not 3: its own are 0.9 0.9999"),
+        (["--opt", "lookahead_adan", "--opt-betas", 0.9, 0.9], "--opt lookahead_adan takes 3 betas, not 2"),
+    ],
+    ids=str,
+)
+def test_arguments_with_which_no_step_can_be_taken(model, training_config, flags, words):
+    with pytest.raises(InputError, match=re.escape(words)):
+        optimizer_of(model, training_config("--opt", "adamw", "--lr", 0.1, *flags))
+
+
+def test_the_trial_step_draws_no_random_numbers(model, training_config):
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    optimizer = optimizer_of(model, training_config("--opt", "adan", "--lr", 0.1, "--opt-betas", 0.9, 0.9, 0.9))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not optimizer.state
+
+
+def test_optimisers_of_second_order():
+    with pytest.raises(InputError, match="--opt adahessian needs second derivatives, which training does not compute"):
+        check_optimizer_name("adahessian")

@@ -42,6 +42,7 @@ def test_model(args):
     assert model.global_pool == "avg"
     assert model.head_drop.p == 0.25
     assert model(torch.zeros(2, 1, 8, 8)).shape == (2, 4)
+    assert model_of(args("--gp", "")).global_pool == "token"
 
 
 def test_no_start_but_from_weights(args, tmp_path):
@@ -330,6 +331,19 @@ def test_plateau_is_made_without_a_warning(args, monkeypatch):
         assert [str(warning.message) for warning in caught] == ["something else"]
 
 
+CYCLES = ["--epochs", 4, "--warmup-epochs", 0, "--lr-cycle-mul", 0.5]
+
+
+@pytest.mark.parametrize("sched", ["cosine", "tanh", "poly"])
+@pytest.mark.parametrize("more", [[], ["--warmup-prefix", "--warmup-epochs", 2], ["--sched-on-updates"]], ids=str)
+def test_cycles_that_end_before_the_cooldown(args, sched, more):
+    """timm would take the logarithm of a negative number after epochs of training."""
+    flags = [*CYCLES, "--sched", sched, *more, "--cooldown-epochs"]
+    assert len(rates(args(*flags, 3))) == 7 + 2 * ("--warmup-prefix" in more)
+    with pytest.raises(InputError, match=r"--lr-cycle-mul 0\.5 lets all cycles end in epoch 8, before the last of 8"):
+        rates(args(*flags, 4))
+
+
 def test_a_schedule_that_older_timm_does_not_know(monkeypatch):
     monkeypatch.setattr("flashkat.training.recipe.create_scheduler_v2", lambda optimizer, sched: (None, 300))
     with pytest.raises(InputError, match="no schedule 'warp'"):
@@ -423,3 +437,22 @@ def test_mixing_that_cannot_be(args):
         mixup_of(args("--mixup", 1, "-b", 3))
     with pytest.raises(InputError, match="--aug-splits compares views"):
         mixup_of(args("--mixup", 1, "--aug-splits", 2))
+
+
+@pytest.mark.parametrize(
+    ("minmax", "words"),
+    [
+        ((0.9, 0.1), "takes the smaller number first, not 0.9 0.1"),
+        ((0, 0), "0 0 leaves no side to draw in images of 8 x 8 pixels: give numbers further apart"),
+        ((0.5, 0.55), "0.5 0.55 leaves no side to draw"),
+    ],
+)
+def test_sides_of_cutmix_that_cannot_be_drawn(args, minmax, words):
+    """timm would fail in the first batch."""
+    with pytest.raises(InputError, match=words):
+        mixup_of(args("--cutmix-minmax", *minmax))
+
+
+@pytest.mark.parametrize("minmax", [(0, 0.125), (0.5, 0.625), (0.9, 1)])
+def test_the_narrowest_sides_of_cutmix(args, minmax):
+    mixup_of(args("--cutmix-minmax", *minmax))(torch.zeros(4, 3, 8, 8), torch.arange(4))

@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from ..defaults import PROGRAMS, WEIGHTS
 from ..errors import DivergedError, InputError, Stopped, is_out_of_memory, launched_processes, show_once
-from ..system.interrupts import end_children, interruptible, leave
+from ..system.interrupts import end_children, interruptible, leave, stoppable
 from ..system.terminal import printable
 from .parser import Parser, as_sentence
 from .tool_flags import (
@@ -76,7 +76,11 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(argv: list[str] | None = None) -> NoReturn:
     """Run :func:`main`, and end the process with its status. Where it failed, processes that load images end too."""
-    status = main(argv)
+    try:
+        with stoppable():
+            status = main(argv)
+    except Stopped as error:  # before main caught it, or after
+        status = error.status
     if status:
         end_children()
     leave(status)
@@ -249,7 +253,10 @@ def _export(args: argparse.Namespace) -> None:
         _export_program(args)
     else:
         from ..checkpoints.export import export
+        from ..tools.export.restored import check_whole
+        from .sections import evaluation_config
 
+        check_whole(evaluation_config(args, args.checkpoint, None))
         format = args.format or "kat"
         count = export(args.checkpoint, args.output, format, args.use_ema, say=_note)
         _say(f"Wrote {count} tensors to {args.output}, with the names of {format}")

@@ -206,7 +206,8 @@ class Parser(argparse.ArgumentParser):
 
     def _converted(self, action: argparse.Action, value: Any, where: str) -> Any:
         if value is None:
-            return None if not isinstance(action.default, bool) else action.default
+            # Only of these two kinds None is no value.
+            return action.default if isinstance(action.default, bool) else {} if isinstance(action, KeyValues) else None
         try:
             if isinstance(action, KeyValues):
                 if not isinstance(value, dict):

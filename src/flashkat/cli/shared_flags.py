@@ -3,11 +3,10 @@
 import argparse
 import os
 
-from ..defaults import DEFAULT_MODEL
+from ..defaults import DEFAULT_MODEL, INTERPOLATIONS
 from .parser import Instead, ModelKwargs, below_one, finite, fraction, positive, processes, seconds, share, size
 
 __all__ = [
-    "INTERPOLATIONS",
     "add_config",
     "add_data",
     "add_data_dir",
@@ -15,8 +14,6 @@ __all__ = [
     "add_model",
     "add_model_kwargs",
 ]
-
-INTERPOLATIONS = ("bilinear", "bicubic", "nearest", "box", "hamming", "lanczos")
 
 # Data sets that timm finds by themselves, without a folder.
 _ROOTLESS = ("hfds/", "hfids/", "tfds/")

@@ -3,9 +3,9 @@
 import argparse
 import textwrap
 
-from ..defaults import DEFAULT_MODEL, DEFAULT_OUTPUT
+from ..defaults import DEFAULT_MODEL, DEFAULT_OUTPUT, INTERPOLATIONS
 from .parser import KeyValues, Parser, amount, below_one, count, finite, fraction, number, positive, seed, share, size
-from .shared_flags import INTERPOLATIONS, add_config, add_data, add_data_dir, add_device, add_model
+from .shared_flags import add_config, add_data, add_data_dir, add_device, add_model
 
 __all__ = ["add_training_arguments"]
 

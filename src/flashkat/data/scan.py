@@ -1,6 +1,7 @@
 """Find the images of a folder or an archive, and their classes: the first folders below it."""
 
 import copy
+import errno
 import hashlib
 import io
 import os
@@ -248,6 +249,8 @@ def _files(root: Path, left: _Left) -> Iterator[_Found]:
             path = "/".join(inner)
             if entry.name.startswith("."):
                 left.add(_HIDDEN, path)
+            elif _loops(entry):
+                left.add(_LINK, path)
             elif entry.is_dir():
                 if _reason(entry.name) is None:
                     left.add(_FOLDER, path)
@@ -260,6 +263,17 @@ def _files(root: Path, left: _Left) -> Iterator[_Found]:
                 left.add(reason, path)
             else:
                 yield _Found(path, inner, path)
+
+
+def _loops(entry: os.DirEntry[str]) -> bool:
+    """Return whether an entry is a link that leads to itself, of which the system tells nothing else."""
+    try:
+        entry.is_dir()
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        return True
+    return False
 
 
 def _members(root: Path, left: _Left) -> Iterator[_Found]:

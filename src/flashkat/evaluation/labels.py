@@ -1,6 +1,7 @@
 """Labels in place of the data set's own: ImageNet's reassessed labels, or a selection of a model's outputs."""
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def read_valid_labels(path: str, model: Any) -> list[int] | None:
         model: has ``num_classes`` outputs.
 
     Raises:
-        InputError: the file cannot be read, or names an output that the model does not have.
+        InputError: the file cannot be read, or names an output twice, or one that the model does not have.
     """
     if not path:
         return None
@@ -48,6 +49,8 @@ def read_valid_labels(path: str, model: Any) -> list[int] | None:
     wrong = [label for label in labels if not 0 <= label < outputs]
     if wrong or not labels:
         raise InputError(f"--valid-labels {path} must list outputs from 0 to {outputs - 1}, not {wrong[:1]}")
+    if twice := [label for label, times in Counter(labels).items() if times > 1]:
+        raise InputError(f"--valid-labels {path} lists output {twice[0]} again: list each once")
     return labels
 
 

@@ -23,6 +23,9 @@ _CHECKPOINTS = ("*.pth.tar", "*.pth", "*.safetensors", "*.npz")
 # timm's pattern for "--model all".
 _ALL = "*kat_*"
 
+# timm's results begin so too, as CSV or JSON.
+_RESULTS = r'model,|[\[{\s]+"model":'
+
 
 def validate_all(
     config: Config, results_file: str = "", results_format: str = "csv", say: Say = lambda line: None
@@ -51,7 +54,7 @@ def validate_all(
         jobs = _jobs(config)
         results_file = results_file or ("" if jobs is None else "results-all.csv")
         if results_file:
-            check_writable(Path(results_file))
+            check_writable(Path(results_file), begins=_RESULTS)
         results: Any = validate_on(config, device, say).row() if jobs is None else _each(jobs, device, say)
         if results_file and is_primary:
             write_results(results_file, results, results_format)

@@ -1,7 +1,7 @@
 """Sum loss and accuracy over batches and processes."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from timm.utils import accuracy
@@ -15,11 +15,21 @@ __all__ = ["Metrics"]
 
 @dataclass(frozen=True)
 class Metrics:
-    """Averages over all images: cross-entropy, and top-1 and top-5 accuracy in percent."""
+    """Averages over all images: cross-entropy, and top-1 and top-5 accuracy in percent.
+
+    Attributes:
+        loss: mean cross-entropy.
+        top1: accuracy in percent.
+        top5: top-5 accuracy in percent.
+        images: how many these are of.
+        nonfinite: how many of them gave outputs that are not finite.
+    """
 
     loss: float
     top1: float
     top5: float
+    images: int = field(default=0, compare=False)
+    nonfinite: int = field(default=0, compare=False)
 
 
 class Meters:
@@ -29,12 +39,14 @@ class Meters:
         self.count = 0
         self._sums: torch.Tensor | None = None
         self._last: torch.Tensor | None = None
+        self._nonfinite: torch.Tensor | int = 0
         self._earlier = [0.0, 0.0, 0.0, 0.0]
 
     def update(self, output: torch.Tensor, target: torch.Tensor, loss: torch.Tensor) -> None:
         """Add a batch: logits (B, classes), classes (B,) and the mean loss."""
         self._last = self.measure(output, target, loss)
         self.count += len(target)
+        self._nonfinite = self._nonfinite + (~output.isfinite()).any(1).sum()
 
     def measure(
         self, output: torch.Tensor, target: torch.Tensor, loss: torch.Tensor, *, only_finite: bool = False
@@ -80,7 +92,7 @@ class Meters:
 
     def reset(self) -> None:
         """Start a new pass."""
-        self._earlier, self.count = [0.0, 0.0, 0.0, 0.0], 0
+        self._earlier, self.count, self._nonfinite = [0.0, 0.0, 0.0, 0.0], 0, 0
         if self._sums is not None:
             self._sums.zero_()
 
@@ -92,9 +104,9 @@ class Meters:
         Raises:
             InputError: no process has seen an image.
         """
-        *sums, count = distributed.total(self.sums())
+        loss, top1, top5, count, nonfinite = distributed.total([*self.sums(), int(self._nonfinite)])
         if not count:
             if distributed.total([self.count])[0]:
                 return Metrics(math.nan, math.nan, math.nan)
             raise InputError(NO_IMAGES)
-        return Metrics(*(value / count for value in sums))
+        return Metrics(loss / count, top1 / count, top5 / count, int(count), int(nonfinite))

@@ -54,7 +54,7 @@ def model_arguments(model: Model, data: Data) -> dict[str, Any]:
         "img_size": ((size[0] if size[0] == size[1] else tuple(size)) if size else data.img_size) if has_size else None,
         "in_chans": data.input_size[0] if data.input_size else data.in_chans,
         "num_classes": model.num_classes,
-        "global_pool": model.gp,
+        "global_pool": model.gp or None,  # without pooling, a model gives no class
         "pretrained": model.pretrained or None,
         **model.model_kwargs,
     }
@@ -103,8 +103,22 @@ def restore(model: Model, trained: Trained, data: Data, say: Callable[[str], Non
         )
         if left:
             say(f"{file} fits in part: {left}")
+    else:
+        _check_head(module, model)
     given = {name: value for name, value in wanted.items() if value is not None and name != "pretrained"}
     return Restored(module, model.name, checkpoint, data, given)
+
+
+def _check_head(module: Any, model: Model) -> None:
+    """Raise InputError if timm has left out the head of published weights, as for another number of classes."""
+    stated, outputs = module.pretrained_cfg.get("num_classes"), module.num_classes
+    if stated == outputs:
+        return
+    if model.num_classes is not None:
+        raise InputError(f"{model.name} has a head of {stated} classes, not of --num-classes {outputs}: leave that out")
+    raise InputError(
+        f"the configuration of {model.name} states {stated} classes, and its model has {outputs}: correct num_classes"
+    )
 
 
 def _with_held_out(data: Data, arguments: dict[str, Any], file: str, say: Callable[[str], None]) -> Data:

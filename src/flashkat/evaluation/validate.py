@@ -162,6 +162,11 @@ def _validate(config: Config, device: torch.device, say: Say, told: set[str]) ->
             ).values()
     except InputError as error:
         raise (PassError(str(error)) if distributed.size() > 1 else error) from error.__cause__
+    if metrics.nonfinite:
+        raise InputError(
+            f"{trained.checkpoint or found.name} gives outputs that are not finite for {metrics.nonfinite} of "
+            f"{metrics.images} images: take an earlier checkpoint, or float32"
+        )
     if bad := bad_image_names([dataset]):
         say(f"Images that cannot be read, which do not count: {len(bad)}")
     for name in bad:

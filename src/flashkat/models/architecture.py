@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import timm
 import torch
 
+from ..defaults import INTERPOLATIONS
 from ..errors import InputError
 from ..nn.starts import FUNCTIONS
 
@@ -98,7 +99,8 @@ _IMAGES: dict[str, _Rule] = {
     "mean": _or_list(_real(-1e6, 1e6), 4096),
     "std": _or_list(_real(1e-6, 1e6), 4096),
     "num_classes": _CLASSES,
-    **dict.fromkeys(("interpolation", "crop_mode", "gp"), _TEXT),
+    "interpolation": _Rule(f"one of {', '.join(INTERPOLATIONS)}", lambda value: value in ("", *INTERPOLATIONS)),
+    **dict.fromkeys(("crop_mode", "gp"), _TEXT),
 }
 
 

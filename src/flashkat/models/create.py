@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+import json
 import re
 import sys
 from collections.abc import Iterator
@@ -74,6 +75,12 @@ def create_model(name: str, **kwargs: Any) -> nn.Module:
             wrong = _wrong_argument(name, arguments, str(error))
             if wrong:
                 raise InputError(wrong) from error
+            if "loading state_dict" in str(error):  # whose first line names no tensor
+                misfit = " ".join(str(error).splitlines()[1:2]).strip().rstrip(".")
+                raise InputError(
+                    f"the weights of {name} are of another model than asked for: {misfit}: leave out what differs, or "
+                    "correct its config.json"
+                ) from error
             raise
     if "img_size" in arguments and isinstance(model, VisionTransformer):
         _check_size(model.patch_embed)
@@ -84,7 +91,14 @@ def _check_configuration(name: str, given: dict[str, Any]) -> None:
     """Raise InputError unless a folder's or repository's configuration describes only an architecture and images."""
     source, _, place = name.partition(":")
     load = load_model_config_from_path if source == "local-dir" else load_model_config_from_hf
-    images, architecture, arguments = load(place)
+    try:
+        images, architecture, arguments = load(place)
+        if not isinstance(architecture, str):
+            raise TypeError(architecture)
+    except (LookupError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        raise InputError(
+            f"the config.json of {name} describes no model of timm's: take a folder that flashkat export --to hf wrote"
+        ) from error
     check_name(architecture, name)
     check_arguments({key: value for key, value in (arguments or {}).items() if key not in given}, name)
     check_images(images, name)

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -10,6 +11,9 @@ from pathlib import Path
 from ..errors import InputError
 
 __all__ = ["check_writable", "identity", "new_folder", "placeholder", "replaced"]
+
+# Bytes of a file that tell its kind.
+_HEAD = 128
 
 
 def placeholder(head: bytes) -> str:
@@ -27,14 +31,24 @@ def identity(path: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def check_writable(path: Path) -> None:
-    """Raise InputError unless a file can be written under this name."""
+def check_writable(path: Path, begins: str = "") -> None:
+    """Raise InputError unless a file can be written under this name.
+
+    Args:
+        path: the file.
+        begins: regular expression of how files of the same kind begin. A file of another kind is not overwritten.
+    """
     if path.is_dir():
         raise InputError(f"cannot write {path}: it is a folder")
     if not path.parent.is_dir():
         raise InputError(f"no folder {path.parent} to write {path.name} to")
     if not os.access(path.parent, os.W_OK):
         raise InputError(f"cannot write to {path.parent}: permission denied")
+    if begins and path.is_file() and os.access(path, os.R_OK):
+        with path.open("rb") as file:
+            head = file.read(_HEAD)
+        if head and not re.match(begins.encode(), head):
+            raise InputError(f"{path} is there already and another kind of file: give another name or remove it")
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
-from ..errors import Stopped, launched_processes, start_prefix
+from ..errors import launched_processes, start_prefix
 
 __all__ = ["watched"]
 
@@ -45,10 +45,9 @@ def watched(rank: int, size: int, interval: float = _INTERVAL_SECONDS) -> Iterat
         if _is_about_another(error):
             # The heartbeats soon show which process has ended, and report it.
             heartbeat.wait()
-        # All processes stop at a signal. None may end another, which still has to say so.
-        heartbeat.stop(failed=not isinstance(error, Stopped))
+        heartbeat.stop(failed=True)
         raise
-    except BaseException:
+    except BaseException:  # all processes stop at a signal, and none may end another, which still has to say so
         heartbeat.stop()
         raise
     heartbeat.stop()

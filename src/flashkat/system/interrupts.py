@@ -1,4 +1,4 @@
-"""Let Ctrl-C, or the end of torchrun, end a command, also while it still imports PyTorch.
+"""Let Ctrl-C, a signal to end, or the end of torchrun, end a command, also while it still imports PyTorch.
 
 Python's own handler raises KeyboardInterrupt, which an import shows as a traceback or takes for another error. So this
 module imports at first only what takes no time.
@@ -15,12 +15,13 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import NoReturn
 
-__all__ = ["end_children", "guard_command", "interruptible", "leave"]
+__all__ = ["end_children", "guard_command", "interruptible", "leave", "stoppable"]
 
 # The scripts of a checkout, which is three folders above this one.
 _SCRIPTS = ("train.py", "validate.py")
 _IMPORTING = "<frozen importlib._bootstrap>"
 _LINE = b"flashkat: error: interrupted\n"
+_STOPPED = b"flashkat: error: stopped\n"
 
 # Between two looks at the parent.
 _LOOK_SECONDS = 1.0
@@ -83,6 +84,38 @@ def interruptible() -> Iterator[None]:
         yield
     finally:
         handler.raises = False
+
+
+@contextlib.contextmanager
+def stoppable() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP raise Stopped within the block, so that it cleans up. A second one ends the process.
+
+    Handlers that are set already stay. One of several processes ends at once, as it may wait for another.
+    """
+    from ..errors import Stopped, launched_processes
+
+    own = os.getpid()
+    is_alone = launched_processes() == 1 and threading.current_thread() is threading.main_thread()
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if is_alone and hasattr(signal, name)]
+    numbers = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        for each in numbers:
+            signal.signal(each, signal.SIG_DFL)
+        if os.getpid() == own and not _is_importing(frame):
+            raise Stopped("", number)
+        if os.getpid() == own:
+            with contextlib.suppress(OSError):
+                os.write(2, _STOPPED)
+        os.kill(os.getpid(), number)
+
+    for number in numbers:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def end_children() -> None:

@@ -1,5 +1,6 @@
 """Make timm's optimiser, with separate parameter groups for the rationals' coefficients, and load saved states."""
 
+import inspect
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import Any
@@ -18,6 +19,7 @@ from torch import nn
 
 from ..errors import InputError, did_you_mean, explain
 from ..nn.formats import coefficient_names
+from ..system.random import random_state, set_random_state
 from .config import Optimizer
 
 __all__ = [
@@ -37,13 +39,18 @@ _SHAPED = ("exp_avg", "momentum_buffer")
 # Options that change how an optimiser computes, but not its result.
 _IMPLEMENTATION = ("fused", "foreach", "capturable", "differentiable")
 
+# Options that divide a model's parameters into groups.
+_GROUPING = ("layer_decay", "layer_decay_min_scale", "layer_decay_no_opt_scale", "param_group_fn")
+
 
 def check_optimizer_name(opt: str) -> None:
-    """Raise InputError, with the most similar name, unless timm has an optimiser of this name."""
+    """Raise InputError, with the most similar name, unless timm has an optimiser of this name that can train."""
     name, known = opt.lower().removeprefix("lookahead_"), list_optimizers()
     if name not in known:
         hint = did_you_mean(name, known, otherwise="timm.optim.list_optimizers() has them all")
         raise InputError(f"no optimiser {opt!r} for --opt: {hint}")
+    if get_optimizer_info(name).second_order:
+        raise InputError(f"--opt {opt} needs second derivatives, which training does not compute: take another one")
 
 
 def create_optimizer(
@@ -67,11 +74,38 @@ def create_optimizer(
         options["fallback_list"] = fallback
     if settings.rational_lr_scale != 1 or settings.rational_weight_decay is not None:
         options["param_group_fn"] = lambda model: parameter_groups(model, settings)
+    _check_betas(settings, options.get("betas"))
     given = "".join(f" {key}={value}" for key, value in settings.opt_kwargs.items())
     with explain(f"cannot make --opt {settings.opt}{f' with --opt-kwargs{given}' if given else ''}"):
         if is_fused(settings, next(model.parameters()).device, may_skip, is_sharded):
             options["fused"] = True
-        return create_optimizer_v2(model, **options)
+        optimizer: torch.optim.Optimizer = create_optimizer_v2(model, **options)
+        if settings.opt_kwargs or settings.opt_betas:  # its own arguments are right
+            _try(options, next(model.parameters()))
+    return optimizer
+
+
+def _check_betas(settings: Optimizer, betas: Any) -> None:
+    """Raise InputError unless there are as many betas as the optimiser has by default."""
+    default = getattr(inspect.signature(_kind(settings)).parameters.get("betas"), "default", None)
+    if isinstance(default, tuple) and isinstance(betas, (list, tuple)) and len(betas) != len(default):
+        usual = " ".join(f"{beta:g}" for beta in default)
+        raise InputError(f"--opt {settings.opt} takes {len(default)} betas, not {len(betas)}: its own are {usual}")
+
+
+def _try(options: dict[str, Any], like: torch.Tensor) -> None:
+    """Let an optimiser take a step, as some refuse their arguments only there. The random state stays as it is.
+
+    Args:
+        options: for ``create_optimizer_v2``.
+        like: has the device and the dtype of the weights.
+    """
+    before = random_state()
+    layer = nn.Linear(2, 2, device=like.device, dtype=like.dtype)
+    for parameter in layer.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    create_optimizer_v2(layer, **{key: value for key, value in options.items() if key not in _GROUPING}).step()
+    set_random_state(before)
 
 
 def fallback_names(model: nn.Module, settings: Optimizer) -> list[str]:

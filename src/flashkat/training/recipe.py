@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -201,11 +201,24 @@ def build_schedule(
         raise InputError(f"--lr-noise takes one or two shares of the epochs, not {len(settings.lr_noise)} numbers")
     with explain(f"cannot make --sched {settings.sched}"):
         scheduler, epochs = _timms_schedule(optimizer, **options, updates_per_epoch=updates_per_epoch)
+    _check_cycles(scheduler, settings, epochs)
     if scheduler is None:
         # A schedule would apply the scale of each group.
         for group in optimizer.param_groups:
             group["lr"] *= group.get("lr_scale", 1.0)
     return scheduler, epochs
+
+
+def _check_cycles(scheduler: Scheduler | None, settings: Schedule, epochs: int) -> None:
+    """Raise InputError if cycles that become shorter end before the run: timm takes a logarithm, which has no value."""
+    factor = settings.lr_cycle_mul
+    last = epochs - (settings.warmup_epochs if settings.warmup_prefix else 0)
+    # The lengths of all cycles, without end, sum to this.
+    if hasattr(scheduler, "cycle_mul") and factor < 1 and last * (1 - factor) >= settings.epochs:
+        raise InputError(
+            f"--lr-cycle-mul {factor:g} lets all cycles end in epoch {settings.epochs / (1 - factor):g}, before the "
+            f"last of {last}: give fewer --cooldown-epochs, or a factor nearer to 1"
+        )
 
 
 class _HalfMixup(Mixup):
@@ -221,13 +234,21 @@ class _HalfMixup(Mixup):
 
 
 def build_mixup(
-    mixing: Mixing, *, batch_size: int, classes: int, smoothing: float, has_views: bool = False, on_gpu: bool = False
+    mixing: Mixing,
+    *,
+    batch_size: int,
+    size: Sequence[int],
+    classes: int,
+    smoothing: float,
+    has_views: bool = False,
+    on_gpu: bool = False,
 ) -> Mixup | None:
     """Build mixup and cutmix of images and targets; None if they are off.
 
     Args:
         mixing: the section of the configuration.
         batch_size: images of a batch.
+        size: height and width of the images.
         classes: number of classes.
         smoothing: label smoothing of the mixed targets.
         has_views: whether a batch holds several views of each image.
@@ -242,6 +263,8 @@ def build_mixup(
         raise InputError(f"mixup and cutmix pair up images: --batch-size must be even, not {batch_size}")
     if has_views:
         raise InputError("--aug-splits compares views of one image, which mixup and cutmix would mix: leave these out")
+    if mixing.cutmix_minmax is not None:
+        _check_minmax(mixing.cutmix_minmax, size)
     return (_HalfMixup if mixing.mixup_mode == "half" else Mixer if on_gpu else Mixup)(
         mixup_alpha=mixing.mixup,
         cutmix_alpha=mixing.cutmix,
@@ -252,6 +275,19 @@ def build_mixup(
         label_smoothing=smoothing,
         num_classes=classes,
     )
+
+
+def _check_minmax(minmax: Sequence[float], size: Sequence[int]) -> None:
+    low, high = minmax
+    if low > high:
+        raise InputError(f"--cutmix-minmax takes the smaller number first, not {low:g} {high:g}")
+    # timm draws whole sides, from the first to below the second.
+    if any(int(side * low) >= int(side * high) for side in size):
+        height, width = size
+        raise InputError(
+            f"--cutmix-minmax {low:g} {high:g} leaves no side to draw in images of {height} x {width} pixels: give "
+            "numbers further apart"
+        )
 
 
 def build_loss(settings: Loss, *, is_mixed: bool = False, views: int = 0) -> nn.Module:

@@ -196,6 +196,7 @@ def _train(asked: Config, device: torch.device) -> Result:
     mixup = build_mixup(
         config.mixing,
         batch_size=data.batch_size,
+        size=images["input_size"][-2:],
         classes=classes,
         smoothing=config.loss.smoothing,
         has_views=bool(views),

@@ -56,12 +56,14 @@ def test_what_cannot_be_divided(data, tmp_path, capsys):
         (tmp_path / "d.tar", tmp_path / "new", "is an archive, which links cannot divide"),
         (tmp_path / "whole", tmp_path / "new", "whole is divided already: name the folder of its training images"),
         (tmp_path / "nothing", tmp_path / "new", "no data folder at"),
+        (data, data / "new", "whose images it would add to: choose a folder beside it"),
     ):
         assert main(["data", "split", str(folder), str(output)]) == 2
         err = capsys.readouterr().err
         assert words in err
         assert err.count("\n") == 1
     assert not (tmp_path / "new").exists()
+    assert not (data / "new").exists()
 
 
 @pytest.mark.parametrize("share", ["0", "1", "-0.1"])

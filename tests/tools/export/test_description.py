@@ -50,6 +50,8 @@ def test_outputs_without_a_name_have_their_number():
         ("input_size", "[3, 8, 999999]", "input_size"),
         ("crop_pct", "0", "crop_pct"),
         ("mean", "[0.5]", "has a mean that flashkat export does not write"),
+        ("interpolation", '"zz"', "interpolation has to be one of bilinear"),
+        ("interpolation", '""', "has a interpolation that"),
         ("dtype", '"complex64"', "has a dtype that"),
         ("classes", '["cat", 1]', "has a classes that"),
         ("image_mode", "3", "has a image_mode that"),
@@ -73,6 +75,14 @@ def test_class_names_come_from_the_checkpoint_or_are_imagenets():
         "c",
     )
     assert describe(Restored(of_others, "kat_tiny_patch16_224", {"classes": ["a"]}, Data())).classes == ()
+
+
+@pytest.mark.parametrize("names", [5, "ab", [1, 2]])
+def test_class_names_of_a_folder_are_checked(names):
+    model = create_model("kat_tiny_patch16_224", num_classes=2, img_size=16, depth=1, embed_dim=8, num_heads=1)
+    model.pretrained_cfg = {**model.pretrained_cfg, "label_names": names}
+    with pytest.raises(InputError, match=r"label_names of local-dir:a has to be a list of names, not .*: correct it"):
+        describe(Restored(model, "local-dir:a", {}, Data()))
 
 
 def test_the_name_of_a_folder_does_not_travel():

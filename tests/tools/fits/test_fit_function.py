@@ -130,6 +130,7 @@ def test_a_picture_has_the_function_the_fit_and_the_error():
         (["gelu", "--plot", "a.gif"], "cannot draw to a.gif: give a name that ends in .png"),
         (["gelu", "--plot", "no/a.png"], "no folder no to write a.png to"),
         (["gelu", "--output", "."], "it is a folder"),
+        (["gelu", "--output", "a.png", "--plot", "./a.png"], "--output and --plot both name a.png: give another name"),
         (["--plot", "gelu"], "give one of"),
     ],
 )  # fmt: skip
@@ -140,6 +141,16 @@ def test_bad_input_is_one_line_and_nothing_is_written(command, tmp_path, argv, w
     assert words in err
     assert err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_earlier_fit_is_overwritten_and_no_other_file(command, tmp_path):
+    for _ in range(2):
+        assert command("gelu", "--output", "gelu.json")[0] == 0
+    (tmp_path / "points.csv").write_text("x,y\n")
+    status, _, err = command("gelu", "--output", "points.csv")
+    assert status == 2
+    assert "points.csv is there already and another kind of file: give another name" in err
+    assert (tmp_path / "points.csv").read_text() == "x,y\n"
 
 
 def test_the_commands_of_the_page_run_and_print_what_it_shows(command, tmp_path):

@@ -1,16 +1,18 @@
 """Models to predict with: of checkpoints, folders, ONNX files and trusted packages."""
 
+import json
+import shutil
 from dataclasses import replace
 
 import pytest
 import torch
+from tiny import KWARGS
 from torch import nn
 
 import flashkat
 from flashkat.data.config import Data
 from flashkat.errors import InputError
-from flashkat.evaluation import Config, Runtime, Trained
-from flashkat.models.config import Model
+from flashkat.evaluation import Config, Model, Runtime, Trained
 from flashkat.tools.predict.classifier import Classifier, open_classifier
 
 
@@ -28,6 +30,38 @@ def test_all_formats_give_the_same(shipped):
         found = opened(path, trust=True)
         assert found.description == expected.description
         torch.testing.assert_close(found.probabilities(images), expected.probabilities(images))
+
+
+@pytest.mark.parametrize(
+    ("change", "flags", "said"),
+    [
+        (
+            lambda configuration: None,
+            {"num_classes": 5},
+            r"dark_or_light has a head of 2 classes, not of --num-classes 5",
+        ),
+        (
+            lambda configuration: configuration.update(num_classes=5),
+            {},
+            "dark_or_light states 5 classes, and its model has 2: correct num_classes",
+        ),
+        (
+            lambda configuration: configuration.update(num_classes=5, model_args={**KWARGS, "img_size": 8}),
+            {},
+            r"dark_or_light are of another model than asked for: size mismatch for head\.weight",
+        ),
+    ],
+    ids=["flag", "config.json", "weights"],
+)
+def test_a_folder_of_another_number_of_classes(change, flags, said, shipped, tmp_path):
+    """timm leaves out the head, and would name random classes."""
+    folder = shutil.copytree(shipped.folder, tmp_path / "dark_or_light")
+    configuration = json.loads((folder / "config.json").read_text())
+    change(configuration)
+    (folder / "config.json").write_text(json.dumps(configuration))
+    config = Config(trained=Trained(checkpoint=str(folder)), model=Model(model=None, **flags))
+    with pytest.raises(InputError, match=said):
+        open_classifier(config, trust=False)
 
 
 def test_a_package_needs_trust(shipped):

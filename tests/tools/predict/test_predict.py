@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import os
 import sys
 
@@ -11,6 +12,7 @@ import timm
 import torch
 from PIL import Image
 
+from flashkat import checkpoints
 from flashkat.cli.main import main
 from flashkat.tools.predict.predict import Prediction, line_of
 
@@ -93,7 +95,6 @@ def test_the_bar_is_on_the_terminal_and_the_results_where_they_go(shipped, monke
 
 
 def test_grey_images(tmp_path, capsys):
-    from flashkat import checkpoints
     from flashkat.models import create_model
 
     torch.manual_seed(0)
@@ -106,6 +107,16 @@ def test_grey_images(tmp_path, capsys):
     )
     Image.new("I;16", (8, 8), 40000).save(tmp_path / "deep.png")
     assert run(capsys, tmp_path / "grey.pth.tar", tmp_path / "deep.png", "--csv")[0].count("deep.png") == 2
+
+
+def test_outputs_that_are_not_finite_name_no_class(tmp_path, shipped, capsys):
+    checkpoint = checkpoints.read(str(shipped.checkpoint))
+    checkpoint["state_dict"]["head.weight"][0, 0] = math.nan
+    checkpoints.write(tmp_path / "bad.pth.tar", checkpoint)
+    for form in ([], ["--json"]):
+        out, (line,) = run(capsys, tmp_path / "bad.pth.tar", shipped.images, *form, status=2)
+        assert out == ""
+        assert "gives outputs that are not finite for 8 of 8 images: take an earlier checkpoint, or float32" in line
 
 
 def test_what_is_refused(shipped, tmp_path, capsys):

@@ -27,11 +27,7 @@ def write_digits(folder: str | Path) -> dict[str, int]:
         InputError: the folder is not empty, or cannot be written.
     """
     require("sklearn")
-    with new_folder(Path(folder).resolve()) as staging:
-        return _write(staging)
-
-
-def _write(folder: Path) -> dict[str, int]:
+    # Before the folder, as a signal during an import ends the process at once.
     import numpy as np
     from PIL import Image
     from sklearn.datasets import load_digits
@@ -41,9 +37,10 @@ def _write(folder: Path) -> dict[str, int]:
     numbers = np.arange(len(digits.target))
     train, val = train_test_split(numbers, test_size=_HELD_OUT, stratify=digits.target, random_state=_SEED)
     pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)
-    for split, chosen in (("train", train), ("val", val)):
-        for number in chosen:
-            path = folder / split / str(digits.target[number]) / f"{number:04d}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(pixels[number]).save(path)
+    with new_folder(Path(folder).resolve()) as staging:
+        for split, chosen in (("train", train), ("val", val)):
+            for number in chosen:
+                path = staging / split / str(digits.target[number]) / f"{number:04d}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels[number]).save(path)
     return {"train": len(train), "val": len(val)}

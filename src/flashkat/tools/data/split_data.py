@@ -28,17 +28,20 @@ def split_data(
         The number of images in each split.
 
     Raises:
-        InputError: there are no such images, they are divided already, or the links cannot be made.
+        InputError: there are no such images, they are divided already, the links would lie among them, or cannot be
+            made.
     """
     if is_archive(Path(folder)):
         raise InputError(f"{folder} is an archive, which links cannot divide: train on it with --val-fraction")
     if has_evaluation_split(Path(folder)):
         raise InputError(f"{folder} is divided already: name the folder of its training images to divide these")
+    target = Path(output).resolve()
+    if target.is_relative_to(Path(folder).resolve()):
+        raise InputError(f"{output} lies in {folder}, whose images it would add to: choose a folder beside it")
     splits = {
         split: open_split(folder, split, val_fraction=val_fraction, is_training=split == "train")
         for split in ("train", "val")
     }
-    target = Path(output).resolve()
     with new_folder(target) as staging, explain(f"cannot make links in {target}"):
         for split, images in splits.items():
             for name in images.filenames(absolute=True):

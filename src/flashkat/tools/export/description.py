@@ -9,7 +9,7 @@ from timm.data import ImageNetInfo, create_transform
 
 from ...data.config import data_config
 from ...data.images import image_mode
-from ...defaults import SOURCES
+from ...defaults import INTERPOLATIONS, SOURCES
 from ...errors import InputError, explain
 from ...evaluation.restore import Restored
 from ...models.architecture import check_images
@@ -82,6 +82,7 @@ class Description:
         lists = {name: values[name] for name in ("mean", "std")}
         wrong = [name for name in ("model", "image_mode") if not isinstance(values[name], str)]
         wrong += [name for name, each in lists.items() if not isinstance(each, list) or len(each) != channels]
+        wrong += ["interpolation"] if values["interpolation"] not in INTERPOLATIONS else []
         wrong += ["dtype"] if values["dtype"] not in _DTYPES else []
         classes = values["classes"]
         wrong += ["classes"] if not isinstance(classes, list) or not all(isinstance(n, str) for n in classes) else []
@@ -120,12 +121,15 @@ def describe(found: Restored, dtype: str = "float32") -> Description:
         dtype: dtype of its images.
 
     Raises:
-        InputError: the settings of images do not fit the model.
+        InputError: the settings of images do not fit the model, or its class names are none.
     """
     images = data_config(found.module, found.data, found.name)
     outputs = found.module.num_classes
     configuration = getattr(found.module, "pretrained_cfg", None) or {}
-    classes = found.checkpoint.get("classes") or configuration.get("label_names") or []
+    names = configuration.get("label_names")
+    if names and not (isinstance(names, (list, tuple)) and all(isinstance(each, str) for each in names)):
+        raise InputError(f"label_names of {found.name} has to be a list of names, not {names!r:.80}: correct it")
+    classes = found.checkpoint.get("classes") or names or []
     if len(classes) != outputs:
         classes = ImageNetInfo().label_descriptions() if outputs == _IMAGENET and not classes else []
     return Description(

@@ -4,10 +4,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from ...checkpoints import read
 from ...evaluation import Config, Trained
 from ...evaluation.restore import Restored, restore
 
-__all__ = ["restored"]
+__all__ = ["check_whole", "restored"]
 
 
 def restored(config: Config, say: Callable[[str], None] = lambda line: None) -> Restored:
@@ -25,3 +26,18 @@ def restored(config: Config, say: Callable[[str], None] = lambda line: None) -> 
         model = replace(config.model, model=f"local-dir:{place}", pretrained=True)
         return restore(model, Trained(), config.data, say)
     return restore(config.model, config.trained, config.data, say)
+
+
+def check_whole(config: Config) -> None:
+    """Raise InputError if weights do not fit the model that their checkpoint names, or that the command line does.
+
+    A checkpoint that does not say how its model is made is not checked.
+
+    Args:
+        config: ``trained`` names the checkpoint.
+    """
+    checkpoint = read(config.trained.checkpoint)
+    arguments = checkpoint.get("args")
+    is_known = checkpoint.get("arch") and isinstance(arguments, dict) and "model_kwargs" in arguments
+    if config.model.model or is_known:
+        restore(config.model, config.trained, config.data)

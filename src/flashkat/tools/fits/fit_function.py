@@ -62,8 +62,11 @@ def fit_function(
         require("matplotlib")
         if Path(picture).suffix.lower() not in _FORMATS:
             raise InputError(f"cannot draw to {picture}: give a name that ends in {', '.join(_FORMATS)}")
-    for path in filter(None, (output, picture)):
-        check_writable(Path(path))
+        check_writable(Path(picture))
+    if output is not None:
+        if picture is not None and Path(output).resolve() == Path(picture).resolve():
+            raise InputError(f"--output and --plot both name {output}: give another name to one")
+        check_writable(Path(output), begins=r'{\s*"name":')
 
     source: Function | str | _Points
     weight = None

@@ -37,13 +37,19 @@ class Classifier:
         """Return the probabilities (batch, classes) of prepared images (batch, channels, height, width).
 
         Raises:
-            InputError: the program returns no logits.
+            InputError: the program returns no logits, or some that are not finite.
         """
         with explain("cannot run the model"):
             result = self.run(images.to(getattr(torch, self.description.dtype)))
         logits = result[0] if isinstance(result, (list, tuple)) and result else result
         if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images) or not logits.shape[1]:
             raise InputError("the model returns no number for each class of an image: give a classifier")
+        wrong = int((~logits.isfinite()).any(1).sum())
+        if wrong:
+            raise InputError(
+                f"{self.description.model} gives outputs that are not finite for {wrong} of {len(images)} images: "
+                "take an earlier checkpoint, or float32"
+            )
         return logits.float().cpu().softmax(1)
 
 
