@@ -3,13 +3,14 @@
 import json
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
 import pytest
 import tiny
 import torch
-from processes import forked, free_port, together, torchrun
+from processes import forked, free_port, started, together, torchrun
 from tiny import write_images
 
 from flashkat.cli.main import main, run
@@ -90,6 +91,32 @@ def test_two_processes_train_as_one(alone, images, summary_of, tmp_path):
     assert len(lines) == len(set(lines)) == 2 * 4 + 2 + 1
     assert "Grad strides" not in output
     assert "16 training and 9 evaluation images" in output
+
+
+# The first process takes its time to close the run's folder, as for a service that takes its logs.
+CLOSING = """
+import sys
+import time
+from flashkat.cli.main import run
+from flashkat.training.outputs.folder import RunFolder
+close = RunFolder.close
+def slowly(*args):
+    time.sleep(3)
+    close(*args)
+    print("closed", flush=True)
+RunFolder.close = slowly
+run(sys.argv[1:])
+"""
+
+
+def test_the_first_process_closes_the_folder_of_a_run_that_fails(images, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(CLOSING)
+    launch = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, script, "train")
+    done = started(*launch, images, *tiny.FLAGS, *FLAGS, "-b", 2, "--lr", 1e30, "--output", tmp_path / "out")
+    assert done.returncode == 1
+    assert "closed" in done.stdout
+    assert "the loss is nan in epoch 1" in done.stderr
 
 
 def test_two_nodes_train_as_one(alone, trained, summary_of):

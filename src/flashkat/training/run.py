@@ -15,7 +15,7 @@ from ..data.augment import check_mode
 from ..data.config import Data, data_config
 from ..data.datasets import check_same_classes, image_count, open_dataset
 from ..data.loaders import check_augmentation, evaluation_loader, training_loader
-from ..errors import InputError, require
+from ..errors import DivergedError, InputError, Stopped, require
 from ..models import check_model_name
 from ..system import distributed
 from ..system.compile import captures_steps, choose_for_training, compile_in_place
@@ -252,7 +252,7 @@ def _train(asked: Config, device: torch.device) -> Result:
     if distributed.is_primary():
         folder = open_folder({"history": state.history, "best": state.best}, config.tracking, config.wandb)
     made = distributed.gather(None if folder is None else folder.made)[0]
-    has_failed = True
+    has_failed, all_end = True, False
     try:
         batches_done = state.epoch * len(train_loader) + state.batch
         with open_progress(state.epochs, len(train_loader), batches_done) as progress:
@@ -283,6 +283,7 @@ def _train(asked: Config, device: torch.device) -> Result:
                 run_epochs(state, parts, config)
         has_failed = False
     except BaseException as error:
+        all_end = isinstance(error, (DivergedError, Stopped))
         discard_if_empty(made)
         if isinstance(error, KeyboardInterrupt) and folder is not None:
             # The command line prints this after its own message.
@@ -291,6 +292,9 @@ def _train(asked: Config, device: torch.device) -> Result:
     finally:
         if folder is not None:
             folder.close(has_failed)
+        if all_end:
+            # As soon as one process has ended, torchrun ends the first one, which may still send its logs.
+            distributed.gather(None)
     return Result(None if folder is None else folder.path, state.history, state.best)
 
 
