@@ -419,6 +419,16 @@ def test_an_exploding_learning_rate_is_found_in_its_layer(diverge, tmp_path):
     )
 
 
+def test_a_search_without_memory_keeps_the_first_message(diverge, monkeypatch):
+    def find(step):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(TrainingStep, "find", find)
+    _, err = diverge("--lr", 1e12, "--recovery-interval", 1, "--find-nonfinite")
+    assert "are not finite in update 2 (epoch 1, batch 2), at the learning rate 1e+12. Memory was too short" in err
+    assert "go on with the same flags and --resume" in err
+
+
 def test_an_exploding_learning_rate_in_the_last_update(diverge):
     _, err = diverge("--lr", 1e30, "--epochs", 1, "-b", 16, "--find-nonfinite")
     assert re.search(rf"the loss is (nan|inf) after epoch 1, at the learning rate 1e\+30. {FIRST} the output of ", err)

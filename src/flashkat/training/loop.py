@@ -127,7 +127,15 @@ class _Watch:
 
     def _origin(self) -> str:
         """Return words on the layer where the last update's numbers stopped being finite."""
-        found = min(filter(None, distributed.gather(self._parts.step.find())), default=None)
+        try:
+            own, is_short = self._parts.step.find(), False
+        except torch.OutOfMemoryError:
+            # Graphs keep the memory of a step, and the search needs as much again.
+            own, is_short = None, True
+        results: list[tuple[Any, bool]] = distributed.gather((own, is_short))
+        found = min(filter(None, (each for each, _ in results)), default=None)
+        if found is None and any(short for _, short in results):
+            return ". Memory was too short to find the layer: give --no-compile or a smaller --batch-size to find it"
         if found is None:
             return ". Run again eagerly, with hooks, all numbers of its last update are finite"
         return f". The first number that is not finite is in {found[1]}"

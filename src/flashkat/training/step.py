@@ -180,21 +180,23 @@ class TrainingStep:
         now, buffers = random_state(), [each.clone() for each in self.model.buffers()]
         set_random_state(self._group.random)
         self._clear()
-        with Trace(self.model) as trace, torch.compiler.set_stance("force_eager"):
-            trace.weights()
-            for images, target, group in self._group.batches:
-                trace.images(images)
-                with self._precision:
-                    _, loss = self._forward(self.model, images, target)
-                trace.loss(loss)
-                with torch.autograd.set_multithreading_enabled(False):
-                    (loss * (self._group.scale / group)).backward()
-            trace.gradients()
-        self._clear()
-        with torch.no_grad():
-            for buffer, before in zip(self.model.buffers(), buffers, strict=True):
-                buffer.copy_(before)
-        set_random_state(now)
+        try:
+            with Trace(self.model) as trace, torch.compiler.set_stance("force_eager"):
+                trace.weights()
+                for images, target, group in self._group.batches:
+                    trace.images(images)
+                    with self._precision:
+                        _, loss = self._forward(self.model, images, target)
+                    trace.loss(loss)
+                    with torch.autograd.set_multithreading_enabled(False):
+                        (loss * (self._group.scale / group)).backward()
+                trace.gradients()
+        finally:
+            self._clear()
+            with torch.no_grad():
+                for buffer, before in zip(self.model.buffers(), buffers, strict=True):
+                    buffer.copy_(before)
+            set_random_state(now)
         return trace.first()
 
     def close(self) -> None:
