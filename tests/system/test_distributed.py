@@ -1,9 +1,12 @@
 """The processes of a run: joining them and adding up."""
 
 import sys
+import time
+from datetime import timedelta
 
 import pytest
 import torch
+import torch.distributed.distributed_c10d as c10d
 from processes import forked, free_port, started
 
 from flashkat.errors import InputError
@@ -56,6 +59,24 @@ def test_one_process_is_alone():
         assert distributed.total([2.5]) == [2.5]
         assert distributed.gather("a") == ["a"]
         assert distributed.is_primary()
+
+
+def wait_for_a_download():
+    c10d.default_pg_timeout = timedelta(seconds=2)
+    with distributed.joined("cpu"):
+        for _ in range(2):
+            with distributed.one_by_one(True):
+                if distributed.is_primary():
+                    time.sleep(4)
+        print(distributed.total([1.0]))
+
+
+def test_a_download_may_outlast_the_timeout_of_the_group(tmp_path):
+    meeting = {"MASTER_ADDR": "localhost", "MASTER_PORT": free_port(), "WORLD_SIZE": 2}
+    environments = [{**meeting, "RANK": rank, "LOCAL_RANK": rank} for rank in range(2)]
+    done = forked(tmp_path, wait_for_a_download, (), environments)
+    assert done.status == [0, 0], done.stderr
+    assert done.stdout == "[2.0]\n" * 2
 
 
 def test_more_processes_than_gpus(monkeypatch):

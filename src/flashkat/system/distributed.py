@@ -6,6 +6,8 @@ Without torchrun, or with one process, everything here is a no-op: rank 0 of 1.
 import contextlib
 import os
 from collections.abc import Iterator
+from contextlib import nullcontext
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -16,6 +18,8 @@ from ..errors import InputError, explain, launched_processes
 from .device import open_queues, resolve_device
 
 __all__ = ["gather", "is_primary", "joined", "one_by_one", "rank", "size", "total"]
+
+_LONGEST = timedelta(days=1)
 
 
 def rank() -> int:
@@ -49,7 +53,10 @@ def joined(device: str | None) -> Iterator[torch.device]:
         InputError: there is no such device, this node has too few of them, or the other processes cannot be reached.
     """
     if launched_processes() == 1 or dist.is_initialized():
-        yield resolve_device(device)
+        found = resolve_device(device)
+        # Random states, streams and graphs are those of the current GPU.
+        with torch.cuda.device(found) if found.type == "cuda" else nullcontext():
+            yield found
         return
     open_queues()
     kind = (device or ("cuda" if torch.cuda.is_available() else "cpu")).partition(":")[0]
@@ -64,8 +71,8 @@ def joined(device: str | None) -> Iterator[torch.device]:
         torch.cuda.set_device(local_rank)
     resolve_device(kind)
     with explain("cannot join the other processes of the run"):
-        found = init_distributed_device_so(kind)
-    yield torch.device(found["device"])
+        place = init_distributed_device_so(kind)["device"]
+    yield torch.device(place)
     # Not after an error: the others may be waiting in a collective, and torchrun ends them.
     dist.destroy_process_group()
 
@@ -73,13 +80,18 @@ def joined(device: str | None) -> Iterator[torch.device]:
 @contextlib.contextmanager
 def one_by_one(needed: bool) -> Iterator[None]:
     """Let the first process of each node run the block before the others, if ``needed``: for downloads, say."""
-    waits = needed and size() > 1
+    if not needed or size() == 1:
+        yield
+        return
     is_first = world_info_from_env()[0] == 0
-    if waits and not is_first:
-        dist.barrier()
+    # A download may take longer than processes wait for each other otherwise.
+    group: Any = dist.new_group(backend="gloo", timeout=_LONGEST)
+    if not is_first:
+        dist.barrier(group)
     yield
-    if waits and is_first:
-        dist.barrier()
+    if is_first:
+        dist.barrier(group)
+    dist.destroy_process_group(group)
 
 
 def total(values: list[float]) -> list[float]:

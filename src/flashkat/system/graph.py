@@ -119,6 +119,7 @@ class Captured:
 
     def _record(self, inputs: list[Tensor], constants: dict[str, Hashable]) -> _Recording | None:
         graph, outputs, reason = torch.cuda.CUDAGraph(), None, ""
+        current = torch.cuda.current_stream(self._device)
         generator = torch.cuda.default_generators[self._index]
         before = generator.clone_state()
         try:
@@ -134,6 +135,7 @@ class Captured:
             reason = reason or _first_line(error)
         if reason:
             self._end(graph)
+            torch.cuda.set_stream(current)  # a failed capture leaves its own
             generator.graphsafe_set_state(before)
             self._undo()
         if self._agree(not reason):
