@@ -28,6 +28,13 @@ settings.register_profile(
 settings.load_profile("default")
 
 
+def pytest_sessionfinish():
+    """End loader processes that tests have stopped. Python would wait for them for ever, and they would stay."""
+    from flashkat.system.interrupts import end_children
+
+    end_children()
+
+
 def pytest_collection_modifyitems(config, items):
     for item in items:
         if item.get_closest_marker("gpu") and not HAS_GPU:
