@@ -1,5 +1,6 @@
 """F(LayerNorm(x + branch)): one pass over memory where there are kernels, PyTorch's own operators elsewhere."""
 
+import functools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -222,32 +223,6 @@ def _fake_backward(
     return grad_x, grad_branch, *parameters, grad_out.new_empty(grad_out.shape if recompute else 0)
 
 
-def _formula(
-    x: Tensor,
-    branch: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    numerator: Tensor,
-    denominator: Tensor,
-    eps: float,
-    dtype: torch.dtype | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _by_formula(in_float64, x, branch, weight, bias, numerator, denominator, eps, dtype)
-
-
-def _decomposition(
-    x: Tensor,
-    branch: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    numerator: Tensor,
-    denominator: Tensor,
-    eps: float,
-    dtype: torch.dtype | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _by_formula(decomposed, x, branch, weight, bias, numerator, denominator, eps, dtype)
-
-
 def _by_formula(
     formula: Callable[..., Tensor],
     x: Tensor,
@@ -257,8 +232,9 @@ def _by_formula(
     numerator: Tensor,
     denominator: Tensor,
     eps: float,
-    dtype: torch.dtype | None,
+    dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return total, out, mean and rstd, with F(z) by ``formula``."""
     total = (x + branch).contiguous()  # as the kernels of the backward pass read it
     z, mean, rstd = torch.native_layer_norm(total.float(), weight.shape, weight.float(), bias.float(), eps)
     return total, formula(z, numerator, denominator, -1, dtype or total.dtype), mean.squeeze(-1), rstd.squeeze(-1)
@@ -291,8 +267,8 @@ register(
     " float eps, ScalarType? dtype=None) -> (Tensor, Tensor, Tensor, Tensor)",
     _forward,
     _fake_forward,
-    formula=_formula,
-    decomposition=_decomposition,
+    formula=functools.partial(_by_formula, in_float64),
+    decomposition=functools.partial(_by_formula, decomposed),
     save=_save,
     differentiate=_differentiate,
 )

@@ -3,6 +3,7 @@
 Compilers see ``torch.ops.flashkat.bias_rational``. Where no kernel takes the bias, the linear layer adds it.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -215,16 +216,16 @@ def _fake_backward(
     return torch.empty_like(x), *grads, torch.empty_like(x) if recompute else x.new_empty(0)
 
 
-def _formula(
-    x: Tensor, bias: Tensor, numerator: Tensor, denominator: Tensor, dtype: torch.dtype | None = None
+def _by_formula(
+    formula: Callable[..., Tensor],
+    x: Tensor,
+    bias: Tensor,
+    numerator: Tensor,
+    denominator: Tensor,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
-    return in_float64(x.float() + bias.float(), numerator, denominator, -1, dtype or x.dtype)
-
-
-def _decomposition(
-    x: Tensor, bias: Tensor, numerator: Tensor, denominator: Tensor, dtype: torch.dtype | None = None
-) -> Tensor:
-    return decomposed(x.float() + bias.float(), numerator, denominator, -1, dtype or x.dtype)
+    """Return F(x + bias) by ``formula``."""
+    return formula(x.float() + bias.float(), numerator, denominator, -1, dtype or x.dtype)
 
 
 def _save(ctx, inputs, output) -> None:
@@ -239,8 +240,8 @@ register(
     "bias_rational(Tensor x, Tensor bias, Tensor numerator, Tensor denominator, ScalarType? dtype=None) -> Tensor",
     _forward,
     _fake_forward,
-    formula=_formula,
-    decomposition=_decomposition,
+    formula=functools.partial(_by_formula, in_float64),
+    decomposition=functools.partial(_by_formula, decomposed),
     save=_save,
     differentiate=_differentiate,
 )
