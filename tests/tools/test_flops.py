@@ -108,6 +108,15 @@ def test_table_says_the_same(flops, parts):
     assert max(len(line) for line in table.splitlines()) <= 100
 
 
+def test_each_device_has_the_same_counts():
+    counts = [
+        count(timm.create_model("kat_tiny_patch16_224", img_size=32, depth=1, device=device), (3, 32, 32))
+        for device in ("cpu", "meta")
+    ]
+    assert counts[0] == counts[1]
+    assert counts[0]["attention, products"].flops == 2 * 5 * 5 * WIDTH
+
+
 def test_counting_leaves_the_model_as_it_was():
     model = timm.create_model("kat_tiny_patch16_224", img_size=32, depth=1).train()
     before = {key: value.clone() for key, value in model.state_dict().items()}

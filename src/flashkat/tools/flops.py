@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..errors import InputError, explain
@@ -138,7 +139,8 @@ def count(model: nn.Module, shape: tuple[int, ...]) -> dict[str, Cost]:
     counter = FlopCounterMode(display=False, custom_mapping={torch.ops.flashkat.rational: _count_rational})
     training = model.training
     try:
-        with explain("cannot run the model"), counter:
+        # PyTorch's counter does not know the CPU's operator of flash attention.
+        with explain("cannot run the model"), sdpa_kernel(SDPBackend.MATH), counter:
             model.eval()(torch.empty(1, *shape, device=device))
     finally:
         model.train(training)
