@@ -77,6 +77,13 @@ def test_image_size_and_classes(parts):
     assert result["parts"]["head"] == {"flops": 7 * WIDTH, "parameters": 7 * WIDTH + 7}
 
 
+def test_a_hybrid_takes_the_channels_of_the_image(parts):
+    result = parts("vit_tiny_r_s16_p8_224")
+    model = timm.create_model("vit_tiny_r_s16_p8_224")
+    assert result["img_size"] == [224, 224]
+    assert result["total"]["parameters"] == sum(parameter.numel() for parameter in model.parameters())
+
+
 @pytest.mark.parametrize(
     "kwargs",
     [

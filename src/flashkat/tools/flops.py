@@ -91,7 +91,9 @@ def flops(
     if not isinstance(model, VisionTransformer):
         raise InputError(f"{name} is not a Vision Transformer: give the name of a ViT or a KAT")
     size = model.patch_embed.img_size
-    parts = count(model, (model.patch_embed.proj.in_channels, *size))
+    # The patches of a hybrid are cut from the features of a convolutional backbone, which sees the image.
+    first = next(module for module in model.patch_embed.modules() if isinstance(module, nn.Conv2d))
+    parts = count(model, (first.in_channels, *size))
     total = Cost(sum(part.flops for part in parts.values()), sum(part.parameters for part in parts.values()))
     as_papers = total.flops - parts.get(PRODUCTS, Cost(0, 0)).flops
     if as_json:
