@@ -164,6 +164,11 @@ def test_every_evaluation_image_counts_once(as_process, count, size):
     assert len(batches) == 1
 
 
+@pytest.mark.parametrize(("most", "seen"), [(4, [0, 2, 5, 7]), (10, [*range(10)]), (99, [*range(10)])])
+def test_some_images_are_evenly_spaced(most, seen):
+    assert torch.cat([index for index, _ in evaluation_batches(Numbers(10), 3, most)]).tolist() == seen
+
+
 class Stream(IterableDataset):
     """Numbers from front to end, of which each of a loader's processes has a part."""
 

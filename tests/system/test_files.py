@@ -2,6 +2,7 @@
 
 import os
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -81,6 +82,54 @@ def test_a_pipe_stays_a_pipe(tmp_path):
     reader.join()
     assert received == ["new"]
     assert path.is_fifo()
+
+
+@pytest.mark.parametrize("through_descriptor", [False, True])
+def test_a_link_stays_a_link_and_its_file_is_replaced(tmp_path, through_descriptor):
+    (tmp_path / "there").mkdir()
+    path, link = tmp_path / "there" / "file", tmp_path / "link"
+    with path.open("w") as file:
+        link.symlink_to(f"/proc/self/fd/{file.fileno()}" if through_descriptor else path)
+        with replaced(link) as partial:
+            partial.write_text("new")
+            assert partial.parent == path.parent
+    assert link.is_symlink()
+    assert path.read_text() == "new"
+    assert names(tmp_path) == ["link", "there"]
+
+
+def test_a_link_to_a_file_without_a_name_is_written_to(tmp_path):
+    with (tmp_path / "file").open("w+") as file:
+        (tmp_path / "file").unlink()
+        (tmp_path / "link").symlink_to(f"/proc/self/fd/{file.fileno()}")
+        with replaced(tmp_path / "link") as partial:
+            partial.write_text("new")
+        assert file.read() == "new"
+    assert (tmp_path / "link").is_symlink()
+    assert names(tmp_path) == ["link"]
+
+
+def test_a_run_replaces_links_in_its_folder(tmp_path):
+    (tmp_path / "file").write_text("old")
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    with replaced(tmp_path / "link", keeps_special=False) as partial:
+        partial.write_text("new")
+    assert not (tmp_path / "link").is_symlink()
+    assert (tmp_path / "file").read_text() == "old"
+
+
+def test_permission_is_that_of_what_is_written(tmp_path, monkeypatch):
+    writable = []
+    monkeypatch.setattr("flashkat.system.files.os.access", lambda path, mode: path in writable)
+    null, link = Path("/dev/null"), tmp_path / "link"
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "file").touch()
+    link.symlink_to(tmp_path / "there" / "file")
+    for path, written in ((null, null), (link, tmp_path / "there")):
+        with pytest.raises(InputError, match=f"cannot write to {written}: permission denied"):
+            check_writable(path)
+        writable.append(written)
+        check_writable(path)
 
 
 def test_what_cannot_be_written(tmp_path):

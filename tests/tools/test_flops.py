@@ -77,6 +77,13 @@ def test_image_size_and_classes(parts):
     assert result["parts"]["head"] == {"flops": 7 * WIDTH, "parameters": 7 * WIDTH + 7}
 
 
+def test_a_hybrid_takes_the_channels_of_the_image(parts):
+    result = parts("vit_tiny_r_s16_p8_224")
+    model = timm.create_model("vit_tiny_r_s16_p8_224")
+    assert result["img_size"] == [224, 224]
+    assert result["total"]["parameters"] == sum(parameter.numel() for parameter in model.parameters())
+
+
 @pytest.mark.parametrize(
     "kwargs",
     [
@@ -106,6 +113,15 @@ def test_table_says_the_same(flops, parts):
     assert float(rows["total"]) == pytest.approx(result["total"]["flops"] / 1e9, abs=6e-5)
     assert "5,718,328" in table
     assert max(len(line) for line in table.splitlines()) <= 100
+
+
+def test_each_device_has_the_same_counts():
+    counts = [
+        count(timm.create_model("kat_tiny_patch16_224", img_size=32, depth=1, device=device), (3, 32, 32))
+        for device in ("cpu", "meta")
+    ]
+    assert counts[0] == counts[1]
+    assert counts[0]["attention, products"].flops == 2 * 5 * 5 * WIDTH
 
 
 def test_counting_leaves_the_model_as_it_was():

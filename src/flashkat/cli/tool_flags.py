@@ -82,7 +82,9 @@ def add_plot_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="a .png, .svg or .pdf; with --animate a .gif or .mp4 (default: rationals.png or .gif beside it)",
     )
-    parser.add_argument("--data", metavar="DIR", help="data set to take the ranges of x from (default: -3 to 3)")
+    parser.add_argument(
+        "--data", metavar="DIR", help="take the ranges of x from four batches of this data set (default: -3 to 3)"
+    )
     parser.add_argument(
         "--animate",
         action="store_true",
@@ -148,7 +150,9 @@ def add_fit_arguments(parser: argparse.ArgumentParser) -> None:
 def add_inspect_arguments(parser: argparse.ArgumentParser) -> None:
     """Add all flags of ``flashkat inspect``."""
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="of flashkat train, or weights of the model --model")
-    parser.add_argument("--data", metavar="DIR", help="data set to take the inputs of the functions from")
+    parser.add_argument(
+        "--data", metavar="DIR", help="take the inputs of the functions from four batches of this data set"
+    )
     parser.add_argument("--html", metavar="FILE", help="write a report too, one page that needs no network")
     parser.add_argument("--json", action="store_true", help="for programs, with formulas, in place of the table")
     _add_some_of_evaluation(parser, _PLOTTED)

@@ -258,8 +258,19 @@ def evaluation_loader(
     device: torch.device,
     batch_size: int | None = None,
     crop_border_pixels: int | None = None,
+    most: int | None = None,
 ) -> "Batches":
     """Make the loader of this process's share, in order. Every process reads a stream whole.
+
+    Args:
+        dataset: the data set.
+        config: how images are cut and normalised, see :func:`flashkat.data.config.data_config`.
+        data: the section of the configuration.
+        runtime: the dtype and the layout of images.
+        device: where batches are used.
+        batch_size: images of a batch; None takes that of ``data``.
+        crop_border_pixels: pixels to leave out at each edge of an image.
+        most: show this many images at most, evenly spaced; None shows all. It does not limit streams and fake data.
 
     Raises:
         InputError: the images cannot be loaded like this, or are fewer than the processes.
@@ -281,7 +292,7 @@ def evaluation_loader(
             dataset.read_whole()
             dataset.set_loader_cfg(num_workers=data.workers)
         _check_shared_memory(data, config, batch_size, backend)
-        loader = evaluation_batches(dataset, batch_size, **_loading(data, device, backend))
+        loader = evaluation_batches(dataset, batch_size, most, **_loading(data, device, backend))
         loader = _prefetched(loader, backend, config, data, runtime, device)
     return Batches(loader, runtime, device, numbered, backend.notes)
 

@@ -240,7 +240,7 @@ class _OwnBatches:
         return -(-len(self.loader) // distributed.size())
 
 
-def evaluation_batches(dataset: Any, batch_size: int, **loading: Any) -> Any:
+def evaluation_batches(dataset: Any, batch_size: int, most: int | None = None, **loading: Any) -> Any:
     """Make the loader of this process's share, in order.
 
     All shares have the same size, so that the processes take the same number of steps. Some shares are padded with
@@ -250,6 +250,7 @@ def evaluation_batches(dataset: Any, batch_size: int, **loading: Any) -> Any:
     Args:
         dataset: the data set.
         batch_size: images of a batch of this process.
+        most: show every process this many images at most, evenly spaced; None shows all. It does not limit a stream.
         **loading: further arguments of DataLoader.
 
     Raises:
@@ -262,7 +263,10 @@ def evaluation_batches(dataset: Any, batch_size: int, **loading: Any) -> Any:
         raise InputError(
             f"{len(dataset)} images to evaluate on are fewer than the {size} processes: give fewer processes"
         )
-    sampler = OrderedDistributedSampler(dataset, size, distributed.rank()) if size > 1 else None
+    sampler: Any = OrderedDistributedSampler(dataset, size, distributed.rank()) if size > 1 else None
+    if most is not None:
+        count = min(most, len(dataset))
+        sampler = [number * len(dataset) // count for number in range(count)]
     return DataLoader(dataset, batch_size, sampler=sampler, generator=_own_generator(), **loading)
 
 

@@ -40,10 +40,12 @@ def check_writable(path: Path, begins: str = "") -> None:
     """
     if path.is_dir():
         raise InputError(f"cannot write {path}: it is a folder")
-    if not path.parent.is_dir():
-        raise InputError(f"no folder {path.parent} to write {path.name} to")
-    if not os.access(path.parent, os.W_OK):
-        raise InputError(f"cannot write to {path.parent}: permission denied")
+    file_itself = _file_itself(path)
+    if file_itself is not None and not file_itself.parent.is_dir():
+        raise InputError(f"no folder {file_itself.parent} to write {file_itself.name} to")
+    written = path if file_itself is None else file_itself.parent
+    if not os.access(written, os.W_OK):
+        raise InputError(f"cannot write to {written}: permission denied")
     if begins and path.is_file() and os.access(path, os.R_OK):
         with path.open("rb") as file:
             head = file.read(_HEAD)
@@ -59,12 +61,16 @@ def replaced(path: Path, *, keeps_special: bool = True) -> Iterator[Path]:
 
     Args:
         path: the file.
-        keeps_special: write directly to a path that is no ordinary file, such as a terminal. Otherwise it is replaced
-            too: no program reads a named pipe in a run's folder, so that writing to it would wait for ever.
+        keeps_special: write directly to a path that is no ordinary file, such as a terminal, and replace the file that
+            a link leads to. Otherwise the path itself is replaced: no program reads a named pipe in a run's folder, so
+            that writing to it would wait for ever.
     """
-    if keeps_special and path.exists() and not path.is_file():
-        yield path
-        return
+    if keeps_special:
+        file_itself = _file_itself(path)
+        if file_itself is None:
+            yield path
+            return
+        path = file_itself
     # Two processes that write one file must not write to one temporary file.
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
@@ -100,6 +106,15 @@ def new_folder(folder: Path) -> Iterator[Path]:
             entry.replace(folder / entry.name)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _file_itself(path: Path) -> Path | None:
+    """Return the ordinary file that a path names or leads to; None for a terminal, a pipe and the like."""
+    if not path.exists():
+        return path
+    found = path.resolve() if path.is_symlink() else path
+    # /dev/stdout may lead to a pipe or a deleted file, which have no name.
+    return found if found.is_file() else None
 
 
 def _flush(path: Path, flags: int) -> None:

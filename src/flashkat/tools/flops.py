@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..errors import InputError, explain
@@ -90,7 +91,9 @@ def flops(
     if not isinstance(model, VisionTransformer):
         raise InputError(f"{name} is not a Vision Transformer: give the name of a ViT or a KAT")
     size = model.patch_embed.img_size
-    parts = count(model, (model.patch_embed.proj.in_channels, *size))
+    # The patches of a hybrid are cut from the features of a convolutional backbone, which sees the image.
+    first = next(module for module in model.patch_embed.modules() if isinstance(module, nn.Conv2d))
+    parts = count(model, (first.in_channels, *size))
     total = Cost(sum(part.flops for part in parts.values()), sum(part.parameters for part in parts.values()))
     as_papers = total.flops - parts.get(PRODUCTS, Cost(0, 0)).flops
     if as_json:
@@ -138,7 +141,8 @@ def count(model: nn.Module, shape: tuple[int, ...]) -> dict[str, Cost]:
     counter = FlopCounterMode(display=False, custom_mapping={torch.ops.flashkat.rational: _count_rational})
     training = model.training
     try:
-        with explain("cannot run the model"), counter:
+        # PyTorch's counter does not know the CPU's operator of flash attention.
+        with explain("cannot run the model"), sdpa_kernel(SDPBackend.MATH), counter:
             model.eval()(torch.empty(1, *shape, device=device))
     finally:
         model.train(training)

@@ -48,6 +48,15 @@ def test_the_model_card(shipped):
     }
 
 
+def test_the_card_of_a_folder_named_by_a_dot(shipped, tmp_path, monkeypatch):
+    (tmp_path / "cats").mkdir()
+    monkeypatch.chdir(tmp_path / "cats")
+    assert main(["export", str(shipped.checkpoint), "--to", "hf", "-o", "."]) == 0
+    text = (tmp_path / "cats" / "README.md").read_text()
+    assert "# cats\n" in text
+    assert "hf-hub:USER/cats" in text
+
+
 def test_all_files_have_the_usual_permissions(shipped, tmp_path):
     (tmp_path / "usual").touch()
     modes = {path.stat().st_mode for path in shipped.folder.iterdir()}

@@ -142,6 +142,15 @@ def test_lower_layers_of_a_pretrained_model_learn_less(flags_of, start_from):
     assert of_kat["layer_decay"] < flags_of()["layer_decay"] < 1
 
 
+@pytest.mark.parametrize("start", [SCRATCH, KAT, Start("kat", "", {"model": "kat_tiny_patch16_224", "img_size": 48})])
+def test_a_given_input_size_is_the_size(flags_of, start_from, start):
+    start_from(start)
+    flags = flags_of(input_size=[3, 224, 224])
+    assert (flags["input_size"], "img_size" in flags) == ([3, 224, 224], False)
+    if start is SCRATCH:
+        assert flags["model_kwargs"]["patch_size"] == 16
+
+
 @pytest.mark.parametrize("start", [SCRATCH, KAT])
 def test_more_images_make_fewer_epochs_of_larger_batches(flags_of, count_as, start_from, start):
     start_from(start)

@@ -8,6 +8,7 @@ import torch
 
 from flashkat import checkpoints
 from flashkat.data.config import Data
+from flashkat.data.loaders import evaluation_loader
 from flashkat.errors import InputError
 from flashkat.evaluation import Config, Trained
 from flashkat.models.create import create_model
@@ -40,7 +41,7 @@ def test_without_images_nothing_runs(config):
 def test_images_give_samples_of_a_few_batches(config, images, monkeypatch):
     read = []
 
-    def loader(*args):
+    def loader(*args, **settings):
         for number in range(100):
             read.append(number)
             yield torch.randn(2, 3, 8, 8), torch.zeros(2)
@@ -50,6 +51,20 @@ def test_images_give_samples_of_a_few_batches(config, images, monkeypatch):
     assert len(read) == 4
     # 4 batches of 2 images, of 4 patches and a class token, with 2 of 16 channels in each of 8 groups.
     assert subject.inputs["blocks.0.mlp.act1"].shape == (8, 4 * 2 * 5 * 2)
+
+
+def test_images_are_of_all_classes(config, images, monkeypatch):
+    seen = []
+
+    def loader(*args, **settings):
+        for batch, target in evaluation_loader(*args, **settings):
+            seen.extend(target.tolist())
+            yield batch, target
+
+    monkeypatch.setattr(subject_module, "evaluation_loader", loader)
+    data = Data(data_dir=str(images), val_split="val", workers=0, batch_size=1)
+    open_subject(replace(config, data=data), print)
+    assert seen == [0, 0, 1, 1]
 
 
 def test_a_model_without_rationals_is_refused(tmp_path):

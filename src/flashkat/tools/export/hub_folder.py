@@ -57,7 +57,7 @@ def write_folder(
         with explain(f"cannot write {folder}"), quiet("timm"):
             _save(found, description, staging)
         with_figure = _draw(found, description, staging / _FIGURE, say)
-        card = _card(found, description, repository or f"USER/{folder.name}", license, with_figure)
+        card = _card(found, description, repository or f"USER/{folder.resolve().name}", license, with_figure)
         (staging / "README.md").write_text(card, encoding="utf-8")
         for file in staging.iterdir():  # safetensors lets only the owner read its file
             shutil.copymode(staging / "README.md", file)

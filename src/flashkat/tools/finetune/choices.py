@@ -80,6 +80,8 @@ def choose(given: Mapping[str, Any]) -> Plan:
         **_machine(has_gpu),
     }
     kwargs = {**chosen.pop("model_kwargs", {}), **given.get("model_kwargs", {})}
+    if given.get("input_size"):
+        chosen.pop("img_size", None)
     flags = {**{name: value for name, value in chosen.items() if name not in given}, **given}
     notes = [found, start.note]
     if "hflip" not in flags and "no_aug" not in flags:
@@ -137,7 +139,8 @@ def _shape(images: _Images, start: Start, given: Mapping[str, Any], has_gpu: boo
     crop = {"crop_pct": 1.0} if images.side <= _SMALL else {}
     if start.kind != "scratch":
         return {"img_size": _HALF, **crop} if not has_gpu and crop else crop
-    size = given.get("img_size") or min(224, max(16, math.ceil(images.side / 16) * 16))
+    stated = (given.get("input_size") or [given.get("img_size")])[-1]
+    size = stated or min(224, max(16, math.ceil(images.side / 16) * 16))
     if "_patch16_" not in start.flags["model"]:
         return {"img_size": size, **crop}
     patch = 4 if size <= 48 else 8 if size <= 112 else 16

@@ -49,7 +49,7 @@ class Subject:
 
 
 def open_subject(config: Config, say: Callable[[str], None]) -> Subject:
-    """Make the model of a checkpoint, and run a few batches through it if there are images.
+    """Make the model of a checkpoint, and run some images through it if there are any.
 
     Args:
         config: ``trained`` names the checkpoint, ``data.data_dir`` the images, if any.
@@ -74,7 +74,8 @@ def open_subject(config: Config, say: Callable[[str], None]) -> Subject:
         dataset = open_dataset(data, data.val_split)
         for note in dataset.notes:
             say(note)
-        loader = evaluation_loader(dataset, images, data, runtime, device)
+        # The first images of a folder are of one class.
+        loader = evaluation_loader(dataset, images, data, runtime, device, most=_BATCHES * data.batch_size)
         batches = (images for images, _ in islice(loader, _BATCHES))
         inputs = sampled_inputs(place(model, runtime, device), batches)
     return Subject(model.cpu(), found.name, found.checkpoint, functions, inputs)
