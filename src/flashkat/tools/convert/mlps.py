@@ -19,7 +19,7 @@ from .fits import Chosen, Fits, UnfitError, coefficient_dtype
 from .known import Wishes, activation_modules, what_of
 from .swap import check_arguments, groups_note, largest_divisor, share_hooks
 from .trial import Trial, difference, reach
-from .undo import change
+from .undo import change, undone_on_error
 from .watch import Call, Watch
 
 __all__ = ["mlp_to_grkan"]
@@ -50,7 +50,8 @@ def mlp_to_grkan(model: nn.Module, *, example: Any, groups: int = 8, m: int = 6,
         What was converted, what not and why, and the largest change of the output. ``print`` shows it.
 
     Raises:
-        InputError: the model has no MLP to convert, the example does not run, or an argument makes no sense.
+        InputError: the model has no MLP to convert, the example does not run, or an argument makes no sense. The model
+            is as it was.
     """
     check_arguments(model, groups, m, n)
     if m < 2:
@@ -70,30 +71,33 @@ def mlp_to_grkan(model: nn.Module, *, example: Any, groups: int = 8, m: int = 6,
     for call in watch.calls:
         calls.setdefault(call.frame.module, []).append(call)
     fits, rows = Fits(m, n), []
-    for mlp, name in mlps.items():
-        try:
-            fit = _fit(fits, calls.get(mlp, []))
-        except UnfitError as error:
-            left.append(Left(name, what_of(mlp), str(error)))
-            continue
-        made = _grkan(mlp, fit, groups, calls[mlp][0])
-        owner, _, attribute = name.rpartition(".")
-        change(model, model.get_submodule(owner), attribute, made)
-        second, half = made.act2, fit.half
-        rows.append(
-            Converted(
-                name, what_of(mlp), fit.name, second.channels, second.dim, second.groups, (-half, half), fit.error
+    with undone_on_error(model):
+        for mlp, name in mlps.items():
+            try:
+                fit = _fit(fits, calls.get(mlp, []))
+            except UnfitError as error:
+                left.append(Left(name, what_of(mlp), str(error)))
+                continue
+            made = _grkan(mlp, fit, groups, calls[mlp][0])
+            owner, _, attribute = name.rpartition(".")
+            change(model, model.get_submodule(owner), attribute, made)
+            second, half = made.act2, fit.half
+            rows.append(
+                Converted(
+                    name, what_of(mlp), fit.name, second.channels, second.dim, second.groups, (-half, half), fit.error
+                )
             )
-        )
-    if not rows:
-        raise InputError(f"nothing to convert in {type(model).__name__}: {left[0].name} stays because {left[0].reason}")
-    blocks = [module for module in model.modules() if type(module) is Block]
-    for block in blocks:
-        if isinstance(block.mlp, GRKAN):
-            change(model, block, "__class__", KATBlock)
-    if type(model) is VisionTransformer and blocks and all(isinstance(block.mlp, GRKAN) for block in blocks):
-        change(model, model, "__class__", KolmogorovArnoldTransformer)
-    after = trial.outputs()
+        if not rows:
+            raise InputError(
+                f"nothing to convert in {type(model).__name__}: {left[0].name} stays because {left[0].reason}"
+            )
+        blocks = [module for module in model.modules() if type(module) is Block]
+        for block in blocks:
+            if isinstance(block.mlp, GRKAN):
+                change(model, block, "__class__", KATBlock)
+        if type(model) is VisionTransformer and blocks and all(isinstance(block.mlp, GRKAN) for block in blocks):
+            change(model, model, "__class__", KolmogorovArnoldTransformer)
+        after = trial.outputs("does not run with GR-KANs in place of its MLPs", "; use flashkat.convert")
     return Report(tuple(rows), tuple(left), difference(after, before), reach(before), _notes(model, mlps, rows, groups))
 
 

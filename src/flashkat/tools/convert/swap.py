@@ -16,7 +16,7 @@ from .forwards import replace_node, rewritten
 from .known import Key, Start, Wishes, activation_modules, name_of, what_of
 from .places import Finder, Place, Source
 from .trial import Trial, difference, reach
-from .undo import change
+from .undo import change, undone_on_error
 from .watch import Watch
 
 __all__ = ["check_arguments", "convert", "groups_note", "largest_divisor", "share_hooks"]
@@ -68,7 +68,7 @@ def convert(
 
     Raises:
         InputError: nothing can be converted, the example does not run, an argument makes no sense, or the channels'
-            dimension is unknown.
+            dimension is unknown. The model is as it was.
     """
     check_arguments(model, groups, m, n)
     wishes = Wishes(starts)
@@ -96,17 +96,22 @@ def convert(
     if not found:
         raise InputError(f"nothing to convert in {type(model).__name__}: {_reasons(model, left)}")
     rows = []
-    for place, fit, channels, along in found:
-        divisor = largest_divisor(channels, groups)
-        _put(model, place, fit.rational(channels, divisor, along, place.calls[0].like))
-        half = fit.half
-        rows.append(
-            Converted(place.name, what_of(place.source), fit.name, channels, along, divisor, (-half, half), fit.error)
+    with undone_on_error(model):
+        for place, fit, channels, along in found:
+            divisor = largest_divisor(channels, groups)
+            _put(model, place, fit.rational(channels, divisor, along, place.calls[0].like))
+            half = fit.half
+            rows.append(
+                Converted(
+                    place.name, what_of(place.source), fit.name, channels, along, divisor, (-half, half), fit.error
+                )
+            )
+        graphs = {place.attributes[0][0]: place.node.graph for place, *_ in found if place.node is not None}
+        for owner, graph in graphs.items():
+            change(model, owner, "__class__", rewritten(owner, graph))
+        after = trial.outputs(
+            "does not run with rationals in place of its activations", "; exclude those that it needs"
         )
-    graphs = {place.attributes[0][0]: place.node.graph for place, *_ in found if place.node is not None}
-    for owner, graph in graphs.items():
-        change(model, owner, "__class__", rewritten(owner, graph))
-    after = trial.outputs()
     shared = tuple(f"{place.name} serves several calls, as {place.untold}" for place, *_ in found if place.untold)
     notes = groups_note(rows, groups) + shared
     return Report(tuple(rows), tuple(left), difference(after, before), reach(before), notes)

@@ -26,8 +26,12 @@ class Trial:
             () if isinstance(example, Mapping) else tuple(example) if isinstance(example, (tuple, list)) else (example,)
         )
 
-    def outputs(self) -> list[Tensor]:
+    def outputs(self, fault: str = "does not run on the example", hint: str = "") -> list[Tensor]:
         """Return copies of all floating-point tensors that the model returns.
+
+        Args:
+            fault: what a message says of the model if it does not run.
+            hint: the end of that message.
 
         Raises:
             InputError: the model does not run on the example.
@@ -36,7 +40,7 @@ class Trial:
         devices = {tensor.device for tensor in self._model.parameters() if tensor.is_cuda}
         try:
             with (
-                explain(f"{type(self._model).__name__} does not run on the example"),
+                explain(f"{type(self._model).__name__} {fault}", hint),
                 torch.no_grad(),
                 torch.random.fork_rng(list(devices)),
             ):
