@@ -438,3 +438,20 @@ def test_a_model_that_does_not_run_with_rationals_stays_as_it_is():
         flashkat.convert(only, example=x)
     with pytest.raises(InputError, match="nothing to revert"):
         flashkat.revert(only)
+
+
+def test_inputs_that_are_not_finite_are_refused():
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.act = nn.Linear(8, 8), nn.ReLU()
+
+        def forward(self, x):
+            return self.act(torch.where(self.fc(x) > 0, x, -torch.inf))
+
+    model = Masked()
+    with pytest.raises(
+        InputError, match="act gets numbers that are not finite on the example: give another example, or exclude='act'"
+    ):
+        flashkat.convert(model, example=torch.randn(2, 8))
+    assert isinstance(model.act, nn.ReLU)

@@ -87,14 +87,18 @@ class Fits:
 
     def _nearest(self, name: str, wanted: Callable[[Tensor], Tensor], sample: Tensor) -> Chosen:
         value = wanted(sample)
+        known = value.isfinite() & sample.isfinite()
+        if not known.any():
+            raise ValueError("it is finite at no input")
         # The identity is exact everywhere. Beyond the inputs, a wider interval only costs precision.
         widths = _WIDTHS[:1] if name == "identity" else _WIDTHS
-        furthest = float(sample.abs().max())
+        furthest = float(sample[known].abs().max())
         best: tuple[float, Chosen] | None = None
         for half in widths:
             start = name if name != "fit" and half == _WIDTHS[0] else self._fitted(name, wanted, half)
             numerator, denominator = starting_coefficients(start, *self._degrees)
-            differences = rational_reference(sample[:, None], numerator[None], denominator[None])[:, 0] - value
+            found = rational_reference(sample[:, None], numerator[None], denominator[None])[:, 0]
+            differences = (found - value)[known]
             squares = float(differences.square().mean())
             if best is not None and squares >= best[0]:
                 break

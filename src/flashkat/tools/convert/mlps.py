@@ -5,7 +5,6 @@ from collections.abc import Iterable
 from typing import Any
 
 import timm.layers
-import torch
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 
@@ -20,7 +19,7 @@ from .known import Wishes, activation_modules, what_of
 from .swap import check_arguments, groups_note, largest_divisor, share_hooks
 from .trial import Trial, difference, reach
 from .undo import change, undone_on_error
-from .watch import Call, Watch
+from .watch import Call, Watch, joined_samples
 
 __all__ = ["mlp_to_grkan"]
 
@@ -50,8 +49,8 @@ def mlp_to_grkan(model: nn.Module, *, example: Any, groups: int = 8, m: int = 6,
         What was converted, what not and why, and the largest change of the output. ``print`` shows it.
 
     Raises:
-        InputError: the model has no MLP to convert, the example does not run, or an argument makes no sense. The model
-            is as it was.
+        InputError: the model has no MLP to convert, the example does not run or gives numbers that are not finite, or
+            an argument makes no sense. The model is as it was.
     """
     check_arguments(model, groups, m, n)
     if m < 2:
@@ -74,7 +73,7 @@ def mlp_to_grkan(model: nn.Module, *, example: Any, groups: int = 8, m: int = 6,
     with undone_on_error(model):
         for mlp, name in mlps.items():
             try:
-                fit = _fit(fits, calls.get(mlp, []))
+                fit = _fit(fits, name, calls.get(mlp, []))
             except UnfitError as error:
                 left.append(Left(name, what_of(mlp), str(error)))
                 continue
@@ -97,15 +96,15 @@ def mlp_to_grkan(model: nn.Module, *, example: Any, groups: int = 8, m: int = 6,
                 change(model, block, "__class__", KATBlock)
         if type(model) is VisionTransformer and blocks and all(isinstance(block.mlp, GRKAN) for block in blocks):
             change(model, model, "__class__", KolmogorovArnoldTransformer)
-        after = trial.outputs("does not run with GR-KANs in place of its MLPs", "; use flashkat.convert")
+        after = trial.outputs("with GR-KANs in place of its MLPs", "; use flashkat.convert")
     return Report(tuple(rows), tuple(left), difference(after, before), reach(before), _notes(model, mlps, rows, groups))
 
 
-def _fit(fits: Fits, calls: list[Call]) -> Chosen:
+def _fit(fits: Fits, name: str, calls: list[Call]) -> Chosen:
     """Return a fit of the activation of an MLP, which it calls once in each run."""
     if not calls:
         raise UnfitError("the example does not reach it, or its activation is unknown")
-    return fits.choose(None, calls[0].function, torch.cat([call.sample for call in calls]))
+    return fits.choose(None, calls[0].function, joined_samples(name, calls))
 
 
 def _grkan(mlp: Any, fit: Chosen, most: int, call: Call) -> GRKAN:

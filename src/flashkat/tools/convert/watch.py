@@ -17,9 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from ...errors import InputError
 from .known import is_known_function, name_of
 
-__all__ = ["Call", "Frame", "Watch"]
+__all__ = ["Call", "Frame", "Watch", "joined_samples"]
 
 _SAMPLES = 4096
 
@@ -178,6 +179,18 @@ class Watch(TorchFunctionMode):
                 self._set(result, found)
             else:
                 self._labels.pop(id(result), None)
+
+
+def joined_samples(name: str, calls: Iterable[Call], hint: str = "") -> Tensor:
+    """Return the samples of several calls in one tensor.
+
+    Raises:
+        InputError: a number is not finite. The message has the name, and ends in the hint.
+    """
+    sample = torch.cat([call.sample for call in calls])
+    if not sample.isfinite().all():
+        raise InputError(f"{name} gets numbers that are not finite on the example: give another example{hint}")
+    return sample
 
 
 def _is_input(x: Any) -> bool:
