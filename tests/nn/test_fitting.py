@@ -333,6 +333,8 @@ def test_a_default_device_changes_nothing():
         ({"interval": (0, 1e7)}, r"within 1e\+06 of 0"),
         ({"function": (range(9), range(9))}, r"6 \+ 4 coefficients need at least 10 points"),
         ({"function": ([1] * 20, range(20))}, "all points have x=1"),
+        ({"function": ([*range(9)] * 2, range(18))}, "need at least 10 points at different x with a weight"),
+        ({"function": (range(20), range(20)), "weight": [1.0] * 9 + [0.0] * 11}, "at different x with a weight: give"),
         ({"function": (range(20), range(20)), "interval": (30, 40)}, "no point has its x in"),
         ({"function": (range(20), range(20)), "weight": ["a"] * 20}, "cannot read the weights"),
     ],

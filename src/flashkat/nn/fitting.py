@@ -210,8 +210,9 @@ def fit(
             x, y = _arrays(*function)
         coarse = fine = _given(x, y, interval, weight)
         interval = _checked(interval or (float(fine.x[0]), float(fine.x[-1])))
-        if fine.is_inside.sum() < m + n:
-            raise InputError(f"{m} + {n} coefficients need at least {m + n} points: give more, or lower m and n")
+        if len(np.unique(fine.x[fine.is_inside & (fine.weight > 0)])) < m + n:
+            wanted = f"at least {m + n} points at different x with a weight"
+            raise InputError(f"{m} + {n} coefficients need {wanted}: give more, or lower m and n")
     with explain(f"cannot fit {name}"):
         size = max(map(abs, interval))
         a, b = _solved(method, m, n, size, _bytes(coarse.weighed(tail_weight)), _bytes(fine.weighed(tail_weight)))
