@@ -238,6 +238,15 @@ def test_tail_weight_draws_the_fit_to_its_function():
     assert drawn.largest_error > free.largest_error
 
 
+@pytest.mark.filterwarnings("error")
+def test_huge_values_in_the_tails_do_not_count():
+    found = fit(lambda x: torch.exp(3 * x * x), tail_weight=1)
+    assert found.largest_error < 1e30
+    bounded = fit(lambda x: torch.where(x.abs() > 4, math.inf, torch.exp(x)), tail_weight=1)
+    huge = fit(lambda x: torch.where(x.abs() > 4, 1e31, torch.exp(x)), tail_weight=1)
+    assert huge.largest_error == bounded.largest_error
+
+
 def test_a_fit_survives_copies_files_and_pickling(tmp_path):
     found = fit(lambda x: x * torch.sin(x), 5, 2)
     (tmp_path / "f.json").write_text(found.to_json())
@@ -324,6 +333,8 @@ def test_a_default_device_changes_nothing():
         ({"interval": (0, 1e7)}, r"within 1e\+06 of 0"),
         ({"function": (range(9), range(9))}, r"6 \+ 4 coefficients need at least 10 points"),
         ({"function": ([1] * 20, range(20))}, "all points have x=1"),
+        ({"function": ([*range(9)] * 2, range(18))}, "need at least 10 points at different x with a weight"),
+        ({"function": (range(20), range(20)), "weight": [1.0] * 9 + [0.0] * 11}, "at different x with a weight: give"),
         ({"function": (range(20), range(20)), "interval": (30, 40)}, "no point has its x in"),
         ({"function": (range(20), range(20)), "weight": ["a"] * 20}, "cannot read the weights"),
     ],

@@ -73,3 +73,12 @@ def test_minimax_of_what_is_exact_stays_exact():
     given = points(lambda x: 0 * x, np.linspace(-1, 1, 30))
     a, b = minimax(given, (np.zeros(3), np.zeros(1)), 1.0)
     assert not evaluate(a, b, given.x).any()
+
+
+@pytest.mark.parametrize(("height", "weight"), [(1e-6, 1.0), (1.0, 1e-6)])
+def test_least_squares_do_not_depend_on_the_scale(height, weight):
+    x = np.linspace(-3, 3, 201)
+    whole = points(np.tanh, x)
+    given = Points(x, height * whole.y, np.full(len(x), weight))
+    found, expected = (evaluate(*least_squares(each, 6, 4, 3.0), x) for each in (given, whole))
+    assert np.abs(found / height - expected).max() < 1e-6

@@ -181,8 +181,8 @@ def fit(
         interval: where the fit matters; by default (-3, 3), and all x of points.
         method: "least-squares" or "minimax".
         weight: multiplies the errors, as in ``numpy.polyfit``: a function of x, or a number for each point.
-        tail_weight: how much the function matters beyond the interval, out to 8/3 of its half-width, where it is
-            finite; 1 is as much as inside.
+        tail_weight: how much the function matters beyond the interval, out to 8/3 of its half-width; 1 is as much as
+            inside. Values there that are not finite or above 1e30 do not count.
 
     Returns:
         The coefficients and the errors.
@@ -210,8 +210,9 @@ def fit(
             x, y = _arrays(*function)
         coarse = fine = _given(x, y, interval, weight)
         interval = _checked(interval or (float(fine.x[0]), float(fine.x[-1])))
-        if fine.is_inside.sum() < m + n:
-            raise InputError(f"{m} + {n} coefficients need at least {m + n} points: give more, or lower m and n")
+        if len(np.unique(fine.x[fine.is_inside & (fine.weight > 0)])) < m + n:
+            wanted = f"at least {m + n} points at different x with a weight"
+            raise InputError(f"{m} + {n} coefficients need {wanted}: give more, or lower m and n")
     with explain(f"cannot fit {name}"):
         size = max(map(abs, interval))
         a, b = _solved(method, m, n, size, _bytes(coarse.weighed(tail_weight)), _bytes(fine.weighed(tail_weight)))
@@ -233,7 +234,8 @@ class _Sample(NamedTuple):
     def weighed(self, tail_weight: float) -> Points:
         """Return the points that count."""
         weight = self.weight * np.where(self.is_inside, 1.0, tail_weight)
-        counts = np.isfinite(self.y) & (weight > 0)
+        # In the interval, larger values are an error.
+        counts = (np.abs(self.y) <= _LARGEST_VALUE) & (weight > 0)
         return Points(self.x[counts], self.y[counts], weight[counts])
 
 

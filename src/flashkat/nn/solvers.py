@@ -51,6 +51,8 @@ def least_squares(points: Points, m: int, n: int, size: float) -> tuple[np.ndarr
     from scipy.optimize import least_squares as search
 
     x, y, weight = points
+    # The search's tolerance is absolute, so small values or weights would end it early.
+    weight = weight / (min(1.0, float(np.linalg.norm(y * weight))) or 1.0)
     # Powers of x / size are all of order one, which keeps the least-squares problems well conditioned.
     powers = (x[:, None] / size) ** np.arange(m)
     magnitudes = np.abs(x[:, None] / size) ** np.arange(1, n + 1)

@@ -52,3 +52,21 @@ def test_the_identity_is_exact_for_any_input():
 def test_what_cannot_be_fitted():
     with pytest.raises(UnfitError, match="it cannot be fitted: log is not finite at x="):
         Fits(6, 4).choose(torch.log, F.gelu, NEAR)
+
+
+def test_inputs_where_the_function_is_not_finite_do_not_count():
+    sample = torch.cat([NEAR, torch.tensor([20.0], dtype=torch.float64)])
+    fit = Fits(6, 4).choose(lambda x: torch.where(x > 10, float("nan"), x.sin()), F.gelu, sample)
+    assert fit.half < 24
+    assert fit.error < 0.1
+    with pytest.raises(UnfitError, match="it is finite at no input"):
+        Fits(6, 4).choose(lambda x: torch.where(x > 10, float("nan"), x.sin()), F.gelu, sample[-1:])
+
+
+def test_small_inputs_choose_a_narrower_interval_if_the_error_is_large():
+    fits = Fits(6, 4)
+    relu = fits.choose("relu", F.relu, NEAR / 50)
+    assert (relu.name, relu.half) == ("relu", 3 / 64)
+    assert relu.error < 0.001
+    assert fits.choose("gelu", F.gelu, NEAR / 4).half == 3
+    assert fits.choose("relu", F.relu, 0 * NEAR).half == 3

@@ -119,3 +119,20 @@ def test_what_cannot_be_converted_gets_one_line(model, arguments, message):
     with pytest.raises(InputError) as error:
         flashkat.mlp_to_grkan(model, example=torch.randn(2, 8), **arguments)
     assert message in str(error.value)
+
+
+def test_a_model_that_does_not_run_with_grkans_stays_as_it_is():
+    class NeedsItsMlp(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mlp = Mlp(8, 16)
+
+        def forward(self, x):
+            return self.mlp(x) if isinstance(self.mlp, Mlp) else self.mlp.act(x)
+
+    model = NeedsItsMlp()
+    with pytest.raises(InputError, match=r"does not run with GR-KANs in place of its MLPs: .*; use flashkat\.convert"):
+        flashkat.mlp_to_grkan(model, example=torch.randn(2, 8))
+    assert type(model.mlp) is Mlp
+    with pytest.raises(InputError, match="nothing to revert"):
+        flashkat.revert(model)

@@ -407,3 +407,51 @@ def test_unreached_activations_are_left():
 
 def test_largest_divisor():
     assert [largest_divisor(channels, 8) for channels in (64, 12, 7, 11, 4)] == [8, 6, 7, 1, 4]
+
+
+class NeedsItsActivation(nn.Module):
+    """Runs with an nn.GELU alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.fc = nn.GELU(), nn.Linear(8, 8)
+
+    def forward(self, x):
+        if not isinstance(self.a, nn.GELU):
+            raise TypeError("a must be nn.GELU")
+        return self.a(self.fc(x))
+
+
+def test_a_model_that_does_not_run_with_rationals_stays_as_it_is():
+    model, x = nn.Sequential(mlp(nn.ReLU(), channels=8), NeedsItsActivation()), torch.randn(2, 8)
+    flashkat.convert(model, {nn.ReLU: None}, example=x)
+    with pytest.raises(
+        InputError, match=r"does not run with rationals in place of its activations: a must be nn\.GELU"
+    ):
+        flashkat.convert(model, example=x)
+    assert isinstance(model[1].a, nn.GELU)
+    assert isinstance(model[0][1], flashkat.GroupRational)
+    flashkat.revert(model)
+    assert isinstance(model[0][1], nn.ReLU)
+    only = nn.Sequential(NeedsItsActivation())
+    with pytest.raises(InputError, match="; exclude those that it needs"):
+        flashkat.convert(only, example=x)
+    with pytest.raises(InputError, match="nothing to revert"):
+        flashkat.revert(only)
+
+
+def test_inputs_that_are_not_finite_are_refused():
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.act = nn.Linear(8, 8), nn.ReLU()
+
+        def forward(self, x):
+            return self.act(torch.where(self.fc(x) > 0, x, -torch.inf))
+
+    model = Masked()
+    with pytest.raises(
+        InputError, match="act gets numbers that are not finite on the example: give another example, or exclude='act'"
+    ):
+        flashkat.convert(model, example=torch.randn(2, 8))
+    assert isinstance(model.act, nn.ReLU)

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -55,3 +57,12 @@ def test_difference_and_reach():
     assert difference(one, other) == 3
     assert reach([torch.tensor([1.0, -4.0])]) == 4
     assert difference([], []) == reach([]) == 0
+
+
+def test_numbers_that_are_not_finite():
+    one, other = [torch.zeros(1), torch.tensor([float("nan"), 1.0])], [torch.zeros(1), torch.zeros(2)]
+    assert math.isnan(difference(one, other))
+    assert math.isnan(reach(one))
+    for number in (float("nan"), float("inf")):
+        with pytest.raises(InputError, match="returns numbers that are not finite on the example; give another"):
+            Trial(Net(), torch.full((4, 3), number)).outputs()

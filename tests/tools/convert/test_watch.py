@@ -110,3 +110,26 @@ def test_constants_are_arguments_without_tensors():
         {"mask": None, "causal": True, "mode": "a"},
         {"causal": False, "mode": "a"},
     ]
+
+
+class Scaled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner, self.scale = nn.PReLU(init=0.5), nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, x):
+        return self.scale * self.inner(x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_activations_with_parameters_take_other_numbers_without_their_hooks(dtype):
+    act, seen = Scaled().to(dtype), []
+    model = nn.Sequential(nn.Linear(4, 4, dtype=dtype), act)
+    act.inner.register_forward_hook(lambda module, args, out: seen.append(out.dtype))
+    with torch.no_grad(), Watch(model, {act}) as watch:
+        model(torch.randn(2, 4, dtype=dtype))
+    x = torch.tensor([-2.0, 3.0], dtype=torch.float64)
+    with torch.no_grad():
+        assert watch.calls[0].function(x).tolist() == [-2.0, 6.0]
+    assert seen == [dtype]
+    assert {each.dtype for each in model.parameters()} == {dtype}

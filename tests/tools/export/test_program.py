@@ -78,6 +78,18 @@ def test_difference_finds_one():
     assert difference(nn.Flatten(), lambda x: x * float("nan"), EXAMPLE[:1])[0] != 0
 
 
+def test_infinite_outputs_hide_no_difference():
+    class Overflows(nn.Module):
+        def forward(self, x):
+            return torch.cat([x, x * float("inf")], 1)
+
+    model = Overflows()
+    worst, largest = difference(model, lambda x: model(x) + 0.5, EXAMPLE[:1])
+    assert worst == pytest.approx(0.5)
+    assert largest < 10
+    assert difference(model, lambda x: torch.cat([x, x], 1), EXAMPLE[:1])[0] == float("inf")
+
+
 @pytest.mark.parametrize("example", [(), (torch.tensor(1.0),), (torch.ones(2, 8), torch.ones(3, 8))])
 def test_an_example_needs_a_batch(example):
     with pytest.raises(InputError, match="need a first dimension of one size, the batch"):

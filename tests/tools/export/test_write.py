@@ -41,6 +41,16 @@ def test_numbers_that_are_not_finite_are_differences(monkeypatch, tmp_path):
         flashkat.export(nn.Flatten(), torch.randn(2, 8), tmp_path / "a.pt2")
 
 
+def test_outputs_that_overflow_are_checked_too(monkeypatch, tmp_path):
+    class Overflows(nn.Module):
+        def forward(self, x):
+            return torch.cat([x, x * float("inf")], 1)
+
+    monkeypatch.setattr(write, "load_package", lambda *args: lambda x: Overflows()(x) + 0.5)
+    with pytest.raises(InputError, match=r"was not written: its outputs differ from the model's by 0.5"):
+        flashkat.export(Overflows(), torch.randn(2, 8), tmp_path / "a.pt2")
+
+
 def test_an_unknown_suffix(tmp_path):
     with pytest.raises(InputError, match=r"give a name that ends in \.onnx, \.pt2, _aoti\.pt2"):
         flashkat.export(nn.Flatten(), torch.randn(2, 8), tmp_path / "a.engine")

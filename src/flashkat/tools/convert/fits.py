@@ -1,5 +1,7 @@
 """The rational that takes an activation's place: a named start, or a fit of the function itself."""
 
+import itertools
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
@@ -18,6 +20,9 @@ __all__ = ["Chosen", "Fits", "UnfitError", "coefficient_dtype"]
 
 # Half widths of the intervals that are tried, if the inputs lie beyond the first.
 _WIDTHS = tuple(FITTED[1] * times for times in (1, 2, 4, 8))
+# Narrower ones follow a function less far, so they are tried only if the errors exceed this share of its values.
+_NARROW = tuple(FITTED[1] / times for times in (2, 4, 8, 16, 32, 64))
+_LARGE_ERROR = 0.01
 
 _GRID = torch.linspace(-8, 8, 257, dtype=torch.float64)
 
@@ -87,21 +92,31 @@ class Fits:
 
     def _nearest(self, name: str, wanted: Callable[[Tensor], Tensor], sample: Tensor) -> Chosen:
         value = wanted(sample)
+        known = value.isfinite() & sample.isfinite()
+        if not known.any():
+            raise ValueError("it is finite at no input")
         # The identity is exact everywhere. Beyond the inputs, a wider interval only costs precision.
         widths = _WIDTHS[:1] if name == "identity" else _WIDTHS
-        furthest = float(sample.abs().max())
-        best: tuple[float, Chosen] | None = None
-        for half in widths:
+        furthest = float(sample[known].abs().max())
+
+        def tried(half: float) -> tuple[float, Chosen]:
             start = name if name != "fit" and half == _WIDTHS[0] else self._fitted(name, wanted, half)
             numerator, denominator = starting_coefficients(start, *self._degrees)
-            differences = rational_reference(sample[:, None], numerator[None], denominator[None])[:, 0] - value
-            squares = float(differences.square().mean())
-            if best is not None and squares >= best[0]:
+            found = rational_reference(sample[:, None], numerator[None], denominator[None])[:, 0]
+            differences = (found - value)[known]
+            error = float(differences.abs().max())
+            return float(differences.square().mean()), Chosen(name, start, self._degrees, error, half)
+
+        best = tried(widths[0])
+        # Inputs that are all 0 say nothing about a scale.
+        allowed = _LARGE_ERROR**2 * float(value[known].square().mean()) or math.inf
+        wider = (half for last, half in itertools.pairwise(widths) if last < furthest)
+        narrower = (half for half in _NARROW if half >= furthest and best[0] > allowed)
+        for half in itertools.chain(wider, narrower):
+            found = tried(half)
+            if found[0] >= best[0]:
                 break
-            best = squares, Chosen(name, start, self._degrees, float(differences.abs().max()), half)
-            if half >= furthest:
-                break
-        assert best is not None
+            best = found
         return best[1]
 
     def _fitted(self, name: str, function: Callable[[Tensor], Tensor], half: float) -> Fit:

@@ -19,10 +19,10 @@ Start = str | Callable[[Tensor], Tensor] | None
 """What a rational starts as: a named start, any function, or None for the function that it replaces."""
 
 # The names of PyTorch's functions, without underscores. Values of a gate stay within [0, 1].
-_GATES = frozenset({"sigmoid", "hardsigmoid", "logsigmoid"})
+_GATES = frozenset({"sigmoid", "hardsigmoid"})
 _FUNCTIONS = _GATES | {
     *("relu", "relu6", "leakyrelu", "elu", "selu", "celu", "gelu", "silu", "mish", "softplus", "softsign", "tanh"),
-    *("hardswish", "hardtanh", "tanhshrink", "softshrink"),
+    *("hardswish", "hardtanh", "tanhshrink", "softshrink", "logsigmoid"),
 }
 _LEARNED = frozenset({"prelu", "xielu"})
 _HOMES = ("torch.nn.modules.activation", "timm.layers.activations", "timm.layers.activations_me", "transformers.act")

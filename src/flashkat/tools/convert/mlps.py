@@ -5,7 +5,6 @@ from collections.abc import Iterable
 from typing import Any
 
 import timm.layers
-import torch
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 
@@ -19,8 +18,8 @@ from .fits import Chosen, Fits, UnfitError, coefficient_dtype
 from .known import Wishes, activation_modules, what_of
 from .swap import check_arguments, groups_note, largest_divisor, share_hooks
 from .trial import Trial, difference, reach
-from .undo import change
-from .watch import Call, Watch
+from .undo import change, undone_on_error
+from .watch import Call, Watch, joined_samples
 
 __all__ = ["mlp_to_grkan"]
 
@@ -50,7 +49,8 @@ def mlp_to_grkan(model: nn.Module, *, example: Any, groups: int = 8, m: int = 6,
         What was converted, what not and why, and the largest change of the output. ``print`` shows it.
 
     Raises:
-        InputError: the model has no MLP to convert, the example does not run, or an argument makes no sense.
+        InputError: the model has no MLP to convert, the example does not run or gives numbers that are not finite, or
+            an argument makes no sense. The model is as it was.
     """
     check_arguments(model, groups, m, n)
     if m < 2:
@@ -70,38 +70,41 @@ def mlp_to_grkan(model: nn.Module, *, example: Any, groups: int = 8, m: int = 6,
     for call in watch.calls:
         calls.setdefault(call.frame.module, []).append(call)
     fits, rows = Fits(m, n), []
-    for mlp, name in mlps.items():
-        try:
-            fit = _fit(fits, calls.get(mlp, []))
-        except UnfitError as error:
-            left.append(Left(name, what_of(mlp), str(error)))
-            continue
-        made = _grkan(mlp, fit, groups, calls[mlp][0])
-        owner, _, attribute = name.rpartition(".")
-        change(model, model.get_submodule(owner), attribute, made)
-        second, half = made.act2, fit.half
-        rows.append(
-            Converted(
-                name, what_of(mlp), fit.name, second.channels, second.dim, second.groups, (-half, half), fit.error
+    with undone_on_error(model):
+        for mlp, name in mlps.items():
+            try:
+                fit = _fit(fits, name, calls.get(mlp, []))
+            except UnfitError as error:
+                left.append(Left(name, what_of(mlp), str(error)))
+                continue
+            made = _grkan(mlp, fit, groups, calls[mlp][0])
+            owner, _, attribute = name.rpartition(".")
+            change(model, model.get_submodule(owner), attribute, made)
+            second, half = made.act2, fit.half
+            rows.append(
+                Converted(
+                    name, what_of(mlp), fit.name, second.channels, second.dim, second.groups, (-half, half), fit.error
+                )
             )
-        )
-    if not rows:
-        raise InputError(f"nothing to convert in {type(model).__name__}: {left[0].name} stays because {left[0].reason}")
-    blocks = [module for module in model.modules() if type(module) is Block]
-    for block in blocks:
-        if isinstance(block.mlp, GRKAN):
-            change(model, block, "__class__", KATBlock)
-    if type(model) is VisionTransformer and blocks and all(isinstance(block.mlp, GRKAN) for block in blocks):
-        change(model, model, "__class__", KolmogorovArnoldTransformer)
-    after = trial.outputs()
+        if not rows:
+            raise InputError(
+                f"nothing to convert in {type(model).__name__}: {left[0].name} stays because {left[0].reason}"
+            )
+        blocks = [module for module in model.modules() if type(module) is Block]
+        for block in blocks:
+            if isinstance(block.mlp, GRKAN):
+                change(model, block, "__class__", KATBlock)
+        if type(model) is VisionTransformer and blocks and all(isinstance(block.mlp, GRKAN) for block in blocks):
+            change(model, model, "__class__", KolmogorovArnoldTransformer)
+        after = trial.outputs("with GR-KANs in place of its MLPs", "; use flashkat.convert")
     return Report(tuple(rows), tuple(left), difference(after, before), reach(before), _notes(model, mlps, rows, groups))
 
 
-def _fit(fits: Fits, calls: list[Call]) -> Chosen:
+def _fit(fits: Fits, name: str, calls: list[Call]) -> Chosen:
     """Return a fit of the activation of an MLP, which it calls once in each run."""
     if not calls:
         raise UnfitError("the example does not reach it, or its activation is unknown")
-    return fits.choose(None, calls[0].function, torch.cat([call.sample for call in calls]))
+    return fits.choose(None, calls[0].function, joined_samples(name, calls))
 
 
 def _grkan(mlp: Any, fit: Chosen, most: int, call: Call) -> GRKAN:

@@ -16,8 +16,8 @@ from .forwards import replace_node, rewritten
 from .known import Key, Start, Wishes, activation_modules, name_of, what_of
 from .places import Finder, Place, Source
 from .trial import Trial, difference, reach
-from .undo import change
-from .watch import Watch
+from .undo import change, undone_on_error
+from .watch import Watch, joined_samples
 
 __all__ = ["check_arguments", "convert", "groups_note", "largest_divisor", "share_hooks"]
 
@@ -67,8 +67,8 @@ def convert(
         What was converted, what not and why, and the largest change of the output. ``print`` shows it.
 
     Raises:
-        InputError: nothing can be converted, the example does not run, an argument makes no sense, or the channels'
-            dimension is unknown.
+        InputError: nothing can be converted, the example does not run or gives numbers that are not finite, an argument
+            makes no sense, or the channels' dimension is unknown. The model is as it was.
     """
     check_arguments(model, groups, m, n)
     wishes = Wishes(starts)
@@ -89,24 +89,27 @@ def convert(
         try:
             channels, along = _channels(place, dim)
             start = wishes.choose(name_of(place.source)).start
-            sample = torch.cat([call.sample for call in place.calls])
+            sample = joined_samples(place.name, place.calls, f", or exclude={place.name!r}")
             found.append((place, fits.choose(start, place.calls[0].function, sample), channels, along))
         except UnfitError as error:
             left.append(Left(place.name, what_of(place.source), str(error)))
     if not found:
         raise InputError(f"nothing to convert in {type(model).__name__}: {_reasons(model, left)}")
     rows = []
-    for place, fit, channels, along in found:
-        divisor = largest_divisor(channels, groups)
-        _put(model, place, fit.rational(channels, divisor, along, place.calls[0].like))
-        half = fit.half
-        rows.append(
-            Converted(place.name, what_of(place.source), fit.name, channels, along, divisor, (-half, half), fit.error)
-        )
-    graphs = {place.attributes[0][0]: place.node.graph for place, *_ in found if place.node is not None}
-    for owner, graph in graphs.items():
-        change(model, owner, "__class__", rewritten(owner, graph))
-    after = trial.outputs()
+    with undone_on_error(model):
+        for place, fit, channels, along in found:
+            divisor = largest_divisor(channels, groups)
+            _put(model, place, fit.rational(channels, divisor, along, place.calls[0].like))
+            half = fit.half
+            rows.append(
+                Converted(
+                    place.name, what_of(place.source), fit.name, channels, along, divisor, (-half, half), fit.error
+                )
+            )
+        graphs = {place.attributes[0][0]: place.node.graph for place, *_ in found if place.node is not None}
+        for owner, graph in graphs.items():
+            change(model, owner, "__class__", rewritten(owner, graph))
+        after = trial.outputs("with rationals in place of its activations", "; exclude those that it needs")
     shared = tuple(f"{place.name} serves several calls, as {place.untold}" for place, *_ in found if place.untold)
     notes = groups_note(rows, groups) + shared
     return Report(tuple(rows), tuple(left), difference(after, before), reach(before), notes)

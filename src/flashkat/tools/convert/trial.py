@@ -1,12 +1,13 @@
 """Run a model on an example, and compare what it returns."""
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ...errors import explain
+from ...errors import InputError, explain
 
 __all__ = ["Trial", "difference", "reach"]
 
@@ -26,17 +27,22 @@ class Trial:
             () if isinstance(example, Mapping) else tuple(example) if isinstance(example, (tuple, list)) else (example,)
         )
 
-    def outputs(self) -> list[Tensor]:
+    def outputs(self, where: str = "on the example", hint: str = "") -> list[Tensor]:
         """Return copies of all floating-point tensors that the model returns.
 
+        Args:
+            where: what a message says after "does not run".
+            hint: the end of that message.
+
         Raises:
-            InputError: the model does not run on the example.
+            InputError: the model does not run on the example, or returns numbers that are not finite.
         """
+        name = type(self._model).__name__
         modes = [(module, module.training) for module in self._model.modules()]
         devices = {tensor.device for tensor in self._model.parameters() if tensor.is_cuda}
         try:
             with (
-                explain(f"{type(self._model).__name__} does not run on the example"),
+                explain(f"{name} does not run {where}", hint),
                 torch.no_grad(),
                 torch.random.fork_rng(list(devices)),
             ):
@@ -45,22 +51,23 @@ class Trial:
         finally:
             for module, mode in modes:
                 module.training = mode
-        return [tensor.detach().clone() for tensor in _tensors(out)]
+        found = [tensor.detach().clone() for tensor in _tensors(out)]
+        if not math.isfinite(reach(found)):
+            raise InputError(f"{name} returns numbers that are not finite {where}{hint or '; give another example'}")
+        return found
 
 
 def difference(one: list[Tensor], other: list[Tensor]) -> float:
-    """Return the largest difference between two lists of tensors of the same shapes."""
+    """Return the largest difference between two lists of tensors of the same shapes, NaN if one is NaN."""
     pairs = zip(one, other, strict=True)
-    return max((_largest(torch.where(a == b, 0.0, a.double() - b.double())) for a, b in pairs), default=0.0)
+    return reach([torch.where(a == b, 0.0, a.double() - b.double()) for a, b in pairs])
 
 
 def reach(tensors: list[Tensor]) -> float:
-    """Return the largest magnitude in a list of tensors."""
-    return max(map(_largest, tensors), default=0.0)
-
-
-def _largest(values: Tensor) -> float:
-    return float(values.abs().max()) if values.numel() else 0.0
+    """Return the largest magnitude in a list of tensors, NaN if one holds NaN."""
+    found = [float(values.abs().max()) for values in tensors if values.numel()]
+    # Python's max passes over a NaN that is not the first.
+    return math.nan if any(map(math.isnan, found)) else max(found, default=0.0)
 
 
 def _tensors(out: Any) -> Iterator[Tensor]:

@@ -1,12 +1,14 @@
 """Change the attributes of a model's modules, and change them back."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from torch import nn
 
 from ...errors import InputError
 
-__all__ = ["change", "revert"]
+__all__ = ["change", "revert", "undone_on_error"]
 
 # The model keeps its steps under this name, so that copies of it can be reverted too.
 _STEPS = "_flashkat_steps"
@@ -27,6 +29,17 @@ def change(model: nn.Module, owner: nn.Module, attribute: str, new: Any) -> None
     setattr(owner, attribute, new)
 
 
+@contextmanager
+def undone_on_error(model: nn.Module) -> Iterator[None]:
+    """Undo the changes of a model within ``with``, and no earlier ones, if they end in an error."""
+    count = len(vars(model).get(_STEPS, ()))
+    try:
+        yield
+    except BaseException:
+        _undo(model, count)
+        raise
+
+
 def revert(model: nn.Module) -> None:
     """Give a model back the modules that ``convert`` and ``mlp_to_grkan`` have replaced, with their functions.
 
@@ -44,10 +57,19 @@ def revert(model: nn.Module) -> None:
             f"nothing to revert in {type(model).__name__}: it was not converted, or only its weights were loaded"
         )
     for module in converted:
-        for owner, attribute, old, was_there in reversed(vars(module).pop(_STEPS)):
-            if isinstance(old, nn.Module):
-                old.train(getattr(owner, attribute).training)
-            elif attribute in owner._modules:
-                delattr(owner, attribute)
-            if was_there:
-                setattr(owner, attribute, old)
+        _undo(module, 0)
+
+
+def _undo(model: nn.Module, count: int) -> None:
+    """Undo the steps of a model beyond the first ``count``, the last one first."""
+    steps = vars(model).get(_STEPS, [])
+    for owner, attribute, old, was_there in reversed(steps[count:]):
+        if isinstance(old, nn.Module):
+            old.train(getattr(owner, attribute).training)
+        elif attribute in owner._modules:
+            delattr(owner, attribute)
+        if was_there:
+            setattr(owner, attribute, old)
+    del steps[count:]
+    if not steps:
+        vars(model).pop(_STEPS, None)

@@ -4,8 +4,10 @@ A mode sees every function that the model calls. It follows the channels' dimens
 as linear layers, convolutions and norms, through transpositions, reshaping and elementwise functions.
 """
 
+import copy
 import functools
 import inspect
+import itertools
 import math
 import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -17,9 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from ...errors import InputError
 from .known import is_known_function, name_of
 
-__all__ = ["Call", "Frame", "Watch"]
+__all__ = ["Call", "Frame", "Watch", "joined_samples"]
 
 _SAMPLES = 4096
 
@@ -129,7 +132,7 @@ class Watch(TorchFunctionMode):
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._running is None and module in self._activations and args and _is_input(args[0]):
             caller = self._stack[-1] if self._stack else Frame(module, {})
-            self._running = self._record(module, lambda x: module.forward(x.clone()), caller, args[0])
+            self._running = self._record(module, _in_float64(module), caller, args[0])
         self._stack.append(Frame(module, _constants(module, args, kwargs)))
         self.frames.append(self._stack[-1])
 
@@ -180,6 +183,18 @@ class Watch(TorchFunctionMode):
                 self._labels.pop(id(result), None)
 
 
+def joined_samples(name: str, calls: Iterable[Call], hint: str = "") -> Tensor:
+    """Return the samples of several calls in one tensor.
+
+    Raises:
+        InputError: a number is not finite. The message has the name, and ends in the hint.
+    """
+    sample = torch.cat([call.sample for call in calls])
+    if not sample.isfinite().all():
+        raise InputError(f"{name} gets numbers that are not finite on the example: give another example{hint}")
+    return sample
+
+
 def _is_input(x: Any) -> bool:
     return isinstance(x, Tensor) and x.is_floating_point() and x.ndim > 0 and x.numel() > 0
 
@@ -210,6 +225,21 @@ def _out_of_place(func: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any
     if _name(func).endswith("_"):
         func = getattr(F, _name(func).rstrip("_"))
     return func, {**kwargs, "inplace": False} if "inplace" in kwargs else kwargs
+
+
+def _in_float64(module: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Return what an activation computes in float64 on a CPU, without its hooks."""
+    copied = functools.cache(lambda: _copy_in_float64(module))
+    return lambda x: copied().forward(x.clone())
+
+
+def _copy_in_float64(module: nn.Module) -> Any:
+    if not any(True for _ in itertools.chain(module.parameters(), module.buffers())):
+        return module
+    hooks = [value for each in module.modules() for name, value in vars(each).items() if "_hooks" in name]
+    # deepcopy takes what its memo has for a hook's dictionary, and does not copy what hooks hold.
+    memo: dict[int, Any] = {id(value): type(value)() for value in hooks if isinstance(value, dict)}
+    return copy.deepcopy(module, memo).eval().to("cpu", torch.float64)
 
 
 def _on_other_numbers(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[Tensor], Tensor]:

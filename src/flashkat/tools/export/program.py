@@ -91,7 +91,7 @@ def difference(model: nn.Module, run: Run, example: tuple[Tensor, ...]) -> tuple
         example: inputs of the model.
 
     Returns:
-        The largest difference of an output, and the largest output.
+        The largest difference of an output, and the largest finite output.
     """
     was_training = {module: module.training for module in model.modules()}
     worst, largest = 0.0, 0.0
@@ -103,8 +103,10 @@ def difference(model: nn.Module, run: Run, example: tuple[Tensor, ...]) -> tuple
                 one, other = one.detach().double().cpu(), torch.as_tensor(other).double().cpu()
                 # Where both are the same infinity or NaN there is no difference.
                 same = (one == other) | (one.isnan() & other.isnan())
-                worst = max(worst, float(torch.where(same, 0.0, (one - other).abs().nan_to_num(nan=math.inf)).amax()))
-                largest = max(largest, float(one.abs().amax()))
+                apart = (one - other).abs().nan_to_num(nan=math.inf, posinf=math.inf)
+                worst = max(worst, float(torch.where(same, 0.0, apart).amax()))
+                # An infinite output would allow any difference.
+                largest = max(largest, float(torch.where(one.isfinite(), one.abs(), 0.0).amax()))
     finally:
         for module, mode in was_training.items():
             module.training = mode

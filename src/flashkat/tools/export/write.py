@@ -20,7 +20,7 @@ __all__ = ["export", "export_checkpoint", "is_program"]
 
 _COMPILED = "_aoti.pt2"
 _SUFFIXES = (".onnx", ".pt2")
-# Largest difference from the model, relative to its largest output, or to 1 where that is smaller.
+# Largest difference from the model, relative to its largest finite output, or to 1 where that is smaller.
 _TOLERANCES = {torch.float16: 0.05, torch.bfloat16: 0.2}
 _TOLERANCE = 1e-3
 
