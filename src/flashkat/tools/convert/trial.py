@@ -35,7 +35,7 @@ class Trial:
             hint: the end of that message.
 
         Raises:
-            InputError: the model does not run on the example, or returns numbers that are not finite.
+            InputError: the model does not run on the example, or returns NaN.
         """
         name = type(self._model).__name__
         modes = [(module, module.training) for module in self._model.modules()]
@@ -52,8 +52,9 @@ class Trial:
             for module, mode in modes:
                 module.training = mode
         found = [tensor.detach().clone() for tensor in _tensors(out)]
-        if not math.isfinite(reach(found)):
-            raise InputError(f"{name} returns numbers that are not finite {where}{hint or '; give another example'}")
+        # A model may mask outputs by infinity.
+        if math.isnan(reach(found)):
+            raise InputError(f"{name} returns NaN {where}{hint or '; give another example'}")
         return found
 
 
