@@ -18,7 +18,7 @@ Key = type[nn.Module] | Callable[..., Tensor] | str
 Start = str | Callable[[Tensor], Tensor] | None
 """What a rational starts as: a named start, any function, or None for the function that it replaces."""
 
-# The names of PyTorch's functions, without underscores. Values of a gate stay within [0, 1], or are the logarithm of one.
+# The names of PyTorch's functions, without underscores. Values of a gate, or their exponentials, stay within [0, 1].
 _GATES = frozenset({"sigmoid", "hardsigmoid", "logsigmoid"})
 _FUNCTIONS = _GATES | {
     *("relu", "relu6", "leakyrelu", "elu", "selu", "celu", "gelu", "silu", "mish", "softplus", "softsign", "tanh"),
