@@ -36,14 +36,18 @@ sys.addaudithook(interrupt)
 
 
 def started(*command, environment=None, handler=signal.default_int_handler):
+    def listen():
+        # A shell has its background jobs, such as these tests may be, ignore these.
+        signal.signal(signal.SIGINT, handler)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
     return subprocess.Popen(
         [str(word) for word in command],
         env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # A shell has its background jobs, such as these tests may be, ignore it.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, handler),
+        preexec_fn=listen,
     )
 
 

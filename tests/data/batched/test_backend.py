@@ -154,7 +154,7 @@ def test_other_streams_are_decoded_by_pillow(tables, tmp_path, on_gpu):
 def test_without_dali_a_line_says_how_to_install_it(folder, on_gpu):
     on_gpu(has_dali=False)
     _, loader = _training(folder, "--data-backend", "auto")
-    assert "pip install 'flashkat[dali]'" in loader.notes[0]
+    assert "pip install '.[dali]' in the clone" in loader.notes[0]
     with pytest.raises(InputError, match=r"it is not installed \(pip install"):
         _training(folder, "--data-backend", "dali")
 
