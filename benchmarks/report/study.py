@@ -159,7 +159,7 @@ def _functions(rows: Sequence[Row]) -> str:
             ]
         )
     header = ["", "nearest function (seeds)", "distance from it", "moved from the start", "slope at 0, mean and range"]
-    return "\n\n".join([f"What the rationals of `{name}` learned, on [-3, 3]:", markdown(header, table)])
+    return "\n\n".join([f"The functions that the rationals of `{name}` learned, on [-3, 3]:", markdown(header, table)])
 
 
 def _percent(by_seed: Mapping[int, float]) -> str:

@@ -235,7 +235,7 @@ def test_without_the_state_of_the_optimiser(train):
 
 def test_a_plateau_schedule_without_the_state_of_the_optimiser(train):
     """It goes on at the share of the first rate to which it had come."""
-    # Of two classes, so no evaluation is better than the first one.
+    # With two classes, no evaluation is better than the first one.
     flags = ["--sched", "plateau", "--eval-metric", "top5", "--patience-epochs", 0, "--decay-rate", 0.5]
     flags += ["--warmup-epochs", 1, "--warmup-lr", 1e-7, "--epochs", 5, "--opt", "sgd", "--lr"]
     straight = train(*flags, 1e-6, experiment="straight")
@@ -279,7 +279,7 @@ def test_a_plateau_schedule_by_another_metric(train):
 
 
 def test_a_plateau_schedule_by_the_flags_of_the_resumed_run(train):
-    # Of two classes, so no evaluation is better than the first one.
+    # With two classes, no evaluation is better than the first one.
     flags = ["--sched", "plateau", "--eval-metric", "top5", "--patience-epochs", 0, "--lr", 1e-6, "--warmup-epochs", 0]
     flags += ["--opt", "sgd", "--epochs", 4]
     first = train(*flags, "--decay-rate", 0.5, experiment="first")

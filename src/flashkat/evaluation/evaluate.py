@@ -79,7 +79,7 @@ def prepared(model: nn.Module, is_compiled: bool, views: int) -> nn.Module:
 
 
 # Not inference mode: FSDP keeps the tensors that it first makes here, and training could not change them in place.
-# on_batch may save the sharded weights, which inference mode cannot detach.
+# Sharded weights that are saved meanwhile could not be detached.
 @torch.no_grad()
 def evaluate(
     models: Mapping[str, nn.Module],

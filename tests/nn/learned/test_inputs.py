@@ -1,4 +1,4 @@
-"""What the rationals of a model see."""
+"""The inputs that the rationals of a model see."""
 
 import math
 
