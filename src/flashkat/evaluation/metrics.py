@@ -9,6 +9,7 @@ from timm.utils import accuracy
 from ..data.checks import NO_IMAGES
 from ..errors import InputError
 from ..system import distributed
+from .nonfinite import count_outputs
 
 __all__ = ["Metrics"]
 
@@ -46,7 +47,7 @@ class Meters:
         """Add a batch: logits (B, classes), classes (B,) and the mean loss."""
         self._last = self.measure(output, target, loss)
         self.count += len(target)
-        self._nonfinite = self._nonfinite + (~output.isfinite()).any(1).sum()
+        self._nonfinite = self._nonfinite + count_outputs(output)
 
     def measure(
         self, output: torch.Tensor, target: torch.Tensor, loss: torch.Tensor, *, only_finite: bool = False

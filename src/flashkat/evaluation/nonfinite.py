@@ -1,4 +1,4 @@
-"""Non-finite numbers in training: count the updates that have them, and find the layer where they begin."""
+"""Numbers that are not finite: in outputs, in the updates of a training, and in the layer where they begin."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
@@ -9,7 +9,23 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-__all__ = ["BadUpdates", "Trace", "nonfinite_names"]
+from ..errors import InputError
+
+__all__ = ["BadUpdates", "Trace", "count_outputs", "nonfinite_names", "refuse_outputs"]
+
+
+def count_outputs(outputs: Tensor) -> Tensor:
+    """Count the images whose outputs (B, classes) are not all finite. The number stays on the device."""
+    return (~outputs.isfinite()).any(1).sum()
+
+
+def refuse_outputs(name: str, wrong: int, images: int) -> None:
+    """Raise InputError if a model gives outputs that are not finite for some of so many images."""
+    if wrong:
+        raise InputError(
+            f"{name} gives outputs that are not finite for {wrong} of {images} images: "
+            "take an earlier checkpoint, or float32"
+        )
 
 
 class BadUpdates:

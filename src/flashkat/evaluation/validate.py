@@ -23,6 +23,7 @@ from .config import Config, Evaluation
 from .evaluate import evaluate, prepared
 from .labels import Selected, check_classes, read_real_labels, read_valid_labels
 from .metrics import Meters
+from .nonfinite import refuse_outputs
 from .restore import restore
 from .results import ClassAverages, Clock, Result, progress_line
 
@@ -162,11 +163,7 @@ def _validate(config: Config, device: torch.device, say: Say, told: set[str]) ->
             ).values()
     except InputError as error:
         raise (PassError(str(error)) if distributed.size() > 1 else error) from error.__cause__
-    if metrics.nonfinite:
-        raise InputError(
-            f"{trained.checkpoint or found.name} gives outputs that are not finite for {metrics.nonfinite} of "
-            f"{metrics.images} images: take an earlier checkpoint, or float32"
-        )
+    refuse_outputs(trained.checkpoint or found.name, metrics.nonfinite, metrics.images)
     if bad := bad_image_names([dataset]):
         say(f"Images that cannot be read, which do not count: {len(bad)}")
     for name in bad:

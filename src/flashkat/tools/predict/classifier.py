@@ -11,6 +11,7 @@ from torch import Tensor
 from ...checkpoints.load import notes_on_average
 from ...errors import InputError, explain
 from ...evaluation import Config
+from ...evaluation.nonfinite import count_outputs, refuse_outputs
 from ...system.device import autocast, place, resolve_device
 from ..export.description import Description, describe
 from ..export.onnx_file import load_onnx
@@ -44,12 +45,7 @@ class Classifier:
         logits = result[0] if isinstance(result, (list, tuple)) and result else result
         if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images) or not logits.shape[1]:
             raise InputError("the model returns no number for each class of an image: give a classifier")
-        wrong = int((~logits.isfinite()).any(1).sum())
-        if wrong:
-            raise InputError(
-                f"{self.description.model} gives outputs that are not finite for {wrong} of {len(images)} images: "
-                "take an earlier checkpoint, or float32"
-            )
+        refuse_outputs(self.description.model, int(count_outputs(logits)), len(images))
         return logits.float().cpu().softmax(1)
 
 
