@@ -8,7 +8,6 @@ images, and on one batch held on the device. ``--rounds 0`` leaves this out.
 """
 
 import argparse
-import csv
 import math
 import os
 import shutil
@@ -26,6 +25,7 @@ import torch
 from flashkat import checkpoints
 
 from .parts.common import ROOT, Row, arguments, finish, require_gpu, requirement, show, target
+from .parts.trainings import read_summary
 
 __all__ = ["CONTENDERS", "RECIPE", "Run", "collect", "plan", "targets", "train"]
 
@@ -109,11 +109,7 @@ class Run:
 
     def rows(self, work: Path) -> list[dict[str, float]]:
         """Return the rows of the run's summary so far."""
-        path = work / self.name / "summary.csv"
-        if not path.is_file():
-            return []
-        with path.open(newline="") as file:
-            return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
+        return read_summary(work / self.name)
 
     def is_done(self, work: Path) -> bool:
         return len(self.rows(work)) >= self.epochs

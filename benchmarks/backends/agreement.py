@@ -133,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         rows = collect(args.checkpoint, folder, args.backends, resolve_device(None), args.batch_size)
     show("agreement", rows)
     settings = {"checkpoint": Path(args.checkpoint).name, "most": most, "enlarge": args.enlarge}
-    finish(args.output, "backends.agreement", settings, rows, targets(rows))
+    finish(args.output, "agreement", settings, rows, targets(rows))
 
 
 if __name__ == "__main__":

@@ -185,8 +185,8 @@ def targets(rows: list[Row]) -> list[Row]:
 def _train(flags: Sequence[str], gpus: int) -> Row:
     epochs, samples = train(flags, launch(gpus), _SAMPLE_S)
     memory = [sample.gpu_mib for sample in samples if sample.gpu_mib is not None]
-    names = [name for name in ("images_per_second", "data_wait") if name in epochs[0]]  # fake data needs no waiting
-    return {"data_wait": 0.0, **medians(epochs, names), "gpu_gib": max(memory) / 1024 if memory else None}
+    found = medians(epochs, ("images_per_second", "data_wait"))
+    return {**found, "gpu_gib": max(memory) / 1024 if memory else None}
 
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
@@ -228,7 +228,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "memory": "largest memory in use on a GPU, less that on fake data",
     }
     pieces = collect(cases, args.backends, args.rounds, 5 if args.quick else None, _train)
-    collect_in_pieces(args.output, "backends.feeding", settings, pieces, _CASE, targets)
+    collect_in_pieces(args.output, "feeding", settings, pieces, _CASE, targets)
 
 
 if __name__ == "__main__":

@@ -94,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = collect(args.steps, lambda epochs: _train(extra, batch, epochs))
     settings = {"flags": " ".join((*RECIPE, *extra)), "batch": batch, "steps_per_epoch": _STEPS, "left_out": _LEFT_OUT}
     show("growth", rows)
-    finish(args.output, "memory.growth", settings, rows, targets(rows))
+    finish(args.output, "growth", settings, rows, targets(rows))
 
 
 if __name__ == "__main__":

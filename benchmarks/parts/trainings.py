@@ -12,7 +12,18 @@ from pathlib import Path
 
 from .common import ROOT, Row
 
-__all__ = ["BATCHES", "CONTENDERS", "RECIPE", "SIZES", "Sample", "launch", "medians", "output_of", "train"]
+__all__ = [
+    "BATCHES",
+    "CONTENDERS",
+    "RECIPE",
+    "SIZES",
+    "Sample",
+    "launch",
+    "medians",
+    "output_of",
+    "read_summary",
+    "train",
+]
 
 CONTENDERS = {"ours": "kat_{}_patch16_224", "vit": "vit_{}_patch16_224"}
 SIZES = ("tiny", "small", "base")
@@ -92,9 +103,17 @@ def train(
             process.wait()
         if process.returncode:
             raise SystemExit(f"failed: {' '.join(command)}\n{Path(log.name).read_text()[-2000:]}")
-        with (Path(folder) / "run" / "summary.csv").open(newline="") as file:
-            epochs = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+        epochs = read_summary(Path(folder) / "run")
     return epochs, samples
+
+
+def read_summary(run: Path) -> list[dict[str, float]]:
+    """Return the numbers of each epoch in the summary of a run's folder; empty if it has none yet."""
+    path = run / "summary.csv"
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
 
 
 def medians(epochs: Sequence[Row], names: Sequence[str]) -> Row:

@@ -99,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "steps": "batch 128, 224 px, autocast to bfloat16, CUDA graphs",
     }
     show("versions", rows)
-    finish(args.output, "versions.compare", settings, rows, targets(rows))
+    finish(args.output, "compare", settings, rows, targets(rows))
 
 
 if __name__ == "__main__":
