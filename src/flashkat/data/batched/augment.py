@@ -44,7 +44,10 @@ def apply_steps(images: Tensor, steps: Tensor, fill: tuple[int, ...] = (0, 0, 0)
 def _launches(
     device: torch.device, count: int, height: int, width: int, fill: tuple[int, ...]
 ) -> tuple[Launch, Launch, Launch]:
-    """Return the launches that count values, make tables of them, and apply a step."""
+    """Return the launches that count values, make tables of them, and apply a step.
+
+    A compiled kernel is for one device.
+    """
     pixels = height * width
     blocks, exact = (count, triton.cdiv(pixels, _BLOCK)), {"enable_fp_fusion": False}
     constants = {"HEIGHT": height, "WIDTH": width, **dict(zip(("RED", "GREEN", "BLUE"), fill, strict=True))}

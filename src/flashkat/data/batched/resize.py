@@ -54,7 +54,10 @@ def _launches(
     window: tuple[int, int, int, int],
     rows_first: bool,
 ) -> tuple[Launch, Launch]:
-    """Return the launches along rows and along columns, for the parts that are resized in this order."""
+    """Return the launches along rows and along columns, for the parts that are resized in this order.
+
+    A compiled kernel is for one device.
+    """
     top, left, rows, columns = window
     shared = {"HEIGHT": size[0], "WIDTH": size[1], "CHOOSES_ORDER": _CHOOSES_ORDER, "ROWS_FIRST": rows_first}
     along_x = _launch(count, height if rows_first else rows, width, size[1], left, columns, ALONG_X=True, **shared)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ...checkpoints import read
 from ...evaluation import Config, Trained
@@ -36,8 +37,10 @@ def check_whole(config: Config) -> None:
     Args:
         config: ``trained`` names the checkpoint.
     """
-    checkpoint = read(config.trained.checkpoint)
-    arguments = checkpoint.get("args")
-    is_known = checkpoint.get("arch") and isinstance(arguments, dict) and "model_kwargs" in arguments
-    if config.model.model or is_known:
+    if config.model.model or _says_its_model(read(config.trained.checkpoint)):
         restore(config.model, config.trained, config.data)
+
+
+def _says_its_model(checkpoint: dict[str, Any]) -> bool:
+    arguments = checkpoint.get("args")
+    return bool(checkpoint.get("arch")) and isinstance(arguments, dict) and "model_kwargs" in arguments
