@@ -1,6 +1,7 @@
 """Trainings through the command line: the published recipe's flags, speeds from the summary, and memory meanwhile."""
 
 import csv
+import os
 import statistics
 import subprocess
 import sys
@@ -46,7 +47,7 @@ class Sample:
 
     Attributes:
         seconds: since the start of the process.
-        gpu_mib: memory in use on the fullest GPU, of all programs; None without a GPU.
+        gpu_mib: memory in use on the fullest visible GPU, of all programs; None without a GPU.
         host_mib: memory of the process that was started.
     """
 
@@ -147,6 +148,9 @@ def _host_mib(process: int) -> float | None:
 
 def _gpu_mib() -> float | None:
     query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible:
+        query.append(f"--id={visible}")
     try:
         printed = subprocess.run(query, capture_output=True, text=True, check=True, timeout=30).stdout
     except (OSError, subprocess.SubprocessError):

@@ -34,3 +34,14 @@ def test_what_a_command_prints():
     assert trainings.output_of([sys.executable, "-c", "print(42)"]) == "42\n"
     with pytest.raises(SystemExit, match="no such thing"):
         trainings.output_of([sys.executable, "-c", "raise SystemExit('no such thing')"])
+
+
+def test_memory_of_the_visible_gpu_alone(tmp_path, monkeypatch):
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text('#!/bin/sh\ncase "$*" in *--id=1*) echo 200 ;; *) echo 900; echo 200 ;; esac\n')
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert trainings._gpu_mib() == 900
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    assert trainings._gpu_mib() == 200
