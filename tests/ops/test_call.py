@@ -167,7 +167,8 @@ def test_hooks_of_saved_tensors_may_change_strides(device, with_kernels):
         with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, unpack):
             outs = half_of_a_block(*inputs)
         grads.append(torch.autograd.grad(sum(out.square().sum() for out in outs), inputs))
-    torch.testing.assert_close(*grads)
+    # Other strides take another path, which adds in another order.
+    torch.testing.assert_close(*grads, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("wants_gradients", [False, True])
