@@ -82,7 +82,11 @@ def test_the_backward_pass_can_store_the_bits_of_the_forward_pass(shape, options
     found = norm_launch.backward(grad_total, grad_out, *rest, out)
     # These say how many numbers differ, and by how much.
     torch.testing.assert_close(out, expected, rtol=0, atol=0)
-    torch.testing.assert_close(found, norm_launch.backward(grad_total, grad_out, *rest), rtol=0, atol=0)
+    again = norm_launch.backward(grad_total, grad_out, *rest)
+    torch.testing.assert_close(found[:2], again[:2], rtol=0, atol=0)
+    # Sums over rows are of another compilation, which may round a product and its addition once or twice.
+    for name, one, other in zip(NAMES[2:], found[2:], again[2:], strict=True):
+        assert distance(one, other) < 1e-6, name
 
 
 def test_what_is_added_to_itself():
