@@ -16,7 +16,7 @@ __all__ = ["Train", "collect", "slope", "targets"]
 
 _STEPS = 100  # of an epoch
 _LEFT_OUT = 0.25
-_SAMPLE_S = 1.0
+_SAMPLE_S = 0.25
 _PER = 1000  # slopes are for so many steps
 _MIB = 16.0  # half of the blocks that PyTorch's allocator asks for
 _SPEED = 0.01
@@ -34,16 +34,14 @@ def collect(steps: int, train: Train) -> list[Row]:
     epochs, samples = train(max(4, steps // _STEPS))
     done = len(epochs) * _STEPS
     kept = epochs[int(_LEFT_OUT * len(epochs)) :]
-    later = samples[int(_LEFT_OUT * len(samples)) :]
-    # Epochs take equally long, so time stands for steps.
-    step_of = done / samples[-1].seconds if samples else 0.0
+    later = [sample for sample in samples if sample.epochs >= _LEFT_OUT * len(epochs)]
     measures = {
         "images/s": [(_STEPS * epoch["epoch"], epoch["images_per_second"]) for epoch in kept],
         "peak memory of tensors, MiB": [(_STEPS * epoch["epoch"], 1024 * epoch["peak_memory_gib"]) for epoch in kept],
         "memory of the GPU, MiB": [
-            (step_of * each.seconds, each.gpu_mib) for each in later if each.gpu_mib is not None
+            (_STEPS * each.epochs, each.gpu_mib) for each in later if each.gpu_mib is not None
         ],
-        "memory of the process, MiB": [(step_of * each.seconds, each.host_mib) for each in later],
+        "memory of the process, MiB": [(_STEPS * each.epochs, each.host_mib) for each in later],
     }
     return [
         {

@@ -6,7 +6,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,12 +45,12 @@ class Sample:
     """Memory at a moment of a training.
 
     Attributes:
-        seconds: since the start of the process.
+        epochs: epochs that have ended.
         gpu_mib: memory in use on the fullest visible GPU, of all programs; None without a GPU.
         host_mib: memory of the process that was started.
     """
 
-    seconds: float
+    epochs: int
     gpu_mib: float | None
     host_mib: float
 
@@ -95,10 +94,9 @@ def train(
     with tempfile.TemporaryDirectory() as folder, (Path(folder) / "log").open("w") as log:
         command = [*start, "flashkat", "train", *flags, "--output", folder, "--experiment", "run"]
         process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
-        start_time = time.monotonic()
         try:
             while _runs(process, every_s):
-                samples += _samples(process.pid, time.monotonic() - start_time)
+                samples += _samples(process.pid, len(read_summary(Path(folder) / "run")))
         finally:
             process.terminate()
             process.wait()
@@ -131,9 +129,9 @@ def _runs(process: subprocess.Popen, seconds: float | None) -> bool:
     return False
 
 
-def _samples(process: int, seconds: float) -> list[Sample]:
+def _samples(process: int, epochs: int) -> list[Sample]:
     host = _host_mib(process)
-    return [] if host is None else [Sample(seconds, _gpu_mib(), host)]
+    return [] if host is None else [Sample(epochs, _gpu_mib(), host)]
 
 
 def _host_mib(process: int) -> float | None:
