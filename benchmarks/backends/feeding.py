@@ -30,7 +30,7 @@ from flashkat.errors import is_installed
 from ..loading import FOLDERS, write_images
 from ..parts.common import Row, arguments, require_gpu, target
 from ..parts.pieces import collect_in_pieces
-from ..parts.trainings import BATCHES, CONTENDERS, RECIPE, SIZES, launch, medians, train
+from ..parts.trainings import BATCHES, CONTENDERS, EPOCHS, RECIPE, SIZES, launch, medians, train
 
 __all__ = ["FAKE", "KINDS", "Case", "collect", "targets"]
 
@@ -40,7 +40,6 @@ KINDS = {"photographs": ("dali", "timm"), "CIFAR-10-like": ("memory", "timm")}
 
 _AUGMENTATION = ("--aa", "rand-m9-mstd0.5-inc1", "--remode", "pixel", "--reprob", "0.25")
 _SMALL_MODEL = ("--img-size", "32", "--model-kwargs", "patch_size=4")
-_EPOCHS = 4
 _BATCH = 128
 _SHARE_OF_CORES = 0.75  # for loader processes: the training process and the decoder's threads need the rest
 _SAMPLE_S = 2.0
@@ -85,7 +84,7 @@ class Case:
         """
         small = _SMALL_MODEL if self.images == "CIFAR-10-like" else ()
         model = CONTENDERS[self.contender].format(self.size)
-        flags = ["--model", model, *small, *RECIPE, *_AUGMENTATION, "-b", f"{_BATCH}", "--epochs", f"{_EPOCHS}"]
+        flags = ["--model", model, *small, *RECIPE, *_AUGMENTATION, "-b", f"{_BATCH}", "--epochs", f"{EPOCHS}"]
         if backend == FAKE:
             count = ("--train-num-samples", f"{_BATCH * batches * self.gpus}", "--val-num-samples", f"{_BATCH}")
             return [*flags, "--fake-data", *count, "--val-interval", "1000"]
@@ -224,7 +223,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "flags": " ".join((*RECIPE, *_AUGMENTATION)),
         "batch_per_gpu": _BATCH,
         "workers": f"{_SHARE_OF_CORES:.0%} of the cores for each GPU",
-        "timing": f"median of {_EPOCHS - 2} epochs, then of {args.rounds} rounds, backends in turn; min, max",
+        "timing": f"an epoch after the first, median of {args.rounds} trainings, backends in turn; min, max",
         "memory": "largest memory in use on a GPU, less that on fake data",
     }
     pieces = collect(cases, args.backends, args.rounds, 5 if args.quick else None, _train)
