@@ -38,9 +38,7 @@ def collect(steps: int, train: Train) -> list[Row]:
     measures = {
         "images/s": [(_STEPS * epoch["epoch"], epoch["images_per_second"]) for epoch in kept],
         "peak memory of tensors, MiB": [(_STEPS * epoch["epoch"], 1024 * epoch["peak_memory_gib"]) for epoch in kept],
-        "memory of the GPU, MiB": [
-            (_STEPS * each.epochs, each.gpu_mib) for each in later if each.gpu_mib is not None
-        ],
+        "memory of the GPU, MiB": [(_STEPS * each.epochs, each.gpu_mib) for each in later if each.gpu_mib is not None],
         "memory of the process, MiB": [(_STEPS * each.epochs, each.host_mib) for each in later],
     }
     return [

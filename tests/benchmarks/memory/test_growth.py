@@ -14,9 +14,7 @@ def faked(leak_mib, slower):
             {"epoch": number, "images_per_second": 1000.0 - slower * number, "peak_memory_gib": 2.0}
             for number in range(epochs)
         ]
-        samples = [
-            Sample(number, 4000.0 + leak_mib * number, 900.0 + leak_mib * number) for number in range(epochs)
-        ]
+        samples = [Sample(number, 4000.0 + leak_mib * number, 900.0 + leak_mib * number) for number in range(epochs)]
         return rows, samples
 
     return train
