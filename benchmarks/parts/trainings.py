@@ -31,8 +31,8 @@ SIZES = ("tiny", "small", "base")
 BATCHES = {"tiny": 1000, "small": 600, "base": 300}
 """Batches of an epoch, by the size of the model.
 
-A GPU takes ten seconds for them. The start of an epoch, beside the writing of a checkpoint, takes 0.1 to 0.5 s. An epoch
-of ImageNet is ten or more times as long.
+A GPU takes ten seconds for them. The start of an epoch, beside the writing of a checkpoint, takes 0.1 to 0.5 s.
+An epoch of ImageNet is ten or more times as long.
 """
 
 EPOCHS = 3
