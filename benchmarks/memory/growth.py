@@ -35,7 +35,7 @@ def collect(steps: int, train: Train) -> list[Row]:
     done = len(epochs) * _STEPS
     kept = epochs[int(_LEFT_OUT * len(epochs)) :]
     later = [sample for sample in samples if sample.epochs >= _LEFT_OUT * len(epochs)]
-    measures = {
+    measures: dict[str, list[tuple[float, float]]] = {
         "images/s": [(_STEPS * epoch["epoch"], epoch["images_per_second"]) for epoch in kept],
         "peak memory of tensors, MiB": [(_STEPS * epoch["epoch"], 1024 * epoch["peak_memory_gib"]) for epoch in kept],
         "memory of the GPU, MiB": [(_STEPS * each.epochs, each.gpu_mib) for each in later if each.gpu_mib is not None],
