@@ -190,6 +190,15 @@ def test_forward_mode_takes_no_kernel_that_has_no_tangent(device, monkeypatch, w
     torch.testing.assert_close([each.tangent for each in found], list(expected), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("grad", [torch.no_grad, torch.enable_grad])
+def test_a_tangent_of_coefficients_alone_is_seen(device, grad):
+    x, a, b = (each.detach() for each in leaves(device, torch.float32))
+    expected = torch.func.jvp(lambda a: rational_reference(x, a, b), (a,), (a,))[1]
+    with grad(), forward_ad.dual_level():
+        found = forward_ad.unpack_dual(flashkat.rational(x, forward_ad.make_dual(a, a), b))
+    torch.testing.assert_close(found.tangent, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_forward_mode_under_autocast(device):
     x, a, b = (each.detach() for each in leaves(device, torch.float32))
     with forward_ad.dual_level(), torch.autocast(device, torch.bfloat16):

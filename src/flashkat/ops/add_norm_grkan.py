@@ -67,7 +67,7 @@ def add_norm_grkan(
             described = Layers(*map(metadata_of_plain, layers))
             plan = _plan(metadata_of_plain(x), metadata_of_plain(branch), described, eps, call.autocast, recompute)
             if plan is not None:
-                if not wants_node():
+                if not wants_node(x):
                     return plan.without_gradients(x, branch, layers)
                 try:
                     return _Eager.apply(x, branch, *layers, eps, plan)

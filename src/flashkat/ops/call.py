@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 from torch.overrides import has_torch_function
 
 from .layout import PLAIN_TYPES, Metadata, vector_of
-from .private import dispatch_modes, has_forward_mode, transform, transforms_are_known
+from .private import dispatch_modes, transform, transforms_are_known
 
 __all__ = [
     "DTYPES",
@@ -88,9 +89,13 @@ def is_plain(*tensors: Tensor) -> bool:
     )
 
 
-def wants_node() -> bool:
-    """Return whether derivatives may be wanted. If not, a plain call needs no node of autograd."""
-    return torch.is_grad_enabled() or has_forward_mode()
+def wants_node(tensor: Tensor) -> bool:
+    """Return whether derivatives may be wanted. If not, a plain call needs no node of autograd.
+
+    Args:
+        tensor: one of the call. Without forward mode, PyTorch takes it for its own primal.
+    """
+    return torch.is_grad_enabled() or unpack_dual(tensor).primal is not tensor
 
 
 class ForwardModeError(Exception):

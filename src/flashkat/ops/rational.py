@@ -77,7 +77,7 @@ def rational(
             raise
         strides = x.stride() if x.layout is torch.strided else ()
         plan = _plan(*described, strides, dim, channels, call.autocast)
-        if not wants_node():
+        if not wants_node(x):
             return plan.forward(x, numerator, denominator)
         try:
             return _Eager.apply(x, numerator, denominator, plan)
