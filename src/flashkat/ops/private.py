@@ -12,14 +12,10 @@ unfused path.
    pass by a hook. Without it, no modules are fused.
 4. ``torch._subclasses.functional_tensor.FunctionalTensorMode``. In this mode compilers take the formula for small
    tensors. Without it, compiled code always calls the operators.
-5. ``torch._inductor.config``. In CUDA graphs a launch costs the host nothing, so fewer small tensors take the formula.
-   Without it, tensors in CUDA graphs take the formula as others do.
-6. ``torch._C._cuda_endAllocateToPool`` and ``_cuda_releasePool``. PyTorch leaves its allocator in a capture that failed
+5. ``torch._C._cuda_endAllocateToPool`` and ``_cuda_releasePool``. PyTorch leaves its allocator in a capture that failed
    (seen with 2.11 to 2.14). Without them, memory of that capture stays taken.
-7. ``torch._C._StaticCudaLauncher``. It launches a kernel in a third of the host time that Triton's launcher takes (0.8
+6. ``torch._C._StaticCudaLauncher``. It launches a kernel in a third of the host time that Triton's launcher takes (0.8
    and 2.2 us on a CPU without a GPU). Without it, Triton's launcher runs.
-8. ``torch.autograd.forward_ad._current_level``. A call without derivatives needs no node of autograd, which saves a
-   fifth of its host time. Without it, each call makes a node.
 """
 
 import contextlib
@@ -32,13 +28,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.autograd import forward_ad
 
 __all__ = [
     "FunctionalTensorMode",
-    "cuda_graphs_are_on",
     "dispatch_modes",
-    "has_forward_mode",
     "hooks_are_global",
     "is_hooked",
     "kernel_launcher",
@@ -67,16 +60,6 @@ transform: Callable[[], object | None] = _peek or (lambda: True)
 """The innermost active transform of ``torch.func``, if any; True where that is unknown."""
 
 
-_level = _find(
-    "torch.autograd.forward_ad", "_current_level", "eager calls of flashkat's operators without gradients take longer"
-)
-
-
-def has_forward_mode() -> bool:
-    """Return whether tensors may have tangents; True where that is unknown."""
-    return _level is None or forward_ad._current_level >= 0
-
-
 _has_any_global_hook = _find(
     "torch.nn.modules.module", "_has_any_global_hook", "flashkat fuses no modules, which takes longer"
 )
@@ -102,18 +85,6 @@ FunctionalTensorMode: type | None = _find(
     "torch._subclasses.functional_tensor", "FunctionalTensorMode", "compiled calls of flashkat's operators take longer"
 )
 """The mode in which compilers trace; None where that is unknown."""
-
-
-@functools.cache
-def _inductor() -> Any | None:
-    # Slow to import.
-    return _find("torch._inductor.config", "triton", "flashkat's small tensors may take longer within CUDA graphs")
-
-
-def cuda_graphs_are_on() -> bool:
-    """Return whether Inductor makes CUDA graphs."""
-    config = _inductor()
-    return config is not None and bool(config.cudagraphs)
 
 
 def leave_failed_capture(device: int, pool: Any) -> None:

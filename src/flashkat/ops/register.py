@@ -103,13 +103,12 @@ _FLOAT64_DEGREE = 6
 def _is_fused(x: Tensor, coefficients: Sequence[Tensor]) -> bool:
     """Return whether a compiler fuses the formula of F(x) with its neighbours, in place of a kernel.
 
-    For small tensors, a launch takes the host longer than the formula takes the GPU. In Inductor's CUDA graphs the
-    host launches nothing. There the formula must be faster than the kernel, which it is for fewer elements.
+    For small tensors, a launch takes the host longer than the formula takes the GPU. In CUDA graphs, where the host
+    launches nothing, the formula saves a pass over memory.
     """
     m, n = (each.shape[1] for each in coefficients)
-    most = settings.FUSED_ELEMENTS_IN_GRAPHS if private.cuda_graphs_are_on() else settings.FUSED_ELEMENTS
     return (
-        x.numel() <= most
+        x.numel() <= settings.FUSED_ELEMENTS
         and x.dtype != torch.float64
         and max(m - 1, n) <= _FLOAT64_DEGREE
         and has_fast_float64(x.device)

@@ -25,7 +25,3 @@ def test_a_row_of_the_most_channels_fits():
 
     lanes = settings.LANES * settings.MOST_ROW_WARPS
     assert lanes * settings.ROW_CHUNKS * (VECTOR_BYTES // 4) >= MOST_CHANNELS
-
-
-def test_fewer_elements_are_fused_in_cuda_graphs():
-    assert settings.FUSED_ELEMENTS_IN_GRAPHS < settings.FUSED_ELEMENTS

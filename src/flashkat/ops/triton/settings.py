@@ -39,10 +39,9 @@ ROW_ELEMENTS_PER_THREAD = 12
 ROW_FORWARD_WARPS = 16
 ROW_BACKWARD_WARPS = 8
 
-# Up to so many elements, compilers fuse the formula in place of our forward kernel. Fewer in CUDA graphs, where a
-# launch takes the host no time.
-FUSED_ELEMENTS = 2**20
-FUSED_ELEMENTS_IN_GRAPHS = 2**19
+# Up to so many elements, compilers fuse the formula in place of our forward kernel. With more, kernels are faster in
+# CUDA graphs.
+FUSED_ELEMENTS = 2**19
 
 # Up to so many elements of x, a block's second half is one call without gradients. Larger ones are not host-bound, and
 # separate operators free memory earlier.
