@@ -315,9 +315,12 @@ def test_compiled_recomputation_agrees(mode, shape):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("mode", [None, "reduce-overhead", "eager"])
+@pytest.mark.parametrize("mode", [None, "eager"])
 def test_a_deep_model_takes_less_memory(mode):
-    """By the values of all layers but those that the first backward pass needs at once."""
+    """By the values of all layers but those that the first backward pass needs at once.
+
+    CUDA graphs share a pool that both cases fill. ``benchmarks.memory.recompute`` measures each in a model of its own.
+    """
     depth, (leaves, grads) = 6, make((64, 197, 384), 1536, rows=(1, 8), inputs=(F32, BF16))
     torch.compiler.reset()
 
@@ -330,8 +333,7 @@ def test_a_deep_model_takes_less_memory(mode):
     run = function if mode == "eager" else torch.compile(function, fullgraph=True, mode=mode)
 
     def peak(recompute):
-        # The second run of a mode with CUDA graphs records them. Later runs allocate nothing.
-        for _ in range(2):
+        for _ in range(2):  # the first run compiles
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
