@@ -45,7 +45,7 @@ def test_writing_replaces_the_whole_file_or_nothing(tmp_path, monkeypatch):
     before = path.read_bytes()
 
     def power_cut(checkpoint, file):
-        Path(file).write_bytes(WHOLE[: len(WHOLE) // 2])
+        file.write(WHOLE[: len(WHOLE) // 2])
         raise OSError("no space left on device")
 
     with monkeypatch.context() as patch:
@@ -61,22 +61,37 @@ def test_the_reason_for_what_cannot_be_written_is_the_systems(tmp_path, monkeypa
     """PyTorch's writer does not say it."""
     with pytest.raises(FileNotFoundError):
         checkpoints.write(tmp_path / "gone" / "last.pth.tar", checkpoint())
-    resource = pytest.importorskip("resource")
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
-    try:
-        with pytest.raises(OSError, match="File too large"):
-            checkpoints.write(tmp_path / "last.pth.tar", checkpoint())
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert not list(tmp_path.iterdir())
 
     def fail(checkpoint, path):
         raise RuntimeError("of unknown cause")
 
     monkeypatch.setattr(torch, "save", fail)
-    with pytest.raises(OSError, match="Input/output error"):
+    with pytest.raises(OSError, match="of unknown cause"):
         checkpoints.write(tmp_path / "last.pth.tar", checkpoint())
+
+
+@pytest.mark.parametrize("most", [0, 1000, 100_000, 400_000])
+def test_a_full_disk_is_named_wherever_it_fills(tmp_path, most):
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    state = {"a": torch.ones(50_000), "b": torch.ones(50_001)}
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            checkpoints.write(tmp_path / "last.pth.tar", {"state_dict": state})
+        with pytest.raises(InputError, match=r"cannot write .*: File too large"):
+            checkpoints.write_weights(tmp_path / "weights.pth", state)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_is_written_to_once(tmp_path, monkeypatch):
+    """A file that was there and is written anew holds up training as ext4 closes it."""
+    found, save = [], torch.save
+    monkeypatch.setattr(torch, "save", lambda content, file: (found.append(file), save(content, file)))
+    checkpoints.write(tmp_path / "last.pth.tar", checkpoint())
+    assert not isinstance(found[0], (str, Path))
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------

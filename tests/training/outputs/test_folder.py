@@ -169,8 +169,8 @@ def test_a_run_that_goes_on_is_kept(make):
 def test_a_checkpoint_that_cannot_be_written_leaves_nothing_behind(make, monkeypatch):
     """A full disk, say."""
 
-    def write(checkpoint, path):
-        path.write_bytes(b"half")
+    def write(checkpoint, file):
+        file.write(b"half")
         raise OSError(28, "No space left on device")
 
     folder = make()
