@@ -106,13 +106,6 @@ class GRKAN(nn.Module):
         self.norm = norm_layer(hidden_features, device=device, dtype=dtype) if norm_layer else nn.Identity()
         self.fc2 = linear(hidden_features, out_features, biases[1])
 
-    def reset_parameters(self) -> None:
-        """Set the rationals back to their starting functions and the other layers to their own defaults."""
-        for child in self.children():
-            reset = getattr(child, "reset_parameters", None)
-            if reset is not None:
-                reset()
-
     def forward(self, x: Tensor) -> Tensor:
         return self.after_first_rational(self.act1(x))
 
