@@ -182,6 +182,11 @@ def test_variance_gain_is_the_published_one(name, published, tolerance):
     assert variance_gain(name) == pytest.approx(published, rel=tolerance)
 
 
+def test_variance_gain_on_another_default_device():
+    with torch.device("meta"):
+        assert variance_gain("swish") == pytest.approx(2.8178, rel=0.01)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_variance_gain_is_that_of_the_function_under_a_normal_input(name):
     x = grid(-8, 8, 160001)

@@ -39,8 +39,8 @@ def starting_coefficients(start: Start, m: int = 6, n: int = 4) -> tuple[Tensor,
         n: number of denominator coefficients.
 
     Returns:
-        Float64 tensors of shapes (m,) and (n,). "identity" is exact, and a Fit as it is. Others are fits on [-3, 3],
-        drawn a little to the function out to 8.
+        Float64 tensors of shapes (m,) and (n,), on the CPU. "identity" is exact, and a Fit as it is. Others are fits on
+        [-3, 3], drawn a little to the function out to 8.
 
     Raises:
         ValueError: an unknown name, numbers of coefficients that make no sense, cannot represent the identity or are
@@ -61,14 +61,14 @@ def starting_coefficients(start: Start, m: int = 6, n: int = 4) -> tuple[Tensor,
     if start == "identity":
         if m < 2:
             raise ValueError(f"the identity needs m >= 2 numerator coefficients, not {m}: choose another start or m")
-        numerator = torch.zeros(m, dtype=torch.float64)
+        numerator = torch.zeros(m, dtype=torch.float64, device="cpu")
         numerator[1] = 1.0
-        return numerator, torch.zeros(n, dtype=torch.float64)
+        return numerator, torch.zeros(n, dtype=torch.float64, device="cpu")
     if (m, n) == _STORED_DEGREES:
         stored = _stored()[start]
         return (
-            torch.tensor(stored["numerator"], dtype=torch.float64),
-            torch.tensor(stored["denominator"], dtype=torch.float64),
+            torch.tensor(stored["numerator"], dtype=torch.float64, device="cpu"),
+            torch.tensor(stored["denominator"], dtype=torch.float64, device="cpu"),
         )
     return _fitted(start, m, n).tables
 
