@@ -346,3 +346,9 @@ def test_what_cannot_be_fitted_is_named(arguments, message):
 
 def test_fit_is_public():
     assert flashkat.fit is fit
+
+
+def test_a_fit_takes_integers_and_other_devices():
+    found = fit("gelu")
+    assert torch.equal(found(torch.tensor([1, 2, -1])), found(torch.tensor([1.0, 2.0, -1.0])))
+    assert found(torch.zeros(3, device="meta")).is_meta

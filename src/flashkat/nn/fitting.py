@@ -109,8 +109,10 @@ class Fit:
         return iter((self.numerator, self.denominator))
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Return F(x) for each element of a tensor."""
-        return rational_reference(x[..., None], self.numerator[None], self.denominator[None])[..., 0]
+        """Return F(x) for each element of a tensor. Integers are taken for PyTorch's default dtype."""
+        x = x if x.is_floating_point() else x.to(torch.get_default_dtype())
+        numerator, denominator = (each.to(x.device)[None] for each in self)
+        return rational_reference(x[..., None], numerator, denominator)[..., 0]
 
     def __repr__(self) -> str:
         low, high = self.interval
