@@ -212,6 +212,30 @@ def test_rationals_start_as_named(model):
 # KAT's other names
 
 
+@pytest.mark.parametrize("mode", OWN)
+def test_other_default_dtypes_and_devices(mode):
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        model = create(weight_init=mode)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert model.blocks[0].attn.qkv.weight.dtype == torch.bfloat16
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+    with torch.device("meta"):
+        assert create(weight_init=mode).pos_embed.is_meta
+
+
+@pytest.mark.parametrize("mode", TIMMS)
+def test_a_second_initialisation_is_as_the_first(mode):
+    model = create(weight_init=mode)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(torch.nan)
+    model.init_weights()
+    for one, other in zip(model.blocks.parameters(), create(weight_init=mode).blocks.parameters(), strict=True):
+        torch.testing.assert_close(one.std(), other.std(), rtol=0.1, atol=1e-3)
+
+
 def test_mimetic_is_kan_mimetic():
     one, other = (create(depth=1, weight_init=name).state_dict() for name in ("mimetic", "kan_mimetic"))
     assert all(torch.equal(one[key], other[key]) for key in one)

@@ -71,8 +71,6 @@ def _start_all(model: VisionTransformer) -> None:
             nn.init.trunc_normal_(module.weight, std=_LINEAR_STD)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-        elif isinstance(module, GRKAN):
-            continue  # its parts are initialised one by one
         elif hasattr(module, "init_weights"):
             module.init_weights()
         elif hasattr(module, "reset_parameters"):
@@ -106,8 +104,8 @@ def mimetic_attention_(attention: Attention, *, is_swapped: bool = False) -> Non
 
 def _noisy_identity(size: int, alpha: float, beta: float, like: Tensor) -> Tensor:
     bound = math.sqrt(3 / size)
-    noise = torch.empty(size, size, device=like.device).uniform_(-bound, bound)
-    return alpha * noise + beta * torch.eye(size, device=like.device)
+    noise = torch.empty(size, size, dtype=torch.float32, device=like.device).uniform_(-bound, bound)
+    return alpha * noise + beta * torch.eye(size, dtype=torch.float32, device=like.device)
 
 
 def _factors(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
