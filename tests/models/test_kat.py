@@ -7,13 +7,14 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+from timm.models.vision_transformer import ParallelScalingBlock, VisionTransformer, checkpoint_filter_fn
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from timm.utils import ModelEmaV3
 from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from flashkat import GRKAN
+from flashkat.errors import InputError
 from flashkat.models import KolmogorovArnoldTransformer, is_same_model
 
 NAMES = [
@@ -462,6 +463,22 @@ def test_pretrained_weights_load_but_for_the_head_with_another_number_of_classes
     target = pretrained(source, tmp_path, num_classes=9)
     assert target(images()).shape == (2, 9)
     assert torch.equal(target.forward_features(images()), source.forward_features(images()))
+
+
+def test_pretrained_weights_need_not_be_all(tmp_path):
+    """A mean over tokens has a norm of its own, which published weights lack."""
+    source = small()
+    with pytest.raises(InputError, match="2 missing"):
+        pretrained(source, tmp_path, global_pool="avg")
+    target = pretrained(source, tmp_path, global_pool="avg", pretrained_strict=False)
+    assert torch.equal(target.blocks[1].mlp.fc1.weight, source.blocks[1].mlp.fc1.weight)
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        pretrained(source, tmp_path, mlp_ratio=2, pretrained_strict=False)
+
+
+def test_blocks_without_a_place_for_a_grkan_are_refused():
+    with pytest.raises(ValueError, match="a ParallelScalingBlock has no place for a GR-KAN: choose another block_fn"):
+        small(block_fn=ParallelScalingBlock)
 
 
 def test_pretrained_weights_load_for_grey_images(tmp_path):

@@ -61,14 +61,16 @@ class KolmogorovArnoldTransformer(VisionTransformer):
         weight_init: str = "kan_mimetic",
         **kwargs: Any,
     ) -> None:
-        kwargs["mlp_layer"] = partial(
-            kwargs.get("mlp_layer", GRKAN), m=m, n=n, num_groups=num_groups, den_groups=den_groups, start=act_init
-        )
+        layer = kwargs.get("mlp_layer", GRKAN)
+        kwargs["mlp_layer"] = partial(layer, m=m, n=n, num_groups=num_groups, den_groups=den_groups, start=act_init)
         kwargs.setdefault("block_fn", KATBlock)
         if weight_init not in (*_INITIALISATIONS, *_TIMM_INITIALISATIONS):
             known = ", ".join((*_INITIALISATIONS, *filter(None, _TIMM_INITIALISATIONS)))
             raise ValueError(f"unknown weight_init {weight_init!r}: choose one of {known}, or nothing for timm's start")
         super().__init__(*args, weight_init="skip", **kwargs)
+        if isinstance(layer, type) and not all(any(isinstance(m, layer) for m in b.modules()) for b in self.blocks):
+            name = getattr(kwargs["block_fn"], "__name__", "block_fn")
+            raise ValueError(f"a {name} has no place for a GR-KAN: choose another block_fn")
         for module in self.blocks[-1:].modules():
             if isinstance(module, GRKAN):
                 # Its backward pass comes first, while all blocks' memory is taken: more would raise the peak.
@@ -171,7 +173,7 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-def checkpoint_filter(state: dict[str, Any], model: VisionTransformer) -> dict[str, Tensor]:
+def checkpoint_filter(state: dict[str, Any], model: VisionTransformer, *, is_strict: bool = True) -> dict[str, Tensor]:
     """Rename published weights to a model's names, for timm to load.
 
     timm then adapts the input channels and the classifier. A ViT's weights leave the rationals at their starting
@@ -180,6 +182,7 @@ def checkpoint_filter(state: dict[str, Any], model: VisionTransformer) -> dict[s
     Args:
         state: weights in a format that :mod:`flashkat.checkpoints.formats` knows.
         model: the model to load into.
+        is_strict: whether timm is asked for all weights and no others, see its ``pretrained_strict``.
 
     Returns:
         A state_dict with the model's names.
@@ -195,8 +198,10 @@ def checkpoint_filter(state: dict[str, Any], model: VisionTransformer) -> dict[s
     def without_head(names: Iterable[str]) -> dict[str, None]:
         return dict.fromkeys(name for name in names if not name.startswith("head."))
 
-    found = describe(compare(without_head(own), without_head(state)))
-    if found:
+    differences = compare(without_head(own), without_head(state))
+    if not is_strict:
+        differences |= {"missing": [], "unexpected": []}
+    if found := describe(differences):
         raise InputError(f"the weights are of another model than {model_name(model)} as asked for: {found}")
     return state
 
@@ -206,7 +211,7 @@ def _create(variant: str, pretrained: bool = False, **kwargs: Any) -> Kolmogorov
         KolmogorovArnoldTransformer,
         variant,
         pretrained,
-        pretrained_filter_fn=checkpoint_filter,
+        pretrained_filter_fn=partial(checkpoint_filter, is_strict=kwargs.get("pretrained_strict", True)),
         feature_cfg={"out_indices": kwargs.pop("out_indices", 3), "feature_cls": "getter"},
         **kwargs,
     )
