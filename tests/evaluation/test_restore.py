@@ -153,8 +153,10 @@ def test_ema_of_no_checkpoint(refused, images):
 
 
 def test_another_image_size_resamples_the_position_embedding(validate, images, trained):
-    result, _ = validate(images, "--checkpoint", trained / "last.pth.tar", "--img-size", 16)
+    result, lines = validate(images, "--checkpoint", trained / "last.pth.tar", "--img-size", 16)
     assert result["img_size"] == 16
+    assert [line.startswith("the position embedding is resampled: ") for line in lines].count(True) == 1
+    assert not any("is resampled" in line for line in validate(images, "--checkpoint", trained / "last.pth.tar")[1])
 
 
 def test_checkpoint_of_timms_own_script(validate, images, trained, tmp_path):

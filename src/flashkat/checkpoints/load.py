@@ -14,7 +14,7 @@ from .adapt import Size, source_grid, stated_size, with_channels, with_grid
 from .formats import compare, describe, model_name
 from .io import read
 
-__all__ = ["fit", "load_weights", "notes_on_average", "start_from", "weights"]
+__all__ = ["fit", "load_weights", "notes_on_average", "notes_on_fit", "start_from", "weights"]
 
 
 def notes_on_average(checkpoint: dict[str, Any], use_ema: bool) -> list[str]:
@@ -187,7 +187,7 @@ def start_from(
     checkpoint = read(path)
     as_read, size = weights(checkpoint, use_ema), stated_size(checkpoint)
     state = fit(model, as_read, str(path), size=size, is_start=True)
-    own, notes = model.state_dict(), _resampled(model, as_read, state, size, path)
+    own, notes = model.state_dict(), notes_on_fit(model, as_read, path, size)
     rationals = rational_names(own)
     if rationals and not rational_names(state):
         state |= {key: own[key] for key in rationals}
@@ -211,12 +211,19 @@ def start_from(
     return notes + ([f"{path} fits in part: {left}"] if left else [])
 
 
-def _resampled(
-    model: Any, read: dict[str, Tensor], fitted: dict[str, Tensor], size: Size | None, path: str | os.PathLike[str]
+def notes_on_fit(
+    model: Any, state: dict[str, Tensor], path: str | os.PathLike[str], size: Size | None = None
 ) -> list[str]:
-    """Return a line for each embedding that was resampled to the model, or whose grid is a guess."""
+    """Return a line for each embedding that was resampled to the model, or whose grid is a guess.
+
+    Args:
+        model: the model.
+        state: the weights before :func:`fit`.
+        path: name of the weights.
+        size: height and width of the images that the weights are of, if known.
+    """
     notes: list[str] = []
-    if isinstance(model, VisionTransformer) and (grid := source_grid(model, read, size, str(path), is_start=True)):
+    if isinstance(model, VisionTransformer) and (grid := source_grid(model, state, size, str(path), is_start=True)):
         own = tuple(model.patch_embed.grid_size)
         if grid != own:
             notes.append(_change("position", grid, own, path))
@@ -226,8 +233,9 @@ def _resampled(
                 "state the size of its images"
             )
     kernel = "patch_embed.proj.weight"
-    if kernel in read and kernel in fitted and read[kernel].ndim == fitted[kernel].ndim == 4:
-        old, new = read[kernel].shape[2:], fitted[kernel].shape[2:]
+    weight = getattr(getattr(getattr(model, "patch_embed", None), "proj", None), "weight", None)
+    if kernel in state and weight is not None and state[kernel].ndim == weight.ndim == 4:
+        old, new = state[kernel].shape[2:], weight.shape[2:]
         if old != new:
             notes.append(_change("patch", old, new, path))
     return notes

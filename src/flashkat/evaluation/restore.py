@@ -70,7 +70,7 @@ def restore(model: Model, trained: Trained, data: Data, say: Callable[[str], Non
         model: the model's section; its name may be None.
         trained: the file of the weights.
         data: the data section of the images that the model will see.
-        say: called with a line about the weights that ``model.partial`` left out.
+        say: called with a line about embeddings that were resampled, and weights that ``model.partial`` left out.
 
     Raises:
         InputError: the file cannot be read, or does not fit the model.
@@ -101,6 +101,8 @@ def restore(model: Model, trained: Trained, data: Data, say: Callable[[str], Non
         left = checkpoints.load_weights(
             module, state, file, size=checkpoints.stated_size(checkpoint), partial=model.partial
         )
+        for note in checkpoints.notes_on_fit(module, state, file, checkpoints.stated_size(checkpoint)):
+            say(note)
         if left:
             say(f"{file} fits in part: {left}")
     else:
