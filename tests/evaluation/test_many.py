@@ -12,7 +12,13 @@ from tiny import weights
 
 from flashkat.cli.main import main
 from flashkat.errors import InputError
+from flashkat.evaluation import Config, validate_all
 from flashkat.system import distributed
+
+
+def test_an_unknown_format_of_results():
+    with pytest.raises(InputError, match="--results-format must be one of csv, json, not 'xml'"):
+        validate_all(Config(), results_format="xml")
 
 
 def test_a_folder_of_checkpoints(validated, tmp_path):

@@ -3,6 +3,7 @@
 import importlib
 import math
 import os
+import re
 import signal
 from functools import partial
 
@@ -12,7 +13,8 @@ from processes import forked, free_port
 from tiny import FLAGS, MODEL, weights
 
 from flashkat.cli.main import run
-from flashkat.evaluation import many
+from flashkat.errors import InputError
+from flashkat.evaluation import Config, Evaluation, many
 from flashkat.evaluation.evaluate import evaluate
 from flashkat.evaluation.metrics import Meters
 
@@ -61,6 +63,22 @@ def test_more_gpus_than_there_are(validated, tmp_path):
     checkpoint = weights(tmp_path / "weights.pth")
     err = validated("--checkpoint", checkpoint, "--device", "cpu", "--num-gpu", 2, status=2)
     assert "--num-gpu 2 is more than the" in err
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "message"),
+    [
+        ({"crop_mode": "middle"}, "--crop-mode must be one of center, squash, border, not 'middle'"),
+        ({"metrics_avg": "mean"}, "--metrics-avg must be one of micro, macro, weighted, not 'mean'"),
+        ({"crop_border_pixels": -3}, "--crop-border-pixels must be at least 0, not -3"),
+        ({"log_freq": 0}, "--log-freq must be at least 1, not 0"),
+        ({"num_gpu": 0}, "--num-gpu must be at least 1, not 0"),
+        ({"tta": 11}, "--tta must be 0 to 10 views of each image, not 11"),
+    ],
+)
+def test_values_that_no_flag_takes(evaluation, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        VALIDATE.validate(Config(evaluation=Evaluation(**evaluation)))
 
 
 def _validate_until_killed(argv):

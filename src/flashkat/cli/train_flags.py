@@ -3,7 +3,7 @@
 import argparse
 import textwrap
 
-from ..defaults import DEFAULT_MODEL, DEFAULT_OUTPUT, INTERPOLATIONS
+from ..defaults import DEFAULT_MODEL, DEFAULT_OUTPUT, INTERPOLATIONS, MOST_VIEWS
 from .parser import KeyValues, Parser, amount, below_one, count, finite, fraction, number, positive, seed, share, size
 from .shared_flags import add_config, add_data, add_data_dir, add_device, add_model
 
@@ -515,7 +515,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--tta",
-        type=number(int, 0, 10),
+        type=number(int, 0, MOST_VIEWS),
         default=0,
         metavar="N",
         help="average the outputs of N views: the image, its mirror image, both shifted to each corner (default: 0)",

@@ -2,7 +2,7 @@
 
 import argparse
 
-from ..defaults import EVALUATION_BATCH_SIZE
+from ..defaults import AVERAGES, CROP_MODES, EVALUATION_BATCH_SIZE, MOST_VIEWS, RESULT_FORMATS
 from .parser import Parser, count, number, positive, seed
 from .shared_flags import add_config, add_data, add_data_dir, add_device, add_model
 
@@ -27,13 +27,13 @@ def add_validation_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--use-train-size", action="store_true", help="use the model's image size of training, not the one for tests"
     )
-    group.add_argument("--crop-mode", choices=["center", "squash", "border"], help="how to crop (default: the model's)")
+    group.add_argument("--crop-mode", choices=CROP_MODES, help="how to crop (default: the model's)")
     group.add_argument(
         "--crop-border-pixels", type=count, metavar="N", help="pixels to cut off each edge of an image before resizing"
     )
     group.add_argument(
         "--tta",
-        type=number(int, 0, 10),
+        type=number(int, 0, MOST_VIEWS),
         default=0,
         metavar="N",
         help="average the outputs of N views: the image, its mirror image, both shifted to each corner (default: 0)",
@@ -49,7 +49,7 @@ def add_validation_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--metrics-avg",
-        choices=["micro", "macro", "weighted"],
+        choices=AVERAGES,
         help="report precision, recall and F1 too, averaged over classes in this way (needs scikit-learn)",
     )
     group.add_argument("--seed", type=seed, default=42, metavar="S", help="random seed (default: 42)")
@@ -64,7 +64,7 @@ def add_validation_arguments(parser: argparse.ArgumentParser) -> None:
         help="file of the results (default: none, or results-all.csv for several models, as in timm)",
     )
     group.add_argument(
-        "--results-format", default="csv", choices=["csv", "json"], help="format of the results (default: csv)"
+        "--results-format", default="csv", choices=RESULT_FORMATS, help="format of the results (default: csv)"
     )
     group.add_argument(
         "--log-freq", type=positive, default=10, metavar="N", help="batches between two lines of progress (default: 10)"

@@ -8,6 +8,7 @@ import timm
 import torch
 from timm.utils.misc import natural_key
 
+from ..defaults import RESULT_FORMATS
 from ..errors import InputError, UnreachableError
 from ..system import distributed
 from ..system.files import check_writable
@@ -46,6 +47,8 @@ def validate_all(
     Raises:
         InputError: the configuration cannot be used, or no model of a list can be evaluated.
     """
+    if results_format not in RESULT_FORMATS:
+        raise InputError(f"--results-format must be one of {', '.join(RESULT_FORMATS)}, not {results_format!r}")
     prepare(config)
     with distributed.joined(config.runtime.device) as device, watched(distributed.rank(), distributed.size()):
         check_processes(config.evaluation)
