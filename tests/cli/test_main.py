@@ -5,6 +5,7 @@ import io
 import os
 import pickle
 import shutil
+import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -18,6 +19,7 @@ from PIL import Image
 from processes import interrupted, started
 
 from flashkat import checkpoints
+from flashkat.cli import main as module
 from flashkat.cli.main import main
 
 KWARGS = {"patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2}
@@ -696,3 +698,33 @@ def test_a_module_of_our_own_that_is_missing_is_no_users_error(command, monkeypa
     monkeypatch.setitem(sys.modules, "flashkat.tools.flops", None)
     with pytest.raises(ModuleNotFoundError):
         command("flops", "kat_tiny_patch16_224")
+
+
+# --- streams ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("encoding", "name", "printed"),
+    [("ascii", "\u732b.json", b"\\u732b.json"), ("utf-8", "\udce9.json", b"\xe9.json")],
+)
+def test_names_that_an_output_lacks(encoding, name, printed, monkeypatch):
+    output = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(output, encoding, errors="strict"))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xe9.json"), "utf-8"))
+    module._take_any_name()
+    assert sys.stdin.read() == "\udce9.json"
+    print(name, end="", flush=True)
+    assert output.getvalue() == printed
+
+
+def test_a_program_without_a_standard_output(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    assert main(["data", "digits", str(tmp_path / "digits")]) == 0
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+def test_a_full_output_is_one_line():
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([COMMAND, "--version"], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "flashkat: error: No space left on device\n"

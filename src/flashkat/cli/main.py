@@ -4,6 +4,8 @@ PyTorch and timm are imported once the flags are read. Help and typos need neith
 """
 
 import argparse
+import codecs
+import io
 import json
 import os
 import shlex
@@ -35,15 +37,16 @@ __all__ = ["main", "run"]
 
 def main(argv: list[str] | None = None) -> int:
     """Run a subcommand and return the exit status: 1 for a failed run, 2 for bad input, 128 and more for a signal."""
-    parser = _parser()
-    args = vars(parser.parse_args(argv))
-    run, program = args.pop("run"), f"flashkat {args.pop('command')}"
+    program = "flashkat"
     try:
+        args = vars(_parser().parse_args(argv))
+        run, program = args.pop("run"), f"flashkat {args.pop('command')}"
         with interruptible(), warnings.catch_warnings():
             # Pillow warns of large images, and refuses those of twice that size.
             warnings.filterwarnings("ignore", ".* could be decompression bomb")
             status = run(argparse.Namespace(**args)) or 0
-            sys.stdout.flush()
+            if sys.stdout is not None:  # a program without a terminal may have none
+                sys.stdout.flush()
     except InputError as error:
         return _fail(program, str(error), status=2)
     except DivergedError as error:
@@ -78,12 +81,21 @@ def run(argv: list[str] | None = None) -> NoReturn:
     """Run :func:`main`, and end the process with its status. Where it failed, processes that load images end too."""
     try:
         with stoppable():
+            _take_any_name()
             status = main(argv)
     except Stopped as error:  # before main caught it, or after
         status = error.status
     if status:
         end_children()
     leave(status)
+
+
+def _take_any_name() -> None:
+    """Let the streams take names that their encoding lacks: names of files may be any bytes."""
+    for stream in (sys.stdin, sys.stdout):
+        if isinstance(stream, io.TextIOWrapper):
+            is_unicode = stream is sys.stdin or codecs.lookup(stream.encoding).name == "utf-8"
+            stream.reconfigure(errors="surrogateescape" if is_unicode else "backslashreplace")
 
 
 def _is_memory_short(error: Exception) -> bool:
@@ -133,7 +145,7 @@ class _Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
         from .. import __version__
 
-        print(f"flashkat {__version__}")
+        print(f"flashkat {__version__}", flush=True)
         parser.exit()
 
 
@@ -291,7 +303,7 @@ def _predict(args: argparse.Namespace) -> int:
     predictions = predict(
         evaluation_config(args, args.checkpoint, None),
         args.images,
-        sys.stdin,
+        sys.stdin or (),
         top=args.top,
         trust=args.trust,
         terminal=sys.stderr if sys.stderr.isatty() else None,
