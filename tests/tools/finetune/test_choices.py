@@ -134,6 +134,14 @@ def test_a_size_that_a_file_states_stays(flags_of, start_from):
     assert flags_of()["img_size"] == 48
 
 
+def test_an_oblong_size_that_a_file_states_stays(flags_of, start_from):
+    start_from(Start("kat", "", {"model": "kat_tiny_patch16_224", "in_chans": 1, "input_size": [1, 32, 64]}))
+    flags = flags_of()
+    assert (flags["input_size"], "img_size" in flags) == ([1, 32, 64], False)
+    flags = flags_of(img_size=48)
+    assert (flags["img_size"], flags["in_chans"], "input_size" in flags) == (48, 1, False)
+
+
 def test_lower_layers_of_a_pretrained_model_learn_less(flags_of, start_from):
     assert "layer_decay" not in flags_of()
     start_from(KAT)

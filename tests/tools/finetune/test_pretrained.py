@@ -108,6 +108,21 @@ def test_a_runs_checkpoint_says_what_it_is_of(tmp_path):
     }
 
 
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        ({"gp": "avg"}, {"gp": "avg", "img_size": 8}),
+        ({"img_size": None, "input_size": [1, 8, 8]}, {"in_chans": 1, "img_size": 8}),
+        ({"img_size": None, "input_size": [3, 8, 16]}, {"in_chans": 3, "input_size": [3, 8, 16]}),
+    ],
+)
+def test_pooling_channels_and_size_of_a_runs_checkpoint(tmp_path, args, expected):
+    file = write(tmp_path / "kat.pth.tar", "kat_tiny_patch16_224", **args)
+    flags = find_start("small", {"initial_checkpoint": file}).flags
+    named = {"initial_checkpoint": file, "model": "kat_tiny_patch16_224", "model_kwargs": KWARGS}
+    assert flags == {**named, **expected}
+
+
 def test_a_checkpoint_of_a_vit_starts_the_kat_with_gelu(tmp_path):
     file = write(tmp_path / "vit.pth.tar", "vit_tiny_patch16_224")
     start = find_start("small", {"initial_checkpoint": file})

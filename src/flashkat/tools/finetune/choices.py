@@ -80,7 +80,9 @@ def choose(given: Mapping[str, Any]) -> Plan:
         **_machine(has_gpu),
     }
     kwargs = {**chosen.pop("model_kwargs", {}), **given.get("model_kwargs", {})}
-    if given.get("input_size"):
+    if given.get("img_size"):
+        chosen.pop("input_size", None)
+    elif given.get("input_size") or "input_size" in chosen:
         chosen.pop("img_size", None)
     flags = {**{name: value for name, value in chosen.items() if name not in given}, **given}
     notes = [found, start.note]

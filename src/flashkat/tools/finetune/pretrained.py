@@ -27,8 +27,8 @@ _PATIENCE = 10.0
 # Arguments of a KAT that its published weights do not depend on.
 _FREE = {"img_size", "patch_size", "in_chans", "drop_rate", "drop_path_rate", "dynamic_img_size", "dynamic_img_pad"}
 
-# Settings of images that a run's checkpoint states.
-_IMAGES = ("in_chans", "input_img_mode", "crop_pct", "interpolation", "mean", "std")
+# Settings of the model and of images that a run's checkpoint states.
+_SETTINGS = ("gp", "in_chans", "input_size", "input_img_mode", "crop_pct", "interpolation", "mean", "std")
 
 
 @dataclass(frozen=True)
@@ -159,12 +159,15 @@ def _of_file(file: str, given: Mapping[str, Any]) -> Start:
 def _stated(checkpoint: Mapping[str, Any], file: str) -> dict[str, Any]:
     """Return the model's arguments and the images that a run's checkpoint states, after checking them."""
     args = checkpoint.get("args") or {}
-    images = {key: args[key] for key in _IMAGES if args.get(key) not in (None, "")}
-    check_images(images, file)
+    settings = {key: args[key] for key in _SETTINGS if args.get(key) not in (None, "")}
+    check_images(settings, file)
     kwargs = check_arguments(args.get("model_kwargs") or {}, file)
-    side = checkpoints.stated_size(checkpoint)
+    size = checkpoints.stated_size(checkpoint)
     kwargs.pop("img_size", None)
-    found: dict[str, Any] = {"model_kwargs": kwargs} if kwargs else {}
-    if side is not None and side[0] == side[1]:
-        found["img_size"] = side[0]
-    return {**found, **images}
+    if input_size := settings.pop("input_size", None):
+        settings.setdefault("in_chans", input_size[0])
+    if size is not None and size[0] == size[1]:
+        settings["img_size"] = size[0]
+    elif size is not None:
+        settings["input_size"] = [settings.get("in_chans", 3), *size]
+    return {**({"model_kwargs": kwargs} if kwargs else {}), **settings}
