@@ -12,9 +12,11 @@ from foreign import google_arrays
 from safetensors.torch import save_file
 from tiny import KWARGS, MODEL, MODEL_KWARGS
 
+from flashkat import checkpoints
 from flashkat.checkpoints.export import renamed_for
 from flashkat.evaluation import Data, Model, Trained
 from flashkat.evaluation.restore import restore
+from flashkat.models import create_model
 
 # Not timm's own, so that they have to come from the checkpoint.
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
@@ -157,6 +159,15 @@ def test_another_image_size_resamples_the_position_embedding(validate, images, t
     assert result["img_size"] == 16
     assert [line.startswith("the position embedding is resampled: ") for line in lines].count(True) == 1
     assert not any("is resampled" in line for line in validate(images, "--checkpoint", trained / "last.pth.tar")[1])
+
+
+def test_another_image_size_keeps_the_channels_of_an_input_size(tmp_path):
+    model = create_model(MODEL, img_size=8, in_chans=1, num_classes=3, **KWARGS)
+    entries = {"arch": MODEL, "args": {"model_kwargs": dict(KWARGS), "input_size": [1, 8, 8]}}
+    checkpoints.write(tmp_path / "last.pth.tar", {**entries, "state_dict": model.state_dict()})
+    trained = Trained(checkpoint=str(tmp_path / "last.pth.tar"))
+    found = restore(Model(model=None), trained, Data(img_size=16))
+    assert found.module.patch_embed.proj.weight.shape[1] == found.data.channels == 1
 
 
 def test_checkpoint_of_timms_own_script(validate, images, trained, tmp_path):

@@ -154,5 +154,8 @@ def _completed(model: Model, data: Data, arguments: dict[str, Any], file: str) -
         name: arguments.get(name) for name in (*names, *(key for key, known in settled.items() if not known))
     }
     check_images(found, file)
+    if is_sized and data.input_size is None and arguments.get("input_size") and found.get("in_chans") is None:
+        check_images({"input_size": arguments["input_size"]}, file)
+        found["in_chans"] = arguments["input_size"][0]  # the given size has no channels
     of_model = {name: found.pop(name) for name in settled if name in found}
     return replace(model, model_kwargs={**kwargs, **model.model_kwargs}, **of_model), replace(data, **found)
