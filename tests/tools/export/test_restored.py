@@ -2,9 +2,13 @@
 
 import pytest
 import torch
+from tiny import KWARGS, MODEL
 
+from flashkat import checkpoints
+from flashkat.cli.main import main
 from flashkat.errors import InputError
 from flashkat.evaluation import Config, Trained
+from flashkat.models import create_model
 from flashkat.tools.export.restored import restored
 
 
@@ -15,6 +19,18 @@ def test_a_file_and_a_folder_give_one_model(shipped):
     images = torch.randn(2, 3, 8, 8)
     assert torch.equal(of_file.module.eval()(images), of_folder.module.eval()(images))
     assert of_file.arguments["patch_size"] == 4
+
+
+def test_a_folder_says_its_channels(tmp_path):
+    arguments = {"img_size": 8, "model_kwargs": dict(KWARGS), "in_chans": 1, "mean": [0.4], "std": [0.3]}
+    model = create_model(MODEL, img_size=8, num_classes=2, in_chans=1, **KWARGS)
+    entries = {"arch": MODEL, "args": arguments, "epoch": 3, "classes": ["dark", "light"]}
+    path = tmp_path / "grey.pth.tar"
+    checkpoints.write(path, {**entries, "state_dict": model.state_dict()})
+    assert main(["export", str(path), "-o", str(tmp_path / "hf"), "--to", "hf"]) == 0
+    found = restored(Config(trained=Trained(checkpoint=str(tmp_path / "hf"))))
+    assert found.data.channels == 1
+    assert main(["export", str(tmp_path / "hf"), "-o", str(tmp_path / "a.pt2")]) == 0
 
 
 def test_a_folder_without_a_configuration_is_no_model(tmp_path):

@@ -25,7 +25,10 @@ def restored(config: Config, say: Callable[[str], None] = lambda line: None) -> 
     place = Path(config.trained.checkpoint)
     if place.is_dir() and (place / "config.json").is_file():
         model = replace(config.model, model=f"local-dir:{place}", pretrained=True)
-        return restore(model, Trained(), config.data, say)
+        found = restore(model, Trained(), config.data, say)
+        channels = found.module.pretrained_cfg["input_size"][0]
+        is_given = found.data.in_chans or found.data.input_size
+        return found if is_given else replace(found, data=replace(found.data, in_chans=channels))
     return restore(config.model, config.trained, config.data, say)
 
 
