@@ -46,6 +46,17 @@ def test_links_move_with_the_images(data, tmp_path):
     assert len(open_split(tmp_path / "other" / "new", "val")) == 4
 
 
+def test_a_folder_beyond_a_link(data, tmp_path):
+    """The system goes to the parent of where the link leads."""
+    (tmp_path / "far" / "away").mkdir(parents=True)
+    data.rename(tmp_path / "far" / "d")
+    (tmp_path / "link").symlink_to(tmp_path / "far" / "away")
+    assert main(["data", "split", f"{tmp_path}/link/../d", str(tmp_path / "new")]) == 0
+    links = list((tmp_path / "new").rglob("*.png"))
+    assert len(links) == 20
+    assert all(link.exists() for link in links)
+
+
 def test_what_cannot_be_divided(data, tmp_path, capsys):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").write_text("precious")

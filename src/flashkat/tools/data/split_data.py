@@ -38,6 +38,7 @@ def split_data(
     target = Path(output).resolve()
     if target.is_relative_to(Path(folder).resolve()):
         raise InputError(f"{output} lies in {folder}, whose images it would add to: choose a folder beside it")
+    folder = str(Path(folder).resolve())  # so that links to its images need not go back through a link
     splits = {
         split: open_split(folder, split, val_fraction=val_fraction, is_training=split == "train")
         for split in ("train", "val")
