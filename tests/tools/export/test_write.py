@@ -75,6 +75,21 @@ def test_what_the_command_refuses(shipped, tmp_path, capsys):
     assert line.endswith("--push-to-hub uploads the folder of --to hf: give that too")
 
 
+def test_weights_that_are_not_finite_are_not_exported(shipped, tmp_path, capsys):
+    path = tmp_path / "nan.pth.tar"
+    checkpoint = torch.load(shipped.checkpoint)
+    checkpoint["state_dict"]["head.bias"].fill_(torch.nan)
+    torch.save(checkpoint, path)
+    line = fails(capsys, "export", path, "-o", tmp_path / "a.pt2")
+    assert f"{path} has weights that are not finite (head.bias): take an earlier checkpoint" in line
+    assert not (tmp_path / "a.pt2").exists()
+
+
+def test_no_onnx_in_bfloat16(shipped, tmp_path, capsys):
+    line = fails(capsys, "export", shipped.checkpoint, "-o", tmp_path / "a.onnx", "--model-dtype", "bfloat16")
+    assert line.endswith("a.onnx in bfloat16, which ONNX Runtime lacks: give float16, or a .pt2 file")
+
+
 @pytest.mark.slow
 def test_a_compiled_package_of_a_checkpoint(shipped, tmp_path, capsys):
     path = tmp_path / "model_aoti.pt2"

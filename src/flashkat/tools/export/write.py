@@ -108,7 +108,13 @@ def export_checkpoint(config: Config, output: str, say: Callable[[str], None] = 
     found = restored(config, say)
     for note in notes_on_average(found.checkpoint, config.trained.use_ema):
         say(note)
+    for name, weight in found.module.state_dict().items():
+        if not weight.isfinite().all():
+            file = config.trained.checkpoint or found.name
+            raise InputError(f"{file} has weights that are not finite ({name}): take an earlier checkpoint")
     dtype = config.runtime.model_dtype or "float32"
+    if dtype == "bfloat16" and output.endswith(".onnx"):
+        raise InputError(f"cannot export {output} in bfloat16, which ONNX Runtime lacks: give float16, or a .pt2 file")
     description: Description = describe(found, dtype)
     path = Path(output)
     is_compiled = path.name.endswith(_COMPILED)
