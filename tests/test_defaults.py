@@ -1,11 +1,18 @@
 """Commands read their flags before they import PyTorch, and the names of the package are there anyway."""
 
+import argparse
 import subprocess
 import sys
+from dataclasses import fields
 
 import pytest
 
 import flashkat
+from flashkat import evaluation, training
+from flashkat.cli.parser import Parser
+from flashkat.cli.train_flags import add_training_arguments
+from flashkat.cli.validate_flags import add_validation_arguments
+from flashkat.defaults import CHOICES, LENGTHS, RANGES
 
 HEAVY = ("torch", "timm", "numpy", "PIL", "yaml")
 
@@ -50,3 +57,22 @@ def test_names_of_the_package_are_imported_at_their_first_use_in_a_command():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert [name.rpartition(".")[2] for name in done.stdout.split()] == flashkat.__all__, done.stderr
     assert "AttributeError: module 'flashkat' has no attribute 'none'" in done.stderr
+
+
+def test_settings_may_have_the_values_of_their_flags():
+    ranges, choices, lengths = {}, {}, {}
+    for add, config in ((add_training_arguments, training.Config()), (add_validation_arguments, evaluation.Config())):
+        sections = [section for section in vars(config).values() if not isinstance(section, dict)]
+        names = {each.name for section in sections for each in fields(section)}
+        parser = Parser()
+        add(parser)
+        for action in parser._actions:
+            if action.dest in names and hasattr(action.type, "range"):
+                ranges[action.dest] = action.type.range
+                if action.nargs not in (None, argparse.OPTIONAL):
+                    lengths[action.dest] = action.nargs if isinstance(action.nargs, int) else 0
+            if action.dest in names and action.choices:
+                choices[action.dest] = tuple(action.choices)
+    assert ranges == RANGES
+    assert choices == CHOICES
+    assert lengths == LENGTHS

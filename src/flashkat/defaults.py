@@ -1,7 +1,10 @@
-"""The constants that flags need too. This module imports nothing, so that ``--help`` waits for no PyTorch."""
+"""The constants that flags need too, and the values that settings may have. It imports no PyTorch, for ``--help``."""
+
+import math
 
 __all__ = [
     "AVERAGES",
+    "CHOICES",
     "CROP_MODES",
     "DEFAULT_MODEL",
     "DEFAULT_OUTPUT",
@@ -9,8 +12,11 @@ __all__ = [
     "FIT_METHODS",
     "FORMATS",
     "INTERPOLATIONS",
+    "LENGTHS",
+    "MODEL_FLAGS",
     "MOST_VIEWS",
     "PROGRAMS",
+    "RANGES",
     "RESULT_FORMATS",
     "SOURCES",
     "WEIGHTS",
@@ -54,3 +60,78 @@ PROGRAMS = (".onnx", ".pt2")
 
 WEIGHTS = (".pth", ".pth.tar", ".pt", ".bin", ".safetensors")
 """The endings of files that weights are written to."""
+
+MODEL_FLAGS = {
+    "num_classes": "--num-classes",
+    "in_chans": "--in-chans",
+    "drop_rate": "--drop",
+    "drop_path_rate": "--drop-path",
+    "global_pool": "--gp",
+    "pretrained": "--pretrained",
+}
+"""The arguments of a model that have flags."""
+
+# The kind of a number, the least, the largest, and whether it has to be above the least.
+Range = tuple[type, float, float, bool]
+
+_BELOW_ONE = math.nextafter(1, 0)
+_POSITIVE: Range = (int, 1, math.inf, False)
+_COUNT: Range = (int, 0, math.inf, False)
+_AMOUNT: Range = (float, 0, math.inf, False)
+_SIZE: Range = (float, 0, math.inf, True)
+_FRACTION: Range = (float, 0, 1, False)
+_SHARE: Range = (float, 0, 1, True)
+_FINITE: Range = (float, -math.inf, math.inf, False)
+
+_BY_RANGE: dict[Range, str] = {
+    _POSITIVE: "batch_size img_size in_chans input_size train_num_samples val_num_samples validation_batch_size "
+    "num_classes grad_accum_steps lr_base_size lr_cycle_limit epochs recount log_interval checkpoint_hist val_interval "
+    "log_freq num_gpu",
+    _COUNT: "start_epoch warmup_epochs cooldown_epochs decay_milestones patience_epochs aug_repeats aug_splits "
+    "mixup_off_epoch max_bad_steps recovery_interval log_functions crop_border_pixels",
+    _AMOUNT: "epoch_repeats opt_betas momentum weight_decay rational_lr_scale rational_weight_decay lr_noise "
+    "lr_noise_pct lr_noise_std lr_cycle_decay warmup_lr min_lr color_jitter distill_loss_weight task_loss_weight mixup "
+    "cutmix",
+    _SIZE: "std opt_eps clip_grad lr lr_base lr_cycle_mul lr_k_decay decay_epochs decay_rate scale ratio "
+    "bce_pos_weight kd_temperature",
+    _FRACTION: "max_bad_images layer_decay_min_scale layer_decay_no_opt_scale hflip vflip color_jitter_prob "
+    "grayscale_prob gaussian_blur_prob reprob bce_target_thresh cutmix_minmax mixup_prob mixup_switch_prob drop "
+    "drop_path model_ema_decay",
+    _SHARE: "crop_pct layer_decay",
+    _FINITE: "mean head_init_scale head_init_bias",
+    (float, 0, _BELOW_ONE, False): "val_fraction smoothing",
+    (int, 0, 1024, False): "workers",
+    (float, 0, 1e9, False): "loader_timeout",
+    (int, 0, 2**32 - 1, False): "seed",
+    (int, 0, MOST_VIEWS, False): "tta",
+}
+
+RANGES: dict[str, Range] = {name: range for range, names in _BY_RANGE.items() for name in names.split()}
+"""The numbers that settings of a training or an evaluation may be. They are those of their flags."""
+
+LENGTHS = {
+    **dict.fromkeys(("mean", "std", "opt_betas", "lr_noise", "decay_milestones"), 0),
+    **{"input_size": 3, "scale": 2, "ratio": 2, "cutmix_minmax": 2},
+}
+"""The settings of several numbers, and how many these are; 0 is any."""
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "amp_dtype": ("bfloat16", "float16"),
+    "clip_mode": ("norm", "value", "agc"),
+    "crop_mode": CROP_MODES,
+    "data_backend": ("auto", "timm", "memory", "dali"),
+    "dist_bn": ("broadcast", "reduce", ""),
+    "eval_metric": ("top1", "top5", "loss"),
+    "interpolation": ("", *INTERPOLATIONS),
+    "kd_distill_type": ("logit",),
+    "kd_loss_type": ("kl",),
+    "lr_base_scale": ("", "linear", "sqrt"),
+    "metrics_avg": AVERAGES,
+    "mixup_mode": ("batch", "pair", "elem", "half"),
+    "model_dtype": ("float32", "bfloat16", "float16"),
+    "remode": ("pixel", "rand", "const"),
+    "train_crop_mode": ("rrc", "rkrc", "rkrr"),
+    "train_interpolation": ("random", *INTERPOLATIONS),
+    "worker_seeding": ("all", "part"),
+}
+"""The names that settings may have, as their flags."""

@@ -526,3 +526,22 @@ def test_a_run_keeps_the_name_of_its_start_and_takes_no_function(tmp_path):
     with pytest.raises(InputError, match="act_init of a run has to be a name"):
         training.train(Config(model=model, output=Output(output=str(tmp_path / "runs"))))
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"parallel": training.Parallel(grad_accum_steps=-1)}, "--grad-accum-steps must be at least 1, not -1"),
+        ({"optimizer": training.Optimizer(clip_grad=-1.0)}, "--clip-grad must be more than 0, not -1.0"),
+        ({"schedule": training.Schedule(lr=0.0)}, "--lr must be more than 0, not 0.0"),
+        ({"schedule": training.Schedule(lr_base_scale="Sqrt")}, "--lr-base-scale must be one of '', 'linear', 'sqrt'"),
+        ({"schedule": training.Schedule(epochs=1.5)}, "--epochs must be a whole number, not 1.5"),
+        ({"output": Output(eval_metric="acc1")}, "--eval-metric must be one of 'top1', 'top5', 'loss', not 'acc1'"),
+        ({"output": Output(log_interval=0)}, "--log-interval must be at least 1, not 0"),
+        ({"mixing": training.Mixing(cutmix_minmax=(0.5,))}, "--cutmix-minmax takes 2 numbers, not (0.5,)"),
+        ({"model": Model(model_kwargs=None)}, "--model-kwargs must not be None"),
+    ],
+)
+def test_values_that_their_flags_refuse(section, message, tmp_path):
+    with pytest.raises(InputError, match=re.escape(message)):
+        training.train(Config(**section))

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
-from ..defaults import SOURCES
+from ..defaults import MODEL_FLAGS, SOURCES
 from ..errors import InputError, show_once
 from ..system.terminal import printable
 from .left_out import LEFT_OUT
@@ -340,14 +340,7 @@ class ModelKwargs(KeyValues):
             except (argparse.ArgumentTypeError, ValueError) as error:
                 raise argparse.ArgumentError(self, f"img_size is a side in pixels: {error}") from error
 
-    flags: ClassVar[dict[str, str]] = {
-        "num_classes": "--num-classes",
-        "in_chans": "--in-chans",
-        "drop_rate": "--drop",
-        "drop_path_rate": "--drop-path",
-        "global_pool": "--gp",
-        "pretrained": "--pretrained",
-    }
+    flags: ClassVar[dict[str, str]] = MODEL_FLAGS
 
 
 def as_sentence(text: str) -> str:
@@ -374,6 +367,7 @@ def number(kind: type, low: float, high: float = math.inf, above: bool = False) 
 
     # argparse says "invalid NAME value".
     convert.__name__ = "whole number" if kind is int else "number"
+    convert.range = kind, low, high, above  # type: ignore[attr-defined]
     return convert
 
 

@@ -1,14 +1,19 @@
 """The configuration of an evaluation, and the sections that only evaluation has."""
 
-from dataclasses import dataclass, field
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from numbers import Integral, Real
+from typing import Any
 
 from ..data.config import Data
-from ..defaults import EVALUATION_BATCH_SIZE
+from ..defaults import CHOICES, EVALUATION_BATCH_SIZE, LENGTHS, MODEL_FLAGS, RANGES
+from ..errors import InputError
 from ..models.config import Model
 from ..system.compile import Compilation
 from ..system.device import Runtime
 
-__all__ = ["Config", "Evaluation", "Trained"]
+__all__ = ["Config", "Evaluation", "Trained", "check_values"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,3 +68,47 @@ class Config:
     evaluation: Evaluation = field(default_factory=Evaluation)
     runtime: Runtime = field(default_factory=Runtime)
     compilation: Compilation = field(default_factory=Compilation)
+
+
+def check_values(config: Any) -> None:
+    """Raise InputError for a value that its flag would refuse, as a program may give it.
+
+    Args:
+        config: a configuration, whose sections are dataclasses.
+    """
+    sections = [getattr(config, each.name) for each in fields(config)]
+    for section in filter(is_dataclass, sections):
+        for each in fields(section):
+            problem = next(_problems(each.name, getattr(section, each.name), each.type), None)
+            if problem:
+                raise InputError(f"--{each.name.replace('_', '-')} {problem}")
+
+
+def _problems(name: str, value: Any, annotation: Any) -> Iterator[str]:
+    if value is None:
+        if "None" not in str(annotation):
+            yield "must not be None"
+    elif name in CHOICES:
+        if value not in CHOICES[name]:
+            yield f"must be one of {', '.join(map(repr, CHOICES[name]))}, not {value!r:.80}"
+    elif name in RANGES:
+        length = LENGTHS.get(name)
+        if length is not None and not (isinstance(value, Sequence) and length in (0, len(value)) and len(value)):
+            yield f"takes {length or 'several'} numbers, not {value!r:.80}"
+        else:
+            yield from filter(None, (_problem(name, number) for number in (value if length is not None else [value])))
+    elif name == "model_kwargs":
+        yield from (f"{key}: use {MODEL_FLAGS[key]}" for key in value if key in MODEL_FLAGS)
+
+
+def _problem(name: str, number: Any) -> str:
+    """Return what is wrong with a number, or nothing."""
+    kind, low, high, above = RANGES[name]
+    is_number = isinstance(number, Integral if kind is int else Real)
+    if not is_number or not math.isfinite(number):
+        return f"must be a {'whole ' if kind is int else ''}number, not {number!r:.80}"
+    if low <= number <= high and not (above and number == low):
+        return ""
+    least = "" if low == -math.inf else f"{'more than' if above else 'at least'} {low:g}"
+    most = "" if high == math.inf else "less than 1" if 0.9 < high < 1 else f"at most {high:g}"
+    return f"must be {' and '.join(filter(None, (least, most)))}, not {number!r:.80}"

@@ -9,11 +9,9 @@ from torch import Tensor, nn
 
 from ..data.bad_images import SKIPPED
 from ..data.order import own_images
-from ..defaults import MOST_VIEWS
-from ..errors import InputError
 from .metrics import Meters, Metrics
 
-__all__ = ["check_views", "evaluate", "prepared"]
+__all__ = ["evaluate", "prepared"]
 
 
 class _Views(nn.Module):
@@ -67,12 +65,6 @@ class _EvenBatches(nn.Module):
         return self.model(images)[:count]
 
 
-def check_views(views: int) -> None:
-    """Raise InputError unless an image can have so many views."""
-    if not 0 <= views <= MOST_VIEWS:
-        raise InputError(f"--tta must be 0 to {MOST_VIEWS} views of each image, not {views}")
-
-
 def prepared(model: nn.Module, is_compiled: bool, views: int) -> nn.Module:
     """Wrap a model for a pass over a data set.
 
@@ -81,7 +73,6 @@ def prepared(model: nn.Module, is_compiled: bool, views: int) -> nn.Module:
         is_compiled: pad smaller batches to one size.
         views: views of each image whose outputs are averaged; 0 and 1 are the image alone.
     """
-    check_views(views)
     if is_compiled:
         model = _EvenBatches(model)
     return _Views(model, views) if views > 1 else model

@@ -13,15 +13,14 @@ from ..data.bad_images import bad_image_names
 from ..data.config import data_config
 from ..data.datasets import open_dataset
 from ..data.loaders import evaluation_loader
-from ..defaults import AVERAGES, CROP_MODES
 from ..errors import InputError, require
 from ..system import distributed
 from ..system.compile import Compilation, compile_in_place, require_backend
 from ..system.device import autocast, place, prepare_process
 from ..system.heartbeat import watched
 from ..system.stalls import explain_workers
-from .config import Config, Evaluation
-from .evaluate import check_views, evaluate, prepared
+from .config import Config, Evaluation, check_values
+from .evaluate import evaluate, prepared
 from .labels import Selected, check_classes, read_real_labels, read_valid_labels
 from .metrics import Meters
 from .nonfinite import refuse_outputs
@@ -57,32 +56,14 @@ def validate(config: Config, say: Say = lambda line: None) -> Result:
 
 def prepare(config: Config) -> None:
     """Check a configuration and prepare this process, before processes join."""
+    check_values(config)
     prepare_process(config.runtime)
-    _check(config.evaluation)
     if config.evaluation.metrics_avg:
         require("sklearn")
     if config.evaluation.real_labels and config.data.skip_bad_images:
         raise InputError("--real-labels counts every image: leave out --skip-bad-images")
     require_backend(config.compilation)
     random_seed(config.runtime.seed)
-
-
-def _check(evaluation: Evaluation) -> None:
-    """Raise InputError for a value that no flag takes, as a program may give it."""
-    for flag, value, choices in (
-        ("--crop-mode", evaluation.crop_mode, CROP_MODES),
-        ("--metrics-avg", evaluation.metrics_avg, AVERAGES),
-    ):
-        if value is not None and value not in choices:
-            raise InputError(f"{flag} must be one of {', '.join(choices)}, not {value!r}")
-    for flag, number, least in (
-        ("--crop-border-pixels", evaluation.crop_border_pixels or 0, 0),
-        ("--log-freq", evaluation.log_freq, 1),
-        ("--num-gpu", evaluation.num_gpu, 1),
-    ):
-        if number < least:
-            raise InputError(f"{flag} must be at least {least}, not {number}")
-    check_views(evaluation.tta)
 
 
 def check_processes(evaluation: Evaluation) -> None:

@@ -16,6 +16,7 @@ from ..data.config import Data, data_config
 from ..data.datasets import check_same_classes, image_count, open_dataset
 from ..data.loaders import check_augmentation, evaluation_loader, training_loader
 from ..errors import DivergedError, InputError, Stopped, require
+from ..evaluation.config import check_values
 from ..models import check_model_name
 from ..system import distributed
 from ..system.compile import captures_steps, choose_for_training, compile_in_place
@@ -82,6 +83,7 @@ def train(config: Config) -> Result:
     require("matplotlib", "rich")
     check_tensorboard(config.tracking)
     check_wandb(config.wandb)
+    check_values(config)
     prepare_process(config.runtime)
     _check_names(config)
     _check_nonfinite(config)
