@@ -1,8 +1,13 @@
 """The configuration of a run: derived settings, and the flags that it is written down as."""
 
-import pytest
+from pathlib import Path
 
-from flashkat.training.config import Config, Mixing, Nonfinite, Output, Schedule
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from flashkat.training.config import Config, Data, Mixing, Nonfinite, Output, Runtime, Schedule
 
 
 @pytest.mark.parametrize(
@@ -37,3 +42,14 @@ def test_names_of_flags_are_used_once():
     assert len(Config().flags()) == len(
         [name for section in vars(Config()).values() if not isinstance(section, dict) for name in vars(section)]
     )
+
+
+def test_paths_and_numbers_of_numpy_are_written_as_plain_types():
+    config = Config(
+        data=Data(data_dir=Path("photos")),
+        schedule=Schedule(lr=np.float64(1e-3), epochs=np.int64(3), decay_milestones=(np.int32(4),)),
+        runtime=Runtime(device=torch.device("cpu")),
+    )
+    flags = yaml.safe_load(yaml.safe_dump(config.flags()))
+    found = [flags[name] for name in ("data_dir", "lr", "epochs", "decay_milestones", "device")]
+    assert found == ["photos", 1e-3, 3, [4], "cpu"]

@@ -1,7 +1,9 @@
 """The configuration of a training run: a frozen section for each theme."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from numbers import Integral, Real
 from typing import Any
 
 from ..data.config import Augmentation, Data
@@ -293,5 +295,11 @@ class Config:
 def _plain(value: Any) -> Any:
     """Return a setting as plain types, which YAML and ``torch.load(weights_only=True)`` take."""
     if isinstance(value, Mapping):
-        return dict(value)
-    return list(value) if isinstance(value, tuple) else value
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [_plain(each) for each in value]
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    if isinstance(value, Real):  # such as NumPy's
+        return int(value) if isinstance(value, Integral) else float(value)
+    return os.fspath(value) if isinstance(value, os.PathLike) else str(value)
