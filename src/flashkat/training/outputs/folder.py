@@ -128,9 +128,11 @@ class RunFolder:
                 self._take_best(Path(resume).parent)
             if continued is not None and resume:
                 self._finish(Path(resume), best.get("epoch"))
-        except OSError as error:
+        except BaseException as error:
             self._give_up()
-            raise InputError(f"cannot write to {self.path}: {error.strerror}") from error
+            if isinstance(error, OSError):
+                raise InputError(f"cannot write to {self.path}: {error.strerror}") from error
+            raise
         self._ranked: list[tuple[Path, float]] = []
         for row in self._rows:
             if (path := self._numbered(int(row["epoch"]))).is_file():
