@@ -16,6 +16,7 @@ from tiny import write_images
 from flashkat.cli.main import main, run
 from flashkat.system.signals import StopRequest
 from flashkat.training import loop
+from flashkat.training.parallel import full
 
 # Nothing random but the order of images, which is the same for all numbers of processes; and an optimiser that does
 # not blow up the rounding errors of gradients that are zero, as Adam does with the bias of the keys.
@@ -138,6 +139,14 @@ def test_compiled(alone, trained, summary_of):
     # For evaluation, by either process; of its last batch one has 2 images, the other too, of which one counts.
     assert output.count("Recompiling function") == 2
     assert output.count("changed: grad_mode") == 2
+
+
+def test_a_gathered_state_has_its_types():
+    """Some optimisers take back tuples alone."""
+    state = {"a": (1, (2, [3])), "b": torch.ones(2)}
+    found = full(state)
+    assert found["a"] == (1, (2, [3]))
+    assert found["b"] is state["b"]
 
 
 def test_sharded(alone, trained, summary_of, tmp_path, images):

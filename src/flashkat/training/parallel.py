@@ -99,7 +99,7 @@ def synchronised(trained: Any, now: bool) -> AbstractContextManager:
 
 
 def full(value: Any) -> Any:
-    """Gather the sharded tensors of a state of nested dictionaries and lists.
+    """Gather the sharded tensors of a state of nested dictionaries, lists and tuples.
 
     All processes call it together. The first one gets whole tensors on the CPU. The others get None in their place.
     """
@@ -108,7 +108,9 @@ def full(value: Any) -> Any:
         return whole.cpu() if distributed.is_primary() else None
     if isinstance(value, dict):
         return {key: full(item) for key, item in value.items()}
-    return [full(item) for item in value] if isinstance(value, list | tuple) else value
+    if isinstance(value, tuple):  # which some optimisers insist on
+        return tuple(full(item) for item in value)
+    return [full(item) for item in value] if isinstance(value, list) else value
 
 
 def like(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
