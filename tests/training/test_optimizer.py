@@ -14,6 +14,7 @@ from flashkat.errors import InputError
 from flashkat.nn.group_rational import GroupRational
 from flashkat.training.optimizer import (
     check_optimizer_name,
+    create_optimizer,
     is_fused,
     parameter_groups,
     with_implementation_of,
@@ -272,3 +273,17 @@ def test_the_trial_step_draws_no_random_numbers(model, training_config):
 def test_optimisers_of_second_order():
     with pytest.raises(InputError, match="--opt adahessian needs second derivatives, which training does not compute"):
         check_optimizer_name("adahessian")
+
+
+def test_arguments_of_the_optimiser_count_for_coefficients_set_apart_too(model, training_config):
+    flags = ["--opt", "adamw", "--opt-kwargs", "weight_decay=0.1", "layer_decay=0.5", "--rational-lr-scale", "2"]
+    settings = training_config(*flags).optimizer
+    groups = create_optimizer(model, settings, 1e-3).param_groups
+    assert {group["weight_decay"] for group in groups} == {0, 0.1}
+    assert len({group["lr_scale"] for group in groups}) > 2
+
+
+def test_the_rate_has_a_flag(model, training_config):
+    settings = training_config("--opt-kwargs", "lr=3").optimizer
+    with pytest.raises(InputError, match="--opt-kwargs lr: use --lr, which the schedule goes by"):
+        create_optimizer(model, settings, 1e-3)

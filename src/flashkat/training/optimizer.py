@@ -1,7 +1,7 @@
 """Make timm's optimiser, with separate parameter groups for the rationals' coefficients, and load saved states."""
 
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from typing import Any
 
@@ -39,6 +39,9 @@ _SHAPED = ("exp_avg", "momentum_buffer")
 # Options that change how an optimiser computes, but not its result.
 _IMPLEMENTATION = ("fused", "foreach", "capturable", "differentiable")
 
+# Settings of groups, which --opt-kwargs may give too.
+_OF_GROUPS = ("weight_decay", "layer_decay", "layer_decay_min_scale", "layer_decay_no_opt_scale")
+
 # Options that divide a model's parameters into groups.
 _GROUPING = ("layer_decay", "layer_decay_min_scale", "layer_decay_no_opt_scale", "param_group_fn")
 
@@ -68,12 +71,15 @@ def create_optimizer(
     Raises:
         InputError: the optimiser does not take its arguments.
     """
+    if "lr" in settings.opt_kwargs:
+        raise InputError("--opt-kwargs lr: use --lr, which the schedule goes by")
     options = {**optimizer_kwargs(_ForTimm(**vars(settings), lr=lr)), **settings.opt_kwargs}
     fallback = fallback_names(model, settings)
     if fallback:
         options["fallback_list"] = fallback
     if settings.rational_lr_scale != 1 or settings.rational_weight_decay is not None:
-        options["param_group_fn"] = lambda model: parameter_groups(model, settings)
+        named = {name: settings.opt_kwargs[name] for name in _OF_GROUPS if name in settings.opt_kwargs}
+        options["param_group_fn"] = lambda model: parameter_groups(model, replace(settings, **named))
     _check_betas(settings, options.get("betas"))
     given = "".join(f" {key}={value}" for key, value in settings.opt_kwargs.items())
     with explain(f"cannot make --opt {settings.opt}{f' with --opt-kwargs{given}' if given else ''}"):
