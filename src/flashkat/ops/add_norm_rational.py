@@ -256,6 +256,9 @@ def _differentiate(ctx, grad_total: Tensor | None, grad_out: Tensor | None, *_: 
     if grad_out is None:
         assert grad_total is not None
         return of_the_sum_alone(grad_total, ctx.dtypes, 8)
+    if grad_total is None and hasattr(grad_out, "device_mesh"):
+        # DTensor of PyTorch 2.11 looks for the mesh in the first argument alone.
+        grad_total = torch.zeros_like(ctx.saved_tensors[0])
     grad_x, grad_branch, *parameters, _ = torch.ops.flashkat.add_norm_rational_backward(
         grad_total, grad_out, *ctx.saved_tensors, x_dtype, branch_dtype
     )
