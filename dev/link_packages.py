@@ -4,6 +4,7 @@ This takes a second where installing PyTorch once more takes minutes: ``make tes
 """
 
 import argparse
+import json
 import re
 from collections.abc import Iterable, Sequence
 from importlib.metadata import Distribution, distribution
@@ -39,7 +40,8 @@ def link(packages: Iterable[Distribution], folder: Path) -> None:
     """Link what packages have installed into a folder of packages. Commands and an editable package are left out."""
     for package in packages:
         root = Path(str(package.locate_file("")))
-        if (package.read_text("direct_url.json") or "").find('"editable": true') >= 0:
+        source = json.loads(package.read_text("direct_url.json") or "{}")
+        if source.get("dir_info", {}).get("editable"):
             continue
         for name in sorted({path.parts[0] for path in package.files or ()} - {"..", "__pycache__"}):
             target = folder / name

@@ -66,7 +66,7 @@ def test_global_batches_are_those_of_one_process(as_process, count, size, batch)
 def test_repeated_augmentation_takes_the_seed(as_process):
     as_process(0, 2)
     orders = [
-        [indices.tolist() for indices, _ in training_batches(Numbers(40), 4, seed, repeats=2)] for seed in (1, 2, 1)
+        [indices.tolist() for indices, _ in training_batches(Numbers(600), 4, seed, repeats=2)] for seed in (1, 2, 1)
     ]
     assert orders[0] == orders[2] != orders[1]
 

@@ -43,7 +43,8 @@ def test_all_formats_give_the_same(shipped):
         (
             lambda configuration: configuration.update(num_classes=5),
             {},
-            "dark_or_light states 5 classes, and its model has 2: correct num_classes",
+            # timm 1.0.29 loads the head, where later versions leave it out.
+            r"dark_or_light (states 5 classes, and its model has 2: correct num_classes|are of another model)",
         ),
         (
             lambda configuration: configuration.update(num_classes=5, model_args={**KWARGS, "img_size": 8}),
