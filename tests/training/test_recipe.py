@@ -292,6 +292,8 @@ def test_noise(args):
     [
         (["--sched", "plateau", "--sched-on-updates"], "leave out --sched-on-updates"),
         (["--lr-noise", 0.1, 0.2, 0.3], "not 3 numbers"),
+        (["--lr-noise", 0.9, 0.1], "--lr-noise 0.9 0.1: give the numbers in their order"),
+        (["--sched", "multistep", "--decay-milestones", 8, 4], "--decay-milestones 8 4: give the numbers"),
         pytest.param(
             ["--sched", "wsd", "--decay-epochs", 500],
             "cannot make --sched wsd: ",

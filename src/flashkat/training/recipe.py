@@ -199,6 +199,10 @@ def build_schedule(
         raise InputError("--sched plateau changes the rate after evaluations: leave out --sched-on-updates")
     if settings.lr_noise is not None and len(settings.lr_noise) > 2:
         raise InputError(f"--lr-noise takes one or two shares of the epochs, not {len(settings.lr_noise)} numbers")
+    for flag, numbers in (("--lr-noise", settings.lr_noise or ()), ("--decay-milestones", settings.decay_milestones)):
+        if list(numbers) != sorted(numbers):
+            given = " ".join(f"{number:g}" for number in numbers)
+            raise InputError(f"{flag} {given}: give the numbers in their order")
     with explain(f"cannot make --sched {settings.sched}"):
         scheduler, epochs = _timms_schedule(optimizer, **options, updates_per_epoch=updates_per_epoch)
     _check_cycles(scheduler, settings, epochs)
