@@ -3,30 +3,34 @@
 import math
 
 __all__ = [
-    "AVERAGES",
+    "AMOUNT",
+    "BELOW_ONE",
     "CHOICES",
-    "CROP_MODES",
+    "COUNT",
     "DEFAULT_MODEL",
     "DEFAULT_OUTPUT",
     "EVALUATION_BATCH_SIZE",
+    "FINITE",
     "FIT_METHODS",
     "FORMATS",
+    "FRACTION",
+    "INNER",
     "INTERPOLATIONS",
     "LENGTHS",
     "MODEL_FLAGS",
-    "MOST_VIEWS",
+    "POSITIVE",
+    "PROCESSES",
     "PROGRAMS",
     "RANGES",
     "RESULT_FORMATS",
+    "SECONDS",
+    "SEED",
+    "SHARE",
+    "SIZE",
     "SOURCES",
     "WEIGHTS",
+    "wanted",
 ]
-
-AVERAGES = ("micro", "macro", "weighted")
-"""scikit-learn's averages of precision, recall and F1."""
-
-CROP_MODES = ("center", "squash", "border")
-"""timm's ways to crop for evaluation."""
 
 DEFAULT_MODEL = "kat_tiny_patch16_224"
 
@@ -45,9 +49,6 @@ FORMATS: dict[str, tuple[str, str]] = {
 
 INTERPOLATIONS = ("bilinear", "bicubic", "nearest", "box", "hamming", "lanczos")
 """timm's names of how images are resized."""
-
-MOST_VIEWS = 10
-"""The views of an image in evaluation."""
 
 RESULT_FORMATS = ("csv", "json")
 """The formats of an evaluation's results."""
@@ -74,36 +75,51 @@ MODEL_FLAGS = {
 # The kind of a number, the least, the largest, and whether it has to be above the least.
 Range = tuple[type, float, float, bool]
 
-_BELOW_ONE = math.nextafter(1, 0)
-_POSITIVE: Range = (int, 1, math.inf, False)
-_COUNT: Range = (int, 0, math.inf, False)
-_AMOUNT: Range = (float, 0, math.inf, False)
-_SIZE: Range = (float, 0, math.inf, True)
-_FRACTION: Range = (float, 0, 1, False)
-_SHARE: Range = (float, 0, 1, True)
-_FINITE: Range = (float, -math.inf, math.inf, False)
+_NEAREST_TO_ONE = math.nextafter(1, 0)
+POSITIVE: Range = (int, 1, math.inf, False)
+COUNT: Range = (int, 0, math.inf, False)
+AMOUNT: Range = (float, 0, math.inf, False)
+SIZE: Range = (float, 0, math.inf, True)
+FRACTION: Range = (float, 0, 1, False)
+SHARE: Range = (float, 0, 1, True)
+FINITE: Range = (float, -math.inf, math.inf, False)
+BELOW_ONE: Range = (float, 0, _NEAREST_TO_ONE, False)
+INNER: Range = (float, 0, _NEAREST_TO_ONE, True)
+PROCESSES: Range = (int, 0, 1024, False)
+SECONDS: Range = (float, 0, 1e9, False)  # the system takes no more for a time limit
+SEED: Range = (int, 0, 2**32 - 1, False)
+
+
+def wanted(low: float, high: float, above: bool) -> str:
+    """Return words on the numbers of a range."""
+    if low == -math.inf:
+        return "finite"
+    least = f"{'more than' if above else 'at least'} {low:g}"
+    most = "less than 1" if 0.9 < high < 1 else f"at most {high:g}"
+    return least if high == math.inf else f"{least} and {most}"
+
 
 _BY_RANGE: dict[Range, str] = {
-    _POSITIVE: "batch_size img_size in_chans input_size train_num_samples val_num_samples validation_batch_size "
+    POSITIVE: "batch_size img_size in_chans input_size train_num_samples val_num_samples validation_batch_size "
     "num_classes grad_accum_steps lr_base_size lr_cycle_limit epochs recount log_interval checkpoint_hist val_interval "
     "log_freq num_gpu",
-    _COUNT: "start_epoch warmup_epochs cooldown_epochs decay_milestones patience_epochs aug_repeats aug_splits "
+    COUNT: "start_epoch warmup_epochs cooldown_epochs decay_milestones patience_epochs aug_repeats aug_splits "
     "mixup_off_epoch max_bad_steps recovery_interval log_functions crop_border_pixels",
-    _AMOUNT: "epoch_repeats opt_betas momentum weight_decay rational_lr_scale rational_weight_decay lr_noise "
+    AMOUNT: "epoch_repeats opt_betas momentum weight_decay rational_lr_scale rational_weight_decay lr_noise "
     "lr_noise_pct lr_noise_std lr_cycle_decay warmup_lr min_lr color_jitter distill_loss_weight task_loss_weight mixup "
     "cutmix",
-    _SIZE: "std opt_eps clip_grad lr lr_base lr_cycle_mul lr_k_decay decay_epochs decay_rate scale ratio "
+    SIZE: "std opt_eps clip_grad lr lr_base lr_cycle_mul lr_k_decay decay_epochs decay_rate scale ratio "
     "bce_pos_weight kd_temperature",
-    _FRACTION: "max_bad_images layer_decay_min_scale layer_decay_no_opt_scale hflip vflip color_jitter_prob "
+    FRACTION: "max_bad_images layer_decay_min_scale layer_decay_no_opt_scale hflip vflip color_jitter_prob "
     "grayscale_prob gaussian_blur_prob reprob bce_target_thresh cutmix_minmax mixup_prob mixup_switch_prob drop "
     "drop_path model_ema_decay",
-    _SHARE: "crop_pct layer_decay",
-    _FINITE: "mean head_init_scale head_init_bias",
-    (float, 0, _BELOW_ONE, False): "val_fraction smoothing",
-    (int, 0, 1024, False): "workers",
-    (float, 0, 1e9, False): "loader_timeout",
-    (int, 0, 2**32 - 1, False): "seed",
-    (int, 0, MOST_VIEWS, False): "tta",
+    SHARE: "crop_pct layer_decay",
+    FINITE: "mean head_init_scale head_init_bias",
+    BELOW_ONE: "val_fraction smoothing",
+    PROCESSES: "workers",
+    SECONDS: "loader_timeout",
+    SEED: "seed",
+    (int, 0, 10, False): "tta",
 }
 
 RANGES: dict[str, Range] = {name: range for range, names in _BY_RANGE.items() for name in names.split()}
@@ -118,7 +134,7 @@ LENGTHS = {
 CHOICES: dict[str, tuple[str, ...]] = {
     "amp_dtype": ("bfloat16", "float16"),
     "clip_mode": ("norm", "value", "agc"),
-    "crop_mode": CROP_MODES,
+    "crop_mode": ("center", "squash", "border"),
     "data_backend": ("auto", "timm", "memory", "dali"),
     "dist_bn": ("broadcast", "reduce", ""),
     "eval_metric": ("top1", "top5", "loss"),
@@ -126,7 +142,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "kd_distill_type": ("logit",),
     "kd_loss_type": ("kl",),
     "lr_base_scale": ("", "linear", "sqrt"),
-    "metrics_avg": AVERAGES,
+    "metrics_avg": ("micro", "macro", "weighted"),
     "mixup_mode": ("batch", "pair", "elem", "half"),
     "model_dtype": ("float32", "bfloat16", "float16"),
     "remode": ("pixel", "rand", "const"),

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
+from .. import defaults
 from ..defaults import MODEL_FLAGS, SOURCES
 from ..errors import InputError, show_once
 from ..system.terminal import printable
@@ -358,11 +359,9 @@ def number(kind: type, low: float, high: float = math.inf, above: bool = False) 
         # timm has floats for some whole numbers, and its args.yaml 3.0.
         value = kind(text.removesuffix(".0") if kind is int else text)
         if not (low <= value <= top and math.isfinite(value)) or (above and value == low):
-            least = f"more than {low:g}" if above else f"at least {low:g}"
             says_top = high < math.inf or top < value < math.inf
-            most = "less than 1" if 0.9 < top < 1 else f"at most {top:g}"
-            wanted = f"{least} and {most}" if says_top else least if low > -math.inf else "finite"
-            raise argparse.ArgumentTypeError(f"must be {wanted}, not {text}")
+            words = defaults.wanted(low, top if says_top else math.inf, above)
+            raise argparse.ArgumentTypeError(f"must be {words}, not {text}")
         return value
 
     # argparse says "invalid NAME value".
@@ -371,15 +370,15 @@ def number(kind: type, low: float, high: float = math.inf, above: bool = False) 
     return convert
 
 
-positive = number(int, 1)
-count = number(int, 0)
-processes = number(int, 0, 1024)
-seed = number(int, 0, 2**32 - 1)
-amount = number(float, 0)
-seconds = number(float, 0, 1e9)  # the system takes no more for a time limit
-finite = number(float, -math.inf)
-size = number(float, 0, above=True)
-fraction = number(float, 0, 1)
-below_one = number(float, 0, math.nextafter(1, 0))
-share = number(float, 0, 1, above=True)
-inner = number(float, 0, math.nextafter(1, 0), above=True)
+positive = number(*defaults.POSITIVE)
+count = number(*defaults.COUNT)
+processes = number(*defaults.PROCESSES)
+seed = number(*defaults.SEED)
+amount = number(*defaults.AMOUNT)
+seconds = number(*defaults.SECONDS)
+finite = number(*defaults.FINITE)
+size = number(*defaults.SIZE)
+fraction = number(*defaults.FRACTION)
+below_one = number(*defaults.BELOW_ONE)
+share = number(*defaults.SHARE)
+inner = number(*defaults.INNER)

@@ -3,7 +3,7 @@
 import argparse
 import os
 
-from ..defaults import DEFAULT_MODEL, INTERPOLATIONS
+from ..defaults import CHOICES, DEFAULT_MODEL, INTERPOLATIONS
 from .parser import Instead, ModelKwargs, below_one, finite, fraction, positive, processes, seconds, share, size
 
 __all__ = [
@@ -123,7 +123,7 @@ def add_data(parser: argparse.ArgumentParser, batch_size: int) -> None:
     )
     group.add_argument(
         "--data-backend",
-        choices=("auto", "timm", "memory", "dali"),
+        choices=CHOICES["data_backend"],
         help="where images are decoded: by Pillow in the loader's processes (timm), once for all small images, which "
         "stay in the GPU's memory, or by NVIDIA DALI on the GPU, whose pixels differ by a few grey levels; auto takes "
         "memory, then dali, where it can (default: auto in training, else timm)",
@@ -143,7 +143,7 @@ def add_data(parser: argparse.ArgumentParser, batch_size: int) -> None:
     group.add_argument("--crop-pct", type=share, metavar="F", help="share of the side that evaluation crops to")
     group.add_argument(
         "--interpolation",
-        choices=["", *INTERPOLATIONS],
+        choices=CHOICES["interpolation"],
         metavar="NAME",
         help=f"resizing for evaluation: {', '.join(INTERPOLATIONS)} (default: the model's)",
     )
@@ -208,7 +208,7 @@ def add_device(parser: argparse.ArgumentParser, compiles: bool = False) -> argpa
     group.add_argument(
         "--amp-dtype",
         default="bfloat16",
-        choices=["bfloat16", "float16"],
+        choices=CHOICES["amp_dtype"],
         help="dtype of --amp; float16 scales the loss (default: bfloat16, where timm's is float16)",
     )
     group.add_argument(
@@ -216,7 +216,7 @@ def add_device(parser: argparse.ArgumentParser, compiles: bool = False) -> argpa
     )
     group.add_argument(
         "--model-dtype",
-        choices=["float32", "bfloat16", "float16"],
+        choices=CHOICES["model_dtype"],
         metavar="DTYPE",
         help="dtype of weights and images: float32, bfloat16 or float16, without --amp (default: float32)",
     )

@@ -3,7 +3,7 @@
 import argparse
 import textwrap
 
-from ..defaults import DEFAULT_MODEL, DEFAULT_OUTPUT, INTERPOLATIONS, MOST_VIEWS
+from ..defaults import CHOICES, DEFAULT_MODEL, DEFAULT_OUTPUT, INTERPOLATIONS, RANGES
 from .parser import KeyValues, Parser, amount, below_one, count, finite, fraction, number, positive, seed, share, size
 from .shared_flags import add_config, add_data, add_data_dir, add_device, add_model
 
@@ -77,7 +77,7 @@ def _add_splits(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--worker-seeding",
         default="all",
-        choices=["all", "part"],
+        choices=CHOICES["worker_seeding"],
         help="loader processes seed NumPy too, or all but it (default: all)",
     )
     group.add_argument(
@@ -170,7 +170,7 @@ def _add_optimizer(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--clip-mode",
         default="norm",
-        choices=["norm", "value", "agc"],
+        choices=CHOICES["clip_mode"],
         help="clip the norm of all, each value, or each weight's gradient by the weight's norm (default: norm)",
     )
     group.add_argument(
@@ -217,7 +217,7 @@ def _add_learning_rate(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--lr-base-scale",
         default="",
-        choices=["", "linear", "sqrt"],
+        choices=CHOICES["lr_base_scale"],
         metavar="NAME",
         help="linear, or sqrt (default: sqrt for adaptive optimisers, else linear)",
     )
@@ -288,7 +288,7 @@ def _add_augmentation(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--no-aug", action="store_true", help="no augmentation")
     group.add_argument(
         "--train-crop-mode",
-        choices=["rrc", "rkrc", "rkrr"],
+        choices=CHOICES["train_crop_mode"],
         help="random resized crops; or keep the aspect, with a crop or not (default: rrc)",
     )
     group.add_argument(
@@ -326,7 +326,7 @@ def _add_augmentation(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--remode",
         default="pixel",
-        choices=["pixel", "rand", "const"],
+        choices=CHOICES["remode"],
         help="erased areas hold noise, a random colour or black (default: pixel)",
     )
     group.add_argument("--recount", type=positive, default=1, metavar="N", help="most areas to erase (default: 1)")
@@ -334,7 +334,7 @@ def _add_augmentation(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--train-interpolation",
         default="random",
-        choices=["random", *INTERPOLATIONS],
+        choices=CHOICES["train_interpolation"],
         metavar="NAME",
         help=f"resizing: {', '.join(INTERPOLATIONS)}, or random for bilinear and bicubic by turns (default: random)",
     )
@@ -365,13 +365,13 @@ def _add_distillation(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--kd-distill-type",
         default="logit",
-        choices=["logit"],
+        choices=CHOICES["kd_distill_type"],
         help="what is compared with the other model: logits (default: logit)",
     )
     group.add_argument(
         "--kd-loss-type",
         default="kl",
-        choices=["kl"],
+        choices=CHOICES["kd_loss_type"],
         help="how it is compared: Kullback-Leibler divergence (default: kl)",
     )
     group.add_argument(
@@ -414,7 +414,7 @@ def _add_mixing(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--mixup-mode",
         default="batch",
-        choices=["batch", "pair", "elem", "half"],
+        choices=CHOICES["mixup_mode"],
         help="draw shares per batch, pair or image (elem); half makes a batch of half the size (default: batch)",
     )
     group.add_argument(
@@ -438,7 +438,7 @@ def _add_norms(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--dist-bn",
         default="reduce",
-        choices=["broadcast", "reduce", ""],
+        choices=CHOICES["dist_bn"],
         help="after an epoch, take the running statistics of the first process, or average all (default: reduce)",
     )
 
@@ -510,12 +510,12 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--eval-metric",
         default="top1",
-        choices=["top1", "top5", "loss"],
+        choices=CHOICES["eval_metric"],
         help="what the best checkpoint and the plateau schedule go by (default: top1)",
     )
     group.add_argument(
         "--tta",
-        type=number(int, 0, MOST_VIEWS),
+        type=number(*RANGES["tta"]),
         default=0,
         metavar="N",
         help="average the outputs of N views: the image, its mirror image, both shifted to each corner (default: 0)",

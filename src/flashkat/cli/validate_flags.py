@@ -2,7 +2,7 @@
 
 import argparse
 
-from ..defaults import AVERAGES, CROP_MODES, EVALUATION_BATCH_SIZE, MOST_VIEWS, RESULT_FORMATS
+from ..defaults import CHOICES, EVALUATION_BATCH_SIZE, RANGES, RESULT_FORMATS
 from .parser import Parser, count, number, positive, seed
 from .shared_flags import add_config, add_data, add_data_dir, add_device, add_model
 
@@ -27,13 +27,13 @@ def add_validation_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--use-train-size", action="store_true", help="use the model's image size of training, not the one for tests"
     )
-    group.add_argument("--crop-mode", choices=CROP_MODES, help="how to crop (default: the model's)")
+    group.add_argument("--crop-mode", choices=CHOICES["crop_mode"], help="how to crop (default: the model's)")
     group.add_argument(
         "--crop-border-pixels", type=count, metavar="N", help="pixels to cut off each edge of an image before resizing"
     )
     group.add_argument(
         "--tta",
-        type=number(int, 0, MOST_VIEWS),
+        type=number(*RANGES["tta"]),
         default=0,
         metavar="N",
         help="average the outputs of N views: the image, its mirror image, both shifted to each corner (default: 0)",
@@ -49,7 +49,7 @@ def add_validation_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--metrics-avg",
-        choices=AVERAGES,
+        choices=CHOICES["metrics_avg"],
         help="report precision, recall and F1 too, averaged over classes in this way (needs scikit-learn)",
     )
     group.add_argument("--seed", type=seed, default=42, metavar="S", help="random seed (default: 42)")

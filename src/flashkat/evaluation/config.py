@@ -7,7 +7,7 @@ from numbers import Integral, Real
 from typing import Any
 
 from ..data.config import Data
-from ..defaults import CHOICES, EVALUATION_BATCH_SIZE, LENGTHS, MODEL_FLAGS, RANGES
+from ..defaults import CHOICES, EVALUATION_BATCH_SIZE, LENGTHS, MODEL_FLAGS, RANGES, wanted
 from ..errors import InputError
 from ..models.config import Model
 from ..system.compile import Compilation
@@ -109,6 +109,4 @@ def _problem(name: str, number: Any) -> str:
         return f"must be a {'whole ' if kind is int else ''}number, not {number!r:.80}"
     if low <= number <= high and not (above and number == low):
         return ""
-    least = "" if low == -math.inf else f"{'more than' if above else 'at least'} {low:g}"
-    most = "" if high == math.inf else "less than 1" if 0.9 < high < 1 else f"at most {high:g}"
-    return f"must be {' and '.join(filter(None, (least, most)))}, not {number!r:.80}"
+    return f"must be {wanted(low, high, above)}, not {number!r:.80}"
