@@ -233,7 +233,7 @@ def notes_on_fit(
                 "state the size of its images"
             )
     kernel = "patch_embed.proj.weight"
-    weight = getattr(getattr(getattr(model, "patch_embed", None), "proj", None), "weight", None)
+    weight = dict(model.named_parameters()).get(kernel)
     if kernel in state and weight is not None and state[kernel].ndim == weight.ndim == 4:
         old, new = state[kernel].shape[2:], weight.shape[2:]
         if old != new:

@@ -39,11 +39,11 @@ _SHAPED = ("exp_avg", "momentum_buffer")
 # Options that change how an optimiser computes, but not its result.
 _IMPLEMENTATION = ("fused", "foreach", "capturable", "differentiable")
 
-# Settings of groups, which --opt-kwargs may give too.
-_OF_GROUPS = ("weight_decay", "layer_decay", "layer_decay_min_scale", "layer_decay_no_opt_scale")
+# Settings by which layers have groups of their own. --opt-kwargs may give them too.
+_BY_LAYER = ("layer_decay", "layer_decay_min_scale", "layer_decay_no_opt_scale")
 
 # Options that divide a model's parameters into groups.
-_GROUPING = ("layer_decay", "layer_decay_min_scale", "layer_decay_no_opt_scale", "param_group_fn")
+_GROUPING = (*_BY_LAYER, "param_group_fn")
 
 
 def check_optimizer_name(opt: str) -> None:
@@ -78,7 +78,8 @@ def create_optimizer(
     if fallback:
         options["fallback_list"] = fallback
     if settings.rational_lr_scale != 1 or settings.rational_weight_decay is not None:
-        named = {name: settings.opt_kwargs[name] for name in _OF_GROUPS if name in settings.opt_kwargs}
+        names = {"weight_decay", *_BY_LAYER} & settings.opt_kwargs.keys()
+        named = {name: settings.opt_kwargs[name] for name in names}
         options["param_group_fn"] = lambda model: parameter_groups(model, replace(settings, **named))
     _check_betas(settings, options.get("betas"))
     given = "".join(f" {key}={value}" for key, value in settings.opt_kwargs.items())
