@@ -35,12 +35,12 @@ def split_data(
         raise InputError(f"{folder} is an archive, which links cannot divide: train on it with --val-fraction")
     if has_evaluation_split(Path(folder)):
         raise InputError(f"{folder} is divided already: name the folder of its training images to divide these")
-    target = Path(output).resolve()
-    if target.is_relative_to(Path(folder).resolve()):
+    # Links to images of the resolved folder need not go back through a link.
+    target, source = Path(output).resolve(), Path(folder).resolve()
+    if target.is_relative_to(source):
         raise InputError(f"{output} lies in {folder}, whose images it would add to: choose a folder beside it")
-    folder = str(Path(folder).resolve())  # so that links to its images need not go back through a link
     splits = {
-        split: open_split(folder, split, val_fraction=val_fraction, is_training=split == "train")
+        split: open_split(str(source), split, val_fraction=val_fraction, is_training=split == "train")
         for split in ("train", "val")
     }
     with new_folder(target) as staging, explain(f"cannot make links in {target}"):
