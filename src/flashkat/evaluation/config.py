@@ -1,7 +1,7 @@
 """The configuration of an evaluation, and the sections that only evaluation has."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from numbers import Integral, Real
 from typing import Any
@@ -79,29 +79,29 @@ def check_values(config: Any) -> None:
     sections = [getattr(config, each.name) for each in fields(config)]
     for section in filter(is_dataclass, sections):
         for each in fields(section):
-            problem = next(_problems(each.name, getattr(section, each.name), each.type), None)
-            if problem:
+            if problem := _problem(each.name, getattr(section, each.name), each.type):
                 raise InputError(f"--{each.name.replace('_', '-')} {problem}")
 
 
-def _problems(name: str, value: Any, annotation: Any) -> Iterator[str]:
+def _problem(name: str, value: Any, annotation: Any) -> str:
+    """Return what is wrong with a setting, or nothing."""
     if value is None:
-        if "None" not in str(annotation):
-            yield "must not be None"
-    elif name in CHOICES:
-        if value not in CHOICES[name]:
-            yield f"must be one of {', '.join(map(repr, CHOICES[name]))}, not {value!r:.80}"
-    elif name in RANGES:
-        length = LENGTHS.get(name)
-        if length is not None and not (isinstance(value, Sequence) and length in (0, len(value)) and len(value)):
-            yield f"takes {length or 'several'} numbers, not {value!r:.80}"
-        else:
-            yield from filter(None, (_problem(name, number) for number in (value if length is not None else [value])))
-    elif name == "model_kwargs":
-        yield from (f"{key}: use {MODEL_FLAGS[key]}" for key in value if key in MODEL_FLAGS)
+        return "" if "None" in str(annotation) else "must not be None"
+    if name in CHOICES and value not in CHOICES[name]:
+        return f"must be one of {', '.join(map(repr, CHOICES[name]))}, not {value!r:.80}"
+    if name == "model_kwargs":
+        return next((f"{key}: use {MODEL_FLAGS[key]}" for key in value if key in MODEL_FLAGS), "")
+    if name not in RANGES:
+        return ""
+    length = LENGTHS.get(name)
+    if length is None:
+        return _problem_of_number(name, value)
+    if not (isinstance(value, Sequence) and value and length in (0, len(value))):
+        return f"takes {length or 'several'} numbers, not {value!r:.80}"
+    return next(filter(None, (_problem_of_number(name, number) for number in value)), "")
 
 
-def _problem(name: str, number: Any) -> str:
+def _problem_of_number(name: str, number: Any) -> str:
     """Return what is wrong with a number, or nothing."""
     kind, low, high, above = RANGES[name]
     is_number = isinstance(number, Integral if kind is int else Real)
