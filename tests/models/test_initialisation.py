@@ -163,6 +163,19 @@ def test_attention_looks_at_itself_from_the_start(mimetic):
     assert (scores.argmax(-1) == torch.arange(32)).all()
 
 
+def test_weights_do_not_depend_on_the_number_of_threads():
+    before, states = torch.get_num_threads(), []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            states.append(create(depth=1).blocks[0].attn.state_dict())
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    one, several = states
+    assert all(torch.equal(one[name], several[name]) for name in one)
+
+
 # Everything else
 
 

@@ -1,6 +1,8 @@
 """Initialise a KAT: attention as KAT's code, the mimetic paper or MoCo start it, and the layers of its GR-KANs."""
 
 import math
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from timm.layers import Attention
@@ -90,13 +92,13 @@ def mimetic_attention_(attention: Attention, *, is_swapped: bool = False) -> Non
 
     Source: Trockman & Kolter, ICML 2023.
     """
-    width, head = attention.qkv.weight.shape[1], attention.head_dim
+    width, heads, head = attention.qkv.weight.shape[1], attention.num_heads, attention.head_dim
     query, key, value = attention.qkv.weight.view(3, -1, width)
-    for rows in torch.arange(attention.num_heads * head).split(head):
-        left, right = _factors(_noisy_identity(width, *_QUERY_KEY, like=query), rank=head)
-        query[rows] = left.T.to(query)
-        key[rows] = right.to(key)
-    left, right = _factors(_noisy_identity(width, *_VALUE_PROJECTION, like=value), rank=width)
+    products = [_noisy_identity(width, *_QUERY_KEY, like=query) for _ in range(heads)]
+    products.append(_noisy_identity(width, *_VALUE_PROJECTION, like=value))
+    *of_heads, (left, right) = _all_factors(products, [head] * heads + [width])
+    query.copy_(torch.cat([each.T for each, _ in of_heads]))
+    key.copy_(torch.cat([each for _, each in of_heads]))
     first, second = (left, right) if is_swapped else (right, left)
     value.copy_(first)
     attention.proj.weight.copy_(second)
@@ -106,6 +108,23 @@ def _noisy_identity(size: int, alpha: float, beta: float, like: Tensor) -> Tenso
     bound = math.sqrt(3 / size)
     noise = torch.empty(size, size, dtype=torch.float32, device=like.device).uniform_(-bound, bound)
     return alpha * noise + beta * torch.eye(size, dtype=torch.float32, device=like.device)
+
+
+def _all_factors(matrices: Sequence[Tensor], ranks: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
+    """Return the factors of each matrix. On a CPU several threads work at once, each on a matrix of its own.
+
+    Threads that share one matrix meet thousands of times. On a busy machine they mostly wait for each other. The
+    factors would also depend on the number of threads.
+    """
+    if matrices[0].device.type != "cpu":
+        return list(map(_factors, matrices, ranks))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # holds for the linear algebra of all threads
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            return list(pool.map(_factors, matrices, ranks))
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _factors(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
