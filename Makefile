@@ -38,7 +38,7 @@ test-slow: $(READY)
 
 # On a machine with a CUDA GPU: the same tests there, with those marked gpu.
 test-gpu: $(READY)
-	$(BIN)/python -m pytest -n 4
+	$(BIN)/python -m pytest -n 4 --dist worksteal
 
 # The tests on the lowest versions that pyproject.toml admits.
 test-oldest: .venv-oldest/.ready

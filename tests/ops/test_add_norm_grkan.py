@@ -108,7 +108,10 @@ _INPUTS = ((F32, BF16), (F32, F16), (BF16, BF16), (F16, F16), (F32, F32))
 @pytest.mark.gpu
 @pytest.mark.parametrize(
     ("dtype", "inputs", "autocast"),
-    [(dtype, inputs, autocast) for dtype in (F32, BF16, F16) for inputs in _INPUTS for autocast in (BF16, F16)]
+    [(F32, inputs, autocast) for inputs in _INPUTS for autocast in (BF16, F16)]
+    + [(dtype, (x, dtype), dtype) for dtype in (BF16, F16) for x in (F32, dtype)]
+    # No kernel casts weights of 16 bits to the other dtype of 16 bits.
+    + [(BF16, (F32, BF16), F16), (F16, (F32, F16), BF16)]
     # Without autocast linear layers take one dtype.
     + [(dtype, (dtype, dtype), None) for dtype in (F32, BF16, F16)],
 )
