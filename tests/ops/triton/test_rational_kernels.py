@@ -76,7 +76,7 @@ def _exact(x: Tensor, g: Tensor, numerator: Tensor, denominator: Tensor) -> dict
 def test_every_value(path, dtype, largest, count):
     """Values, slopes, and with a group per element every element's terms: within a step of what is exact, never NaN."""
     if path.interpreted:
-        pytest.skip("takes hours; test_paths.py has the powers of two")
+        pytest.skip("takes hours; test_dispatch.py has the powers of two")
     x = _every_value(dtype)
     x = x[x.abs() <= largest]
     x = x[: len(x) // 8 * 8].to(path.device)
@@ -104,7 +104,7 @@ def test_every_value(path, dtype, largest, count):
 def test_every_float32_power_of_two(path, largest):
     """Values and slopes to within four steps, never NaN; a group for each set of coefficients."""
     if path.interpreted and largest == torch.inf:
-        pytest.skip("takes minutes; test_paths.py has some of them")
+        pytest.skip("takes minutes; test_dispatch.py has some of them")
     exponents = torch.arange(-149 if path.handles_subnormal(torch.float32) else -126, 128, dtype=torch.float64)
     sizes = torch.cat([2.0**exponents, torch.tensor([0.0, torch.finfo(torch.float32).max], dtype=torch.float64)])
     x = torch.cat([sizes, -sizes]).float()
