@@ -1,6 +1,8 @@
 """How the weights start: mimetic attention, the GR-KANs' linear layers, and timm's own schemes."""
 
 import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import timm
@@ -9,7 +11,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from flashkat import GRKAN
-from flashkat.models import KolmogorovArnoldTransformer
+from flashkat.models import KolmogorovArnoldTransformer, initialisation
 
 WIDTH, HEADS, HEAD = 192, 3, 64
 OWN = ["kan_mimetic", "paper_mimetic", "variance_preserving"]
@@ -174,6 +176,36 @@ def test_weights_do_not_depend_on_the_number_of_threads():
         torch.set_num_threads(before)
     one, several = states
     assert all(torch.equal(one[name], several[name]) for name in one)
+
+
+def test_models_made_by_two_threads_leave_the_number_of_threads(monkeypatch):
+    """The second thread starts while the first one has PyTorch at one thread."""
+    factors, begun, joined = initialisation._factors, threading.Event(), threading.Event()
+
+    def wait_for_the_second(*args):
+        begun.set()
+        assert joined.wait(60)
+        return factors(*args)
+
+    def second():
+        assert begun.wait(60)
+        torch.get_num_threads()  # a thread keeps the number that it first sees
+        joined.set()
+        create(depth=1)
+        return torch.get_num_threads()
+
+    monkeypatch.setattr(initialisation, "_factors", wait_for_the_second)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            first, other = pool.submit(lambda: create(depth=1) and torch.get_num_threads()), pool.submit(second)
+            assert (first.result(), other.result()) == (2, 2)
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(torch.get_num_threads).result() == 2
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 # Everything else

@@ -1,6 +1,7 @@
 """Initialise a KAT: attention as KAT's code, the mimetic paper or MoCo start it, and the layers of its GR-KANs."""
 
 import math
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -17,6 +18,9 @@ _QUERY_KEY = (0.7, 0.7)
 _VALUE_PROJECTION = (0.4, -0.4)
 
 _LINEAR_STD = 0.02
+
+# Held while PyTorch's number of threads is changed, which is one number for the whole process.
+_ONE_AT_A_TIME = threading.Lock()
 
 
 def kan_mimetic_(model: VisionTransformer) -> None:
@@ -118,13 +122,16 @@ def _all_factors(matrices: Sequence[Tensor], ranks: Sequence[int]) -> list[tuple
     """
     if matrices[0].device.type != "cpu":
         return list(map(_factors, matrices, ranks))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # holds for the linear algebra of all threads
-    try:
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            return list(pool.map(_factors, matrices, ranks))
-    finally:
-        torch.set_num_threads(threads)
+    with _ONE_AT_A_TIME:
+        # A new thread takes the process's number. This one may have taken the 1 below, in another thread's turn.
+        with ThreadPoolExecutor(1) as fresh:
+            threads = fresh.submit(torch.get_num_threads).result()
+        torch.set_num_threads(1)  # holds for the linear algebra of all threads
+        try:
+            with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+                return list(pool.map(_factors, matrices, ranks))
+        finally:
+            torch.set_num_threads(threads)
 
 
 def _factors(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
