@@ -104,6 +104,16 @@ def test_in_the_middle_of_an_epoch(train, loading):
         assert_equal(straight, resumed)
 
 
+@pytest.mark.parametrize("changed", [["-b", 2], ["--grad-accum-steps", 2]], ids=str)
+def test_a_schedule_of_updates_with_other_batches(train, changed):
+    """Updates of the epochs so far are counted in the new batches."""
+    flags = ["--epochs", 4, "--opt", "adamw", "--lr", 1e-3, "--sched-on-updates", "--warmup-epochs", 1]
+    first = train(*flags, experiment="first")
+    straight = train(*flags, *changed, experiment="straight")
+    again = train(*flags, *changed, "--resume", first / "checkpoint-1.pth.tar", experiment="again")
+    assert [row["lr"] for row in rows_of(again)][2:] == [row["lr"] for row in rows_of(straight)][2:]
+
+
 @pytest.mark.parametrize(
     ("begun", "changed", "words"),
     [

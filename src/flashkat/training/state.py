@@ -152,7 +152,7 @@ class TrainingState:
             opt: the optimiser's name.
             start_epoch: the first epoch; None continues after the checkpoint.
             eval_metric: the metric of the best checkpoint.
-            updates_per_epoch: updates of an epoch, for checkpoints that do not count them.
+            updates_per_epoch: updates of an epoch. The schedule counts the epochs so far in them.
 
         Raises:
             InputError: the checkpoint has another optimiser, or ``start_epoch`` is after the last epoch.
@@ -196,7 +196,9 @@ class TrainingState:
     ) -> None:
         self.epoch = run.get("epoch", checkpoint["epoch"] + 1)
         self.batch = run.get("batch", 0)
-        self.updates = run.get("updates", self.epoch * updates_per_epoch)
+        self.updates = self.epoch * updates_per_epoch
+        if self.batch:
+            self.updates = run.get("updates", self.updates)
         self.lr = run.get("lr", self.lr)
         self.history = run.get("history", [])
         self.best = run.get("best", {}) if has_metric else best_of(self.history, self.flags["eval_metric"])
