@@ -17,7 +17,7 @@ from flashkat.training.optimizer import (
     create_optimizer,
     is_fused,
     parameter_groups,
-    with_implementation_of,
+    with_settings_of,
     with_order_of,
 )
 
@@ -230,10 +230,15 @@ def test_fused_or_not_a_run_goes_on_in_its_own_way(train, monkeypatch, kind):
         torch.testing.assert_close(checkpoint["state_dict"], expected, rtol=1e-3, atol=1e-5)
 
 
-def test_other_settings_of_a_saved_optimiser_stay(model):
-    saved = torch.optim.AdamW(model.parameters(), lr=0.3, fused=True).state_dict()
-    groups = with_implementation_of(torch.optim.AdamW(model.parameters(), lr=0.1), saved)["param_groups"]
-    assert (groups[0]["lr"], groups[0]["fused"]) == (0.3, None)
+@pytest.mark.parametrize("keeps_rates", [False, True])
+def test_settings_are_those_of_the_run_and_counters_are_the_saved_ones(model, keeps_rates):
+    saved = torch.optim.AdamW(model.parameters(), lr=0.3, weight_decay=0.1, fused=True).state_dict()
+    saved["param_groups"][0] |= {"step": 7, "lr_scale": 0.5}
+    own = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.2)
+    (group,) = with_settings_of(own, saved, keeps_rates=keeps_rates)["param_groups"]
+    assert group["lr"] == (0.3 if keeps_rates else 0.1)
+    assert (group["weight_decay"], group["fused"], group["step"]) == (0.2, None, 7)
+    assert "lr_scale" not in group
     assert saved["param_groups"][0]["fused"] is True
 
 

@@ -1,6 +1,7 @@
 """Make timm's optimiser, with separate parameter groups for the rationals' coefficients, and load saved states."""
 
 import inspect
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from typing import Any
@@ -29,8 +30,8 @@ __all__ = [
     "fallback_names",
     "is_fused",
     "parameter_groups",
-    "with_implementation_of",
     "with_order_of",
+    "with_settings_of",
 ]
 
 # States that nearly all optimisers keep in a parameter's own shape. Others may have smaller shapes.
@@ -38,6 +39,9 @@ _SHAPED = ("exp_avg", "momentum_buffer")
 
 # Options that change how an optimiser computes, but not its result.
 _IMPLEMENTATION = ("fused", "foreach", "capturable", "differentiable")
+
+# Settings of a group that flags give. Other entries may be counters of the optimiser.
+_BY_FLAGS = ("lr", "initial_lr", "lr_scale", "weight_decay", "momentum", "betas", "eps")
 
 # Settings by which layers have groups of their own. --opt-kwargs may give them too.
 _BY_LAYER = ("layer_decay", "layer_decay_min_scale", "layer_decay_no_opt_scale")
@@ -149,18 +153,24 @@ def is_fused(settings: Optimizer, device: torch.device, may_skip: bool, is_shard
     return kind in (torch.optim.Adam, torch.optim.AdamW)
 
 
-def with_implementation_of(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-    """Return a saved state_dict with the optimiser's own implementation (fused, foreach) in place of the saved one.
+def with_settings_of(
+    optimizer: torch.optim.Optimizer, state: dict[str, Any], *, more: Collection[str] = (), keeps_rates: bool = False
+) -> dict[str, Any]:
+    """Return a saved state_dict with the optimiser's own settings and implementation in place of the saved ones.
 
     Args:
-        optimizer: the optimiser to load into.
+        optimizer: the optimiser to load into, with the settings of this run's flags.
         state: its saved state_dict.
+        more: names of settings that are not among timm's flags.
+        keeps_rates: keep the saved ``lr``.
     """
-    groups = [dict(group) for group in state["param_groups"]]
+    names = {*_BY_FLAGS, *_IMPLEMENTATION, *more} - ({"lr"} if keeps_rates else set())
+    groups = []
     # If the numbers of groups differ, load_state_dict raises.
-    for saved, own in zip(groups, optimizer.param_groups, strict=False):
-        saved.update({name: own[name] for name in _IMPLEMENTATION if name in own})
-    return {**state, "param_groups": groups}
+    for saved, own in zip(state["param_groups"], optimizer.param_groups, strict=False):
+        kept = {name: value for name, value in saved.items() if name not in names}
+        groups.append({**kept, **{name: own[name] for name in names if name in own}})
+    return {**state, "param_groups": [*groups, *state["param_groups"][len(groups) :]]}
 
 
 def with_order_of(

@@ -20,7 +20,7 @@ from ..system import distributed
 from ..system.random import random_state, set_random_state
 from ..system.terminal import printable_name
 from .config import Resume
-from .optimizer import check_shapes, with_implementation_of, with_order_of
+from .optimizer import check_shapes, with_order_of, with_settings_of
 from .outputs.summary import best_of
 from .parallel import full, like
 
@@ -172,7 +172,7 @@ class TrainingState:
                 raise InputError(f"--start-epoch {self.epoch} is after the last of {self.epochs} epochs")
             raise FinishedError(f"{resume.resume} has all of its {self.epoch} epochs: give more --epochs to go on")
         if self.scheduler is not None and (checkpoint or self.epoch):
-            has_rates = bool(checkpoint) and not resume.no_resume_opt
+            has_rates = bool(checkpoint) and not resume.no_resume_opt and _has_first_rates(self.optimizer, checkpoint)
             _set_schedule(self.scheduler, checkpoint, self.epoch, self.updates, has_rates, has_metric)
 
     def _forget_later_epochs(self, metric: str) -> None:
@@ -248,7 +248,8 @@ class TrainingState:
         with explain(f"{path} has an optimiser with other parameters: give its flags, or --no-resume-opt"):
             names = rename_rationals(checkpoints.weights(checkpoint), self.model.state_dict().keys())
             saved = with_order_of(self.optimizer, checkpoint["optimizer"], self.model, list(names))
-            saved = with_implementation_of(self.optimizer, saved)
+            given = {*(checkpoint.get("args", {}).get("opt_kwargs") or ()), *(self.flags.get("opt_kwargs") or ())}
+            saved = with_settings_of(self.optimizer, saved, more=given, keeps_rates=_is_plateau(self.scheduler))
             check_shapes(self.optimizer, saved)
             self.optimizer.load_state_dict(like(saved, self.optimizer))
         if self.scaler.is_enabled() and checkpoint.get("amp_scaler"):
@@ -326,8 +327,22 @@ def _set_ema_state(ema: ModelEmaV3 | None, state: dict[str, Any]) -> None:
 
 def _scheduler_state(scheduler: Any) -> dict[str, Any]:
     """Return the state of a schedule. Only the plateau schedule has one: others depend on the epoch or update alone."""
-    plateau = getattr(scheduler, "lr_scheduler", None)
-    return {} if plateau is None else {"plateau": plateau.state_dict(), "without_noise": scheduler.restore_lr}
+    if not _is_plateau(scheduler):
+        return {}
+    return {"plateau": scheduler.lr_scheduler.state_dict(), "without_noise": scheduler.restore_lr}
+
+
+def _is_plateau(scheduler: Any) -> bool:
+    return hasattr(scheduler, "lr_scheduler")
+
+
+def _has_first_rates(optimizer: torch.optim.Optimizer, checkpoint: dict[str, Any]) -> bool:
+    """Return whether the optimiser's groups start from the same learning rates as the checkpoint's."""
+    saved, own = (
+        [group.get("initial_lr", group["lr"]) * group.get("lr_scale", 1.0) for group in groups]
+        for groups in (checkpoint["optimizer"]["param_groups"], optimizer.param_groups)
+    )
+    return saved == own
 
 
 def _set_schedule(
@@ -340,10 +355,10 @@ def _set_schedule(
         checkpoint: that of the resumed run, empty for a new one.
         epoch: the epoch, from 0.
         updates: updates so far.
-        has_rates: whether the optimiser has the checkpoint's rates.
+        has_rates: whether the optimiser has the checkpoint's rates, and this run has the same first rates.
         has_metric: whether the checkpoint went by the metric of this run.
     """
-    if not hasattr(scheduler, "lr_scheduler"):
+    if not _is_plateau(scheduler):
         scheduler.step(epoch)
         scheduler.step_update(updates)
         return
