@@ -104,6 +104,28 @@ def test_in_the_middle_of_an_epoch(train, loading):
         assert_equal(straight, resumed)
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--lr-noise", 0.0, "--warmup-epochs", 0],
+        ["--sched", "multistep", "--decay-milestones", 1, "--warmup-epochs", 0],
+        ["--sched", "tanh", "--warmup-epochs", 0],
+        ["--sched", "none"],
+        ["--sched-on-updates", "--lr-noise", 0.0],
+    ],
+    ids=str,
+)
+def test_in_the_middle_of_the_first_epoch(train, flags):
+    """timm's schedules give another rate for epoch 0 than the one that they are made with."""
+    flags = ["--epochs", 2, "--opt", "adamw", "--lr", 1e-2, "--recovery-interval", 2, "-b", 4, *flags]
+    kept = train(*flags, "--epochs", 1, experiment="kept") / "recovery-0-1.pth.tar"
+    checkpoint = torch.load(kept, weights_only=True)
+    checkpoint["args"]["epochs"] = 2
+    torch.save(checkpoint, kept)
+    straight = train(*flags, experiment="straight")
+    assert_equal(straight, train(*flags, "--resume", kept, experiment="resumed"))
+
+
 @pytest.mark.parametrize("changed", [["-b", 2], ["--grad-accum-steps", 2]], ids=str)
 def test_a_schedule_of_updates_with_other_batches(train, changed):
     """Updates of the epochs so far are counted in the new batches."""

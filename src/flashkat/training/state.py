@@ -359,8 +359,11 @@ def _set_schedule(
         has_metric: whether the checkpoint went by the metric of this run.
     """
     if not _is_plateau(scheduler):
-        scheduler.step(epoch)
-        scheduler.step_update(updates)
+        # A new run keeps the rates that the schedule was made with until its first update or second epoch.
+        if epoch:
+            scheduler.step(epoch)
+        if updates:
+            scheduler.step_update(updates)
         return
     state = checkpoint.get("run", {}).get("scheduler", {})
     if not has_rates:
