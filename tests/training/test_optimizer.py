@@ -17,8 +17,8 @@ from flashkat.training.optimizer import (
     create_optimizer,
     is_fused,
     parameter_groups,
-    with_settings_of,
     with_order_of,
+    with_settings_of,
 )
 
 KWARGS = {"img_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 3}

@@ -75,12 +75,13 @@ def assert_equal(folder, other, name="last"):
             *("--model-dtype", "bfloat16", *AVERAGED, "--opt", "lookahead_adamw", "--lr", 1e-2, "--layer-decay", 0.7),
             *("--channels-last", "--no-prefetcher", "--reprob", 0.5, "--lr-noise", 0.1),
         ],
+        ["--opt", "lookahead_adafactorbv", "--lr", 1e-2, "--reprob", 0.5],
         [
             *("--aug-splits", 2, "--jsd-loss", "--reprob", 0.5, "--opt", "adamw", "--lr", 1e-2),
             *("--val-interval", 2, "--eval-metric", "loss", "--tta", 2),
         ],
     ],
-    ids=["all that is random", "loader processes", "scaled loss", "plateau", "low precision", "views"],
+    ids=["all that is random", "loader processes", "scaled loss", "plateau", "low precision", "settings that are dtypes", "views"],
 )
 def test_two_epochs_and_two_are_four(train, flags):
     flags = ["--epochs", 4, "--warmup-epochs", 1, *flags]

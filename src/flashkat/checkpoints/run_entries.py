@@ -86,13 +86,13 @@ def _list_of(holds: Check) -> Check:
 
 
 def _is_setting(value: Any) -> bool:
-    return value is None or isinstance(value, (bool, int, float, str, Tensor))
+    return value is None or isinstance(value, (bool, int, float, str, Tensor, torch.dtype))
 
 
 def _is_flag(value: Any) -> bool:
     if isinstance(value, dict):
         return all(_is_text(name) and _is_flag(each) for name, each in value.items())
-    return _list_of(_is_flag)(value) or (_is_setting(value) and not isinstance(value, Tensor))
+    return _list_of(_is_flag)(value) or (_is_setting(value) and not isinstance(value, (Tensor, torch.dtype)))
 
 
 def _is_row(row: Any) -> bool:

@@ -304,11 +304,23 @@ def _with_newest(config: Config, say: Callable[[str], None]) -> tuple[Config, di
     """Return the configuration that resumes the newest good checkpoint of the run's folder, if there is one.
 
     The first process also gets the checkpoint, which it has read.
+
+    Raises:
+        InputError: the folder has checkpoints, and none is good. A new run would replace them.
     """
     folder = folder_of(config.output, config.model.name)
-    path, checkpoint = newest_good(folder, say) if distributed.is_primary() else ("", {})
+    faults: list[str] = []
+    path, checkpoint = newest_good(folder, faults.append) if distributed.is_primary() else ("", {})
     # Files may change between the reads of two processes.
-    return replace(config, resume=replace(config.resume, resume=distributed.gather(path)[0])), checkpoint
+    path, found = distributed.gather((path, bool(faults)))[0]
+    if found and not path:
+        raise InputError(
+            f"none of the checkpoints in {folder} can be resumed, and a new run would replace them: give another "
+            f"--experiment, or remove them{''.join(f'. {fault}' for fault in faults[:1])}"
+        )
+    for fault in faults:
+        say(fault)
+    return replace(config, resume=replace(config.resume, resume=path)), checkpoint
 
 
 def _complete(open_folder: Callable[[], RunFolder]) -> str:

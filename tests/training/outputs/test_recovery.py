@@ -170,6 +170,19 @@ def test_killed_before_its_first_checkpoint_it_starts_in_the_same_folder(images,
     assert not list((tmp_path / "run").glob("*.partial"))
 
 
+def test_a_run_whose_checkpoints_are_all_bad_is_kept(images, tmp_path, capsys):
+    assert command(images, tmp_path, "--epochs", 1) == 0
+    for path in (tmp_path / "run").glob("*.pth.tar"):
+        path.write_bytes(path.read_bytes()[:100])
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    capsys.readouterr()
+    assert command(images, tmp_path, "--epochs", 2, "--resume", "auto") == 2
+    err = capsys.readouterr().err
+    words = f"error: none of the checkpoints in {tmp_path / 'run'} can be resumed, and a new run would replace them: "
+    assert words + "give another --experiment, or remove them. Not resuming from " in err
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+
+
 def test_the_newest_is_read_once(images, tmp_path, monkeypatch):
     read, paths = checkpoints.read, []
     assert command(images, tmp_path, "--epochs", 1) == 0
