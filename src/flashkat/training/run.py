@@ -320,6 +320,9 @@ def _with_newest(config: Config, say: Callable[[str], None]) -> tuple[Config, di
         )
     for fault in faults:
         say(fault)
+    if path:
+        # A command that is started again and again would train the same epochs each time.
+        config = replace(config, schedule=replace(config.schedule, start_epoch=None))
     return replace(config, resume=replace(config.resume, resume=path)), checkpoint
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+import yaml
 
 from flashkat import checkpoints
 from flashkat.cli.main import main
@@ -181,6 +182,17 @@ def test_a_run_whose_checkpoints_are_all_bad_is_kept(images, tmp_path, capsys):
     words = f"error: none of the checkpoints in {tmp_path / 'run'} can be resumed, and a new run would replace them: "
     assert words + "give another --experiment, or remove them. Not resuming from " in err
     assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+
+
+def test_a_first_epoch_is_for_a_new_run(images, tmp_path, capsys):
+    flags = ["--epochs", 3, "--start-epoch", 1]
+    assert command(images, tmp_path, *flags) == 0
+    assert yaml.safe_load((tmp_path / "run" / "args.yaml").read_text())["start_epoch"] is None
+    capsys.readouterr()
+    assert command(images, tmp_path, *flags, "--epochs", 4, "--resume", "auto") == 0
+    out = capsys.readouterr().out
+    assert "in epoch 4, after" in out
+    assert out.count("train loss") == 1
 
 
 def test_the_newest_is_read_once(images, tmp_path, monkeypatch):

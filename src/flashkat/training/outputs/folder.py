@@ -113,8 +113,8 @@ class RunFolder:
         self._device, number = identity(self.path)
         self.made = Made(self.path, (self._device, number), tuple(above)) if continued is None else None
         self._unsaved: tuple[dict[str, Any], dict[str, Any]] | None = None
-        # Another run that reads these flags needs a folder of its own, and starts anew.
-        self._flags = {**flags, "experiment": "", "resume": ""}
+        # Another run that reads these flags needs a folder of its own, and starts anew or after its checkpoint.
+        self._flags = {**flags, "experiment": "", "resume": "", "start_epoch": None}
         self._lock: Lock | None = None
         self._trackers: list[Tracker] = []
         try:
