@@ -58,6 +58,20 @@ def test_exit_status(monkeypatch, capsys, codes, status, line):
     assert capsys.readouterr().err == line
 
 
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_hangup_that_is_ignored_is_not_forwarded(monkeypatch, ignored):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+    given = []
+    monkeypatch.setattr("torch.distributed.run.run", given.append)
+    try:
+        assert launcher.launch(2, ["data"]) == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    forwarded = given[0].signals_to_handle.split(",")
+    assert ("SIGHUP" in forwarded) != ignored
+    assert {"SIGTERM", "SIGINT", "SIGUSR1"} <= set(forwarded)
+
+
 @pytest.mark.parametrize(
     ("number", "workers"), [(signal.SIGUSR1, 1), pytest.param(signal.SIGTERM, 0, marks=pytest.mark.slow)]
 )

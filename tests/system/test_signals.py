@@ -27,6 +27,18 @@ def test_a_signal_stops_after_the_step(name):
     assert signal.getsignal(number) == before
 
 
+def test_a_hangup_that_is_ignored_stays_so():
+    """As under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop.after_step()
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def two_signals(launcher, later):
     os.environ.pop("TORCHELASTIC_RUN_ID", None)
     if launcher == "torchrun":

@@ -15,7 +15,7 @@ from .train_flags import add_training_arguments
 __all__ = ["launch"]
 
 # torchrun's own, and the one that Slurm's users send.
-_SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
+_SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1")
 
 
 def launch(processes: int, flags: Sequence[str]) -> int:
@@ -38,7 +38,10 @@ def launch(processes: int, flags: Sequence[str]) -> int:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    options = ["--standalone", "--nproc-per-node", str(processes), "--signals-to-handle", _SIGNALS]
+    from ..system.signals import ignores_hangup
+
+    signals = ",".join(name for name in _SIGNALS if name != "SIGHUP" or not ignores_hangup())
+    options = ["--standalone", "--nproc-per-node", str(processes), "--signals-to-handle", signals]
     options += ["-m", "flashkat", "train", *flags]
     try:
         run.run(run.parse_args(options))

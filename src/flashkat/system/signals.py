@@ -14,7 +14,7 @@ from ..errors import start_prefix
 from . import distributed
 from .interrupts import end_children
 
-__all__ = ["StopRequest", "leave_signals_to_parent", "start_method"]
+__all__ = ["StopRequest", "ignores_hangup", "leave_signals_to_parent", "start_method"]
 
 # Terminals, schedulers and torchrun send these.
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
@@ -46,7 +46,10 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._receive) for number in _SIGNALS}
+            skipped = [signal.SIGHUP] if ignores_hangup() else []
+            self._before = {
+                number: signal.signal(number, self._receive) for number in _SIGNALS if number not in skipped
+            }
         if distributed.size() > 1:
             address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
             # A connection of its own, as calls on the group's would wait for each other.
@@ -58,7 +61,8 @@ class StopRequest:
     def __exit__(self, *_: object) -> None:
         self._done.set()
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            # Python reports a handler of another language as None, and cannot set it again.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     @property
     def number(self) -> int:
@@ -107,6 +111,11 @@ class StopRequest:
             return  # the store is gone once the processes leave each other
         finally:
             self._agreed.set()
+
+
+def ignores_hangup() -> bool:
+    """Return whether this process was started to live on after its terminal has closed, as by nohup."""
+    return hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
 
 
 def start_method() -> str | None:
