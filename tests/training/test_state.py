@@ -81,7 +81,7 @@ def assert_equal(folder, other, name="last"):
             *("--val-interval", 2, "--eval-metric", "loss", "--tta", 2),
         ],
     ],
-    ids=["all that is random", "loader processes", "scaled loss", "plateau", "low precision", "settings that are dtypes", "views"],
+    ids=["all that is random", "loader processes", "scaled loss", "plateau", "low precision", "dtypes", "views"],
 )
 def test_two_epochs_and_two_are_four(train, flags):
     flags = ["--epochs", 4, "--warmup-epochs", 1, *flags]
