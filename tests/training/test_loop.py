@@ -274,12 +274,16 @@ def evaluations(monkeypatch, tops):
 
 
 @pytest.mark.filterwarnings("ignore:PlateauLRScheduler is deprecated")
-def test_plateau_goes_by_evaluations_of_the_model(start, monkeypatch):
-    """In epochs without one it waits. The average, which is better, is not what it watches."""
+@pytest.mark.parametrize("ema", [None, 0.9])
+def test_plateau_goes_by_evaluations_of_the_average(start, monkeypatch, ema):
+    """In epochs without one it waits. As in timm, the model's own count without an average alone."""
+    own, average = [10.0, 60.0, 70.0, 80.0], [30.0, 40.0, 50.0, 50.0]
     # The model's own, then the average's, of every second epoch.
-    evaluations(monkeypatch, [30.0, 90.0, 40.0, 90.0, 50.0, 90.0, 50.0, 90.0])
+    evaluations(
+        monkeypatch, average if ema is None else [top1 for both in zip(own, average, strict=True) for top1 in both]
+    )
     plateau = {"sched": "plateau", "num_epochs": 8, "patience_epochs": 0, "decay_rate": 0.5, "warmup_epochs": 0}
-    state, _, _ = start(flags=["--epochs", 8, "--val-interval", 2], ema=0.9, sched=plateau)
+    state, _, _ = start(flags=["--epochs", 8, "--val-interval", 2], ema=ema, sched=plateau)
     assert [row["lr"] for row in state.history] == [0.1] * 8
     assert state.optimizer.param_groups[0]["lr"] == 0.05
 

@@ -207,7 +207,9 @@ def run_epochs(state: TrainingState, parts: Parts, config: Config) -> None:
         is_best = bool(evaluated) and _update_best(state, evaluated, output.eval_metric)
         if state.scheduler is not None:
             # Without a metric, the plateau schedule counts no epoch. An older one would look like no progress.
-            metric = getattr(evaluated["state_dict"], output.eval_metric) if evaluated else None
+            # As in timm, it goes by the averaged weights if there are any.
+            of = evaluated.get("state_dict_ema", evaluated.get("state_dict"))
+            metric = None if of is None else getattr(of, output.eval_metric)
             state.scheduler.step(epoch + 1, metric)
 
         costs = {} if rate is None else {"images_per_second": round(rate, 1)}
