@@ -400,6 +400,35 @@ def test_worker_seeding(folder, given, seeding):
     assert (drawn == seeded) == (seeding == "all")
 
 
+class Sized(torch.utils.data.Dataset):
+    """Tensors of several sizes and dtypes, the largest of which is larger than a pipe."""
+
+    tensors = (
+        torch.arange(6).view(2, 3).T,
+        torch.zeros(0, 4),
+        torch.tensor(2.5, dtype=torch.float64),
+        torch.ones(2**16 + 1, dtype=torch.uint8),
+    )
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        return [each.clone() for each in self.tensors]
+
+
+def test_small_tensors_come_without_shared_memory(folder, given):
+    args = args_of(folder, "-j", 1)
+    training_loader(open_dataset(args, "train"), CONFIG, args, CPU)
+    loader = torch.utils.data.DataLoader(Sized(), None, num_workers=1, worker_init_fn=given["worker_init_fn"])
+    for found in loader:
+        assert [each.is_shared() for each in found] == [False, False, False, True]
+        for tensor, expected in zip(found, Sized.tensors, strict=True):
+            assert tensor.dtype == expected.dtype
+            assert torch.equal(tensor, expected)
+            tensor.add_(1)  # an array that cannot be written to would warn
+
+
 # --- workers that stop ------------------------------------------------------------------------------------------------
 
 
