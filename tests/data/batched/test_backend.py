@@ -198,11 +198,12 @@ def test_batches_are_those_of_timms_loader(tmp_path, device, monkeypatch, worker
 class _Pillow:
     """A decoder whose pixels are Pillow's."""
 
-    def __init__(self, batch_size, size, device, threads):
-        self.size, self.device = size, device
+    def __init__(self, batch_size, size, device, threads, has_windows):
+        self.size, self.device, self.has_windows = size, device, has_windows
 
     def start(self, jpegs, cuts):
         assert all(isinstance(jpeg, Jpeg) for jpeg in jpegs)
+        assert self.has_windows or (cuts[:, 7:] == [*self.size, 0, 0]).all()
         return lambda: decode_by_pillow(jpegs, map(Cut.of_numbers, cuts.tolist()), self.size).to(self.device)
 
 

@@ -63,6 +63,14 @@ def test_cuts_are_near_pillows(decoder, without_pillow):
         assert apart.float().mean() <= MEAN, name
 
 
+def test_parts_without_windows_are_the_same(decoder, device):
+    from flashkat.data.batched.dali import Decoder
+
+    cases = [(jpeg(*size), cut) for name, (size, cut) in CUTS.items() if name != "window"]
+    whole = Decoder(8, SIZE, device, threads=1, has_windows=False)
+    assert torch.equal(start(whole, cases)(), start(decoder, cases)())
+
+
 def test_grey_images_become_colour(decoder, without_pillow):
     cases = [(jpeg(120, 90, "L"), Cut((0, 0, 90, 120), SIZE))]
     assert (start(decoder, cases)().cpu().int() - by_pillow(cases).int()).abs().max() <= LARGEST

@@ -206,4 +206,7 @@ def _on_gpu(
         return None
     if is_open:
         notes = ["NVIDIA DALI decodes the images, with pixels a few grey levels from Pillow's"]
-    return Backend(cut, CollateEncoded(size, fill), Decoder(batch_size, size, device, max(1, data.workers)), notes)
+    # Training resizes to the size itself.
+    has_windows = isinstance(cut, EvaluationCut)
+    decoder = Decoder(batch_size, size, device, max(1, data.workers), has_windows=has_windows)
+    return Backend(cut, CollateEncoded(size, fill), decoder, notes)

@@ -26,10 +26,14 @@ class Decoder:
         size: height and width of the results.
         device: where the results are.
         threads: processor threads of the decoder.
+        has_windows: whether parts are resized to more than ``size``, and cut to it.
     """
 
-    def __init__(self, batch_size: int, size: tuple[int, int], device: torch.device, threads: int) -> None:
+    def __init__(
+        self, batch_size: int, size: tuple[int, int], device: torch.device, threads: int, *, has_windows: bool = True
+    ) -> None:
         self._batch_size, self._size, self._device, self._threads = batch_size, size, device, threads
+        self._has_windows = has_windows
         self._idle: list[Any] = []  # a pipeline decodes one batch at a time
 
     def start(self, jpegs: Sequence[Jpeg], cuts: np.ndarray) -> Callable[[], Tensor]:
@@ -99,7 +103,9 @@ class Decoder:
                 interp_type=fn.cast(cuts[8], dtype=types.INTERP_TYPE),
                 antialias=True,
             )
-            pipeline.set_outputs(fn.slice(resized, start=cuts[6:8], shape=self._size, axes=(0, 1)))
+            if self._has_windows:
+                resized = fn.slice(resized, start=cuts[6:8], shape=self._size, axes=(0, 1))
+            pipeline.set_outputs(resized)
         pipeline.build()
         return pipeline
 
