@@ -289,7 +289,7 @@ def given(monkeypatch):
 
     told(backend.create_transform, "batched.backend.create_transform")
     told(torch.utils.data.DataLoader, "order.DataLoader")
-    monkeypatch.setattr(loaders, "PrefetchLoader", lambda loader, *args, **kwargs: given.update(kwargs))
+    monkeypatch.setattr(loaders, "Prefetcher", lambda loader, *args, **kwargs: given.update(kwargs))
     return given
 
 

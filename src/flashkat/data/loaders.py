@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from timm.data import AugMixDataset, create_transform
-from timm.data.loader import PrefetchLoader, fast_collate
+from timm.data.loader import fast_collate
 from torch import Tensor
 from torch.multiprocessing.reductions import reduce_tensor
 from torch.utils.data import Dataset, default_collate, get_worker_info
@@ -26,6 +26,7 @@ from ..system.signals import leave_signals_to_parent, start_method
 from ..system.stalls import Reads, explain_workers
 from .batched.around import Around
 from .batched.backend import Backend, Decoding, evaluation_backend, training_backend
+from .batched.batches import Prefetcher
 from .config import Augmentation, Data
 from .datasets import FakeImages, Stream
 from .folders import Numbered
@@ -223,7 +224,7 @@ def _prefetched(
     channels = config["input_size"][0]
     if backend.decoder is not None:
         loader = Decoding(loader, backend.decoder)
-    return PrefetchLoader(loader, config["mean"], config["std"], channels, device, runtime.dtype, **erasing)
+    return Prefetcher(loader, config["mean"], config["std"], channels, device, runtime.dtype, **erasing)
 
 
 def _check_training(dataset: Any, data: Data, augmentation: Augmentation) -> None:

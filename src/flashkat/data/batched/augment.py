@@ -1,4 +1,4 @@
-"""Apply the steps of an augmentation to a batch on a GPU, in a few launches for all images together."""
+"""Apply the steps of an augmentation to a batch on a GPU and normalise it, in a few launches for all images."""
 
 import functools
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from ...ops.triton.launcher import Launch, on
 from . import kernels
 
-__all__ = ["apply_steps"]
+__all__ = ["apply_steps", "normalised"]
 
 _BLOCK, _WARPS = 1024, 4
 
@@ -38,6 +38,34 @@ def apply_steps(images: Tensor, steps: Tensor, fill: tuple[int, ...] = (0, 0, 0)
             apply(images, each, tables, out)
             images, out = out, images
     return images
+
+
+def normalised(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Return ``images.to(mean.dtype).sub(mean).div(std)``, with the same bits, in one launch.
+
+    Args:
+        images: (B, C, H, W) in uint8 on a GPU, contiguous or a view of (B, H, W, C).
+        mean: (1, C, 1, 1) in float32, bfloat16 or float16, on the same GPU.
+        std: likewise.
+
+    Returns:
+        (B, C, H, W), contiguous.
+    """
+    out = torch.empty(images.shape, dtype=mean.dtype, device=images.device)
+    with on(images.device):
+        _normalising(images.device, mean.dtype, images.shape, images.stride(1), images.stride(3))(
+            images, mean, std, out
+        )
+    return out
+
+
+@functools.lru_cache(maxsize=64)
+def _normalising(device: torch.device, dtype: torch.dtype, shape: torch.Size, across: int, along: int) -> Launch:
+    """Return the launch for images of a device and results of a dtype, which its compiled kernel is for."""
+    count, channels, height, width = shape
+    pixels = height * width
+    constants = {"CHANNELS": channels, "ACROSS": across, "ALONG": along, "BLOCK": _BLOCK}
+    return Launch(kernels.normalise_kernel, (count, triton.cdiv(pixels, _BLOCK)), (pixels,), constants, _WARPS)
 
 
 @functools.lru_cache(maxsize=64)

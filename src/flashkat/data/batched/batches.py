@@ -1,17 +1,19 @@
-"""Batches whose augmentation is drawn in the loader's workers, and applied on the GPU."""
+"""Batches whose augmentation is drawn in the loader's workers, and applied on the GPU ahead of their use."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from timm.data.loader import PrefetchLoader
 from torch import Tensor
 
+from ...ops.dispatch import is_triton
 from .steps import Recipe, Step, as_table
 
-__all__ = ["Collate", "Drawing", "DrawnBatch"]
+__all__ = ["Collate", "Drawing", "DrawnBatch", "Prefetcher"]
 
 
 class Drawing:
@@ -49,11 +51,14 @@ class DrawnBatch:
         return DrawnBatch(self.images.pin_memory(), self.steps.pin_memory(), self.fill)
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Tensor:
-        """Return the augmented images (B, 3, H, W) in uint8 on a GPU. The steps run on the current stream."""
+        """Return the augmented images on a GPU: (B, 3, H, W) in uint8, a view of (B, H, W, 3).
+
+        The steps run on the current stream.
+        """
         from .augment import apply_steps  # imports Triton, which only GPUs need
 
         images, steps = (each.to(device, non_blocking=non_blocking) for each in (self.images, self.steps))
-        return apply_steps(images, steps, self.fill).permute(0, 3, 1, 2).contiguous()
+        return apply_steps(images, steps, self.fill).permute(0, 3, 1, 2)
 
 
 class Collate:
@@ -70,3 +75,34 @@ class Collate:
         drawn, labels = zip(*batch, strict=True)
         images, steps = zip(*drawn, strict=True)
         return DrawnBatch(torch.from_numpy(np.stack(images)), as_table(steps), self.fill), torch.tensor(labels)
+
+
+class Prefetcher(PrefetchLoader):
+    """timm's loader that prepares the next batch on the device. On a GPU it normalises in one launch, to its bits."""
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        if not is_triton(self.device):
+            yield from super().__iter__()
+            return
+        stream = self._stream = self._stream or torch.cuda.Stream(self.device)
+        ahead = None
+        for images, target in self.loader:
+            with torch.cuda.stream(stream):
+                batch = self._prepared(images, target)
+            if ahead is not None:
+                yield ahead
+            torch.cuda.current_stream(self.device).wait_stream(stream)
+            ahead = batch
+        if ahead is not None:
+            yield ahead
+
+    # One for all epochs, as the memory of a stream's tensors is used again on that stream alone.
+    _stream: torch.cuda.Stream | None = None
+
+    def _prepared(self, images: Any, target: Tensor) -> tuple[Tensor, Tensor]:
+        from .augment import normalised  # imports Triton, which only GPUs need
+
+        images = normalised(images.to(self.device, non_blocking=True), self.mean, self.std)
+        if self.random_erasing is not None:
+            images = self.random_erasing(images)
+        return images, target.to(self.device, non_blocking=True)

@@ -1,4 +1,4 @@
-"""The Triton kernels of an augmentation's steps (histograms, tables, the step itself), of resizing and of erasing.
+"""The Triton kernels of an augmentation's steps (histograms, tables, the step itself), resizing, norms and erasing.
 
 Each follows Pillow's arithmetic to the bit: float32 where Pillow's C code has it, float64 where it has double. So
 launches turn off fused multiply-adds.
@@ -11,7 +11,7 @@ import triton.language as tl
 
 from .steps import NUMBERS, Operation
 
-__all__ = ["count_kernel", "erase_kernel", "resize_kernel", "step_kernel", "table_kernel"]
+__all__ = ["count_kernel", "erase_kernel", "normalise_kernel", "resize_kernel", "step_kernel", "table_kernel"]
 
 _ROW = tl.constexpr(1 + NUMBERS)
 # Pillow's coefficients of resizing have so many bits after the point. These are 1 and 1/2 there.
@@ -290,6 +290,26 @@ def resize_kernel(
             total = tl.sum(coefficients[None, :, :] * values[:, None, :], axis=2) + _HALF
             level = tl.minimum(tl.maximum(total >> _BITS, 0), 255)
             tl.store(out + results + channel, level.to(tl.uint8), there[:, None] & is_kept[None, :])
+
+
+@triton.jit
+def normalise_kernel(
+    images, mean, std, out, pixels,
+    CHANNELS: tl.constexpr, ACROSS: tl.constexpr, ALONG: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Write (images - mean) / std to ``out`` (B, C, H, W), and round to its dtype after each of the two operations.
+
+    In ``images``, channels are ACROSS apart and pixels ALONG.
+    """
+    image = tl.program_id(0).to(tl.int64) * (pixels * CHANNELS)
+    offsets = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = offsets < pixels
+    dtype: tl.constexpr = out.dtype.element_ty
+    for channel in tl.static_range(CHANNELS):
+        level = tl.load(images + image + channel * ACROSS + offsets * ALONG, inside, 0).to(tl.float32)
+        centred = (level - tl.load(mean + channel).to(tl.float32)).to(dtype).to(tl.float32)
+        value = tl.div_rn(centred, tl.load(std + channel).to(tl.float32))
+        tl.store(out + image + channel * pixels + offsets, value.to(dtype), inside)
 
 
 @triton.jit
