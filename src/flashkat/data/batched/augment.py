@@ -12,6 +12,8 @@ from . import kernels
 __all__ = ["apply_steps", "normalised"]
 
 _BLOCK, _WARPS = 1024, 4
+# Pixels that a program counts, before it adds its counts to an image's.
+_COUNTED = 4096
 
 
 def apply_steps(images: Tensor, steps: Tensor, fill: tuple[int, ...] = (0, 0, 0)) -> Tensor:
@@ -80,7 +82,7 @@ def _launches(
     blocks, exact = (count, triton.cdiv(pixels, _BLOCK)), {"enable_fp_fusion": False}
     constants = {"HEIGHT": height, "WIDTH": width, **dict(zip(("RED", "GREEN", "BLUE"), fill, strict=True))}
     return (
-        Launch(kernels.count_kernel, blocks, (pixels,), {"BLOCK": _BLOCK}, _WARPS),
+        Launch(kernels.count_kernel, (count, triton.cdiv(pixels, _COUNTED)), (pixels,), {"BLOCK": _COUNTED}, _WARPS),
         Launch(kernels.table_kernel, (count, 3), (pixels,), {}, _WARPS, exact),
         Launch(kernels.step_kernel, blocks, (), {**constants, "BLOCK": _BLOCK}, _WARPS, exact),
     )

@@ -44,6 +44,11 @@ def _blended(first, second, factor):
 
 
 @triton.jit
+def _add(places, counts):
+    tl.atomic_add(places, counts, counts > 0)
+
+
+@triton.jit
 def count_kernel(images, steps, counts, pixels, BLOCK: tl.constexpr):
     """Count the values of images whose step needs it: (B, 3, 256) for each channel, or for grey in the first row."""
     image = tl.program_id(0).to(tl.int64)
@@ -56,13 +61,14 @@ def count_kernel(images, steps, counts, pixels, BLOCK: tl.constexpr):
         red = tl.load(places, inside, 0).to(tl.int32)
         green = tl.load(places + 1, inside, 0).to(tl.int32)
         blue = tl.load(places + 2, inside, 0).to(tl.int32)
-        row = counts + image * 768
+        # Counted in a block first: images have many pixels of the same value, and atomic additions to one wait in turn.
+        row = counts + image * 768 + tl.arange(0, 256)
         if is_grey:
-            tl.atomic_add(row + _grey(red, green, blue), 1, inside)
+            _add(row, tl.histogram(_grey(red, green, blue), 256, inside))
         else:
-            tl.atomic_add(row + red, 1, inside)
-            tl.atomic_add(row + 256 + green, 1, inside)
-            tl.atomic_add(row + 512 + blue, 1, inside)
+            _add(row, tl.histogram(red, 256, inside))
+            _add(row + 256, tl.histogram(green, 256, inside))
+            _add(row + 512, tl.histogram(blue, 256, inside))
 
 
 @triton.jit
