@@ -29,7 +29,7 @@ from ..parts.common import Row, arguments, finish, show, target
 
 __all__ = ["chosen", "collect", "targets"]
 
-_BACKENDS = ("timm", "dali", "memory")
+_BACKENDS = ("timm", "dali", "dali-cpu", "memory")
 _TOP1 = 0.1
 _QUALITY = 95
 _SPLIT = "val"

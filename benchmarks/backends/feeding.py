@@ -6,7 +6,7 @@ afterwards. They are in the operating system's cache.
 
   --images    photographs: JPEGs of 500 x 400 pixels for models of 224 pixels
               CIFAR-10-like: PNGs of 32 pixels, size tiny alone
-  --backends  those of --data-backend: dali for photographs, memory for small images, timm for both
+  --backends  those of --data-backend: dali and dali-cpu for photographs, memory for small images, timm for both
   over_fake   images/s over those on fake data
   loader_gib  memory of the fullest GPU over that on fake data
 
@@ -35,7 +35,7 @@ from ..parts.trainings import BATCHES, CONTENDERS, EPOCHS, RECIPE, SIZES, launch
 __all__ = ["FAKE", "KINDS", "Case", "collect", "targets"]
 
 FAKE = "fake"
-KINDS = {"photographs": ("dali", "timm"), "CIFAR-10-like": ("memory", "timm")}
+KINDS = {"photographs": ("dali", "dali-cpu", "timm"), "CIFAR-10-like": ("memory", "timm")}
 """The kinds of images, and the backends that can load them."""
 
 _AUGMENTATION = ("--aa", "rand-m9-mstd0.5-inc1", "--remode", "pixel", "--reprob", "0.25")
@@ -163,12 +163,16 @@ def _cores(count: int) -> Iterator[None]:
 
 
 def targets(rows: list[Row]) -> list[Row]:
-    """Return the targets of one GPU: images/s over those on fake data, and the loader's memory."""
-    ours = {
-        (row["images"], row["size"], min(row["cores"], 16)): row
-        for row in rows
-        if row["contender"] == "ours" and row["gpus"] == 1 and row["backend"] == KINDS[row["images"]][0]
-    }
+    """Return the targets of one GPU: images/s over those on fake data, and the loader's memory.
+
+    They are for the faster of DALI's two ways to decode.
+    """
+    ours: dict[tuple[str, str, int], Row] = {}
+    for row in rows:
+        key = row["images"], row["size"], min(row["cores"], 16)
+        is_ours = row["contender"] == "ours" and row["gpus"] == 1 and row["backend"] not in (FAKE, "timm")
+        if is_ours and row["over_fake"] > ours.get(key, {"over_fake": 0.0})["over_fake"]:
+            ours[key] = row
     limits = [(("photographs", size, 16), limit) for size, limit in _ALL_CORES.items()]
     limits += [(("photographs", size, 8), limit) for size, limit in _EIGHT_CORES.items()]
     limits += [(("CIFAR-10-like", "tiny", 16), _SMALL_IMAGES)]
@@ -207,9 +211,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parts = {"images": tuple(KINDS), "sizes": SIZES, "backends": backends}
     args = arguments("backends.feeding", __doc__ or "", argv, _add_flags, parts)
     require_gpu()
-    if "dali" in args.backends and not is_installed("nvidia.dali"):
+    if not is_installed("nvidia.dali"):
         print("NVIDIA DALI is not installed: its rows are left out", file=sys.stderr)
-        args.backends.remove("dali")
+        args.backends = [backend for backend in args.backends if not backend.startswith("dali")]
     shared = len(os.sched_getaffinity(0)) // torch.cuda.device_count()
     cases = [
         Case(images, size, gpus, cores, contender)

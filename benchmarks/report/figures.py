@@ -27,7 +27,12 @@ Document = dict[str, Any]
 _STYLE: dict[Any, Any] = {"svg.hashsalt": "flashkat", "axes.grid": True, "grid.alpha": 0.3, "axes.spines.top": False}
 _STYLE |= {"axes.spines.right": False, "font.size": 9}
 _WAYS = {"eager": "eager", "compiled": "compiled", "graphs": "compiled, CUDA graphs"}
-_BACKENDS = {"timm": "loading", "memory": "from the GPU's memory", "dali": "loading, NVIDIA DALI"}
+_BACKENDS = {
+    "timm": "loading",
+    "memory": "from the GPU's memory",
+    "dali": "loading, NVIDIA DALI",
+    "dali-cpu": "loading, NVIDIA DALI on the CPU",
+}
 _COLOURS = {name: f"C{index}" for index, name in enumerate(LABELS)}
 
 

@@ -295,7 +295,12 @@ def _speed(row: Row) -> str:
     return f"{row['images_per_s']:,.0f}{memory}"
 
 
-_BACKENDS = {"timm": "Pillow", "memory": "in the GPU's memory", "dali": "NVIDIA DALI"}
+_BACKENDS = {
+    "timm": "Pillow",
+    "memory": "in the GPU's memory",
+    "dali": "NVIDIA DALI",
+    "dali-cpu": "NVIDIA DALI, decoding on the CPU",
+}
 
 
 def _loading(document: Document) -> str:

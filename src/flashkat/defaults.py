@@ -135,7 +135,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "amp_dtype": ("bfloat16", "float16"),
     "clip_mode": ("norm", "value", "agc"),
     "crop_mode": ("center", "squash", "border"),
-    "data_backend": ("auto", "timm", "memory", "dali"),
+    "data_backend": ("auto", "timm", "memory", "dali", "dali-cpu"),
     "dist_bn": ("broadcast", "reduce", ""),
     "eval_metric": ("top1", "top5", "loss"),
     "interpolation": ("", *INTERPOLATIONS),

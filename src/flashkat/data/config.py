@@ -21,7 +21,8 @@ class Data:
         data_dir: the data set's folder or archive; None for data that needs none.
         dataset: its kind and name, such as ``torch/cifar10``; empty for a folder or archive.
         batch_size: images per batch and process.
-        data_backend: what decodes images, "timm", "memory", "dali" or "auto"; None is auto in training, timm elsewhere.
+        data_backend: what decodes images, "timm", "memory", "dali", "dali-cpu" or "auto"; None is auto in training, and
+            timm elsewhere.
         loader_timeout: seconds that workers may take for a batch, or this process for an image; 0 waits for ever.
         img_size: side of an image in pixels; None takes the model's.
         input_size: (channels, height, width), in place of ``img_size`` and ``in_chans``.

@@ -48,7 +48,7 @@ def _evaluation(source, *flags):
 
 def test_dali_is_taken_where_it_can_be(folder, on_gpu):
     on_gpu()
-    for flag in ("auto", "dali"):
+    for flag in ("auto", "dali", "dali-cpu"):
         dataset, loader = _training(folder, "--data-backend", flag)
         assert isinstance(dataset.transform, TrainingCut)
         assert isinstance(loader.loader.loader, Decoding)
@@ -129,7 +129,7 @@ def test_one_line_says_why_dali_is_not_taken(folder, on_gpu, flags, reason):
 def test_dali_takes_shards(shards, on_gpu):
     pytest.importorskip("webdataset")
     on_gpu()
-    for flag in ("auto", "dali"):
+    for flag in ("auto", "dali", "dali-cpu"):
         dataset, loader = _training(shards, *SHARDS, "--data-backend", flag)
         assert isinstance(dataset.transform, TrainingCut)
         assert isinstance(loader.loader.loader, Decoding)
@@ -180,15 +180,17 @@ def test_batches_are_those_of_timms_loader(tmp_path, device, monkeypatch, worker
                 data = as_jpeg(64 + 8 * number, 96, format={"jpg": "JPEG", "png": "PNG"}[suffix])
                 (tmp_path / split / name / f"{number}.{suffix}").write_bytes(data)
     found = {}
-    for flag in ("timm", "dali"):
+    for flag in ("timm", "dali", "dali-cpu"):
         # More jitter exaggerates the differences.
         args = args_of(tmp_path, "-b", 4, "-j", workers, "--data-backend", flag, "--color-jitter", 0.1, "--reprob", 0.3)
         for split, make in (("train", training_loader), ("validation", evaluation_loader)):
             loader = make(open_dataset(args, split), LARGER, args, device)
             found[flag, split] = [(images.cpu(), target.cpu()) for images, target in loader]
     for split, batches in (("train", 2), ("validation", 3)):
-        pairs = list(zip(found["timm", split], found["dali", split], strict=True))
-        assert len(pairs) == batches
+        pairs = [
+            pair for flag in ("dali", "dali-cpu") for pair in zip(found["timm", split], found[flag, split], strict=True)
+        ]
+        assert len(pairs) == 2 * batches
         for (images, target), (others, other_target) in pairs:
             assert torch.equal(target, other_target)
             grey_levels = 255 * 0.3 * (images - others).abs()
@@ -198,7 +200,7 @@ def test_batches_are_those_of_timms_loader(tmp_path, device, monkeypatch, worker
 class _Pillow:
     """A decoder whose pixels are Pillow's."""
 
-    def __init__(self, batch_size, size, device, threads, has_windows):
+    def __init__(self, batch_size, size, device, threads, has_windows, is_on_cpu):
         self.size, self.device, self.has_windows = size, device, has_windows
 
     def start(self, jpegs, cuts):

@@ -29,11 +29,11 @@ def by_pillow(cases):
     return decode_by_pillow(*zip(*cases, strict=True), SIZE)
 
 
-@pytest.fixture
-def decoder(device):
+@pytest.fixture(params=[False, True], ids=["beside", "on the processor"])
+def decoder(device, request):
     from flashkat.data.batched.dali import Decoder
 
-    return Decoder(8, SIZE, device, threads=1)
+    return Decoder(8, SIZE, device, threads=1, is_on_cpu=request.param)
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def test_parts_without_windows_are_the_same(decoder, device):
     from flashkat.data.batched.dali import Decoder
 
     cases = [(jpeg(*size), cut) for name, (size, cut) in CUTS.items() if name != "window"]
-    whole = Decoder(8, SIZE, device, threads=1, has_windows=False)
+    whole = Decoder(8, SIZE, device, threads=1, has_windows=False, is_on_cpu=decoder._is_on_cpu)
     assert torch.equal(start(whole, cases)(), start(decoder, cases)())
 
 

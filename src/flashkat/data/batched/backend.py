@@ -27,6 +27,8 @@ __all__ = ["Backend", "Decoding", "evaluation_backend", "has_gpu", "training_bac
 # Batches that are decoded at once.
 _AHEAD = 2
 
+_DALI = ("dali", "dali-cpu")
+
 
 @dataclass
 class Backend:
@@ -174,7 +176,7 @@ def _why_not_dali(dataset: Any, data: Data) -> str:
 
 def _by_pillow(backend: Backend, data: Data, reason: str, *, is_worth_a_line: bool = True) -> Backend:
     """Return the backend of the workers, or raise InputError where another one was asked for."""
-    if data.data_backend in ("dali", "memory"):
+    if data.data_backend in ("memory", *_DALI):
         raise InputError(f"--data-backend {data.data_backend} cannot load these images: {reason}")
     if data.data_backend == "auto" and is_worth_a_line:
         backend.notes.append(f"Pillow decodes the images, not NVIDIA DALI: {reason}")
@@ -193,7 +195,7 @@ def _on_gpu(
     """Return the backend in the GPU's memory or else by DALI, whichever was asked for and can load the data set."""
     size = tuple(settings["input_size"][1:])
     is_open, notes = data.data_backend == "auto", []
-    if data.data_backend != "dali" and isinstance(dataset, Numbered):
+    if data.data_backend not in _DALI and isinstance(dataset, Numbered):
         found = read_all(dataset, data.workers, data.loader_timeout)
         if found is not None:
             images, labels = found
@@ -206,7 +208,12 @@ def _on_gpu(
         return None
     if is_open:
         notes = ["NVIDIA DALI decodes the images, with pixels a few grey levels from Pillow's"]
-    # Training resizes to the size itself.
-    has_windows = isinstance(cut, EvaluationCut)
-    decoder = Decoder(batch_size, size, device, max(1, data.workers), has_windows=has_windows)
+    decoder = Decoder(
+        batch_size,
+        size,
+        device,
+        max(1, data.workers),
+        has_windows=isinstance(cut, EvaluationCut),  # training resizes to the size itself
+        is_on_cpu=data.data_backend == "dali-cpu",
+    )
     return Backend(cut, CollateEncoded(size, fill), decoder, notes)

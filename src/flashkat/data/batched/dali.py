@@ -27,13 +27,21 @@ class Decoder:
         device: where the results are.
         threads: processor threads of the decoder.
         has_windows: whether parts are resized to more than ``size``, and cut to it.
+        is_on_cpu: decode on the processor for a GPU, which then only resizes. A step of the model waits less for that.
     """
 
     def __init__(
-        self, batch_size: int, size: tuple[int, int], device: torch.device, threads: int, *, has_windows: bool = True
+        self,
+        batch_size: int,
+        size: tuple[int, int],
+        device: torch.device,
+        threads: int,
+        *,
+        has_windows: bool = True,
+        is_on_cpu: bool = False,
     ) -> None:
         self._batch_size, self._size, self._device, self._threads = batch_size, size, device, threads
-        self._has_windows = has_windows
+        self._has_windows, self._is_on_cpu = has_windows, is_on_cpu
         self._idle: list[Any] = []  # a pipeline decodes one batch at a time
 
     def start(self, jpegs: Sequence[Jpeg], cuts: np.ndarray) -> Callable[[], Tensor]:
@@ -87,7 +95,7 @@ class Decoder:
             floats = fn.cast(cuts[:6], dtype=types.FLOAT)
             images = fn.decoders.image(
                 fn.external_source(name="jpegs", no_copy=True),
-                device="mixed" if on_gpu else "cpu",
+                device="mixed" if on_gpu and not self._is_on_cpu else "cpu",
                 output_type=types.RGB,
                 adjust_orientation=False,
                 # As Pillow's library does it.
@@ -96,7 +104,7 @@ class Decoder:
                 hw_decoder_load=1.0,
             )
             resized = fn.resize(
-                images,
+                images.gpu() if on_gpu else images,
                 roi_start=floats[:2],
                 roi_end=floats[2:4],
                 size=floats[4:],
