@@ -122,7 +122,8 @@ def test_batches_are_decoded_beside_each_other(decoder):
     whole = start(decoder, cases)()
     damaged = Jpeg(cases[0][0].data[:500], "dogs/1.jpg", (120, 90))
     started = [start(decoder, each) for each in (cases[:4], [(damaged, cases[0][1])], cases[4:], cases[:1])]
-    del started[3]  # nobody asks for it
+    del started[3]  # nobody asks for it, and its pipeline is used again
+    assert len(decoder._idle) == 1
     assert torch.equal(started[0](), whole[:4])
     with pytest.raises(InputError, match=r"cannot decode the image dogs/1.jpg"):
         started[1]()

@@ -1,6 +1,8 @@
 """NVIDIA DALI's decoder: JPEG files to the parts of them that are cut out, on a GPU or a CPU."""
 
+import contextlib
 import warnings
+import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -61,7 +63,10 @@ class Decoder:
         pipeline.feed_input("jpegs", [jpeg.data for jpeg in jpegs])
         pipeline.feed_input("cuts", _table(cuts))
         pipeline.schedule_run()
-        return partial(self._result, pipeline, jpegs, cuts)
+        result = partial(self._result, pipeline, jpegs, cuts)
+        # A pipeline that went while it runs would give its memory to others, and still write there.
+        weakref.finalize(result, self._abandon, pipeline).atexit = False
+        return result
 
     def _result(self, pipeline: Any, jpegs: Sequence[Jpeg], cuts: np.ndarray) -> Tensor:
         from nvidia.dali.plugin.pytorch import feed_ndarray
@@ -70,6 +75,7 @@ class Decoder:
         try:
             (found,) = pipeline.outputs(cuda_stream=stream)
         except RuntimeError as error:
+            pipeline.kept = None
             # After an error a pipeline cannot go on. Pillow finds the image, or decodes what DALI does not.
             images = decode_by_pillow(jpegs, map(Cut.of_numbers, cuts.tolist()), self._size)
             _explain(error)
@@ -79,6 +85,15 @@ class Decoder:
         images = torch.empty(len(jpegs), *self._size, 3, dtype=torch.uint8, device=self._device)
         feed_ndarray(found.as_tensor(), images, cuda_stream=stream)
         return images
+
+    def _abandon(self, pipeline: Any) -> None:
+        """Wait for a batch that nobody has asked for."""
+        if pipeline.kept is None:
+            return
+        with contextlib.suppress(RuntimeError):  # of an image, which nobody asks for either
+            pipeline.outputs()
+            pipeline.kept = None
+            self._idle.append(pipeline)
 
     def _build(self) -> Any:
         from nvidia.dali import Pipeline, fn, types
