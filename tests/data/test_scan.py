@@ -153,6 +153,24 @@ def test_parts_depend_on_names_alone(tmp_path):
     assert len(names_of(scan(roots[1]).part(0.4, True)) & one) >= 2
 
 
+@pytest.mark.parametrize("prefix", ["", "./", "data/train/"])
+def test_parts_of_an_archive_are_those_of_the_folder(tmp_path, prefix):
+    """Otherwise a checkpoint of one would be evaluated on images of the other that it was trained on."""
+    root = write(tmp_path / "split", *(f"{name}/more/{n}.png" for n in range(20) for name in "ab"))
+    files = {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*.png")}
+    whole = pack(tmp_path / "whole.tar", {f"{prefix}{name}": content for name, content in files.items()})
+    inner = {
+        f"{prefix}{name}.tar": pack(
+            tmp_path / f"{name}.tar", {path[2:]: content for path, content in files.items() if path[0] == name}
+        ).read_bytes()
+        for name in "ab"
+    }
+    expected = names_of(scan(root).part(0.4, True))
+    assert {name.removeprefix(prefix) for name in names_of(scan(whole).part(0.4, True))} == expected
+    nested = names_of(scan(pack(tmp_path / "nested.tar", inner)).part(0.4, True))
+    assert {name.removeprefix(prefix).replace(".tar", "") for name in nested} == expected
+
+
 @pytest.mark.parametrize("share", [0.01, 0.99])
 def test_parts_of_small_classes(tmp_path, share):
     root = write(tmp_path / "split", "a/0.png", "b/0.png", "b/1.png", "c/0.png")

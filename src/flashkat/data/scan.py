@@ -41,6 +41,11 @@ class _Found:
     offset: int = 0
     size: int = 0
 
+    def name(self, depth: int) -> str:
+        """Return the path without its first ``depth`` folders."""
+        name = "/".join(self.parts[depth:])
+        return self.path if name == self.path else name  # one text, as there may be millions
+
 
 @dataclass
 class _Left:
@@ -83,13 +88,21 @@ class Images(Reader):
     """
 
     def __init__(
-        self, root: Path, found: list[_Found], targets: list[int], class_to_idx: dict[str, int], notes: list[str]
+        self,
+        root: Path,
+        found: list[_Found],
+        targets: list[int],
+        class_to_idx: dict[str, int],
+        notes: list[str],
+        depth: int,
     ) -> None:
         super().__init__()
         self.root, self.class_to_idx, self.notes = root, class_to_idx, notes
         self._is_archive = root.is_file()
         self._images = [(each.path, each.offset, each.size) for each in found]
         self._targets = targets
+        # Names from the class folder on, which a folder and archives of it share.
+        self._names = [each.name(depth) for each in found]
 
     def __len__(self) -> int:
         return len(self._images)
@@ -105,8 +118,8 @@ class Images(Reader):
     def part(self, share: float, is_held_out: bool) -> "Images":
         """Return the images that are held out of each class, or the others.
 
-        The names of the files alone decide, so that every run holds out the same. Of a class with several images at
-        least one is held out, and at least one is not.
+        The paths from the class folder on decide. So every run holds out the same, from a folder or an archive of it.
+        Of a class with several images at least one is held out, and at least one is not.
 
         Args:
             share: the share of each class that is held out.
@@ -121,14 +134,15 @@ class Images(Reader):
             held_out.update(sorted(indices, key=self._digest)[:count])
         part = copy.copy(self)
         chosen = [index for index in range(len(self)) if (index in held_out) == is_held_out]
-        part._images, part._targets = [self._images[index] for index in chosen], [self._targets[i] for i in chosen]
+        for name in ("_images", "_targets", "_names"):
+            setattr(part, name, [getattr(self, name)[index] for index in chosen])
         single = sum(len(indices) == 1 for indices in members.values())
         alone = f", but for {single} {'class' if single == 1 else 'classes'} of one image" if single else ""
         part.notes = [*self.notes, f"{self.root}: {len(held_out)} of {len(self)} images are held out{alone}"]
         return part
 
     def _digest(self, index: int) -> bytes:
-        return hashlib.sha256(os.fsencode(self._images[index][0])).digest()
+        return hashlib.sha256(os.fsencode(self._names[index])).digest()
 
     def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
         path = self._images[index][0]
@@ -209,7 +223,8 @@ def scan(root: Path, class_to_idx: dict[str, int] | None = None) -> Images:
     notes = left.notes(root)
     if not pairs:
         raise InputError("; ".join([f"{root} has no images in its class folders", *notes]))
-    return Images(root, [each for each, _ in pairs], [class_to_idx[label] for _, label in pairs], class_to_idx, notes)
+    found, targets = [each for each, _ in pairs], [class_to_idx[label] for _, label in pairs]
+    return Images(root, found, targets, class_to_idx, notes, depth)
 
 
 def natural(name: str) -> list[str | int]:
