@@ -164,6 +164,7 @@ def test_a_folder_without_splits(data, run):
     assert output.count("all: 4 of 16 images are held out") == 1
     for flags in (
         ["validate", "all", "--checkpoint", CHECKPOINT],
+        ["validate", "all", "--checkpoint", CHECKPOINT, "--dataset", "folder"],
         ["plot", CHECKPOINT, "--data", "all", "-o", "p.png"],
     ):
         status, output = run(*flags)

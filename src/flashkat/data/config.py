@@ -68,6 +68,11 @@ class Data:
     max_bad_images: float = 0.01
 
     @property
+    def is_folder(self) -> bool:
+        """Whether the data set is a folder or archive of images, and not one by name."""
+        return self.dataset.lower() in ("", "folder", "tar")
+
+    @property
     def channels(self) -> int:
         """Channels of an image."""
         return self.input_size[0] if self.input_size else self.in_chans or 3

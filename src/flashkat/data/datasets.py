@@ -206,7 +206,7 @@ def open_dataset(
 def _open(data: Data, split: str, mode: str, *, is_training: bool, num_samples: int | None, seed: int) -> Any:
     kind, slash, name = data.dataset.partition("/")
     kind = kind.lower()
-    if not slash and kind in ("", "folder", "tar"):
+    if data.is_folder:
         if data.data_dir is None:
             raise InputError("no data set: name its folder")
         return open_split(data.data_dir, split, data.class_map, mode, data.val_fraction or 0.0, is_training)

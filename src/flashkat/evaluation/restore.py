@@ -127,7 +127,7 @@ def _with_held_out(data: Data, arguments: dict[str, Any], file: str, say: Callab
     """Take the share of images that a run held out of the same folder. For another folder, say how to."""
     share, folder = arguments.get("val_fraction"), arguments.get("data_dir")
     check_images({"val_fraction": share}, file)
-    if not share or not data.data_dir or data.dataset or data.val_fraction is not None:
+    if not share or not data.data_dir or not data.is_folder or data.val_fraction is not None:
         return data
     if has_evaluation_split(Path(data.data_dir)):
         return data
