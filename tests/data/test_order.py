@@ -1,5 +1,6 @@
 """Shares, orders and random numbers, for numbers of processes that the tests do not start."""
 
+import math
 import random
 
 import numpy as np
@@ -66,9 +67,42 @@ def test_global_batches_are_those_of_one_process(as_process, count, size, batch)
 def test_repeated_augmentation_takes_the_seed(as_process):
     as_process(0, 2)
     orders = [
-        [indices.tolist() for indices, _ in training_batches(Numbers(600), 4, seed, repeats=2)] for seed in (1, 2, 1)
+        [indices.tolist() for indices, _ in training_batches(Numbers(600), 4, seed, views=2)] for seed in (1, 2, 1)
     ]
     assert orders[0] == orders[2] != orders[1]
+
+
+@pytest.mark.parametrize("passes", [0.25, 1.5, 2])
+@pytest.mark.parametrize("continued", [False, True])
+def test_a_part_of_a_pass_is_drawn_anew_in_each_epoch(passes, continued):
+    """The images of a folder are in the order of their classes: the first part of them lacks some."""
+
+    def made(seed):
+        return training_batches(Numbers(80), 4, seed, passes=passes, continued=continued)
+
+    loader = made(5)
+    epochs = [torch.cat([indices for indices, _ in loader]).tolist() for _ in range(3)]
+    assert {len(epoch) for epoch in epochs} == {80 * passes}
+    for epoch in epochs:
+        assert {epoch.count(index) for index in range(80)} == {math.floor(passes), math.ceil(passes)}
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+    assert len({tuple(sorted(epoch)) for epoch in epochs}) == (1 if passes == 2 else 3)
+    loader = made(5)
+    start_epoch(loader, 1, 3)
+    assert torch.cat([indices for indices, _ in loader]).tolist() == epochs[1][12:]
+    assert torch.cat([indices for indices, _ in made(6)]).tolist() != epochs[0]
+
+
+def test_views_of_a_part_of_a_pass_go_to_different_processes(as_process):
+    shares = []
+    for rank in range(2):
+        as_process(rank, 2)
+        loader = training_batches(Numbers(1200), 4, 5, passes=0.5, views=2)
+        shares.append([torch.cat([indices for indices, _ in loader]).tolist() for _ in range(2)])
+    for one, other in zip(*shares, strict=True):
+        assert one == other
+    assert max(shares[0][0]) >= 600
+    assert set(shares[0][0]) != set(shares[0][1])
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -43,7 +43,7 @@ Float32 products are in TF32, as in timm's `train.py`. `--no-tf32` computes them
   With `--data-backend dali`, damage of `wds/` that only decoding on the GPU shows is an error that names the image.
 - In the evaluation of streamed data, every process reads all and counts its share. timm's shares repeat some samples.
 - Training on fewer shards than workers is an error.
-- `--epoch-repeats` repeats every kind of data set.
+- `--epoch-repeats` repeats every kind of data set. Of a part of a pass, each epoch draws its own images.
 - Each image's augmentation depends on the seed, the epoch and its place in the order. So `--workers` and
   `--worker-seeding` do not change it, except for streamed data.
 - Mixup and cutmix work on the device, on normalised images after random erasing. timm mixes while it collates batches,

@@ -17,7 +17,7 @@ from timm.data import AugMixDataset, create_transform
 from timm.data.loader import fast_collate
 from torch import Tensor
 from torch.multiprocessing.reductions import reduce_tensor
-from torch.utils.data import Dataset, default_collate, get_worker_info
+from torch.utils.data import default_collate, get_worker_info
 
 from ..errors import InputError, explain
 from ..system import distributed
@@ -45,19 +45,6 @@ _SMALL = 2**16
 
 # Steps that the host gives to a GPU before it waits.
 _AHEAD = 3
-
-
-class _Repeated(Dataset):
-    """Show a data set several times in an epoch."""
-
-    def __init__(self, dataset: Any, repeats: float) -> None:
-        self.dataset, self.length = dataset, round(len(dataset) * repeats)
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: int) -> tuple[Any, int]:
-        return self.dataset[index % len(self.dataset)]
 
 
 def check_augmentation(policy: str | None) -> None:
@@ -118,13 +105,12 @@ def training_loader(
             dataset.set_loader_cfg(num_workers=data.workers)
         if splits:
             dataset = AugMixDataset(dataset, num_splits=splits)
-        if data.epoch_repeats and not is_stream:
-            dataset = _Repeated(dataset, data.epoch_repeats)
         loader = training_batches(
             dataset,
             data.batch_size,
             runtime.seed,
-            repeats=augmentation.aug_repeats,
+            views=augmentation.aug_repeats,
+            passes=data.epoch_repeats or 1,
             continued=data.use_multi_epochs_loader,
             **loading,
         )

@@ -57,23 +57,37 @@ class EpochSampler(_Passes, Sampler):
     """Draw a process's share of an epoch: indices, each with the numbers that seed its augmentation.
 
     Args:
-        sampler: draws the indices; has ``set_epoch``.
+        sampler: draws the places of an epoch, which are images again and again; has ``set_epoch``.
         seed: seed of the run.
         batch_size: images of a batch of this process.
+        images: number of images.
+        places: number of places of an epoch.
     """
 
-    def __init__(self, sampler: DistributedSampler | RepeatAugSampler, seed: int, batch_size: int) -> None:
+    def __init__(
+        self, sampler: DistributedSampler | RepeatAugSampler, seed: int, batch_size: int, images: int, places: int
+    ) -> None:
         super().__init__(seed)
-        self.sampler, self.batch_size = sampler, batch_size
+        self.sampler, self.batch_size, self.images, self.places = sampler, batch_size, images, places
+
+    def _rest(self) -> list[int]:
+        """Draw the images of an epoch's last pass if it is no whole one, so that each epoch leaves out others."""
+        if not (count := self.places % self.images):
+            return []
+        generator = torch.Generator().manual_seed(seed_of(self.seed, self.epoch))
+        return torch.randperm(self.images, generator=generator)[:count].tolist()
 
     def __iter__(self) -> Iterator[tuple[int, tuple[int, ...]]]:
         self._begin()
         # timm's RepeatAugSampler has no other seed than the epoch.
-        repeats = isinstance(self.sampler, RepeatAugSampler)
-        self.sampler.set_epoch(self.epoch + self.seed if repeats else self.epoch)
+        has_views = isinstance(self.sampler, RepeatAugSampler)
+        self.sampler.set_epoch(self.epoch + self.seed if has_views else self.epoch)
         rank, size = distributed.rank(), distributed.size()
-        for number, index in enumerate(self.sampler):
+        rest = self._rest()
+        whole = self.places - len(rest)
+        for number, place in enumerate(self.sampler):
             if number >= self.first_batch * self.batch_size:
+                index = place % self.images if place < whole else rest[place - whole]
                 # The workers make the seed, as that takes too long for the training process.
                 yield index, (self.seed, self.epoch, rank + size * number)
 
@@ -166,7 +180,14 @@ class SeededErasing:
 
 
 def training_batches(
-    dataset: Any, batch_size: int, seed: int, *, repeats: int = 0, continued: bool = False, **loading: Any
+    dataset: Any,
+    batch_size: int,
+    seed: int,
+    *,
+    passes: float = 1,
+    views: int = 0,
+    continued: bool = False,
+    **loading: Any,
 ) -> Any:
     """Make the loader of this process's share, whose order and augmentation follow from the seed.
 
@@ -176,19 +197,21 @@ def training_batches(
         dataset: the data set.
         batch_size: images of a batch of this process.
         seed: seed of the run.
-        repeats: views of an image that the processes share, by timm's RepeatAugSampler; 0 shares none.
+        passes: times an epoch sees the data. Of a part of a pass, each epoch draws its own images.
+        views: views of an image that the processes share, by timm's RepeatAugSampler; 0 shares none.
         continued: load the next epoch ahead, see :class:`ContinuedLoader`.
         **loading: further arguments of DataLoader.
     """
     if isinstance(dataset, IterableDataset):
         return DataLoader(dataset, batch_size, drop_last=True, **loading)
     size, rank = distributed.size(), distributed.rank()
-    if repeats:
-        sampler: Any = RepeatAugSampler(dataset, size, rank, num_repeats=repeats)
+    places: Any = range(round(passes * len(dataset)))
+    if views:
+        sampler: Any = RepeatAugSampler(places, size, rank, num_repeats=views)
     else:
         # Drops the images that do not divide among the processes. A single process drops them with the last batch.
-        sampler = DistributedSampler(dataset, size, rank, seed=seed, drop_last=True)
-    order, seeded = EpochSampler(sampler, seed, batch_size), _SeededDataset(dataset)
+        sampler = DistributedSampler(places, size, rank, seed=seed, drop_last=True)
+    order, seeded = EpochSampler(sampler, seed, batch_size, len(dataset), len(places)), _SeededDataset(dataset)
     loading["generator"] = _own_generator()
     if not continued:
         return DataLoader(seeded, batch_size, sampler=order, drop_last=True, **loading)
