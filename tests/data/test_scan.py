@@ -265,6 +265,22 @@ def test_an_archive_of_one_file_without_an_end(tmp_path):
     assert found(scan(path)) == {"a.tar/0.png": "a", "b/1.png": "b"}
 
 
+def test_the_last_of_several_members_of_one_name_counts(tmp_path):
+    """tar extracts that. As two images, one could be trained on and the other held out."""
+    path = pack(tmp_path / "split.tar", {f"{name}/{n}.png": as_bytes(1) for name in "ab" for n in range(4)})
+    with tarfile.open(path, "a") as archive:
+        for name in ("a/0.png", "./b/3.png"):
+            info = tarfile.TarInfo(name)
+            info.size = len(as_bytes(9))
+            archive.addfile(info, io.BytesIO(as_bytes(9)))
+    images = scan(path)
+    assert len(images) == 8
+    assert images[images.filenames().index("a/0.png")][0].read() == as_bytes(9)
+    assert images[images.filenames().index("./b/3.png")][0].read() == as_bytes(9)
+    (note,) = images.notes
+    assert "2 members that later ones of their names replace (./b/3.png, ...)" in note
+
+
 @pytest.mark.parametrize("damage", ["cut", "header"])
 def test_a_damaged_archive_is_an_error(tmp_path, damage):
     path = pack(tmp_path / "split.tar", {f"{name}/0.png": as_bytes() for name in "abc"})

@@ -76,6 +76,7 @@ _OTHER = "file that is no image|files that are no images"
 _FOLDER = "folder named like an image|folders named like images"
 _LINK = "link to nothing or to a folder around it|links to nothing or to a folder around them"
 _SPECIAL = "named pipe, socket or device|named pipes, sockets or devices"
+_REPLACED = "member that a later one of its name replaces|members that later ones of their names replace"
 _NO_FILE = "special file or link|special files or links"
 
 
@@ -315,11 +316,13 @@ def _tar(file: IO[bytes], begin: int, end: int, left: _Left) -> Iterator[tuple[t
     """Read the archive between two places of a file.
 
     Yields:
-        each ordinary file, with its place in ``file``, and the parts of its path.
+        each ordinary file, with its place in ``file``, and the parts of its path. Of several with one path, it is the
+        last one, as tar extracts that.
 
     Raises:
         InputError: the archive is cut off, or holds something else.
     """
+    ordinary: dict[tuple[str, ...], tarfile.TarInfo] = {}
     file.seek(begin)
     with tarfile.open(fileobj=file, mode="r:") as archive:
         # The first member has been read already, and may be all.
@@ -332,7 +335,9 @@ def _tar(file: IO[bytes], begin: int, end: int, left: _Left) -> Iterator[tuple[t
             elif any(_reason(part) is None for part in parts[:-1]):
                 left.add(_FOLDER, member.name)
             elif member.isfile() and not member.issparse():
-                yield member, parts
+                if parts in ordinary:
+                    left.add(_REPLACED, member.name)
+                ordinary[parts] = member
             elif member.isdir():
                 left.folders.append(parts)
             else:
@@ -341,3 +346,5 @@ def _tar(file: IO[bytes], begin: int, end: int, left: _Left) -> Iterator[tuple[t
         file.seek(archive.offset)
         if archive.offset < end and file.read(512).strip(b"\0"):
             raise InputError(f"the archive {file.name} is damaged at byte {archive.offset}")
+    for parts, member in ordinary.items():
+        yield member, parts
