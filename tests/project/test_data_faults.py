@@ -177,6 +177,27 @@ def test_a_folder_without_splits(data, run):
     assert "held out of" not in run("validate", "d", "--checkpoint", CHECKPOINT)[1]
 
 
+def test_other_images_that_are_held_out_are_named(data, run):
+    """New images move others out of the share, in which trained ones may be then."""
+    (data / "train").rename(data.parent / "all")
+    flags = ["all", "--val-fraction", "0.25"]
+    assert run("train", *flags)[0] == 0
+    line = f"all has changed since {CHECKPOINT}, or is another: images that are held out now may have been trained on"
+    resumed = ["train", *flags, "--resume", CHECKPOINT, "--epochs", "2", "--experiment", "more"]
+    validated = ["validate", "all", "--checkpoint", CHECKPOINT]
+    for argv in (resumed, validated):
+        status, output = run(*argv)
+        assert status == 0, output
+        assert line not in output
+    for number in range(20, 60):
+        shutil.copy(data.parent / "all" / "a" / "0.png", data.parent / "all" / "a" / f"{number}.png")
+    for argv in ([*resumed[:-1], "other"], validated):
+        status, output = run(*argv)
+        assert status == 0, output
+        assert output.count(line) == 1
+    assert line not in run("validate", "d", "--checkpoint", CHECKPOINT)[1]
+
+
 def test_held_out_images_need_no_split(data, run):
     assert run("train", "d", "--val-fraction", "0.25")[0] == 2
     assert run("train", "d", "--val-fraction", "0.25", "--val-split", "test")[0] == 2

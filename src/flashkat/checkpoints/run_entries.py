@@ -201,6 +201,7 @@ _ARGUMENTS: dict[str, Check] = {"opt": _is_text, "batch_size": _is_count, "grad_
 _RUN: dict[str, Check] = {
     **dict.fromkeys(("epoch", "batch", "batches", "images", "updates"), _is_count),
     "lr": _is_rate,
+    "held_out": _is_text,
     "best": _is_best,
     "history": _list_of(_is_row),
     "scheduler": _is_schedule,

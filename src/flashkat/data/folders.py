@@ -129,6 +129,7 @@ class ImageFolder(Numbered, ImageDataset):
 
     Attributes:
         read_file: reads an open file, given the mode of images, to what ``transform`` takes.
+        held_out: names the images that are held out, see :class:`Images`; empty without such.
     """
 
     def __init__(self, root: str | Path | None, reader: Any, source: str = "", mode: str = "RGB") -> None:
@@ -136,6 +137,7 @@ class ImageFolder(Numbered, ImageDataset):
         self.source = source or str(root)
         self.read_file: Callable[[IO[bytes], str], Any] = read_image
         self.notes = getattr(reader, "notes", ())
+        self.held_out: str = getattr(reader, "held_out", "")
 
     def __len__(self) -> int:
         return len(self.reader)

@@ -86,7 +86,10 @@ class Images(Reader):
     Attributes:
         class_to_idx: index by the name of the class.
         notes: a line that counts what was left out, or none.
+        held_out: a digest of the names of the images that are held out; empty for images that are not divided.
     """
+
+    held_out = ""
 
     def __init__(
         self,
@@ -134,6 +137,7 @@ class Images(Reader):
             count = min(max(1, round(share * len(indices))), len(indices) - 1)
             held_out.update(sorted(indices, key=self._digest)[:count])
         part = copy.copy(self)
+        part.held_out = hashlib.sha256(b"".join(sorted(map(self._digest, held_out)))).hexdigest()
         chosen = [index for index in range(len(self)) if (index in held_out) == is_held_out]
         for name in ("_images", "_targets", "_names"):
             setattr(part, name, [getattr(self, name)[index] for index in chosen])

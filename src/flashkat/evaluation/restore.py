@@ -19,7 +19,7 @@ from ..models.architecture import check_arguments, check_fits_file, check_images
 from ..models.config import Model
 from .config import Trained
 
-__all__ = ["Restored", "model_arguments", "restore"]
+__all__ = ["Restored", "about_held_out", "model_arguments", "restore"]
 
 # Settings of images that are read from a checkpoint if they are not given.
 _SIZES = ("img_size", "input_size")
@@ -138,6 +138,29 @@ def _with_held_out(data: Data, arguments: dict[str, Any], file: str, say: Callab
         f"give --val-fraction {share:g}"
     )
     return data
+
+
+def about_held_out(dataset: Any, checkpoint: dict[str, Any], file: str) -> list[str]:
+    """Return a line if other images are held out of a data set than while a checkpoint was trained, else none.
+
+    Args:
+        dataset: the images to evaluate or to train on.
+        checkpoint: all its entries.
+        file: what the line calls the checkpoint.
+    """
+    before, now = _held_out(checkpoint), getattr(dataset, "held_out", "")
+    if not before or not now or before == now:
+        return []
+    return [
+        f"{dataset.source} has changed since {file}, or is another: images that are held out now may have been trained "
+        "on. Only a new run holds them out from its start"
+    ]
+
+
+def _held_out(checkpoint: dict[str, Any]) -> str:
+    """Return the digest of the images that a checkpoint's run held out; empty if it is unknown."""
+    run = checkpoint.get("run")
+    return str(run.get("held_out", "")) if isinstance(run, dict) else ""
 
 
 def _completed(model: Model, data: Data, arguments: dict[str, Any], file: str) -> tuple[Model, Data]:

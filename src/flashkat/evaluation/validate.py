@@ -24,7 +24,7 @@ from .evaluate import evaluate, prepared
 from .labels import Selected, check_classes, read_real_labels, read_valid_labels
 from .metrics import Meters
 from .nonfinite import refuse_outputs
-from .restore import restore
+from .restore import about_held_out, restore
 from .results import ClassAverages, Clock, Result, progress_line
 
 __all__ = ["PassError", "prepare", "validate"]
@@ -117,10 +117,11 @@ def _validate(config: Config, device: torch.device, say: Say, told: set[str]) ->
             num_classes=config.model.num_classes,
             seed=runtime.seed,
         )
-    for note in dataset.notes:
+    notes = [*dataset.notes, *about_held_out(dataset, found.checkpoint, trained.checkpoint)]
+    for note in notes:
         if note not in told:
             say(note)
-    told.update(dataset.notes)
+    told.update(notes)
     valid_labels = read_valid_labels(settings.valid_labels, model)
     check_classes(dataset, model, found.checkpoint, valid_labels)
     dataset.num_classes = model.num_classes if valid_labels is None else len(valid_labels)

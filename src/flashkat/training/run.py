@@ -17,6 +17,7 @@ from ..data.datasets import check_same_classes, image_count, open_dataset
 from ..data.loaders import check_augmentation, evaluation_loader, training_loader
 from ..errors import DivergedError, InputError, Stopped, require
 from ..evaluation.config import check_values
+from ..evaluation.restore import about_held_out
 from ..models import check_model_name
 from ..system import distributed
 from ..system.compile import captures_steps, choose_for_training, compile_in_place
@@ -246,6 +247,7 @@ def _train(asked: Config, device: torch.device) -> Result:
     notes += [
         *train_loader.notes,
         *_about_resuming(config, resumed, state),
+        *about_held_out(train_set, resumed, resume),
         *about_teacher,
         *length_notes(config.schedule, config.average, updates),
         *about_compiling,
@@ -421,6 +423,7 @@ def _build_state(
         epochs=epochs,
         batches=batches,
         images=image_count(train_set),
+        held_out=getattr(train_set, "held_out", ""),
         name=config.model.name,
         flags=config.flags(),
     )

@@ -57,6 +57,7 @@ class TrainingState:
         epochs: number of epochs to train.
         batches: batches of an epoch.
         images: training images, of all processes together.
+        held_out: names the images that are held out, see :class:`flashkat.data.scan.Images`; empty without such.
         name: name of the model, for checkpoints.
         flags: all settings, for checkpoints.
         epoch: the current epoch, from 0.
@@ -77,6 +78,7 @@ class TrainingState:
     epochs: int
     batches: int = 0
     images: int = 0
+    held_out: str = ""
     name: str = ""
     flags: dict[str, Any] = field(default_factory=dict)
     epoch: int = 0
@@ -112,6 +114,7 @@ class TrainingState:
             "batch": self.batch,
             "batches": self.batches,
             "images": self.images,
+            "held_out": self.held_out,
             "updates": self.updates,
             "lr": self.lr,
             "best": self.best,
