@@ -173,6 +173,12 @@ def test_a_folder_without_splits(data, run):
     (data.parent / "all").rename(data.parent / "moved")
     status, output = run("validate", "moved", "--checkpoint", CHECKPOINT)
     assert status == 0
+    assert output.count("moved: 4 of 16 images are held out") == 1
+    (data.parent / "moved" / "a" / "0.png").rename(data.parent / "moved" / "a" / "other.png")
+    for path in (data.parent / "moved" / "b").iterdir():
+        path.rename(path.with_name(f"other-{path.name}"))
+    status, output = run("validate", "moved", "--checkpoint", CHECKPOINT)
+    assert status == 0
     assert "All images are evaluated. The run held out 0.25 of each class of all" in output
     assert "held out of" not in run("validate", "d", "--checkpoint", CHECKPOINT)[1]
 

@@ -65,7 +65,7 @@ def add_dataset(group: argparse._ArgumentGroup) -> None:
         type=below_one,
         metavar="F",
         help="evaluate this share of each class of the training images, which is held out, in place of a split. DIR "
-        "may hold the class folders (default: none; validate and plot take the run's on the same DIR)",
+        "may hold the class folders (default: none; validate and plot take the run's on the same images)",
     )
     group.add_argument(
         "--input-img-mode",

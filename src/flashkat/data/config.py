@@ -28,7 +28,7 @@ class Data:
         input_size: (channels, height, width), in place of ``img_size`` and ``in_chans``.
         val_split: the split to evaluate on; empty for none.
         val_fraction: share of the training images to evaluate on, in place of a split; None takes the run's if
-            ``data_dir`` is the same.
+            ``data_dir`` is the same or has the same images.
 
     ``docs/reference/flags.md`` explains every field under its flag.
     """
@@ -70,7 +70,7 @@ class Data:
     @property
     def is_folder(self) -> bool:
         """Whether the data set is a folder or archive of images, and not one by name."""
-        return self.dataset.lower() in ("", "folder", "tar")
+        return not self.fake_data and self.dataset.lower() in ("", "folder", "tar")
 
     @property
     def channels(self) -> int:

@@ -11,7 +11,7 @@ from torch import nn
 
 from .. import checkpoints
 from ..data.config import Data
-from ..data.folders import has_evaluation_split
+from ..data.folders import has_evaluation_split, open_split
 from ..defaults import SOURCES
 from ..errors import InputError
 from ..models import create_model, is_same_model
@@ -90,7 +90,7 @@ def restore(model: Model, trained: Trained, data: Data, say: Callable[[str], Non
     if arguments and arch and is_same_model(model.name, arch):
         model, data = _completed(model, data, arguments, file)
     if arguments:
-        data = _with_held_out(data, arguments, file, say)
+        data = _with_held_out(data, arguments, checkpoint, file, say)
     if model.num_classes is None and "head.bias" in state:
         model = replace(model, num_classes=state["head.bias"].numel())
     wanted = model_arguments(model, data)
@@ -123,15 +123,21 @@ def _check_head(module: Any, model: Model) -> None:
     )
 
 
-def _with_held_out(data: Data, arguments: dict[str, Any], file: str, say: Callable[[str], None]) -> Data:
-    """Take the share of images that a run held out of the same folder. For another folder, say how to."""
+def _with_held_out(
+    data: Data, arguments: dict[str, Any], checkpoint: dict[str, Any], file: str, say: Callable[[str], None]
+) -> Data:
+    """Take the share of images that a run held out of the same images. For others, say how to."""
     share, folder = arguments.get("val_fraction"), arguments.get("data_dir")
     check_images({"val_fraction": share}, file)
     if not share or not data.data_dir or not data.is_folder or data.val_fraction is not None:
         return data
     if has_evaluation_split(Path(data.data_dir)):
         return data
-    if isinstance(folder, str) and os.path.realpath(folder) == os.path.realpath(data.data_dir):
+    is_same = isinstance(folder, str) and os.path.realpath(folder) == os.path.realpath(data.data_dir)
+    # The same images may be in a copy, or at a path from another working directory.
+    if not is_same and (before := _held_out(checkpoint)):
+        is_same = before == open_split(data.data_dir, data.val_split, data.class_map, val_fraction=share).held_out
+    if is_same:
         return replace(data, val_fraction=share)
     say(
         f"All images are evaluated. The run held out {share:g} of each class of {folder!s:.200}: if they are the same, "
