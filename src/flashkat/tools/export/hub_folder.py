@@ -106,7 +106,8 @@ def _save(found: Restored, description: Description, folder: Path) -> None:
     save_for_hf(
         model,
         str(folder),
-        model_config={"num_classes": model.num_classes, **labels},
+        # timm ignores the mode. It says which channels our commands give the model.
+        model_config={"num_classes": model.num_classes, **labels, "input_img_mode": description.image_mode},
         model_args=arguments,
         safe_serialization=True,
     )

@@ -1,5 +1,6 @@
 """The model that the command line names: of a checkpoint, or of a folder in the Hugging Face layout."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -26,9 +27,13 @@ def restored(config: Config, say: Callable[[str], None] = lambda line: None) -> 
     if place.is_dir() and (place / "config.json").is_file():
         model = replace(config.model, model=f"local-dir:{place}", pretrained=True)
         found = restore(model, Trained(), config.data, say)
-        channels = found.module.pretrained_cfg["input_size"][0]
-        is_given = found.data.in_chans or found.data.input_size
-        return found if is_given else replace(found, data=replace(found.data, in_chans=channels))
+        data, channels = found.data, found.module.pretrained_cfg["input_size"][0]
+        if not data.in_chans and not data.input_size:
+            data = replace(data, in_chans=channels)
+        if not data.input_img_mode and data.channels == channels:  # timm does not read that one
+            configuration = json.loads((place / "config.json").read_text(encoding="utf-8"))
+            data = replace(data, input_img_mode=configuration.get("input_img_mode"))
+        return replace(found, data=data)
     return restore(config.model, config.trained, config.data, say)
 
 
