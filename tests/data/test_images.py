@@ -60,6 +60,17 @@ def test_cmyk_is_as_pillow_converts_it():
     assert np.array_equal(np.asarray(as_mode(image, "RGB")), np.asarray(image.convert("RGB")))
 
 
+@pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("RGB", 3), ("RGBA", 4)])
+def test_lab_has_its_colours_in_every_mode(mode, channels):
+    cms = pytest.importorskip("PIL.ImageCms")
+    image = Image.fromarray(np.stack([RAMP, RAMP.T, 255 - RAMP], axis=-1) // 2 + 64)
+    srgb, lab = (cms.createProfile(name) for name in ("sRGB", "LAB"))
+    found = as_mode(cms.applyTransform(image, cms.buildTransform(srgb, lab, "RGB", "LAB")), mode)
+    difference = np.asarray(found).astype(int) - np.asarray(image.convert(mode))
+    assert len(found.getbands()) == channels
+    assert np.abs(difference).mean() < 1
+
+
 def test_damaged_exif_and_many_pixels_give_no_warning(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40)
     damaged = b"Exif\x00\x00MM\x00*\x00\x00\x00\x08\x00\x05\x01\x12\x00\x03\x00\x00\x00\xff"

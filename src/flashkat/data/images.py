@@ -90,6 +90,9 @@ def as_mode(image: Image.Image, mode: str) -> Image.Image:
     elif image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
         # Pillow warns of the direct way. The colours are the same.
         image = image.convert("RGBA")
+    elif image.mode == "LAB":
+        # Pillow converts it to no other mode.
+        image = image.convert("RGB")
     image = image.convert("L" if mode in _GREY_BY_RANGE and mode != "1" else mode)
     return image.convert("L") if mode == "1" else image
 
