@@ -32,10 +32,20 @@ def test_floats_of_every_usual_range(tmp_path, factor):
 
 def test_whole_numbers_of_32_bits():
     assert np.array_equal(np.asarray(as_mode(Image.fromarray(RAMP.astype(np.int32) * 257), "L")), RAMP)
+    assert np.array_equal(np.asarray(as_mode(Image.fromarray(RAMP.astype(np.int32)), "L")), RAMP)
     assert np.asarray(as_mode(Image.fromarray(np.full((2, 2), -5, np.int32)), "L")).max() == 0
     for pixels in (np.full((2, 2), 70000, np.int32), np.full((2, 2), np.inf, np.float32)):
         with pytest.raises(ValueError, match="more than 16 bits hold"):
             as_mode(Image.fromarray(pixels), "L")
+
+
+@pytest.mark.parametrize(("suffix", "expected"), [("tif", 200), ("pgm", 0)])
+def test_dark_files_of_32_bits(tmp_path, suffix, expected):
+    """Pillow opens a .pgm of 16 bits with 32."""
+    Image.fromarray(np.full((4, 4), 200, np.int32)).save(tmp_path / f"0.{suffix}")
+    with (tmp_path / f"0.{suffix}").open("rb") as file:
+        assert Image.open(file).mode == "I"
+        assert set(np.unique(read_image(file, "L"))) == {expected}
 
 
 @pytest.mark.parametrize("mode", ["I;16", "I", "F"])
