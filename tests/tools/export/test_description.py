@@ -74,7 +74,12 @@ def test_class_names_come_from_the_checkpoint_or_are_imagenets():
         "b",
         "c",
     )
-    assert describe(Restored(of_others, "kat_tiny_patch16_224", {"classes": ["a"]}, Data())).classes == ()
+    assert describe(Restored(of_others, "kat_tiny_patch16_224", {"classes": ["a"]}, Data())).classes == (
+        "a",
+        "1",
+        "2",
+    )
+    assert describe(Restored(of_others, "kat_tiny_patch16_224", {"classes": ["a"] * 4}, Data())).classes == ()
 
 
 @pytest.mark.parametrize("names", [5, "ab", [1, 2]])

@@ -114,7 +114,8 @@ class Description:
 def describe(found: Restored, dtype: str = "float32") -> Description:
     """Describe the model of a checkpoint.
 
-    Class names are those of the training folder. A model with 1000 outputs and no names has ImageNet's.
+    Class names are those of the training folder, and the numbers of further outputs. A model with 1000 outputs and no
+    names has ImageNet's.
 
     Args:
         found: the model with its weights.
@@ -129,7 +130,9 @@ def describe(found: Restored, dtype: str = "float32") -> Description:
     names = configuration.get("label_names")
     if names and not (isinstance(names, (list, tuple)) and all(isinstance(each, str) for each in names)):
         raise InputError(f"label_names of {found.name} has to be a list of names, not {names!r:.80}: correct it")
-    classes = found.checkpoint.get("classes") or names or []
+    trained = found.checkpoint.get("classes") or []
+    # Outputs beyond the training data's classes have their number for a name.
+    classes = [*trained, *map(str, range(len(trained), outputs))] if trained else names or []
     if len(classes) != outputs:
         classes = ImageNetInfo().label_descriptions() if outputs == _IMAGENET and not classes else []
     return Description(
