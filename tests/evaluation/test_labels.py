@@ -87,3 +87,18 @@ def test_valid_labels_beside_a_checkpoints_own_classes(validated, tmp_path):
     err = validated("--checkpoint", tmp_path / "run.pth.tar", "--valid-labels", tmp_path / "labels.txt", status=2)
     assert err.count("\n") == 1
     assert "has 5 classes, --valid-labels names 2" in err
+
+
+@pytest.mark.parametrize(("text", "is_right"), [("4 1 3 0 6", True), ("4 3 1 0 6", False)])
+def test_valid_labels_in_another_order_than_the_classes(validated, tmp_path, text, is_right):
+    """Each class would be measured at the output of another one."""
+    state = torch.load(weights(tmp_path / "weights.pth", answer=3, classes=7), weights_only=True)
+    names = ["class3", "class1", "", "class2", "class0", "", "other"]
+    torch.save({"state_dict": state, "classes": names}, tmp_path / "run.pth.tar")
+    (tmp_path / "labels.txt").write_text(text)
+    flags = ["--checkpoint", tmp_path / "run.pth.tar", "--valid-labels", tmp_path / "labels.txt"]
+    found = validated(*flags, status=0 if is_right else 2)
+    if is_right:
+        assert found[0]["top1"] == 20
+    else:
+        assert "has output 3 for the class class1, which is output 1 of the checkpoint" in found

@@ -9,6 +9,7 @@ from timm.data import RealLabelsImagenet
 from torch import Tensor, nn
 
 from ..errors import InputError, explain
+from ..system.terminal import printable_name
 
 __all__ = ["Selected", "check_classes", "read_real_labels", "read_valid_labels"]
 
@@ -82,7 +83,7 @@ def read_real_labels(path: str, dataset: Any) -> RealLabelsImagenet | None:
 
 
 def check_classes(dataset: Any, model: Any, checkpoint: dict[str, Any], valid_labels: list[int] | None) -> None:
-    """Raise InputError if a data set has other classes than a model was trained on.
+    """Raise InputError if a data set has other classes than a model was trained on, or in another order.
 
     Args:
         dataset: its ``classes`` are names in the order of their labels, or empty if it does not list them.
@@ -93,6 +94,8 @@ def check_classes(dataset: Any, model: Any, checkpoint: dict[str, Any], valid_la
     trained, known = checkpoint.get("classes"), dataset.classes
     if valid_labels is not None and known and len(valid_labels) != len(known):
         raise InputError(f"{dataset.source} has {len(known)} classes, --valid-labels names {len(valid_labels)}")
+    if valid_labels is not None and known and trained:
+        _check_order(dict(zip(known, valid_labels, strict=True)), trained)
     if valid_labels is not None or not known or trained == known:
         return
     if trained:
@@ -102,3 +105,19 @@ def check_classes(dataset: Any, model: Any, checkpoint: dict[str, Any], valid_la
         )
     if len(known) != model.num_classes:
         raise InputError(f"{dataset.source} has {len(known)} classes, the model has {model.num_classes} outputs")
+
+
+def _check_order(chosen: dict[str, int], trained: list[str]) -> None:
+    """Raise InputError if a class has an output that the model was trained to give for another one.
+
+    Args:
+        chosen: the output of each of the data's classes.
+        trained: the names of the outputs. Names that the data lacks are not compared, as it may have others.
+    """
+    outputs = {name: output for output, name in enumerate(trained)}
+    for name, output in chosen.items():
+        if outputs.get(name, output) != output:
+            raise InputError(
+                f"--valid-labels has output {output} for the class {printable_name(name)}, which is output "
+                f"{outputs[name]} of the checkpoint: list the outputs in the order of the data's classes"
+            )
