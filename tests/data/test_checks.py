@@ -132,6 +132,34 @@ def test_texts_that_are_no_classes(texts, tmp_path):
 
 
 @pytest.mark.parametrize("is_known", [False, True])
+@pytest.mark.parametrize("kind", ["hfds", "hfids"])
+def test_a_class_map_does_not_number_numbers(texts, tmp_path, kind, is_known):
+    (tmp_path / "map.txt").write_text("dog\ncat\n")
+    flags = texts(kind, [0, 1])
+    if is_known:
+        open_dataset(args_of(flags[0], flags[1].replace("hfids/", "hfds/"), *flags[2:]), "validation")
+    with pytest.raises(InputError, match=r"column 'label' of .* holds numbers, .*: leave out --class-map"):
+        open_dataset(args_of(*flags, "--class-map", tmp_path / "map.txt"), "validation", num_samples=2)
+
+
+@pytest.mark.parametrize(("names", "words"), [(["cat", "dog"], None), (["cat", "emu"], "the class 'emu', not in")])
+def test_a_class_map_numbers_the_names_of_numbers(texts, tmp_path, names, words):
+    datasets = pytest.importorskip("datasets")
+    (tmp_path / "map.txt").write_text("dog\ncat\n")
+    args = args_of(*texts("hfds", [0, 1, 1]), "--class-map", tmp_path / "map.txt")
+    path = tmp_path / "table" / "validation.parquet"
+    table = datasets.Dataset.from_parquet(str(path), cache_dir=str(tmp_path / "made"))
+    table.cast_column("label", datasets.ClassLabel(names=names)).to_parquet(path)
+    if tuple(map(int, timm.__version__.split(".")[:3])) < (1, 0, 31):
+        words = "holds numbers"
+    if words is None:
+        assert contents(args) == [(0, 1), (10, 0), (20, 0)]
+    else:
+        with pytest.raises(InputError, match=words):
+            open_dataset(args, "validation")
+
+
+@pytest.mark.parametrize("is_known", [False, True])
 def test_a_stream_of_texts_needs_a_class_map(texts, is_known):
     flags = texts("hfds", ["cat", "dog"])
     if is_known:  # the features of a table that has been read

@@ -31,19 +31,24 @@ def check_columns(reader: Any, source: str) -> None:
 def name_classes(reader: Any, source: str) -> None:
     """Let the texts in a Hugging Face data set's label column be its classes, in the order of their names.
 
-    A class map, where given, numbers them instead.
+    A class map, where given, numbers them instead, or the names of numbers.
 
     Args:
         reader: timm's reader of ``hfds/``, which is changed.
         source: the data set's name, for errors.
 
     Raises:
-        InputError: a sample has no text, or one that the class map lacks.
+        InputError: a sample has no text, or one that the class map lacks. Or there are numbers without names.
     """
     key, table = reader.label_key, reader.dataset
-    if not _is_text(table.features.get(key)):
+    column = table.features.get(key)
+    _check_map(reader, column, key, source)
+    if not _is_text(column) and not (_is_number(column) and reader.remap_class):
         return
     texts = table.unique(key)
+    if not _is_text(column):
+        known = dict(enumerate(column.names))
+        texts = [known.get(number) for number in texts]
     if not reader.class_to_idx:
         names = sorted((text for text in texts if text is not None), key=natural)
         reader.class_to_idx, reader.remap_class = {name: index for index, name in enumerate(names)}, True
@@ -65,6 +70,7 @@ def check_streamed_columns(reader: Any, source: str) -> None:
     _require_target(columns, reader.target_key, source)
     if isinstance(columns[image], dict) or not getattr(columns[image], "decode", True):
         raise InputError(f"column {image!r} of {source} holds no images but bytes: --dataset hfds/ reads these")
+    _check_map(reader, columns.get(reader.target_key), reader.target_key, source)
     if not reader.class_to_idx and _is_text(columns.get(reader.target_key)):
         raise InputError(
             f"column {reader.target_key!r} of {source} holds texts, and a stream does not list them all: give "
@@ -130,6 +136,18 @@ def _check_number(label: Any, source: str) -> None:
 def _is_text(column: Any) -> bool:
     """Return whether a column, or the first value in it, is of text."""
     return isinstance(column, str) or getattr(column, "dtype", None) in ("string", "large_string")
+
+
+def _is_number(column: Any) -> bool:
+    """Return whether a column, or the first value in it, is of whole numbers."""
+    return type(column) is int or str(getattr(column, "dtype", "")).startswith(("int", "uint"))
+
+
+def _check_map(reader: Any, column: Any, key: str, source: str) -> None:
+    """Raise InputError if a class map is to number what are numbers already, without names that timm knows."""
+    has_names = bool(getattr(column, "names", None)) and hasattr(reader, "_source_names")
+    if reader.remap_class and _is_number(column) and not has_names:
+        raise InputError(f"column {key!r} of {source} holds numbers, not names of the class map: leave out --class-map")
 
 
 def _require_target(columns: Collection[str], keys: str, source: str) -> None:
