@@ -115,6 +115,12 @@ def test_classes_are_built_from_texts(texts):
     assert contents(args) == [(0, 2), (10, 1), (20, 2), (30, 0)]
 
 
+@pytest.mark.parametrize("labels", [["a", "A", "01", "1"], ["1", "01", "A", "a"]])
+def test_texts_that_are_alike_have_one_order(texts, labels):
+    """Whichever comes first in a split. Otherwise training and evaluation would number them differently."""
+    assert open_dataset(args_of(*texts("hfds", labels)), "validation").classes == ["01", "1", "A", "a"]
+
+
 @pytest.mark.parametrize("kind", ["hfds", "hfids"])
 def test_a_class_map_numbers_texts(texts, tmp_path, kind):
     (tmp_path / "map.txt").write_text("dog\ncat\n")

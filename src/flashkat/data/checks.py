@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, explain
-from .scan import natural
+from .scan import numbered
 
 __all__ = ["NO_IMAGES", "check_columns", "check_shards", "check_streamed_columns", "name_classes"]
 
@@ -50,8 +50,7 @@ def name_classes(reader: Any, source: str) -> None:
         known = dict(enumerate(column.names))
         texts = [known.get(number) for number in texts]
     if not reader.class_to_idx:
-        names = sorted((text for text in texts if text is not None), key=natural)
-        reader.class_to_idx, reader.remap_class = {name: index for index, name in enumerate(names)}, True
+        reader.class_to_idx, reader.remap_class = numbered(text for text in texts if text is not None), True
     unknown = [text for text in texts if text not in reader.class_to_idx]
     if unknown:
         lacking = f"the class {unknown[0]!r:.40}, not in the class map"

@@ -9,7 +9,7 @@ import re
 import stat
 import tarfile
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import IO
@@ -20,7 +20,7 @@ from ..errors import InputError, explain
 from ..system.terminal import printable_name
 from .images import image_suffixes
 
-__all__ = ["Images", "natural", "read_class_map", "scan"]
+__all__ = ["Images", "numbered", "read_class_map", "scan"]
 
 
 @dataclass(frozen=True)
@@ -220,8 +220,7 @@ def scan(root: Path, class_to_idx: dict[str, int] | None = None) -> Images:
     left.add(_EMPTY, *("/".join(each) for each in left.folders if len(each) == depth + 1 and each not in filled))
     labels = [each.parts[depth] for each in classed]
     if class_to_idx is None:
-        names = sorted(set(labels), key=lambda name: (natural(name), name))
-        class_to_idx = {name: index for index, name in enumerate(names)}
+        class_to_idx = numbered(labels)
     pairs = list(zip(classed, labels, strict=True))
     left.add(_UNLISTED, *(each.path for each, label in pairs if label not in class_to_idx))
     pairs = [(each, label) for each, label in pairs if label in class_to_idx]
@@ -230,6 +229,12 @@ def scan(root: Path, class_to_idx: dict[str, int] | None = None) -> Images:
         raise InputError("; ".join([f"{root} has no images in its class folders", *notes]))
     found, targets = [each for each, _ in pairs], [class_to_idx[label] for _, label in pairs]
     return Images(root, found, targets, class_to_idx, notes, depth)
+
+
+def numbered(names: Iterable[str]) -> dict[str, int]:
+    """Return the index of each name in timm's natural order. Names that are alike in it, as a and A, have an order."""
+    ordered = sorted(set(names), key=lambda name: (natural(name), name))
+    return {name: index for index, name in enumerate(ordered)}
 
 
 def natural(name: str) -> list[str | int]:
