@@ -72,6 +72,15 @@ def test_torchvisions_data_sets_take_no_class_map(mnist, tmp_path):
         open_dataset(args, "validation")
 
 
+@pytest.mark.parametrize("split", ["trian", "Train", "train[:90%]"])
+def test_torchvisions_data_sets_have_two_splits(mnist, split):
+    """timm would train on the images to evaluate."""
+    with pytest.raises(InputError, match="torch/mnist has the splits train and validation, not "):
+        open_dataset(args_of(mnist, "--dataset", "torch/mnist"), split)
+    for name, count in (("training", 20), ("test", 10), ("valid", 10)):
+        assert len(open_dataset(args_of(mnist, "--dataset", "torch/mnist"), name)) == count
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_shards(shards, workers):
     pytest.importorskip("webdataset")

@@ -19,7 +19,7 @@ from ..system.terminal import printable_name
 from .bad_images import BadImages
 from .checks import NO_IMAGES, check_columns, check_shards, check_streamed_columns, name_classes
 from .config import Data
-from .folders import ImageFolder, Labelled, Numbered, open_split, ordered, undecodable
+from .folders import SPLIT_NAMES, ImageFolder, Labelled, Numbered, open_split, ordered, undecodable
 from .images import as_mode, image_mode, read_image
 from .scan import read_class_map
 
@@ -36,9 +36,10 @@ _PACKAGES = {
 _STREAMED = ("hfids", "wds", "tfds")
 _SHARDS_HINT = "; where no _info.json lists its splits, the split names shards, such as 'train-{000..099}.tar'"
 
-# The data sets of torchvision that timm opens.
+# The data sets of torchvision that timm opens. The first ones have two splits.
+_TWO_SPLITS = ("cifar10", "cifar100", "mnist", "kmnist", "fashion_mnist", "qmnist")
 _TORCHVISION = (
-    *("cifar10", "cifar100", "mnist", "kmnist", "fashion_mnist", "qmnist"),
+    *_TWO_SPLITS,
     *("inaturalist", "places365", "imagenet", "image_folder"),
 )
 
@@ -220,6 +221,9 @@ def _open(data: Data, split: str, mode: str, *, is_training: bool, num_samples: 
         raise InputError(f"--dataset {kind}/ needs a name: {kind}/NAME")
     if kind == "torch" and data.class_map:
         raise InputError(f"{data.dataset} numbers its classes itself: leave out --class-map")
+    # timm takes any name but those of training for the images to evaluate.
+    if kind == "torch" and _torchvision_name(data) in _TWO_SPLITS and split not in SPLIT_NAMES:
+        raise InputError(f"{data.dataset} has the splits train and validation, not {split!r:.40}: name one of these")
     class_to_idx = read_class_map(data.class_map) if data.class_map else None
     require_package(_PACKAGES[kind], f"--dataset {kind}/")
     if kind in ("torch", "wds") and not (data.dataset_download or Path(data.data_dir or "").is_dir()):
@@ -274,10 +278,14 @@ def _uncounted(source: str, is_training: bool) -> InputError:
     return InputError(f"{source} does not say how many samples it has: give {flag}")
 
 
+def _torchvision_name(data: Data) -> str:
+    """Return the name of a data set of torchvision. timm takes "torch/NAME" and "torch/anything/NAME"."""
+    return data.dataset.split("/", 2)[-1].lower()
+
+
 def _torchvision_hint(data: Data) -> str:
     """Return a hint for a data set of torchvision that cannot be opened."""
-    # timm takes "torch/NAME" and "torch/anything/NAME".
-    name = data.dataset.split("/", 2)[-1].lower()
+    name = _torchvision_name(data)
     if name not in (*_TORCHVISION, "inat", "folder"):
         return "; " + did_you_mean(name, _TORCHVISION, f"there are {', '.join(_TORCHVISION)}")
     return "" if data.dataset_download else "; --dataset-download downloads it"
