@@ -281,6 +281,22 @@ def test_torchvisions_folder(folder, tmp_path):
         open_dataset(args_of(tmp_path / "copy", "--dataset", "torch/folder"), "train")
 
 
+@pytest.mark.parametrize("split", ["trian", "train[:50%]", "validation", "test"])
+def test_a_split_that_torchvisions_folder_lacks(folder, tmp_path, split):
+    """timm would take the folders of splits for classes."""
+    shutil.copytree(folder / "train", tmp_path / "copy" / "train")
+    with pytest.raises(InputError, match=r"copy has no folder named .*, but train: name one in --train-split"):
+        open_dataset(args_of(tmp_path / "copy", "--dataset", "torch/image_folder"), split)
+
+
+def test_torchvisions_folder_without_splits_is_for_evaluation(folder):
+    """timm would train on the images that it evaluates."""
+    args = args_of(folder / "train", "--dataset", "torch/image_folder")
+    assert open_dataset(args, "validation").classes == list(CLASSES)
+    with pytest.raises(InputError, match="train has no folder named train or training, but"):
+        open_dataset(args, "train")
+
+
 def test_torchvisions_mnist(mnist):
     args = args_of(mnist, "--dataset", "torch/mnist")
     found = open_dataset(args, "validation")

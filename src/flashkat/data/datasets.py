@@ -19,7 +19,7 @@ from ..system.terminal import printable_name
 from .bad_images import BadImages
 from .checks import NO_IMAGES, check_columns, check_shards, check_streamed_columns, name_classes
 from .config import Data
-from .folders import SPLIT_NAMES, ImageFolder, Labelled, Numbered, open_split, ordered, undecodable
+from .folders import SPLIT_NAMES, ImageFolder, Labelled, Numbered, open_split, ordered, split_folder, undecodable
 from .images import as_mode, image_mode, read_image
 from .scan import read_class_map
 
@@ -42,6 +42,8 @@ _TORCHVISION = (
     *_TWO_SPLITS,
     *("inaturalist", "places365", "imagenet", "image_folder"),
 )
+
+_FOLDERS = ("image_folder", "folder")
 
 # A file of one pixel, which timm decodes in 0.03 ms.
 _ONE_PIXEL = b"P5 1 1 255\n\0"
@@ -232,11 +234,16 @@ def _open(data: Data, split: str, mode: str, *, is_training: bool, num_samples: 
     hint = _torchvision_hint(data) if kind == "torch" else _SHARDS_HINT if kind == "wds" else ""
     # They warn of optional files, and of each retry.
     with explain(f"cannot open {source}", hint), quiet("timm.data.readers", "huggingface_hub"):
+        root = data.data_dir
+        if kind == "torch" and _torchvision_name(data) in _FOLDERS:
+            # timm would take all of DIR for a split that it lacks.
+            root = str(split_folder(Path(root or ""), split))
         try:
             dataset = create_dataset(
                 data.dataset,
-                root=data.data_dir,
+                root=root,
                 split=split,
+                search_split=False,
                 class_map=None if kind == "wds" else class_to_idx,
                 is_training=is_training,
                 download=data.dataset_download,
@@ -286,7 +293,7 @@ def _torchvision_name(data: Data) -> str:
 def _torchvision_hint(data: Data) -> str:
     """Return a hint for a data set of torchvision that cannot be opened."""
     name = _torchvision_name(data)
-    if name not in (*_TORCHVISION, "inat", "folder"):
+    if name not in (*_TORCHVISION, *_FOLDERS, "inat"):
         return "; " + did_you_mean(name, _TORCHVISION, f"there are {', '.join(_TORCHVISION)}")
     return "" if data.dataset_download else "; --dataset-download downloads it"
 

@@ -25,6 +25,7 @@ __all__ = [
     "is_archive",
     "open_split",
     "ordered",
+    "split_folder",
     "undecodable",
 ]
 
@@ -234,11 +235,11 @@ def has_evaluation_split(root: Path) -> bool:
 def _place(root: Path, split: str, val_fraction: float, is_training: bool) -> tuple[Path, bool]:
     """Return a split's folder or archive, and whether it is divided into images for training and for evaluation."""
     if is_archive(root) or not val_fraction:
-        return (root if is_archive(root) else _split_folder(root, split)), bool(val_fraction)
+        return (root if is_archive(root) else split_folder(root, split)), bool(val_fraction)
     if is_training and split not in _SPLIT_FOLDERS["train"]:
         raise InputError(f"--val-fraction divides the training images of {root}: leave out --train-split {split}")
     if not is_training and split not in _SPLIT_FOLDERS["val"]:
-        return _split_folder(root, split), False
+        return split_folder(root, split), False
     if (evaluated := _first(root, _SPLIT_FOLDERS["val"])) is not None:
         raise InputError(f"{evaluated} holds images to evaluate already: leave out --val-fraction")
     return _first(root, _SPLIT_FOLDERS["train"]) or root, True
@@ -249,7 +250,12 @@ def is_archive(path: Path) -> bool:
     return path.is_file() and path.suffix == ".tar"
 
 
-def _split_folder(root: Path, split: str) -> Path:
+def split_folder(root: Path, split: str) -> Path:
+    """Return a split's folder or archive, or for images to evaluate ``root`` if it has no splits.
+
+    Raises:
+        InputError: there is no such split.
+    """
     synonyms = next((names for names in _SPLIT_FOLDERS.values() if split in names), (split,))
     names = tuple(dict.fromkeys((split, *synonyms)))
     if (found := _first(root, names)) is not None:
