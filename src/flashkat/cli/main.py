@@ -259,6 +259,15 @@ def _export(args: argparse.Namespace) -> None:
         raise InputError("--push-to-hub uploads the folder of --to hf: give that too")
     if args.model_dtype and not is_program:
         raise InputError("--model-dtype is for .onnx and .pt2, as weights keep every bit: leave it out")
+    if args.amp:
+        raise InputError("--amp is for running a model: leave it out, or give --model-dtype for .onnx and .pt2")
+    if args.data_backend:
+        raise InputError("--data-backend is for reading images, and export reads none: leave it out")
+    if not is_program and not args.to:
+        for name in ("class_map", "crop_pct", "input_img_mode", "interpolation", "mean", "std"):
+            if getattr(args, name):
+                flag = name.replace("_", "-")
+                raise InputError(f"--{flag} is for .onnx, .pt2 and --to hf, as files of weights lack it: leave it out")
     if args.to:
         _export_folder(args)
     elif is_program:

@@ -82,6 +82,16 @@ def test_class_names_come_from_the_checkpoint_or_are_imagenets():
     assert describe(Restored(of_others, "kat_tiny_patch16_224", {"classes": ["a"] * 4}, Data())).classes == ()
 
 
+def test_a_class_map_names_the_classes(tmp_path):
+    model = create_model("kat_tiny_patch16_224", num_classes=2, img_size=16, depth=1, embed_dim=8, num_heads=1)
+    (tmp_path / "names.txt").write_text("night\nday\n")
+    data = Data(class_map=str(tmp_path / "names.txt"))
+    assert describe(Restored(model, "kat_tiny_patch16_224", {"classes": ["a", "b"]}, data)).classes == ("night", "day")
+    (tmp_path / "names.txt").write_text("night\n")
+    with pytest.raises(InputError, match="has 2 outputs, and 1 class names: give a --class-map with a name for each"):
+        describe(Restored(model, "kat_tiny_patch16_224", {}, data))
+
+
 @pytest.mark.parametrize("names", [5, "ab", [1, 2]])
 def test_class_names_of_a_folder_are_checked(names):
     model = create_model("kat_tiny_patch16_224", num_classes=2, img_size=16, depth=1, embed_dim=8, num_heads=1)

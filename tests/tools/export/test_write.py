@@ -71,6 +71,13 @@ def test_what_the_command_refuses(shipped, tmp_path, capsys):
     for output in (["a.pth"], ["folder", "--to", "hf"]):
         line = fails(capsys, "export", source, "-o", *output, "--model-dtype", "float16")
         assert "--model-dtype is for .onnx and .pt2" in line
+    for output in ("a.onnx", "a.pth"):
+        for flag in (["--amp"], ["--data-backend", "timm"]):
+            line = fails(capsys, "export", source, "-o", tmp_path / output, *flag)
+            assert f"{flag[0]} is for " in line
+    for flag in (["--mean", 0.5], ["--crop-pct", 0.5], ["--class-map", "a.txt"]):
+        line = fails(capsys, "export", source, "-o", tmp_path / "a.pth", *flag)
+        assert line.endswith(f"{flag[0]} is for .onnx, .pt2 and --to hf, as files of weights lack it: leave it out")
     line = fails(capsys, "export", source, "-o", tmp_path / "a.pt2", "--push-to-hub", "me/it")
     assert line.endswith("--push-to-hub uploads the folder of --to hf: give that too")
 

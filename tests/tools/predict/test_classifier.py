@@ -84,17 +84,71 @@ def test_half_precision(shipped):
         ("--model", {"model": Model(model="kat_tiny_patch16_224")}),
         ("--model-kwargs", {"model": Model(model=None, model_kwargs={"m": 2})}),
         ("--num-classes", {"model": Model(model=None, num_classes=7)}),
+        ("--gp", {"model": Model(model=None, gp="avg")}),
+        ("--partial", {"model": Model(model=None, partial=True)}),
         ("--img-size", {"data": Data(img_size=32)}),
+        ("--in-chans", {"data": Data(in_chans=1)}),
+        ("--input-size", {"data": Data(input_size=(3, 8, 8))}),
+        ("--amp", {"runtime": Runtime(device="cpu", amp=True)}),
+        ("--model-dtype", {"runtime": Runtime(device="cpu", model_dtype="float16")}),
+        ("--fast-norm", {"runtime": Runtime(device="cpu", fast_norm=True)}),
         ("--use-ema", {"trained": Trained(checkpoint="", use_ema=True)}),
     ],
 )
 @pytest.mark.parametrize("program", ["onnx", "pt2"])
-def test_a_program_has_its_own_model_and_images(shipped, program, flag, sections):
+def test_flags_that_cannot_change_a_program(shipped, program, flag, sections):
     path = str(getattr(shipped, program))
     trained = replace(sections.get("trained", Trained()), checkpoint=path)
     config = replace(Config(runtime=Runtime(device="cpu")), **{**sections, "trained": trained})
     with pytest.raises(InputError, match=f"{flag} is for checkpoints, and .* leave it out"):
         open_classifier(config, trust=True)
+
+
+@pytest.mark.parametrize(
+    ("flags", "changes"),
+    [
+        ({"mean": (0.1, 0.2, 0.3), "std": (0.5,)}, {"mean": (0.1, 0.2, 0.3), "std": (0.5, 0.5, 0.5)}),
+        ({"crop_pct": 0.5}, {"crop_pct": 0.5}),
+        ({"interpolation": "nearest"}, {"interpolation": "nearest"}),
+        ({"input_img_mode": "HSV"}, {"image_mode": "HSV"}),
+        ({"class_map": "names.txt"}, {"classes": ("night", "day")}),
+        ({"interpolation": "", "input_img_mode": ""}, {}),
+    ],
+)
+def test_flags_of_images_and_names_count_for_every_format(shipped, flags, changes, tmp_path, monkeypatch):
+    (tmp_path / "names.txt").write_text("night\nday\n")
+    monkeypatch.chdir(tmp_path)
+    for path in (shipped.checkpoint, shipped.onnx, shipped.pt2, shipped.folder):
+        config = Config(trained=Trained(checkpoint=str(path)), data=Data(**flags), runtime=Runtime(device="cpu"))
+        assert open_classifier(config, trust=True).description == replace(opened(shipped.onnx).description, **changes)
+
+
+@pytest.mark.parametrize("program", ["checkpoint", "onnx"])
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ({"mean": (0.1, 0.2)}, "--mean takes 1 or 3 numbers, not 2"),
+        ({"input_img_mode": "L"}, "--input-img-mode L has 1 channel, the model takes 3"),
+        ({"class_map": "missing.txt"}, "no class map at missing.txt"),
+        ({"data_backend": "dali"}, "--data-backend is for data sets, .*: leave it out"),
+    ],
+)
+def test_flags_of_images_that_do_not_fit(shipped, program, flags, said):
+    trained = Trained(checkpoint=str(getattr(shipped, program)))
+    with pytest.raises(InputError, match=said):
+        open_classifier(Config(trained=trained, data=Data(**flags), runtime=Runtime(device="cpu")), trust=False)
+
+
+def test_mixed_precision_needs_weights_in_float32(shipped):
+    with pytest.raises(InputError, match="--amp needs weights in float32"):
+        opened(shipped.checkpoint, amp=True, model_dtype="bfloat16")
+
+
+def test_a_class_map_of_another_number_of_classes(shipped):
+    classifier = opened(shipped.onnx)
+    classifier = replace(classifier, description=replace(classifier.description, classes=("night", "day", "dusk")))
+    with pytest.raises(InputError, match="has 2 outputs, and 3 class names: give a --class-map"):
+        classifier.probabilities(torch.zeros(2, 3, 8, 8))
 
 
 @pytest.mark.parametrize("name", ["a.onnx", "a.pt2", "a.pth"])

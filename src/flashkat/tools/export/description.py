@@ -2,13 +2,15 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from timm.data import ImageNetInfo, create_transform
+from torch import nn
 
-from ...data.config import data_config
+from ...data.config import Data, data_config
 from ...data.images import image_mode
+from ...data.scan import read_class_map
 from ...defaults import INTERPOLATIONS, SOURCES
 from ...errors import InputError, explain
 from ...evaluation.restore import Restored
@@ -106,16 +108,37 @@ class Description:
         )
         return transform
 
+    def changed(self, data: Data) -> "Description":
+        """Return the description with the settings of images and the class map that ``data`` gives.
+
+        The size of the images stays.
+
+        Raises:
+            InputError: a setting does not fit the channels of the images, or the class map cannot be read.
+        """
+        module: Any = nn.Module()
+        module.pretrained_cfg = asdict(self)
+        data = replace(data, input_size=self.input_size, input_img_mode=data.input_img_mode or self.image_mode)
+        return replace(self, **_images(module, data, self.model), classes=_mapped(data) or self.classes)
+
     def name(self, index: int) -> str:
         """Return the name of an output."""
         return self.classes[index] if index < len(self.classes) else str(index)
+
+    def check_outputs(self, outputs: int) -> None:
+        """Raise InputError if the class names are not as many as the model's outputs."""
+        if self.classes and len(self.classes) != outputs:
+            raise InputError(
+                f"{self.model} has {outputs} outputs, and {len(self.classes)} class names: give a --class-map with a "
+                "name for each"
+            )
 
 
 def describe(found: Restored, dtype: str = "float32") -> Description:
     """Describe the model of a checkpoint.
 
-    Class names are those of the training folder, and the numbers of further outputs. A model with 1000 outputs and no
-    names has ImageNet's.
+    Class names are those of ``class_map``, or of the training folder, and the numbers of further outputs. A model with
+    1000 outputs and no names has ImageNet's.
 
     Args:
         found: the model with its weights.
@@ -124,7 +147,6 @@ def describe(found: Restored, dtype: str = "float32") -> Description:
     Raises:
         InputError: the settings of images do not fit the model, or its class names are none.
     """
-    images = data_config(found.module, found.data, found.name)
     outputs = found.module.num_classes
     configuration = getattr(found.module, "pretrained_cfg", None) or {}
     names = configuration.get("label_names")
@@ -135,16 +157,31 @@ def describe(found: Restored, dtype: str = "float32") -> Description:
     classes = [*trained, *map(str, range(len(trained), outputs))] if trained else names or []
     if len(classes) != outputs:
         classes = ImageNetInfo().label_descriptions() if outputs == _IMAGENET and not classes else []
-    return Description(
+    description = Description(
         # A folder's name means nothing elsewhere.
         model=configuration["architecture"] if found.name.startswith(SOURCES) else found.name,
-        classes=tuple(classes),
-        input_size=tuple(images["input_size"]),
-        mean=tuple(map(float, images["mean"])),
-        std=tuple(map(float, images["std"])),
-        crop_pct=float(images["crop_pct"]),
-        crop_mode=images["crop_mode"],
-        interpolation=images["interpolation"],
-        image_mode=image_mode(found.data),
+        classes=_mapped(found.data) or tuple(classes),
         dtype=dtype,
+        **_images(found.module, found.data, found.name),
     )
+    description.check_outputs(outputs)
+    return description
+
+
+def _mapped(data: Data) -> tuple[str, ...]:
+    """Return the class names of a class map; none without one."""
+    return tuple(read_class_map(data.class_map)) if data.class_map else ()
+
+
+def _images(module: nn.Module, data: Data, name: str) -> dict[str, Any]:
+    """Return how images are prepared for a model, as attributes of a description."""
+    images = data_config(module, data, name)
+    return {
+        "input_size": tuple(images["input_size"]),
+        "mean": tuple(map(float, images["mean"])),
+        "std": tuple(map(float, images["std"])),
+        "crop_pct": float(images["crop_pct"]),
+        "crop_mode": images["crop_mode"],
+        "interpolation": images["interpolation"],
+        "image_mode": image_mode(data),
+    }
