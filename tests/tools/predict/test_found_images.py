@@ -46,3 +46,15 @@ def test_names_of_nothing(name, words, folder):
     (folder / "empty").mkdir()
     with pytest.raises(InputError, match=words):
         find_images([name], ["\n"])
+
+
+def test_a_folder_follows_links_and_leaves_out_hidden_names(folder, tmp_path_factory):
+    """As in training."""
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    for place in (elsewhere / "d.png", folder / "deep" / "._b.png", folder / "deep" / ".thumbs" / "e.png"):
+        place.parent.mkdir(exist_ok=True)
+        place.touch()
+    for name, aim in {"link": elsewhere, "around": folder / "deep", "itself": "itself", "no.png": "nowhere"}.items():
+        (folder / "deep" / name).symlink_to(aim)
+    assert find_images(["deep"], []) == [Path(f"deep/{name}") for name in ("[1].png", "er/c.webp", "link/d.png")]
+    assert find_images(["deep/.thumbs"], []) == [Path("deep/.thumbs/e.png")]

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from ...data.images import image_suffixes
-from ...errors import InputError
+from ...errors import InputError, explain
 
 __all__ = ["find_images"]
 
@@ -16,14 +16,15 @@ def find_images(names: Sequence[str], lines: Iterable[str]) -> list[Path]:
     """Return the files that names stand for, in their order.
 
     A file stands for itself, whether it is there or not. A folder stands for its images, however deep, in the order
-    of their names. A pattern with ``*``, ``?`` or ``[`` stands for what it matches, and ``**`` for any depth.
+    of their names. Links are followed. Hidden files and folders are left out. A pattern with ``*``, ``?`` or ``[``
+    stands for what it matches, and ``**`` for any depth.
 
     Args:
         names: files, folders and patterns; ``-`` stands for the names in ``lines``.
         lines: a name each.
 
     Raises:
-        InputError: a folder holds no images, a pattern matches nothing, or there are no names.
+        InputError: a folder holds no images or cannot be read, a pattern matches nothing, or there are no names.
     """
     found = [path for name in _names(names, lines) for path in _expanded(name)]
     if not found:
@@ -56,5 +57,24 @@ def _expanded(name: str) -> list[Path]:
 
 
 def _images_in(folder: Path) -> list[Path]:
-    suffixes = image_suffixes()
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes and path.is_file())
+    with explain(f"cannot read {folder}"):
+        return sorted(_walk(folder, frozenset()))
+
+
+def _walk(folder: Path, above: frozenset[Path]) -> Iterator[Path]:
+    """Yield the images below a folder as training finds them: links are followed, and hidden names left out.
+
+    Args:
+        folder: where to look.
+        above: the real folders around it, so that a link to one of these does not loop for ever.
+    """
+    real = folder.resolve()
+    if real in above:
+        return
+    for path in folder.iterdir():
+        if path.name.startswith("."):
+            continue
+        if path.is_dir():
+            yield from _walk(path, above | {real})
+        elif path.suffix.lower() in image_suffixes() and path.is_file():
+            yield path
