@@ -77,6 +77,24 @@ def test_what_cannot_be_divided(data, tmp_path, capsys):
     assert not (data / "new").exists()
 
 
+def test_a_class_of_one_image_is_refused(data, tmp_path, capsys):
+    """Training refuses splits of other classes."""
+    first, *others = sorted(data.iterdir())[0].iterdir()
+    for path in others:
+        path.unlink()
+    assert main(["data", "split", str(data), str(tmp_path / "new")]) == 2
+    error = f"{data} has one image of {first.parent.name}, which cannot be in both splits: add images, or train on it"
+    assert error in capsys.readouterr().err
+    for path in data.rglob("*.png"):
+        if path.name != first.name:
+            path.unlink()
+    assert main(["data", "split", str(data), str(tmp_path / "new")]) == 2
+    assert (
+        f"{data} has one image of {', '.join(sorted(each.name for each in data.iterdir()))}" in capsys.readouterr().err
+    )
+    assert not (tmp_path / "new").exists()
+
+
 @pytest.mark.parametrize("share", ["0", "1", "-0.1"])
 def test_shares_that_divide_nothing(data, tmp_path, share, capsys):
     with pytest.raises(SystemExit):

@@ -5,10 +5,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ...data.folders import has_evaluation_split, is_archive, open_split
+from ...data.scan import scan
 from ...errors import InputError, explain
 from ...system.files import new_folder
+from ...system.terminal import printable_name
 
 __all__ = ["split_data"]
+
+# Classes that an error names.
+_NAMED = 5
 
 
 def split_data(
@@ -29,7 +34,7 @@ def split_data(
 
     Raises:
         InputError: there are no such images, they are divided already, the links would lie among them, or cannot be
-            made.
+            made. Or a class has one image, as training wants every class in both splits.
     """
     if is_archive(Path(folder)):
         raise InputError(f"{folder} is an archive, which links cannot divide: train on it with --val-fraction")
@@ -50,6 +55,13 @@ def split_data(
                 (staging / inside).parent.mkdir(parents=True, exist_ok=True)
                 aim = os.path.relpath(Path(name).absolute(), (target / inside).parent)
                 (staging / inside).symlink_to(aim)
+        held_out = scan(staging / "val").class_to_idx if len(splits["val"]) else {}
+        if single := [printable_name(name) for name in splits["val"].classes if name not in held_out]:
+            more = f" and {len(single) - _NAMED} more" if len(single) > _NAMED else ""
+            raise InputError(
+                f"{folder} has one image of {', '.join(single[:_NAMED])}{more}, which cannot be in both splits: "
+                "add images, or train on it with --val-fraction"
+            )
     for note in splits["train"].notes:
         say(note)
     return {split: len(images) for split, images in splits.items()}
