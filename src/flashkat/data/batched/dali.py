@@ -65,7 +65,7 @@ class Decoder:
         pipeline.schedule_run()
         result = partial(self._result, pipeline, jpegs, cuts)
         # A pipeline that went while it runs would give its memory to others, and still write there.
-        weakref.finalize(result, self._abandon, pipeline).atexit = False
+        weakref.finalize(result, self._abandon, pipeline, jpegs).atexit = False
         return result
 
     def _result(self, pipeline: Any, jpegs: Sequence[Jpeg], cuts: np.ndarray) -> Tensor:
@@ -86,9 +86,9 @@ class Decoder:
         feed_ndarray(found.as_tensor(), images, cuda_stream=stream)
         return images
 
-    def _abandon(self, pipeline: Any) -> None:
+    def _abandon(self, pipeline: Any, jpegs: Sequence[Jpeg]) -> None:
         """Wait for a batch that nobody has asked for."""
-        if pipeline.kept is None:
+        if pipeline.kept is not jpegs:  # somebody has, and the pipeline may decode the next one
             return
         with contextlib.suppress(RuntimeError):  # of an image, which nobody asks for either
             pipeline.outputs()
