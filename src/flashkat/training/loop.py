@@ -9,7 +9,6 @@ from itertools import islice
 from typing import Any
 
 import torch
-from timm.data import Mixup
 from torch import nn
 
 from ..data.order import start_epoch
@@ -21,6 +20,7 @@ from ..system import distributed
 from ..system.graph import CapturedForward
 from ..system.signals import StopRequest
 from .config import Average, Config
+from .mixing import Mixer
 from .outputs.background import Background
 from .outputs.costs import peak_memory, share_waited
 from .outputs.folder import RunFolder
@@ -61,7 +61,7 @@ class Parts:
     step: TrainingStep
     train_loader: Any
     val_loader: Any
-    mixup: Mixup | None
+    mixup: Mixer | None
     precision: AbstractContextManager
     folder: RunFolder | None
     progress: Progress

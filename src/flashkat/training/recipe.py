@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from timm.data import Mixup
 from timm.loss import BinaryCrossEntropy, JsdCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
@@ -225,7 +224,7 @@ def _check_cycles(scheduler: Scheduler | None, settings: Schedule, epochs: int) 
         )
 
 
-class _HalfMixup(Mixup):
+class _HalfMixup(Mixer):
     """Mix each image with a partner, and drop the partners: the batch is half as large."""
 
     def __init__(self, **kwargs: Any) -> None:
@@ -245,8 +244,7 @@ def build_mixup(
     classes: int,
     smoothing: float,
     has_views: bool = False,
-    on_gpu: bool = False,
-) -> Mixup | None:
+) -> Mixer | None:
     """Build mixup and cutmix of images and targets; None if they are off.
 
     Args:
@@ -256,7 +254,6 @@ def build_mixup(
         classes: number of classes.
         smoothing: label smoothing of the mixed targets.
         has_views: whether a batch holds several views of each image.
-        on_gpu: whether images are on a GPU. Mixing then saves memory traffic.
 
     Raises:
         InputError: the settings contradict each other.
@@ -269,7 +266,7 @@ def build_mixup(
         raise InputError("--aug-splits compares views of one image, which mixup and cutmix would mix: leave these out")
     if mixing.cutmix_minmax is not None:
         _check_minmax(mixing.cutmix_minmax, size)
-    return (_HalfMixup if mixing.mixup_mode == "half" else Mixer if on_gpu else Mixup)(
+    return (_HalfMixup if mixing.mixup_mode == "half" else Mixer)(
         mixup_alpha=mixing.mixup,
         cutmix_alpha=mixing.cutmix,
         cutmix_minmax=mixing.cutmix_minmax,

@@ -29,7 +29,6 @@ from .average import MovingAverage
 from .config import AUTO, Config, Tracking, Wandb
 from .distillation import Distillation, build_distillation
 from .loop import Parts, run_epochs
-from .mixing import Mixer
 from .optimizer import check_optimizer_name, create_optimizer
 from .outputs.background import Background
 from .outputs.folder import RunFolder, discard_if_empty, folder_of
@@ -203,7 +202,6 @@ def _train(asked: Config, device: torch.device) -> Result:
         classes=classes,
         smoothing=config.loss.smoothing,
         has_views=bool(views),
-        on_gpu=device.type == "cuda",
     )
     loss = build_loss(config.loss, is_mixed=config.mixing.is_on, views=views).to(device)
     about_teacher: list[str] = []
@@ -273,7 +271,7 @@ def _train(asked: Config, device: torch.device) -> Result:
                 progress.say(note)
             precision = autocast(runtime, device)
             step = _build_step(state, loss, distillation, config, device, precision, progress.say)
-            if isinstance(mixup, Mixer):
+            if mixup is not None:
                 mixup.buffer = step.buffer
             with (
                 contextlib.closing(step),

@@ -7,7 +7,9 @@ from PIL import Image, ImageEnhance, ImageOps
 
 pytest.importorskip("triton")
 
-from flashkat.data.batched.augment import apply_steps
+from timm.data.mixup import mixup_target
+
+from flashkat.data.batched.augment import apply_steps, mix, mixed_target
 from flashkat.data.batched.steps import Operation, Recipe, as_table
 
 FILL = (10, 120, 250)
@@ -90,3 +92,42 @@ def test_images_of_any_size(size, as_batch, device):
 def test_without_steps_images_stay(pictures, as_batch, device):
     images = as_batch(pictures)
     assert torch.equal(apply_steps(images.clone(), as_table([[] for _ in pictures]).to(device)), images)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("shape", [(2, 3, 5, 7), (6, 1, 40, 33), (3, 4, 1, 9)], ids=str)
+@pytest.mark.parametrize("box", ["whole", "part", "empty"])
+def test_pairs_mix_within_a_box(box, shape, layout, dtype, device):
+    height, width = shape[2:]
+    top, bottom, left, right = {
+        "whole": (0, height, 0, width),
+        "part": (height // 3, height - height // 4, 1, width - 2),
+        "empty": (0, 0, 0, 0),
+    }[box]
+    images = torch.randn(shape, device=device).to(dtype).contiguous(memory_format=layout)
+    out, expected = torch.full_like(images, torch.nan), images.double()
+    mix(images, out, 0.3, (top, bottom, left, right))
+    part = expected[..., top:bottom, left:right]
+    expected[..., top:bottom, left:right] = 0.3 * part + 0.7 * part.flip(0)
+    torch.testing.assert_close(out, expected.to(dtype))
+    untouched = torch.ones_like(images, dtype=torch.bool)
+    untouched[..., top:bottom, left:right] = False
+    assert torch.equal(out[untouched], images[untouched])
+
+
+def test_partners_swap_a_box_exactly(device):
+    images = torch.randn(4, 3, 6, 6, device=device)
+    out = torch.empty_like(images)
+    mix(images, out, 0.0, (1, 4, 2, 6))
+    assert torch.equal(out[:, :, 1:4, 2:6], images[:, :, 1:4, 2:6].flip(0))
+
+
+@pytest.mark.parametrize("classes", [2, 10, 1000, 1500])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_mixed_targets_have_timms_bits(classes, smoothing, device):
+    target = torch.randint(classes, (6,), device=device)
+    target[0] = target[-1]  # partners of one class
+    for share in (1.0, 0.0, 0.37, 1 / 3):
+        found = mixed_target(target, classes, share, smoothing)
+        assert torch.equal(found, mixup_target(target, classes, share, smoothing))

@@ -1,4 +1,4 @@
-"""Apply the steps of an augmentation to a batch on a GPU and normalise it, in a few launches for all images."""
+"""Apply the steps of an augmentation to a batch on a GPU, normalise and mix it, in a few launches for all images."""
 
 import functools
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from ...ops.triton.launcher import Launch, on
 from . import kernels
 
-__all__ = ["apply_steps", "normalised"]
+__all__ = ["apply_steps", "mix", "mixed_target", "normalised"]
 
 _BLOCK, _WARPS = 1024, 4
 # Pixels that a program counts, before it adds its counts to an image's.
@@ -58,6 +58,46 @@ def normalised(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
         _normalising(images.device, mean.dtype, images.shape, images.stride(1), images.stride(3))(
             images, mean, std, out
         )
+    return out
+
+
+def mix(images: Tensor, out: Tensor, share: float, box: tuple[int, int, int, int]) -> None:
+    """Mix each image with its partner within a box, in one launch. Image i's partner is image B - 1 - i.
+
+    Args:
+        images: (B, C, H, W) on a GPU, contiguous or channels_last, of floating point.
+        out: takes the mixed images: another tensor of the same shape, dtype and strides.
+        share: the image's own share of a mixed pixel, in [0, 1].
+        box: the first row and the one after the last, then the columns likewise.
+    """
+    count, channels, height, width = images.shape
+    values = channels * height * width
+    with on(images.device):
+        kernels.mix_kernel[triton.cdiv(count, 2), triton.cdiv(values, _BLOCK)](
+            images, out, share, *box, count, values,
+            HEIGHT=height, WIDTH=width, ROW=images.stride(2), COLUMN=images.stride(3), BLOCK=_BLOCK, num_warps=_WARPS,
+        )  # fmt: skip
+
+
+def mixed_target(target: Tensor, classes: int, share: float, smoothing: float) -> Tensor:
+    """Return timm's ``mixup_target`` with the same bits, in one launch.
+
+    Args:
+        target: (B,) classes in int64, on a GPU.
+        classes: number of classes.
+        share: the image's own share, in [0, 1].
+        smoothing: of the labels, in [0, 1].
+
+    Returns:
+        (B, classes) in float32.
+    """
+    count, off = len(target), smoothing / classes
+    out = torch.empty(count, classes, device=target.device)
+    with on(target.device):
+        kernels.mix_target_kernel[count, triton.cdiv(classes, _BLOCK)](
+            target, out, share, 1 - share, 1 - smoothing + off, off, count, classes,
+            BLOCK=_BLOCK, num_warps=_WARPS, enable_fp_fusion=False,
+        )  # fmt: skip
     return out
 
 

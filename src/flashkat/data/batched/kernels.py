@@ -1,7 +1,7 @@
-"""The Triton kernels of an augmentation's steps (histograms, tables, the step itself), resizing, norms and erasing.
+"""Triton kernels for batches: an augmentation's steps (histograms, tables, the step itself), resizing, norms, erasing.
 
-Each follows Pillow's arithmetic to the bit: float32 where Pillow's C code has it, float64 where it has double. So
-launches turn off fused multiply-adds.
+Steps and resizing follow Pillow to the bit: float32 where its C code has that, float64 where it has double. So
+launches turn off fused multiply-adds. The last two kernels mix images and targets.
 
 Images are uint8 (B, H, W, 3), contiguous. A step's row holds the operation and up to six numbers, see ``steps.py``.
 """
@@ -11,7 +11,16 @@ import triton.language as tl
 
 from .steps import NUMBERS, Operation
 
-__all__ = ["count_kernel", "erase_kernel", "normalise_kernel", "resize_kernel", "step_kernel", "table_kernel"]
+__all__ = [
+    "count_kernel",
+    "erase_kernel",
+    "mix_kernel",
+    "mix_target_kernel",
+    "normalise_kernel",
+    "resize_kernel",
+    "step_kernel",
+    "table_kernel",
+]
 
 _ROW = tl.constexpr(1 + NUMBERS)
 # Pillow's coefficients of resizing have so many bits after the point. These are 1 and 1/2 there.
@@ -337,3 +346,35 @@ def erase_kernel(
         else:
             value = tl.load(filling + number * CHANNELS + channel)
         tl.store(image + channel * (HEIGHT * WIDTH) + offsets, value, inside)
+
+
+@triton.jit(do_not_specialize=["top", "bottom", "left", "right"])
+def mix_kernel(
+    images, out, share, top, bottom, left, right, count, values,
+    HEIGHT: tl.constexpr, WIDTH: tl.constexpr, ROW: tl.constexpr, COLUMN: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Mix a pair of images within a box: number i from the batch's start, and number i from its end.
+
+    An image has so many values. ROW and COLUMN are the strides of its rows and columns.
+    """
+    first = tl.program_id(0).to(tl.int64) * values
+    second = (count - 1 - tl.program_id(0)).to(tl.int64) * values
+    offsets = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = offsets < values
+    row, column = offsets // ROW % HEIGHT, offsets // COLUMN % WIDTH
+    mixed = (row >= top) & (row < bottom) & (column >= left) & (column < right)
+    one = tl.load(images + first + offsets, inside).to(tl.float32)
+    other = tl.load(images + second + offsets, inside).to(tl.float32)
+    dtype: tl.constexpr = out.dtype.element_ty
+    tl.store(out + first + offsets, tl.where(mixed, one * share + other * (1 - share), one).to(dtype), inside)
+    tl.store(out + second + offsets, tl.where(mixed, other * share + one * (1 - share), other).to(dtype), inside)
+
+
+@triton.jit
+def mix_target_kernel(classes, out, share, rest, on, off, count, width, BLOCK: tl.constexpr):
+    """Mix a row of targets (B, width) with its partner's. Both are ``on`` at the class and ``off`` elsewhere."""
+    number = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    own = tl.where(columns == tl.load(classes + number), on, off)
+    partner = tl.where(columns == tl.load(classes + count - 1 - number), on, off)
+    tl.store(out + number * width + columns, own * share + partner * rest, columns < width)
