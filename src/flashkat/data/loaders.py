@@ -315,8 +315,7 @@ class _Resident:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for _ in range(len(self)):
-            # Mixing changes its input in place.
-            yield self.images.clone(), self.target
+            yield self.images, self.target
 
 
 class Batches(Around):
