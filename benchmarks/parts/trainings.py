@@ -28,11 +28,11 @@ __all__ = [
 
 CONTENDERS = {"ours": "kat_{}_patch16_224", "vit": "vit_{}_patch16_224"}
 SIZES = ("tiny", "small", "base")
-BATCHES = {"tiny": 1800, "small": 900, "base": 400}
+BATCHES = {"tiny": 1800, "small": 900, "base": 600}
 """Batches of an epoch, by the size of the model.
 
-A GPU takes 15 seconds for them. The start of an epoch, beside the writing of a checkpoint, takes 0.1 to 0.5 s.
-An epoch of ImageNet is 5 to 25 times as long.
+An H200 takes 15 to 25 seconds for them. The start of an epoch, beside the writing of a checkpoint, takes 0.1 to 0.5 s.
+An epoch of ImageNet is 5 to 17 times as long.
 """
 
 EPOCHS = 3
