@@ -187,7 +187,7 @@ def test_labels_that_are_no_classes(folder, mnist, target):
         dataset.transform = lambda image: image
         dataset.num_classes = 2
         assert dataset[0][1] == 0
-    files.reader._targets[0] = target
+    files.reader.targets[0] = target
     digits.dataset.target_transform = lambda _: target
     for dataset in (files, digits):
         with pytest.raises(InputError, match=f"has the label {target}, which is none"):
@@ -197,7 +197,7 @@ def test_labels_that_are_no_classes(folder, mnist, target):
 @pytest.mark.parametrize(("target", "hint"), [([0, 1], "an image has one class"), (0.0, "one class"), (7, "see --num")])
 def test_why_a_label_is_no_class(folder, target, hint):
     dataset = open_dataset(args_of(folder), "train")
-    dataset.transform, dataset.num_classes, dataset.reader._targets[0] = (lambda image: image), 2, target
+    dataset.transform, dataset.num_classes, dataset.reader.targets[0] = (lambda image: image), 2, target
     with pytest.raises(InputError, match=hint):
         dataset[0]
 

@@ -85,6 +85,7 @@ class Images(Reader):
 
     Attributes:
         class_to_idx: index by the name of the class.
+        targets: index of each image's class.
         notes: a line that counts what was left out, or none.
         held_out: a digest of the names of the images that are held out; empty for images that are not divided.
     """
@@ -104,7 +105,7 @@ class Images(Reader):
         self.root, self.class_to_idx, self.notes = root, class_to_idx, notes
         self._is_archive = root.is_file()
         self._images = [(each.path, each.offset, each.size) for each in found]
-        self._targets = targets
+        self.targets = targets
         # Names from the class folder on, which a folder and archives of it share.
         self._names = [each.name(depth) for each in found]
 
@@ -114,10 +115,10 @@ class Images(Reader):
     def __getitem__(self, index: int) -> tuple[IO[bytes], int]:
         path, offset, size = self._images[index]
         if not self._is_archive:
-            return _open(self.root / path), self._targets[index]
+            return _open(self.root / path), self.targets[index]
         with _open(self.root) as archive:
             archive.seek(offset)
-            return io.BytesIO(archive.read(size)), self._targets[index]
+            return io.BytesIO(archive.read(size)), self.targets[index]
 
     def part(self, share: float, is_held_out: bool) -> "Images":
         """Return the images that are held out of each class, or the others.
@@ -130,7 +131,7 @@ class Images(Reader):
             is_held_out: whether to return these.
         """
         members: dict[int, list[int]] = defaultdict(list)
-        for index, target in enumerate(self._targets):
+        for index, target in enumerate(self.targets):
             members[target].append(index)
         held_out: set[int] = set()
         for indices in members.values():
@@ -139,7 +140,7 @@ class Images(Reader):
         part = copy.copy(self)
         part.held_out = hashlib.sha256(b"".join(sorted(map(self._digest, held_out)))).hexdigest()
         chosen = [index for index in range(len(self)) if (index in held_out) == is_held_out]
-        for name in ("_images", "_targets", "_names"):
+        for name in ("_images", "targets", "_names"):
             setattr(part, name, [getattr(self, name)[index] for index in chosen])
         single = sum(len(indices) == 1 for indices in members.values())
         alone = f", but for {single} {'class' if single == 1 else 'classes'} of one image" if single else ""

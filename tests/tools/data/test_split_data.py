@@ -95,6 +95,18 @@ def test_a_class_of_one_image_is_refused(data, tmp_path, capsys):
     assert not (tmp_path / "new").exists()
 
 
+def test_only_the_class_of_one_image_is_named(data, tmp_path, capsys):
+    """Without the other class, the folder in the class folder would look like a class."""
+    one, several = sorted(data.iterdir())
+    for path in [*one.iterdir()][1:]:
+        path.unlink()
+    several.rename(tmp_path / "inner")
+    several.mkdir()
+    (tmp_path / "inner").rename(several / "inner")
+    assert main(["data", "split", str(data), str(tmp_path / "new")]) == 2
+    assert f"{data} has one image of {one.name}, which cannot be" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("share", ["0", "1", "-0.1"])
 def test_shares_that_divide_nothing(data, tmp_path, share, capsys):
     with pytest.raises(SystemExit):

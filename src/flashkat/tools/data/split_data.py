@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ...data.folders import has_evaluation_split, is_archive, open_split
-from ...data.scan import scan
 from ...errors import InputError, explain
 from ...system.files import new_folder
 from ...system.terminal import printable_name
@@ -48,6 +47,15 @@ def split_data(
         split: open_split(str(source), split, val_fraction=val_fraction, is_training=split == "train")
         for split in ("train", "val")
     }
+    # A class of several images holds out at least one.
+    held_out = set(splits["val"].reader.targets)
+    single = [printable_name(name) for name, index in splits["val"].reader.class_to_idx.items() if index not in held_out]
+    if single:
+        more = f" and {len(single) - _NAMED} more" if len(single) > _NAMED else ""
+        raise InputError(
+            f"{folder} has one image of {', '.join(single[:_NAMED])}{more}, which cannot be in both splits: "
+            "add images, or train on it with --val-fraction"
+        )
     with new_folder(target) as staging, explain(f"cannot make links in {target}"):
         for split, images in splits.items():
             for name in images.filenames(absolute=True):
@@ -55,13 +63,6 @@ def split_data(
                 (staging / inside).parent.mkdir(parents=True, exist_ok=True)
                 aim = os.path.relpath(Path(name).absolute(), (target / inside).parent)
                 (staging / inside).symlink_to(aim)
-        held_out = scan(staging / "val").class_to_idx if len(splits["val"]) else {}
-        if single := [printable_name(name) for name in splits["val"].classes if name not in held_out]:
-            more = f" and {len(single) - _NAMED} more" if len(single) > _NAMED else ""
-            raise InputError(
-                f"{folder} has one image of {', '.join(single[:_NAMED])}{more}, which cannot be in both splits: "
-                "add images, or train on it with --val-fraction"
-            )
     for note in splits["train"].notes:
         say(note)
     return {split: len(images) for split, images in splits.items()}
