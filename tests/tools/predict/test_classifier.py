@@ -130,7 +130,10 @@ def test_flags_of_images_and_names_count_for_every_format(shipped, flags, change
         ({"mean": (0.1, 0.2)}, "--mean takes 1 or 3 numbers, not 2"),
         ({"input_img_mode": "L"}, "--input-img-mode L has 1 channel, the model takes 3"),
         ({"class_map": "missing.txt"}, "no class map at missing.txt"),
-        ({"data_backend": "dali"}, "--data-backend is for data sets, .*: leave it out"),
+        *(
+            ({"data_backend": backend}, "--data-backend is for data sets, .*: leave it out")
+            for backend in ("memory", "dali", "dali-cpu")
+        ),
     ],
 )
 def test_flags_of_images_that_do_not_fit(shipped, program, flags, said):

@@ -62,7 +62,7 @@ def open_classifier(config: Config, trust: bool, say: Callable[[str], None] = la
         InputError: the file cannot be read, is not trusted, or does not say how images are prepared. Or a flag cannot
             be followed.
     """
-    if config.data.data_backend in ("memory", "dali"):
+    if config.data.data_backend not in (None, "auto", "timm"):
         raise InputError("--data-backend is for data sets, and Pillow decodes the images here: leave it out")
     path = Path(config.trained.checkpoint)
     if path.suffix in (".onnx", ".pt2"):
