@@ -184,17 +184,18 @@ def test_a_folder_without_splits(data, run):
 
 
 def test_other_images_that_are_held_out_are_named(data, run):
-    """New images move others out of the share, in which trained ones may be then."""
+    """New images, and another share, can hold out images that the run has trained on."""
     (data / "train").rename(data.parent / "all")
     flags = ["all", "--val-fraction", "0.25"]
     assert run("train", *flags)[0] == 0
-    line = f"all has changed since {CHECKPOINT}, or is another: images that are held out now may have been trained on"
+    line = f"all holds out other images than it did for {CHECKPOINT}: the run may have trained on some of these"
     resumed = ["train", *flags, "--resume", CHECKPOINT, "--epochs", "2", "--experiment", "more"]
     validated = ["validate", "all", "--checkpoint", CHECKPOINT]
     for argv in (resumed, validated):
         status, output = run(*argv)
         assert status == 0, output
         assert line not in output
+    assert run("validate", "all", "--checkpoint", CHECKPOINT, "--val-fraction", "0.5")[1].count(line) == 1
     for number in range(20, 60):
         shutil.copy(data.parent / "all" / "a" / "0.png", data.parent / "all" / "a" / f"{number}.png")
     for argv in ([*resumed[:-1], "other"], validated):

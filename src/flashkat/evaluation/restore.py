@@ -126,7 +126,7 @@ def _check_head(module: Any, model: Model) -> None:
 def _with_held_out(
     data: Data, arguments: dict[str, Any], checkpoint: dict[str, Any], file: str, say: Callable[[str], None]
 ) -> Data:
-    """Take the share of images that a run held out of the same images. For others, say how to."""
+    """Take the share that a run held out, if the images are the same. Otherwise say how to hold out as many."""
     share, folder = arguments.get("val_fraction"), arguments.get("data_dir")
     check_images({"val_fraction": share}, file)
     if not share or not data.data_dir or not data.is_folder or data.val_fraction is not None:
@@ -147,7 +147,9 @@ def _with_held_out(
 
 
 def about_held_out(dataset: Any, checkpoint: dict[str, Any], file: str) -> list[str]:
-    """Return a line if other images are held out of a data set than while a checkpoint was trained, else none.
+    """Return a line if a data set holds out other images than a checkpoint's run did, else none.
+
+    Its files may have changed, or its folder, or ``--val-fraction``.
 
     Args:
         dataset: the images to evaluate or to train on.
@@ -158,8 +160,8 @@ def about_held_out(dataset: Any, checkpoint: dict[str, Any], file: str) -> list[
     if not before or not now or before == now:
         return []
     return [
-        f"{dataset.source} has changed since {file}, or is another: images that are held out now may have been trained "
-        "on. Only a new run holds them out from its start"
+        f"{dataset.source} holds out other images than it did for {file}: the run may have trained on some of these. "
+        "A new run trains on none"
     ]
 
 
