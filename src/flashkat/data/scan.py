@@ -20,7 +20,7 @@ from ..errors import InputError, explain
 from ..system.terminal import printable_name
 from .images import image_suffixes
 
-__all__ = ["Images", "numbered", "read_class_map", "scan"]
+__all__ = ["Images", "image_paths", "numbered", "read_class_map", "scan"]
 
 
 @dataclass(frozen=True)
@@ -230,6 +230,11 @@ def scan(root: Path, class_to_idx: dict[str, int] | None = None) -> Images:
         raise InputError("; ".join([f"{root} has no images in its class folders", *notes]))
     found, targets = [each for each, _ in pairs], [class_to_idx[label] for _, label in pairs]
     return Images(root, found, targets, class_to_idx, notes, depth)
+
+
+def image_paths(root: Path) -> list[Path]:
+    """Return all images below a folder, in the order of their paths. Links are followed, hidden names left out."""
+    return sorted(root / each.path for each in _files(root, _Left()))
 
 
 def numbered(names: Iterable[str]) -> dict[str, int]:

@@ -51,7 +51,12 @@ def test_names_of_nothing(name, words, folder):
 def test_a_folder_follows_links_and_leaves_out_hidden_names(folder, tmp_path_factory):
     """As in training."""
     elsewhere = tmp_path_factory.mktemp("elsewhere")
-    for place in (elsewhere / "d.png", folder / "deep" / "._b.png", folder / "deep" / ".thumbs" / "e.png"):
+    for place in (
+        elsewhere / "d.png",
+        folder / "deep" / "._b.png",
+        folder / "deep" / ".thumbs" / "e.png",
+        folder / "deep" / "album.png" / "f.png",
+    ):
         place.parent.mkdir(exist_ok=True)
         place.touch()
     for name, aim in {"link": elsewhere, "around": folder / "deep", "itself": "itself", "no.png": "nowhere"}.items():

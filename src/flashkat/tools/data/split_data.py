@@ -49,7 +49,9 @@ def split_data(
     }
     # A class of several images holds out at least one.
     held_out = set(splits["val"].reader.targets)
-    single = [printable_name(name) for name, index in splits["val"].reader.class_to_idx.items() if index not in held_out]
+    single = [
+        printable_name(name) for name, index in splits["val"].reader.class_to_idx.items() if index not in held_out
+    ]
     if single:
         more = f" and {len(single) - _NAMED} more" if len(single) > _NAMED else ""
         raise InputError(

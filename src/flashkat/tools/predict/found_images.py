@@ -4,7 +4,7 @@ import glob
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from ...data.images import image_suffixes
+from ...data.scan import image_paths
 from ...errors import InputError, explain
 
 __all__ = ["find_images"]
@@ -58,23 +58,4 @@ def _expanded(name: str) -> list[Path]:
 
 def _images_in(folder: Path) -> list[Path]:
     with explain(f"cannot read {folder}"):
-        return sorted(_walk(folder, frozenset()))
-
-
-def _walk(folder: Path, above: frozenset[Path]) -> Iterator[Path]:
-    """Yield the images below a folder as training finds them: links are followed, and hidden names left out.
-
-    Args:
-        folder: where to look.
-        above: the real folders around it, so that a link to one of these does not loop for ever.
-    """
-    real = folder.resolve()
-    if real in above:
-        return
-    for path in folder.iterdir():
-        if path.name.startswith("."):
-            continue
-        if path.is_dir():
-            yield from _walk(path, above | {real})
-        elif path.suffix.lower() in image_suffixes() and path.is_file():
-            yield path
+        return image_paths(folder)
