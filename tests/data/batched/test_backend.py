@@ -162,7 +162,7 @@ def test_without_dali_a_line_says_how_to_install_it(folder, on_gpu):
 def test_a_cpu_says_nothing_unless_asked(folder):
     _, loader = _training(folder, "--data-backend", "auto")
     assert loader.notes == []
-    with pytest.raises(InputError, match="it decodes on GPUs only"):
+    with pytest.raises(InputError, match="it is for GPUs only"):
         _training(folder, "--data-backend", "dali")
 
 

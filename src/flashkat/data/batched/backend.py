@@ -106,7 +106,7 @@ def training_backend(
     transform = create_transform(**settings, separate=views > 0)
     mend_posterize(transform)
     if not has_gpu(device):
-        return _by_pillow(Backend(transform), data, "it decodes on GPUs only", is_worth_a_line=False)
+        return _by_pillow(Backend(transform), data, "it is for GPUs only", is_worth_a_line=False)
     for is_given, flag in (
         (augmentation.no_aug, "--no-aug"),
         (views, "--aug-splits"),
@@ -141,7 +141,7 @@ def evaluation_backend(
     if data.data_backend in (None, "timm"):
         return Backend(transform)
     if not has_gpu(device):
-        return _by_pillow(Backend(transform), data, "it decodes on GPUs only", is_worth_a_line=False)
+        return _by_pillow(Backend(transform), data, "it is for GPUs only", is_worth_a_line=False)
     if data.no_prefetcher:
         return _by_pillow(Backend(transform), data, "it does not know --no-prefetcher")
     if image_mode(data) != "RGB":
