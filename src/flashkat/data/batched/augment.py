@@ -1,4 +1,4 @@
-"""Apply the steps of an augmentation to a batch on a GPU, normalise and mix it, in a few launches for all images."""
+"""Augment, normalise and mix a batch on a GPU, in a few launches for all its images."""
 
 import functools
 
@@ -12,7 +12,7 @@ from . import kernels
 __all__ = ["apply_steps", "mix", "mixed_target", "normalised"]
 
 _BLOCK, _WARPS = 1024, 4
-# Pixels that a program counts, before it adds its counts to an image's.
+# Pixels whose values one program counts.
 _COUNTED = 4096
 
 
@@ -103,7 +103,7 @@ def mixed_target(target: Tensor, classes: int, share: float, smoothing: float) -
 
 @functools.lru_cache(maxsize=64)
 def _normalising(device: torch.device, dtype: torch.dtype, shape: torch.Size, across: int, along: int) -> Launch:
-    """Return the launch for images of a device and results of a dtype, which its compiled kernel is for."""
+    """Return the launch for a device, a dtype of results, and a shape with the strides of channels and pixels."""
     count, channels, height, width = shape
     pixels = height * width
     constants = {"CHANNELS": channels, "ACROSS": across, "ALONG": along, "BLOCK": _BLOCK}

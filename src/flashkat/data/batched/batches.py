@@ -1,4 +1,4 @@
-"""Batches whose augmentation is drawn in the loader's workers, and applied on the GPU ahead of their use."""
+"""Batches whose augmentation workers draw and the GPU applies, one batch ahead of training."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -78,7 +78,10 @@ class Collate:
 
 
 class Prefetcher(PrefetchLoader):
-    """timm's loader that prepares the next batch on the device. On a GPU it normalises in one launch, to its bits."""
+    """timm's PrefetchLoader, which on a GPU normalises a batch in one launch, with the same bits."""
+
+    # One stream for all epochs: the allocator reuses the memory of a stream for that stream alone.
+    _stream: torch.cuda.Stream | None = None
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         if not is_triton(self.device):
@@ -95,9 +98,6 @@ class Prefetcher(PrefetchLoader):
             ahead = batch
         if ahead is not None:
             yield ahead
-
-    # One for all epochs, as the memory of a stream's tensors is used again on that stream alone.
-    _stream: torch.cuda.Stream | None = None
 
     def _prepared(self, images: Any, target: Tensor) -> tuple[Tensor, Tensor]:
         from .augment import normalised  # imports Triton, which only GPUs need

@@ -29,7 +29,7 @@ class Decoder:
         device: where the results are.
         threads: processor threads of the decoder.
         has_windows: whether parts are resized to more than ``size``, and cut to it.
-        is_on_cpu: decode on the processor for a GPU, which then only resizes. A step of the model waits less for that.
+        is_on_cpu: decode on the CPU, and only resize on a GPU. Training steps on the GPU then wait less.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Decoder:
         pipeline.feed_input("cuts", _table(cuts))
         pipeline.schedule_run()
         result = partial(self._result, pipeline, jpegs, cuts)
-        # A pipeline that went while it runs would give its memory to others, and still write there.
+        # A pipeline that is freed while it runs still writes to its memory, which others have by then.
         weakref.finalize(result, self._abandon, pipeline, jpegs).atexit = False
         return result
 
@@ -87,10 +87,10 @@ class Decoder:
         return images
 
     def _abandon(self, pipeline: Any, jpegs: Sequence[Jpeg]) -> None:
-        """Wait for a batch that nobody has asked for."""
-        if pipeline.kept is not jpegs:  # somebody has, and the pipeline may decode the next one
+        """Wait for the end of a batch whose result was given up, so that its pipeline can be used again."""
+        if pipeline.kept is not jpegs:  # the result was taken, and the pipeline may decode another batch
             return
-        with contextlib.suppress(RuntimeError):  # of an image, which nobody asks for either
+        with contextlib.suppress(RuntimeError):  # an image cannot be decoded, but no one needs it
             pipeline.outputs()
             pipeline.kept = None
             self._idle.append(pipeline)

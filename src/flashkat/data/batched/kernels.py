@@ -1,7 +1,7 @@
-"""Triton kernels for batches: an augmentation's steps (histograms, tables, the step itself), resizing, norms, erasing.
+"""The Triton kernels of augmentation (histograms, tables, the step itself), resizing, normalisation, erasing and mixing.
 
-Steps and resizing follow Pillow to the bit: float32 where its C code has that, float64 where it has double. So
-launches turn off fused multiply-adds. The last two kernels mix images and targets.
+Augmentation and resizing follow Pillow's arithmetic to the bit: float32 where Pillow's C code has it, float64 where it
+has double. So launches turn off fused multiply-adds.
 
 Images are uint8 (B, H, W, 3), contiguous. A step's row holds the operation and up to six numbers, see ``steps.py``.
 """
@@ -54,6 +54,7 @@ def _blended(first, second, factor):
 
 @triton.jit
 def _add(places, counts):
+    """Add counts to those in memory, without a transaction for each that is 0."""
     tl.atomic_add(places, counts, counts > 0)
 
 
@@ -70,7 +71,7 @@ def count_kernel(images, steps, counts, pixels, BLOCK: tl.constexpr):
         red = tl.load(places, inside, 0).to(tl.int32)
         green = tl.load(places + 1, inside, 0).to(tl.int32)
         blue = tl.load(places + 2, inside, 0).to(tl.int32)
-        # Counted in a block first: images have many pixels of the same value, and atomic additions to one wait in turn.
+        # Count within the block first: many pixels have the same value, and atomic additions to one place take turns.
         row = counts + image * 768 + tl.arange(0, 256)
         if is_grey:
             _add(row, tl.histogram(_grey(red, green, blue), 256, inside))
