@@ -31,14 +31,15 @@ def check_columns(reader: Any, source: str) -> None:
 def name_classes(reader: Any, source: str) -> None:
     """Let the texts in a Hugging Face data set's label column be its classes, in the order of their names.
 
-    A class map, where given, numbers them instead, or the names of numbers.
+    A class map, if given, numbers them instead. It also numbers a column of numbers by their names.
 
     Args:
         reader: timm's reader of ``hfds/``, which is changed.
         source: the data set's name, for errors.
 
     Raises:
-        InputError: a sample has no text, or one that the class map lacks. Or there are numbers without names.
+        InputError: a sample has no class, or one that the class map lacks. Or the class map is for numbers without
+            names.
     """
     key, table = reader.label_key, reader.dataset
     column = table.features.get(key)
@@ -143,7 +144,8 @@ def _is_number(column: Any) -> bool:
 
 
 def _check_map(reader: Any, column: Any, key: str, source: str) -> None:
-    """Raise InputError if a class map is to number what are numbers already, without names that timm knows."""
+    """Raise InputError if there is a class map for a column of numbers whose names timm does not look up."""
+    # timm looks them up from 1.0.31 on.
     has_names = bool(getattr(column, "names", None)) and hasattr(reader, "_source_names")
     if reader.remap_class and _is_number(column) and not has_names:
         raise InputError(f"column {key!r} of {source} holds numbers, not names of the class map: leave out --class-map")

@@ -69,7 +69,7 @@ class Data:
 
     @property
     def is_folder(self) -> bool:
-        """Whether the data set is a folder or archive of images, and not one by name."""
+        """Whether the images are in a folder or an archive, and not in a data set that ``dataset`` names."""
         return not self.fake_data and self.dataset.lower() in ("", "folder", "tar")
 
     @property

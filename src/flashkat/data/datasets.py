@@ -38,10 +38,7 @@ _SHARDS_HINT = "; where no _info.json lists its splits, the split names shards, 
 
 # The data sets of torchvision that timm opens. The first ones have two splits.
 _TWO_SPLITS = ("cifar10", "cifar100", "mnist", "kmnist", "fashion_mnist", "qmnist")
-_TORCHVISION = (
-    *_TWO_SPLITS,
-    *("inaturalist", "places365", "imagenet", "image_folder"),
-)
+_TORCHVISION = (*_TWO_SPLITS, "inaturalist", "places365", "imagenet", "image_folder")
 
 _FOLDERS = ("image_folder", "folder")
 
@@ -223,7 +220,7 @@ def _open(data: Data, split: str, mode: str, *, is_training: bool, num_samples: 
         raise InputError(f"--dataset {kind}/ needs a name: {kind}/NAME")
     if kind == "torch" and data.class_map:
         raise InputError(f"{data.dataset} numbers its classes itself: leave out --class-map")
-    # timm takes any name but those of training for the images to evaluate.
+    # timm opens the images to evaluate for every name that is not one of training's.
     if kind == "torch" and _torchvision_name(data) in _TWO_SPLITS and split not in SPLIT_NAMES:
         raise InputError(f"{data.dataset} has the splits train and validation, not {split!r:.40}: name one of these")
     class_to_idx = read_class_map(data.class_map) if data.class_map else None
@@ -236,7 +233,7 @@ def _open(data: Data, split: str, mode: str, *, is_training: bool, num_samples: 
     with explain(f"cannot open {source}", hint), quiet("timm.data.readers", "huggingface_hub"):
         root = data.data_dir
         if kind == "torch" and _torchvision_name(data) in _FOLDERS:
-            # timm would take all of DIR for a split that it lacks.
+            # timm would open all of DIR if it lacks the split.
             root = str(split_folder(Path(root or ""), split))
         try:
             dataset = create_dataset(

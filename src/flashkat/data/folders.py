@@ -130,7 +130,7 @@ class ImageFolder(Numbered, ImageDataset):
 
     Attributes:
         read_file: reads an open file, given the mode of images, to what ``transform`` takes.
-        held_out: names the images that are held out, see :class:`Images`; empty without such.
+        held_out: digest of the names of the held-out images, see :class:`flashkat.data.scan.Images`.
     """
 
     def __init__(self, root: str | Path | None, reader: Any, source: str = "", mode: str = "RGB") -> None:
@@ -251,7 +251,7 @@ def is_archive(path: Path) -> bool:
 
 
 def split_folder(root: Path, split: str) -> Path:
-    """Return a split's folder or archive, or for images to evaluate ``root`` if it has no splits.
+    """Return a split's folder or archive. If ``root`` has no splits, it is the evaluation split itself.
 
     Raises:
         InputError: there is no such split.

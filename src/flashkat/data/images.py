@@ -23,7 +23,7 @@ _UNREADABLE = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 # Models see 8 bits per channel. Images in these modes become grey.
 _GREY_BY_RANGE = ("1", "F", "I", "I;16", "I;16B", "I;16L", "I;16N")
 _MODES = ("L", "LA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", *_GREY_BY_RANGE)
-# Integers of 32 bits from files of these formats are 16-bit values.
+# Pillow may open 16-bit files of these formats with 32 bits.
 _SIXTEEN_BITS = ("PNG", "PPM")
 _DEFAULT_MODES = {1: "L", 3: "RGB"}
 _MODES_TO_ASK_FOR = {2: "LA", 4: "RGBA"}
@@ -88,7 +88,7 @@ def as_mode(image: Image.Image, mode: str) -> Image.Image:
     Pillow itself clips 16-bit and float images at 255.
     """
     if image.mode in _GREY_BY_RANGE and image.mode != "1":
-        image = Image.fromarray(_eight_bits(np.asarray(image), has_range=image.format not in _SIXTEEN_BITS))
+        image = Image.fromarray(_eight_bits(np.asarray(image), by_range=image.format not in _SIXTEEN_BITS))
     elif image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
         # Pillow warns of the direct way. The colours are the same.
         image = image.convert("RGBA")
@@ -99,12 +99,12 @@ def as_mode(image: Image.Image, mode: str) -> Image.Image:
     return image.convert("L") if mode == "1" else image
 
 
-def _eight_bits(pixels: np.ndarray, has_range: bool) -> np.ndarray:
-    """Scale pixels to 8 bits: integers from 16 bits, others from the smallest usual range that holds them.
+def _eight_bits(pixels: np.ndarray, by_range: bool) -> np.ndarray:
+    """Scale pixels to 8 bits, from 16 bits or from the smallest usual range that holds them.
 
     Args:
         pixels: integers of 16 or 32 bits, or floats.
-        has_range: whether integers of 32 bits that 8 bits hold are such. They are of 16 bits otherwise.
+        by_range: whether 32-bit integers up to 255 are 8-bit values. Otherwise all integers are 16-bit values.
 
     Raises:
         ValueError: there are larger numbers.
@@ -116,7 +116,7 @@ def _eight_bits(pixels: np.ndarray, has_range: bool) -> np.ndarray:
         raise ValueError(f"it has pixels of {highest:g}, more than 16 bits hold")
     pixels = pixels.clip(0)
     if pixels.dtype.kind != "f":
-        if has_range and pixels.dtype.itemsize == 4 and highest <= 255:
+        if by_range and pixels.dtype.itemsize == 4 and highest <= 255:
             return pixels.astype(np.uint8)
         # The high byte is exact for 8 bits that were multiplied by 256 or by 257.
         return (pixels >> 8).astype(np.uint8)

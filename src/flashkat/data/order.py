@@ -57,7 +57,7 @@ class EpochSampler(_Passes, Sampler):
     """Draw a process's share of an epoch: indices, each with the numbers that seed its augmentation.
 
     Args:
-        sampler: draws the places of an epoch, which are images again and again; has ``set_epoch``.
+        sampler: draws the places of an epoch. Each pass over the images takes the next places. It has ``set_epoch``.
         seed: seed of the run.
         batch_size: images of a batch of this process.
         images: number of images.
@@ -71,7 +71,7 @@ class EpochSampler(_Passes, Sampler):
         self.sampler, self.batch_size, self.images, self.places = sampler, batch_size, images, places
 
     def _rest(self) -> list[int]:
-        """Draw the images of an epoch's last pass if it is no whole one, so that each epoch leaves out others."""
+        """Draw the images of an epoch's last pass, if that is a partial one. Each epoch leaves out others."""
         if not (count := self.places % self.images):
             return []
         generator = torch.Generator().manual_seed(seed_of(self.seed, self.epoch))
@@ -197,7 +197,7 @@ def training_batches(
         dataset: the data set.
         batch_size: images of a batch of this process.
         seed: seed of the run.
-        passes: times an epoch sees the data. Of a part of a pass, each epoch draws its own images.
+        passes: passes over the data in an epoch. Each epoch draws its own images for a partial pass.
         views: views of an image that the processes share, by timm's RepeatAugSampler; 0 shares none.
         continued: load the next epoch ahead, see :class:`ContinuedLoader`.
         **loading: further arguments of DataLoader.

@@ -44,7 +44,7 @@ class _Found:
     def name(self, depth: int) -> str:
         """Return the path without its first ``depth`` folders."""
         name = "/".join(self.parts[depth:])
-        return self.path if name == self.path else name  # one text, as there may be millions
+        return self.path if name == self.path else name  # share one string, as there may be millions
 
 
 @dataclass
@@ -87,7 +87,7 @@ class Images(Reader):
         class_to_idx: index by the name of the class.
         targets: index of each image's class.
         notes: a line that counts what was left out, or none.
-        held_out: a digest of the names of the images that are held out; empty for images that are not divided.
+        held_out: digest of the names of the held-out images; empty for images that are not divided.
     """
 
     held_out = ""
@@ -124,7 +124,7 @@ class Images(Reader):
         """Return the images that are held out of each class, or the others.
 
         The paths from the class folder on decide. So every run holds out the same, from a folder or an archive of it.
-        Of a class with several images at least one is held out, and at least one is not.
+        A class of several images has at least one in each part.
 
         Args:
             share: the share of each class that is held out.
@@ -238,7 +238,7 @@ def image_paths(root: Path) -> list[Path]:
 
 
 def numbered(names: Iterable[str]) -> dict[str, int]:
-    """Return the index of each name in timm's natural order. Names that are alike in it, as a and A, have an order."""
+    """Return the index of each name in timm's natural order. Ties, such as a and A, are in the order of their codes."""
     ordered = sorted(set(names), key=lambda name: (natural(name), name))
     return {name: index for index, name in enumerate(ordered)}
 
@@ -331,8 +331,8 @@ def _tar(file: IO[bytes], begin: int, end: int, left: _Left) -> Iterator[tuple[t
     """Read the archive between two places of a file.
 
     Yields:
-        each ordinary file, with its place in ``file``, and the parts of its path. Of several with one path, it is the
-        last one, as tar extracts that.
+        each ordinary file, with its place in ``file``, and the parts of its path. If several have one path, the last
+        one counts, as tar extracts that one.
 
     Raises:
         InputError: the archive is cut off, or holds something else.
