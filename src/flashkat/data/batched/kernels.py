@@ -1,4 +1,4 @@
-"""The Triton kernels of augmentation (histograms, tables, the step itself), resizing, normalisation, erasing and mixing.
+"""The Triton kernels that augment (histograms, tables, the step itself), resize, normalise, erase and mix batches.
 
 Augmentation and resizing follow Pillow's arithmetic to the bit: float32 where Pillow's C code has it, float64 where it
 has double. So launches turn off fused multiply-adds.
