@@ -11,7 +11,7 @@ from samples import CLASSES, CONFIG, CPU, EXPECTED, SHARDS, add, args_of, as_byt
 from tiny import MODEL_KWARGS
 
 from flashkat.cli.main import main
-from flashkat.data.datasets import FakeImages, check_same_classes, image_count
+from flashkat.data.datasets import FakeImages, check_splits, image_count
 from flashkat.errors import InputError
 from flashkat.models import create_model
 from flashkat.system import distributed
@@ -29,7 +29,16 @@ def test_archives(archives):
     assert contents(args_of(archives / "val.tar")) == EXPECTED
     train, val = open_dataset(args_of(archives), "train"), open_dataset(args_of(archives), "val")
     assert train.classes == val.classes == list(CLASSES)
-    check_same_classes(train, val)
+    check_splits(train, val)
+
+
+def test_a_folder_around_the_training_images_is_not_evaluated(folder, tmp_path):
+    """It is what --val-split val falls back to where no folder has the name of a split."""
+    shutil.copytree(folder / "train", tmp_path / "mine")
+    train, val = open_dataset(args_of(tmp_path), "mine"), open_dataset(args_of(tmp_path), "val")
+    assert len(train) == len(val)
+    with pytest.raises(InputError, match=r"holds the training images of .*mine, too: name the images to evaluate in"):
+        check_splits(train, val)
 
 
 def test_an_archive_without_images(tmp_path):

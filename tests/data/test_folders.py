@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 from samples import CONFIG, loader_of, write_classes
 
-from flashkat.data.datasets import check_same_classes
+from flashkat.data.datasets import check_splits
 from flashkat.data.folders import open_split
 from flashkat.errors import InputError
 
@@ -106,7 +106,7 @@ def splits(root, train, val):
 
 
 def test_same_classes(tmp_path):
-    check_same_classes(*splits(tmp_path, ["cat", "dog"], ["dog", "cat"]))
+    check_splits(*splits(tmp_path, ["cat", "dog"], ["dog", "cat"]))
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_same_classes(tmp_path):
 )
 def test_different_classes(tmp_path, train, val, words):
     with pytest.raises(InputError, match=words):
-        check_same_classes(*splits(tmp_path, train, val))
+        check_splits(*splits(tmp_path, train, val))
 
 
 def test_grey_and_transparent_images_have_their_colours(tmp_path):
@@ -178,7 +178,7 @@ def test_images_are_held_out_of_the_training_images(tmp_path, folder):
     parts = [open_split(tmp_path / "d", split, "", "RGB", 0.4, split == "train") for split in ("train", "validation")]
     assert [len(part) for part in parts] == [6, 4]
     assert {Path(name) for part in parts for name in part.filenames(absolute=True)} == pixels.keys()
-    check_same_classes(*parts)
+    check_splits(*parts)
     # Another split is what it is.
     write_classes(tmp_path / "d" / "test", ["cat", "dog"])
     assert len(open_split(tmp_path / "d", "test", val_fraction=0.4)) == 6

@@ -1,6 +1,6 @@
 """Data sets and the batches made of them."""
 
-from .datasets import FakeImages, check_same_classes, image_count, open_dataset
+from .datasets import FakeImages, check_splits, image_count, open_dataset
 from .folders import open_split
 from .loaders import Batches, check_augmentation, evaluation_loader, training_loader
 
@@ -8,7 +8,7 @@ __all__ = [
     "Batches",
     "FakeImages",
     "check_augmentation",
-    "check_same_classes",
+    "check_splits",
     "evaluation_loader",
     "image_count",
     "open_dataset",

@@ -23,7 +23,7 @@ from .folders import SPLIT_NAMES, ImageFolder, Labelled, Numbered, open_split, o
 from .images import as_mode, image_mode, read_image
 from .scan import read_class_map
 
-__all__ = ["FakeImages", "check_same_classes", "image_count", "open_dataset"]
+__all__ = ["FakeImages", "check_splits", "image_count", "open_dataset"]
 
 # The packages that kinds of data sets need beside timm's own.
 _PACKAGES = {
@@ -300,8 +300,13 @@ def image_count(dataset: Any) -> int:
     return dataset.reader.num_samples if isinstance(dataset, Stream) else len(dataset)
 
 
-def check_same_classes(train: Any, val: Any) -> None:
-    """Raise InputError unless both splits have the same classes, as far as these are known."""
+def check_splits(train: Any, val: Any) -> None:
+    """Raise InputError unless both splits have the same classes, as far as known, and other images."""
+    if isinstance(val, ImageFolder) and Path(val.source) in Path(train.source).parents:
+        raise InputError(
+            f"{val.source} holds the training images of {train.source}, too: name the images to evaluate in "
+            "--val-split, or give --val-split '' for none"
+        )
     if not train.classes or not val.classes:
         return
     for a, b in ((train, val), (val, train)):

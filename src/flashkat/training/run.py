@@ -13,7 +13,7 @@ from torch import nn
 
 from ..data.augment import check_mode
 from ..data.config import Data, data_config
-from ..data.datasets import check_same_classes, image_count, open_dataset
+from ..data.datasets import check_splits, image_count, open_dataset
 from ..data.loaders import check_augmentation, evaluation_loader, training_loader
 from ..errors import DivergedError, InputError, Stopped, require
 from ..evaluation.config import check_values
@@ -130,7 +130,7 @@ def _open_data(config: Config) -> tuple[Any, Any]:
                 raise InputError("--sched plateau goes by evaluations: give a --val-split")
             return train_set, None
         val_set = open_dataset(data, data.val_split, num_samples=data.val_num_samples, num_classes=classes, seed=seed)
-    check_same_classes(train_set, val_set)
+    check_splits(train_set, val_set)
     return train_set, val_set
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ...data.config import Data
-from ...data.datasets import check_same_classes, image_count, open_dataset
+from ...data.datasets import check_splits, image_count, open_dataset
 from ...data.folders import has_evaluation_split
 from ...data.images import open_image
 from ...errors import InputError, launched_processes
@@ -110,7 +110,7 @@ def _look(flags: Mapping[str, Any]) -> tuple[_Images, str]:
     classes, evaluated = len(train.classes), "none"
     if data.val_split:
         val = open_dataset(data, data.val_split, num_samples=data.val_num_samples, num_classes=named)
-        check_same_classes(train, val)
+        check_splits(train, val)
         evaluated = f"{image_count(val):,}"
     if classes == 1:
         raise InputError(f"{train.source} has one class, {train.classes[0]}: give a folder of two or more classes")
