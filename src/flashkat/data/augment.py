@@ -9,14 +9,19 @@ from ..errors import InputError
 from .config import Augmentation, Data
 from .images import image_mode
 
-__all__ = ["check_mode", "mend_posterize"]
+__all__ = ["check_mode", "mend_posterize", "takes_policies"]
+
+
+def takes_policies(mode: str) -> bool:
+    """Return whether timm's policies, as RandAugment, and grey copies work on images of a mode of Pillow."""
+    return mode not in ("LA", "RGBA", "CMYK", "YCbCr", "HSV")
 
 
 def check_mode(data: Data, augmentation: Augmentation) -> None:
     """Raise InputError for a mode of images that is unknown, or that the augmentation does not take."""
     mode = image_mode(data)
     for flag, is_given in (("--aa", augmentation.aa), ("--grayscale-prob", augmentation.grayscale_prob)):
-        if is_given and not augmentation.no_aug and mode in ("LA", "RGBA", "CMYK", "YCbCr", "HSV"):
+        if is_given and not augmentation.no_aug and not takes_policies(mode):
             raise InputError(f"{flag} works on images in the modes RGB and L, not {mode}: leave it out")
 
 

@@ -232,11 +232,16 @@ def has_evaluation_split(root: Path) -> bool:
     return _first(root, _SPLIT_FOLDERS["val"]) is not None
 
 
+def is_training_split(name: str) -> bool:
+    """Return whether ``val_fraction`` may divide a split of this name."""
+    return name in _SPLIT_FOLDERS["train"]
+
+
 def _place(root: Path, split: str, val_fraction: float, is_training: bool) -> tuple[Path, bool]:
     """Return a split's folder or archive, and whether it is divided into images for training and for evaluation."""
     if is_archive(root) or not val_fraction:
         return (root if is_archive(root) else split_folder(root, split)), bool(val_fraction)
-    if is_training and split not in _SPLIT_FOLDERS["train"]:
+    if is_training and not is_training_split(split):
         raise InputError(f"--val-fraction divides the training images of {root}: leave out --train-split {split}")
     if not is_training and split not in _SPLIT_FOLDERS["val"]:
         return split_folder(root, split), False

@@ -7,7 +7,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from flashkat.cli.main import main
-from flashkat.data.datasets import check_same_classes
+from flashkat.data.datasets import check_splits
 from flashkat.data.folders import open_split
 from flashkat.errors import InputError
 from flashkat.tools.data.digits import write_digits
@@ -29,7 +29,7 @@ def test_layout(digits):
     for split in ("train", "val"):
         assert sorted(path.name for path in (digits / split).iterdir()) == list("0123456789")
     train, val = (open_split(digits, split) for split in ("train", "val"))
-    check_same_classes(train, val)
+    check_splits(train, val)
     assert len(train) + len(val) == 1797
     assert all(path.suffix == ".png" for path in files(digits))
 

@@ -60,6 +60,24 @@ def test_a_folder_without_images_to_evaluate_is_divided(flags_of, tmp_path, belo
     assert flags_of(data_dir=str(tmp_path), val_fraction=0.5)["val_fraction"] == 0.5
 
 
+def test_a_named_training_split_is_not_divided(flags_of, tmp_path):
+    for name in ("cat", "dog"):
+        write_class(tmp_path / "mine" / name, 8, count=10)
+    with pytest.raises(InputError, match=r"holds the training images of .*mine, too: name the images to evaluate in"):
+        flags_of(data_dir=str(tmp_path), train_split="mine")
+    assert "val_fraction" not in flags_of(data_dir=str(tmp_path), train_split="mine", val_split="")
+    (tmp_path / "mine").rename(tmp_path / "train")
+    assert flags_of(data_dir=str(tmp_path), train_split="train")["val_fraction"] == 0.2
+
+
+@pytest.mark.parametrize(("mode", "channels"), [("RGBA", 4), ("LA", 2), ("HSV", 3)])
+def test_modes_without_policies_get_none(flags_of, start_from, mode, channels):
+    assert "aa" in flags_of()
+    assert "aa" not in flags_of(in_chans=channels, input_img_mode=mode)
+    start_from(Start("kat", "", {**KAT.flags, "in_chans": channels, "input_img_mode": mode}))
+    assert "aa" not in flags_of()
+
+
 def test_notes_say_what_was_found(images, start_from):
     notes = choose({"data_dir": str(images)}).notes
     assert notes[:2] == ("16 images to train on, 8 to evaluate, 2 classes, 8 pixels on their shorter side", "none")

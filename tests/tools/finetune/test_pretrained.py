@@ -123,6 +123,26 @@ def test_pooling_channels_and_size_of_a_runs_checkpoint(tmp_path, args, expected
     assert flags == {**named, **expected}
 
 
+@pytest.mark.parametrize("given", [{"in_chans": 4}, {"input_size": [4, 8, 8]}])
+def test_settings_for_other_channels_than_the_given_are_left_out(tmp_path, given):
+    args = {"mean": [0.1, 0.2, 0.3], "std": [0.5, 0.5, 0.5], "crop_pct": 1.0}
+    file = write(tmp_path / "kat.pth.tar", "kat_tiny_patch16_224", **args)
+    start = find_start("small", {"initial_checkpoint": file, **given})
+    named = {"initial_checkpoint": file, "model": "kat_tiny_patch16_224", "model_kwargs": KWARGS}
+    assert start.flags == {**named, "img_size": 8, "crop_pct": 1.0}
+    assert start.note.endswith(", whose --mean and --std are for other channels")
+    same = find_start("small", {"initial_checkpoint": file, "in_chans": 3})
+    assert same.flags["mean"] == args["mean"]
+    assert "channels" not in same.note
+
+
+def test_an_oblong_size_takes_the_given_channels(tmp_path):
+    file = write(tmp_path / "kat.pth.tar", "kat_tiny_patch16_224", img_size=None, input_size=[3, 8, 16])
+    start = find_start("small", {"initial_checkpoint": file, "in_chans": 1})
+    assert start.flags["input_size"] == [1, 8, 16]
+    assert "in_chans" not in start.flags
+
+
 def test_a_checkpoint_of_a_vit_starts_the_kat_with_gelu(tmp_path):
     file = write(tmp_path / "vit.pth.tar", "vit_tiny_patch16_224")
     start = find_start("small", {"initial_checkpoint": file})

@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 
+from ...data.augment import takes_policies
 from ...data.config import Data
 from ...data.datasets import check_splits, image_count, open_dataset
-from ...data.folders import has_evaluation_split
-from ...data.images import open_image
+from ...data.folders import has_evaluation_split, is_training_split
+from ...data.images import image_mode, open_image
 from ...errors import InputError, launched_processes
 from ...system.device import resolve_device
 from .pretrained import Start, find_start
@@ -76,7 +77,7 @@ def choose(given: Mapping[str, Any]) -> Plan:
         **_shape(images, start, given, has_gpu),
         **start.flags,
         **_schedule(images, start, given),
-        **_augmentation(images),
+        **_augmentation(images, image_mode(_data({**start.flags, **given}))),
         **_machine(has_gpu),
     }
     kwargs = {**chosen.pop("model_kwargs", {}), **given.get("model_kwargs", {})}
@@ -95,14 +96,20 @@ def _split(given: Mapping[str, Any]) -> dict[str, Any]:
     """Hold out images of a folder or archive that has none to evaluate."""
     folder = given.get("data_dir")
     is_settled = any(name in given for name in ("val_fraction", "val_split", "fake_data"))
+    is_settled |= not is_training_split(given.get("train_split", "train"))
     if is_settled or "/" in given.get("dataset", "") or folder is None or has_evaluation_split(Path(folder)):
         return {}
     return {"val_fraction": _HELD_OUT}
 
 
+def _data(flags: Mapping[str, Any]) -> Data:
+    """Return the section of the configuration that flags give."""
+    return Data(**{each.name: flags[each.name] for each in fields(Data) if flags.get(each.name) is not None})
+
+
 def _look(flags: Mapping[str, Any]) -> tuple[_Images, str]:
     """Open the data set as training does, and return what it holds and a line about it."""
-    data = Data(**{each.name: flags[each.name] for each in fields(Data) if flags.get(each.name) is not None})
+    data = _data(flags)
     named = flags.get("num_classes")
     train = open_dataset(
         data, data.train_split, is_training=True, num_samples=data.train_num_samples, num_classes=named
@@ -176,12 +183,20 @@ def _schedule(images: _Images, start: Start, given: Mapping[str, Any]) -> dict[s
     }
 
 
-def _augmentation(images: _Images) -> dict[str, Any]:
-    """Choose augmentation. Small images lose much in crops, many can be mixed, and grey ones have no colours."""
+def _augmentation(images: _Images, mode: str) -> dict[str, Any]:
+    """Choose augmentation. Small images lose much in crops, many can be mixed, and grey ones have no colours.
+
+    Args:
+        images: the training images.
+        mode: the mode of Pillow's in which training reads them.
+    """
     chosen: dict[str, Any] = {}
     if images.count < 100_000:
         chosen["scale"] = [0.7 if images.side <= _SMALL else 0.5 if images.count < 5_000 else 0.25, 1.0]
-    chosen |= {"color_jitter": 0.0} if images.is_grey else {"aa": "rand-m9-mstd0.5-inc1"}
+    if images.is_grey:
+        chosen["color_jitter"] = 0.0
+    elif takes_policies(mode):
+        chosen["aa"] = "rand-m9-mstd0.5-inc1"
     if images.count >= 5_000:
         chosen |= {"mixup": 0.2, "cutmix": 1.0}
     return {**chosen, "drop_path": 0.1}

@@ -27,6 +27,9 @@ _PATIENCE = 10.0
 # Arguments of a KAT that its published weights do not depend on.
 _FREE = {"img_size", "patch_size", "in_chans", "drop_rate", "drop_path_rate", "dynamic_img_size", "dynamic_img_pad"}
 
+# Settings of images that are for one number of channels.
+_OF_CHANNELS = ("in_chans", "input_img_mode", "mean", "std")
+
 # Settings of the model and of images that a run's checkpoint states.
 _SETTINGS = ("gp", "in_chans", "input_size", "input_img_mode", "crop_pct", "interpolation", "mean", "std")
 
@@ -135,14 +138,18 @@ def _of_file(file: str, given: Mapping[str, Any]) -> Start:
     flags: dict[str, Any] = {"initial_checkpoint": file} if not given.get("pretrained_path") else {}
     note = f"The weights are {file}, of {'a KAT' if kind == 'kat' else 'a model without rationals'}"
     if arch:
+        note += f" ({arch})"
         check_name(arch, file)
         vit = _VIT.fullmatch(arch)
         model = given.get("model") or (_kat_of(arch) if vit else arch)
         if vit or is_same_model(model, arch):
-            flags |= _stated(checkpoint, file)
+            stated, left_out = _of_given_channels(_stated(checkpoint, file), given)
+            flags |= stated
+            if left_out:
+                note += f", whose {' and '.join(left_out)} {'are' if len(left_out) > 1 else 'is'} for other channels"
         if vit and vit[2] != "16":
             flags["model_kwargs"] = {"patch_size": int(vit[2]), **flags.get("model_kwargs", {})}
-        return Start(kind, f"{note} ({arch})", {"model": model, **flags})
+        return Start(kind, note, {"model": model, **flags})
     if given.get("model"):
         return Start(kind, note, flags)
     kernel = state.get("patch_embed.proj.weight")
@@ -171,3 +178,15 @@ def _stated(checkpoint: Mapping[str, Any], file: str) -> dict[str, Any]:
     elif size is not None:
         settings["input_size"] = [settings.get("in_chans", 3), *size]
     return {**({"model_kwargs": kwargs} if kwargs else {}), **settings}
+
+
+def _of_given_channels(stated: dict[str, Any], given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Return what fits the channels that the user gave, and the flags that do not."""
+    channels = given.get("in_chans") or (given.get("input_size") or [None])[0]
+    if channels in (None, stated.get("in_chans", 3)):
+        return stated, []
+    fitting = {name: value for name, value in stated.items() if name not in _OF_CHANNELS}
+    if "input_size" in fitting:
+        fitting["input_size"] = [channels, *fitting["input_size"][1:]]
+    left_out = [name for name in _OF_CHANNELS[1:] if name in stated and name not in given]
+    return fitting, [f"--{name.replace('_', '-')}" for name in left_out]
