@@ -140,19 +140,8 @@ def test_a_schedule_of_updates_with_other_batches(train, changed):
 @pytest.mark.parametrize("sched", ["none", "cosine", "plateau"])
 def test_new_settings_of_the_optimiser_take_effect(train, sched):
     flags = ["--epochs", 2, "--sched", sched, "--warmup-epochs", 0, "--opt", "adamw"]
-    begun = [
-        "--opt-kwargs",
-        "maximize=True",
-        "--lr",
-        1e-3,
-        "--weight-decay",
-        0.1,
-        "--rational-lr-scale",
-        0.5,
-        "--rational-weight-decay",
-        0.3,
-    ]
-    begun += ["--layer-decay", 0.9]
+    begun = ["--lr", 1e-3, "--weight-decay", 0.1, "--rational-lr-scale", 0.5, "--rational-weight-decay", 0.3]
+    begun += ["--layer-decay", 0.9, "--opt-kwargs", "maximize=True"]
     changed = ["--lr", 3e-3, "--weight-decay", 0.2, "--rational-lr-scale", 0.7, "--rational-weight-decay", 0.4]
     changed += ["--layer-decay", 0.8, "--opt-eps", 1e-6, "--opt-betas", 0.8, 0.99]
     first = train(*flags, *begun, experiment="first")
@@ -316,6 +305,19 @@ def test_a_plateau_schedule_from_another_rate(train):
     assert [float(row["lr"]) for row in rows_of(first)] == pytest.approx([1e-6, 1e-6, 5e-7, 2.5e-7])
     again = train(*flags, 2e-6, "--resume", first / "checkpoint-2.pth.tar", experiment="again")
     assert float(rows_of(again)[-1]["lr"]) == pytest.approx(5e-7)
+
+
+@pytest.mark.parametrize("sched", ["cosine", "plateau"])
+@pytest.mark.parametrize("name", ["initial_lr", "lr_scale"])
+def test_a_checkpoint_with_an_empty_rate_takes_that_of_the_flags(train, tmp_path, name, sched):
+    flags = ["--sched", sched, "--warmup-epochs", 0, "--opt", "adamw", "--lr", 1e-3, "--epochs"]
+    saved = torch.load(train(*flags, 1, experiment="first") / "last.pth.tar", weights_only=True)
+    for group in saved["optimizer"]["param_groups"]:
+        group[name] = None
+    torch.save(saved, tmp_path / "odd.pth.tar")
+    again = train(*flags, 2, "--resume", tmp_path / "odd.pth.tar", experiment="again")
+    straight = train(*flags, 2, experiment="straight")
+    assert [row["lr"] for row in rows_of(again)] == [row["lr"] for row in rows_of(straight)]
 
 
 def test_best_so_far_is_kept(train):

@@ -163,9 +163,11 @@ class TrainingState:
         """
         run: dict[str, Any] = checkpoint.get("run", {})
         has_metric = checkpoint.get("args", {}).get("eval_metric", eval_metric) == eval_metric
+        has_rates = False
         if checkpoint:
             with explain(f"cannot continue from {resume.resume}"):
                 self._restore(checkpoint, run, resume, opt, start_epoch, updates_per_epoch, has_metric)
+                has_rates = not resume.no_resume_opt and _has_first_rates(self.optimizer, checkpoint)
         if start_epoch is not None:
             self.epoch, self.batch, self.meters = start_epoch, 0, Meters()
             self._forget_later_epochs(eval_metric)
@@ -175,7 +177,6 @@ class TrainingState:
                 raise InputError(f"--start-epoch {self.epoch} is after the last of {self.epochs} epochs")
             raise FinishedError(f"{resume.resume} has all of its {self.epoch} epochs: give more --epochs to go on")
         if self.scheduler is not None and (checkpoint or self.epoch):
-            has_rates = bool(checkpoint) and not resume.no_resume_opt and _has_first_rates(self.optimizer, checkpoint)
             _set_schedule(self.scheduler, checkpoint, self.epoch, self.updates, has_rates, has_metric)
 
     def _forget_later_epochs(self, metric: str) -> None:
@@ -342,7 +343,7 @@ def _is_plateau(scheduler: Any) -> bool:
 def _has_first_rates(optimizer: torch.optim.Optimizer, checkpoint: dict[str, Any]) -> bool:
     """Return whether the optimiser's groups start from the same learning rates as the checkpoint's."""
     saved, own = (
-        [group.get("initial_lr", group["lr"]) * group.get("lr_scale", 1.0) for group in groups]
+        [(group.get("initial_lr", group.get("lr")), group.get("lr_scale", 1.0)) for group in groups]
         for groups in (checkpoint["optimizer"]["param_groups"], optimizer.param_groups)
     )
     return saved == own
