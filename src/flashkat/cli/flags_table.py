@@ -40,10 +40,10 @@ Float32 products are in TF32, as in timm's `train.py`. `--no-tf32` computes them
 - 16-bit and float images are scaled to 8 bits. timm clips them at 255.
 - `--val-split ''` trains without evaluation, as in timm. Other splits need a name.
 - Streamed data (`wds/`, `hfids/`, `tfds/`) is as timm reads it, and skips such a sample with a warning.
-  With `--data-backend dali`, damage of `wds/` that only decoding on the GPU shows is an error that names the image.
+  With `--data-backend dali` or `dali-cpu`, damage of `wds/` that only decoding shows is an error that names the image.
 - In the evaluation of streamed data, every process reads all and counts its share. timm's shares repeat some samples.
 - Training on fewer shards than workers is an error.
-- `--epoch-repeats` repeats every kind of data set. Of a part of a pass, each epoch draws its own images.
+- `--epoch-repeats` repeats every kind of data set. Each epoch draws its own images for a partial pass.
 - Each image's augmentation depends on the seed, the epoch and its place in the order. So `--workers` and
   `--worker-seeding` do not change it, except for streamed data.
 - Mixup and cutmix work on the device, on normalised images after random erasing. timm mixes while it collates batches,

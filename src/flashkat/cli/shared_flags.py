@@ -124,9 +124,9 @@ def add_data(parser: argparse.ArgumentParser, batch_size: int) -> None:
     group.add_argument(
         "--data-backend",
         choices=CHOICES["data_backend"],
-        help="where images are decoded: by Pillow in the loader's processes (timm), once for all small images, which "
-        "stay in the GPU's memory, or by NVIDIA DALI, whose pixels differ by a few grey levels, on the GPU (dali) or "
-        "beside it (dali-cpu); auto takes memory, then dali, where it can (default: auto in training, else timm)",
+        help="where images are decoded. timm: by Pillow in the loader's processes. memory: once, for small images, "
+        "which stay in the GPU's memory. dali, dali-cpu: by NVIDIA DALI on the GPU or on the CPU, with pixels a few "
+        "grey levels from Pillow's. auto: memory, then dali, where it can (default: auto in training, else timm)",
     )
     group.add_argument(
         "--no-prefetcher", action="store_true", help="normalise images in the loader's processes, not on the device"
