@@ -108,11 +108,11 @@ def check_classes(dataset: Any, model: Any, checkpoint: dict[str, Any], valid_la
 
 
 def _check_order(chosen: dict[str, int], trained: list[str]) -> None:
-    """Raise InputError if a class has an output that the model was trained to give for another one.
+    """Raise InputError if a class is measured at the output of another class.
 
     Args:
-        chosen: the output of each of the data's classes.
-        trained: the names of the outputs. Names that the data lacks are not compared, as it may have others.
+        chosen: the output for each of the data's classes. Those that ``trained`` lacks are not checked.
+        trained: the names of the outputs.
     """
     outputs = {name: output for output, name in enumerate(trained)}
     for name, output in chosen.items():

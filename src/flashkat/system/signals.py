@@ -61,7 +61,7 @@ class StopRequest:
     def __exit__(self, *_: object) -> None:
         self._done.set()
         for number, handler in self._before.items():
-            # Python reports a handler of another language as None, and cannot set it again.
+            # Python gives None for a handler that it has not set, and cannot set that again.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     @property

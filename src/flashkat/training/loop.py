@@ -208,8 +208,8 @@ def run_epochs(state: TrainingState, parts: Parts, config: Config) -> None:
         if state.scheduler is not None:
             # Without a metric, the plateau schedule counts no epoch. An older one would look like no progress.
             # As in timm, it goes by the averaged weights if there are any.
-            of = evaluated.get("state_dict_ema", evaluated.get("state_dict"))
-            metric = None if of is None else getattr(of, output.eval_metric)
+            watched = evaluated.get("state_dict_ema", evaluated.get("state_dict"))
+            metric = None if watched is None else getattr(watched, output.eval_metric)
             state.scheduler.step(epoch + 1, metric)
 
         costs = {} if rate is None else {"images_per_second": round(rate, 1)}

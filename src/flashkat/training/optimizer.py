@@ -40,7 +40,7 @@ _SHAPED = ("exp_avg", "momentum_buffer")
 # Options that change how an optimiser computes, but not its result.
 _IMPLEMENTATION = ("fused", "foreach", "capturable", "differentiable")
 
-# Settings of a group that flags give. Other entries may be counters of the optimiser.
+# Settings of a group that follow from flags. Other entries may be counters of the optimiser.
 _BY_FLAGS = ("lr", "initial_lr", "lr_scale", "weight_decay", "momentum", "betas", "eps")
 
 # Settings by which layers have groups of their own. --opt-kwargs may give them too.
@@ -156,13 +156,13 @@ def is_fused(settings: Optimizer, device: torch.device, may_skip: bool, is_shard
 def with_settings_of(
     optimizer: torch.optim.Optimizer, state: dict[str, Any], *, more: Collection[str] = (), keeps_rates: bool = False
 ) -> dict[str, Any]:
-    """Return a saved state_dict with the optimiser's own settings and implementation in place of the saved ones.
+    """Return a saved state_dict with the settings and the implementation (fused, foreach) of the optimiser itself.
 
     Args:
         optimizer: the optimiser to load into, with the settings of this run's flags.
         state: its saved state_dict.
-        more: names of settings that are not among timm's flags.
-        keeps_rates: keep the saved ``lr``.
+        more: names of further settings, such as those of ``--opt-kwargs``.
+        keeps_rates: keep the saved ``lr``, to which a plateau schedule has come.
     """
     names = {*_BY_FLAGS, *_IMPLEMENTATION, *more} - ({"lr"} if keeps_rates else set())
     groups = []

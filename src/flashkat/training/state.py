@@ -57,7 +57,7 @@ class TrainingState:
         epochs: number of epochs to train.
         batches: batches of an epoch.
         images: training images, of all processes together.
-        held_out: names the images that are held out, see :class:`flashkat.data.scan.Images`; empty without such.
+        held_out: digest of the names of the held-out images, see :class:`flashkat.data.scan.Images`.
         name: name of the model, for checkpoints.
         flags: all settings, for checkpoints.
         epoch: the current epoch, from 0.
@@ -155,7 +155,7 @@ class TrainingState:
             opt: the optimiser's name.
             start_epoch: the first epoch; None continues after the checkpoint.
             eval_metric: the metric of the best checkpoint.
-            updates_per_epoch: updates of an epoch. The schedule counts the epochs so far in them.
+            updates_per_epoch: updates of an epoch in this run, also for the epochs that the checkpoint has.
 
         Raises:
             InputError: the checkpoint has another optimiser, or ``start_epoch`` is after the last epoch.
@@ -337,6 +337,7 @@ def _scheduler_state(scheduler: Any) -> dict[str, Any]:
 
 
 def _is_plateau(scheduler: Any) -> bool:
+    """Return whether a schedule goes by a metric. None is no schedule."""
     return hasattr(scheduler, "lr_scheduler")
 
 
@@ -359,7 +360,7 @@ def _set_schedule(
         checkpoint: that of the resumed run, empty for a new one.
         epoch: the epoch, from 0.
         updates: updates so far.
-        has_rates: whether the optimiser has the checkpoint's rates, and this run has the same first rates.
+        has_rates: whether the optimiser has the checkpoint's rates, and the first rates of both runs are the same.
         has_metric: whether the checkpoint went by the metric of this run.
     """
     if not _is_plateau(scheduler):

@@ -109,9 +109,7 @@ class Description:
         return transform
 
     def changed(self, data: Data) -> "Description":
-        """Return the description with the settings of images and the class map that ``data`` gives.
-
-        The size of the images stays.
+        """Return the description with the images' settings and the class map of ``data``, but its own size.
 
         Raises:
             InputError: a setting does not fit the channels of the images, or the class map cannot be read.
@@ -137,8 +135,8 @@ class Description:
 def describe(found: Restored, dtype: str = "float32") -> Description:
     """Describe the model of a checkpoint.
 
-    Class names are those of ``class_map``, or of the training folder, and the numbers of further outputs. A model with
-    1000 outputs and no names has ImageNet's.
+    Class names are those of ``class_map``, else of the training data. Outputs beyond these have their number for a
+    name. A model with 1000 outputs and no names has ImageNet's.
 
     Args:
         found: the model with its weights.
@@ -153,7 +151,6 @@ def describe(found: Restored, dtype: str = "float32") -> Description:
     if names and not (isinstance(names, (list, tuple)) and all(isinstance(each, str) for each in names)):
         raise InputError(f"label_names of {found.name} has to be a list of names, not {names!r:.80}: correct it")
     trained = found.checkpoint.get("classes") or []
-    # Outputs beyond the training data's classes have their number for a name.
     classes = [*trained, *map(str, range(len(trained), outputs))] if trained else names or []
     if len(classes) != outputs:
         classes = ImageNetInfo().label_descriptions() if outputs == _IMAGENET and not classes else []

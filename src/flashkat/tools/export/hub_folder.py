@@ -106,7 +106,7 @@ def _save(found: Restored, description: Description, folder: Path) -> None:
     save_for_hf(
         model,
         str(folder),
-        # timm ignores the mode. It says which channels our commands give the model.
+        # timm ignores the mode. flashkat predict and export read it.
         model_config={"num_classes": model.num_classes, **labels, "input_img_mode": description.image_mode},
         model_args=arguments,
         safe_serialization=True,

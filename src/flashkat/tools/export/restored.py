@@ -30,7 +30,7 @@ def restored(config: Config, say: Callable[[str], None] = lambda line: None) -> 
         data, channels = found.data, found.module.pretrained_cfg["input_size"][0]
         if not data.in_chans and not data.input_size:
             data = replace(data, in_chans=channels)
-        if not data.input_img_mode and data.channels == channels:  # timm does not read that one
+        if not data.input_img_mode and data.channels == channels:  # timm does not read it
             configuration = json.loads((place / "config.json").read_text(encoding="utf-8"))
             data = replace(data, input_img_mode=configuration.get("input_img_mode"))
         return replace(found, data=data)

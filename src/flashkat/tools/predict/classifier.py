@@ -59,8 +59,8 @@ def open_classifier(config: Config, trust: bool, say: Callable[[str], None] = la
         say: called with each line for the user.
 
     Raises:
-        InputError: the file cannot be read, is not trusted, or does not say how images are prepared. Or a flag cannot
-            be followed.
+        InputError: the file cannot be read, is not trusted, or does not say how images are prepared. Or a flag has no
+            effect on it.
     """
     if config.data.data_backend not in (None, "auto", "timm"):
         raise InputError("--data-backend is for data sets, and Pillow decodes the images here: leave it out")
