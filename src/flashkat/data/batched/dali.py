@@ -29,7 +29,7 @@ class Decoder:
         device: where the results are.
         threads: processor threads of the decoder.
         has_windows: whether parts are resized to more than ``size``, and cut to it.
-        is_on_cpu: decode on the CPU, and only resize on a GPU. Training steps on the GPU then wait less.
+        is_on_cpu: decode on the CPU, and only resize on the GPU. That is for GPUs without a decoder.
     """
 
     def __init__(
