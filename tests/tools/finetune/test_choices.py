@@ -122,6 +122,44 @@ def test_from_scratch_the_model_takes_the_size_of_the_images(flags_of, tmp_path,
     assert size % patch == 0
 
 
+@pytest.mark.parametrize(
+    ("given", "patch"),
+    [
+        ({"img_size": 30}, 5),
+        ({"img_size": 36}, 4),
+        ({"img_size": 100}, 10),
+        ({"img_size": 31}, 4),
+        ({"input_size": [3, 30, 50]}, 10),
+        ({"img_size": 30, "model_kwargs": {"patch_size": 4}}, 4),
+    ],
+)
+def test_from_scratch_patches_divide_the_size_that_is_given(flags_of, given, patch):
+    assert flags_of(**given)["model_kwargs"]["patch_size"] == patch
+
+
+@pytest.mark.parametrize(
+    ("start", "patch", "expected"),
+    [
+        (SCRATCH, 14, {"img_size": 14}),
+        (SCRATCH, 32, {"img_size": 32}),
+        (KAT, 32, {"img_size": 128}),
+        (Start("kat", "", {**KAT.flags, "img_size": 32}), 5, {"img_size": 30}),
+        (Start("kat", "", {**KAT.flags, "img_size": 32}), [4, 6], {"img_size": 36}),
+        (Start("kat", "", {**KAT.flags, "input_size": [1, 32, 64]}), [5, 8], {"input_size": [1, 30, 64]}),
+    ],
+)
+def test_the_size_that_is_chosen_divides_into_given_patches(images, start_from, start, patch, expected):
+    start_from(start)
+    plan = choose({"data_dir": str(images), "device": "cpu", "model_kwargs": {"patch_size": patch}})
+    assert expected.items() <= plan.flags.items()
+    assert any("is rounded to whole patches of" in line for line in plan.notes)
+
+
+@pytest.mark.parametrize("more", [{"patch_size": "four"}, {"patch_size": 5, "dynamic_img_pad": True}])
+def test_the_size_stays_where_patches_do_not_limit_it(flags_of, more):
+    assert flags_of(model_kwargs=more)["img_size"] == 16
+
+
 def test_few_images_train_a_small_model_from_scratch(flags_of, count_as):
     assert flags_of()["model_kwargs"] == {"patch_size": 4, "embed_dim": 64, "depth": 3, "num_heads": 4}
     assert flags_of(model_kwargs={"depth": 2})["model_kwargs"]["depth"] == 2

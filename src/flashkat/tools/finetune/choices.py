@@ -4,7 +4,7 @@ import contextlib
 import math
 import os
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -85,11 +85,36 @@ def choose(given: Mapping[str, Any]) -> Plan:
         chosen.pop("input_size", None)
     elif given.get("input_size") or "input_size" in chosen:
         chosen.pop("img_size", None)
+    chosen, changes = _in_patches(chosen, kwargs)
     flags = {**{name: value for name, value in chosen.items() if name not in given}, **given}
-    notes = [found, start.note]
+    notes = [found, start.note, *changes]
     if "hflip" not in flags and "no_aug" not in flags:
         notes.append("Half of the training images are mirrored: give --hflip 0 for digits, text and the like")
     return Plan({**flags, **({"model_kwargs": kwargs} if kwargs else {})}, tuple(notes))
+
+
+def _in_patches(chosen: dict[str, Any], kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Round the chosen size of images to whole patches, and return the flags and a line if that changes it."""
+    name = next((each for each in ("img_size", "input_size") if each in chosen), None)
+    patch = kwargs.get("patch_size")
+    patches = patch if isinstance(patch, (list, tuple)) else [patch, patch]
+    if name is None or kwargs.get("dynamic_img_pad") or not all(type(each) is int and each > 0 for each in patches):
+        return chosen, []
+    size: Any
+    if name == "img_size":
+        size = _multiple(chosen[name], math.lcm(*patches))
+    else:
+        channels, *sides = chosen[name]
+        size = [channels, *map(_multiple, sides, patches)]
+    if size == chosen[name]:
+        return chosen, []
+    flag = "--img-size" if name == "img_size" else "--input-size"
+    return {**chosen, name: size}, [f"{flag} is rounded to whole patches of {' x '.join(map(str, patches))} pixels"]
+
+
+def _multiple(side: int, patch: int) -> int:
+    """Return the multiple of a patch that is nearest to a side, and at least one patch."""
+    return max(1, round(side / patch)) * patch
 
 
 def _split(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -152,10 +177,16 @@ def _shape(images: _Images, start: Start, given: Mapping[str, Any], has_gpu: boo
     size = stated or min(224, max(16, math.ceil(images.side / 16) * 16))
     if "_patch16_" not in start.flags["model"]:
         return {"img_size": size, **crop}
-    patch = 4 if size <= 48 else 8 if size <= 112 else 16
+    patch = _dividing(4 if size <= 48 else 8 if size <= 112 else 16, given.get("input_size", [size])[-2:])
     is_small = "model" not in given and images.count < _FEW
     small = (_SMALL_ON_GPU if has_gpu else _SMALL_ON_CPU) if is_small else {}
     return {"img_size": size, **crop, "model_kwargs": {"patch_size": patch, **small}}
+
+
+def _dividing(patch: int, sides: Sequence[int]) -> int:
+    """Return the patch nearest to one, up to twice as large or small, that divides all sides; itself without any."""
+    fitting = [each for each in range(math.ceil(patch / 2), 2 * patch + 1) if not any(side % each for side in sides)]
+    return min(fitting, key=lambda each: abs(math.log(each / patch)), default=patch)
 
 
 def _schedule(images: _Images, start: Start, given: Mapping[str, Any]) -> dict[str, Any]:
