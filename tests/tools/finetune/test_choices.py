@@ -168,6 +168,21 @@ def test_few_images_train_a_small_model_from_scratch(flags_of, count_as):
     assert flags_of()["model_kwargs"] == {"patch_size": 4}
 
 
+@pytest.mark.parametrize(
+    ("given", "width", "heads"),
+    [
+        ({"num_heads": 2}, 64, 2),
+        ({"num_heads": 3}, 72, 3),
+        ({"num_heads": 5}, 80, 5),
+        ({"embed_dim": 72}, 72, 4),
+        ({"embed_dim": 30, "num_groups": 1}, 30, 2),
+    ],
+)
+def test_the_small_model_has_a_width_that_its_heads_divide(flags_of, given, width, heads):
+    kwargs = flags_of(model_kwargs=given)["model_kwargs"]
+    assert (kwargs["embed_dim"], kwargs["num_heads"]) == (width, heads)
+
+
 def test_another_kind_of_model_takes_no_patches(flags_of, start_from):
     start_from(Start("scratch", "none", {"model": "test_resnet"}))
     assert "model_kwargs" not in flags_of(model="test_resnet")

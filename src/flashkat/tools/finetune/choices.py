@@ -36,6 +36,9 @@ _FEW = 20_000
 _SMALL_ON_GPU = {"embed_dim": 128, "depth": 6, "num_heads": 4}
 _SMALL_ON_CPU = {"embed_dim": 64, "depth": 3, "num_heads": 4}
 
+# The groups of a KAT's rationals divide its width.
+_GROUPS = 8
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -179,8 +182,19 @@ def _shape(images: _Images, start: Start, given: Mapping[str, Any], has_gpu: boo
         return {"img_size": size, **crop}
     patch = _dividing(4 if size <= 48 else 8 if size <= 112 else 16, given.get("input_size", [size])[-2:])
     is_small = "model" not in given and images.count < _FEW
-    small = (_SMALL_ON_GPU if has_gpu else _SMALL_ON_CPU) if is_small else {}
+    small = _small(has_gpu, given.get("model_kwargs", {})) if is_small else {}
     return {"img_size": size, **crop, "model_kwargs": {"patch_size": patch, **small}}
+
+
+def _small(has_gpu: bool, given: Mapping[str, Any]) -> dict[str, int]:
+    """Return the arguments of a small model. Its heads divide a given width, and a given number of heads its width."""
+    small = dict(_SMALL_ON_GPU if has_gpu else _SMALL_ON_CPU)
+    width, heads = given.get("embed_dim"), given.get("num_heads")
+    if type(heads) is int and heads > 0:
+        small["embed_dim"] = _multiple(small["embed_dim"], math.lcm(heads, _GROUPS))
+    elif type(width) is int:
+        small["num_heads"] = math.gcd(width, small["num_heads"])
+    return small
 
 
 def _dividing(patch: int, sides: Sequence[int]) -> int:
