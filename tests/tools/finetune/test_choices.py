@@ -259,6 +259,16 @@ def test_more_images_allow_more_augmentation(flags_of, count_as, tmp_path):
     assert found == [([0.5, 1.0], None, None), ([0.25, 1.0], 0.2, 1.0), (None, 0.2, 1.0)]
 
 
+@pytest.mark.parametrize("given", [{"batch_size": 5}, {"aug_splits": 3}])
+def test_batches_that_cannot_be_mixed_are_not(images, start_from, count_as, given):
+    count_as(10_000)
+    folder = {"data_dir": str(images), "device": "cpu"}
+    assert {"mixup", "cutmix"} <= choose({**folder, "batch_size": 6}).flags.keys()
+    plan = choose({**folder, **given})
+    assert not {"mixup", "cutmix"} & plan.flags.keys()
+    assert any("Images are not mixed" in line for line in plan.notes)
+
+
 def test_small_images_are_seen_nearly_whole(flags_of, start_from):
     for start in (SCRATCH, KAT):
         start_from(start)
@@ -270,6 +280,8 @@ def test_processes_share_a_batch(flags_of, count_as, monkeypatch):
     count_as(10_000)
     monkeypatch.setenv("WORLD_SIZE", "4")
     assert flags_of()["batch_size"] == 32
+    monkeypatch.setenv("WORLD_SIZE", "6")
+    assert flags_of()["batch_size"] == 20  # mixup pairs up the images of each process
 
 
 @pytest.mark.parametrize(("epochs", "warmup"), [(0, 0), (1, 0), (2, 1), (5, 1), (40, 4)])

@@ -36,6 +36,9 @@ _FEW = 20_000
 _SMALL_ON_GPU = {"embed_dim": 128, "depth": 6, "num_heads": 4}
 _SMALL_ON_CPU = {"embed_dim": 64, "depth": 3, "num_heads": 4}
 
+# From so many images on, they are mixed.
+_MIXED = 5_000
+
 # The groups of a KAT's rationals divide its width.
 _GROUPS = 8
 
@@ -75,12 +78,15 @@ def choose(given: Mapping[str, Any]) -> Plan:
     images, found = _look({**split, **given})
     has_gpu = resolve_device(given.get("device")).type != "cpu"
     start = find_start("small" if has_gpu else "tiny", given)
+    are_many = images.count >= _MIXED
+    can_mix = given.get("batch_size", 0) % 2 == 0 and not given.get("aug_splits")
     chosen = {
         **split,
         **_shape(images, start, given, has_gpu),
         **start.flags,
         **_schedule(images, start, given),
         **_augmentation(images, image_mode(_data({**start.flags, **given}))),
+        **({"mixup": 0.2, "cutmix": 1.0} if are_many and can_mix else {}),
         **_machine(has_gpu),
     }
     kwargs = {**chosen.pop("model_kwargs", {}), **given.get("model_kwargs", {})}
@@ -91,6 +97,8 @@ def choose(given: Mapping[str, Any]) -> Plan:
     chosen, changes = _in_patches(chosen, kwargs)
     flags = {**{name: value for name, value in chosen.items() if name not in given}, **given}
     notes = [found, start.note, *changes]
+    if are_many and not can_mix:
+        notes.append("Images are not mixed: --mixup and --cutmix take an even --batch-size and no --aug-splits")
     if "hflip" not in flags and "no_aug" not in flags:
         notes.append("Half of the training images are mirrored: give --hflip 0 for digits, text and the like")
     return Plan({**flags, **({"model_kwargs": kwargs} if kwargs else {})}, tuple(notes))
@@ -218,7 +226,7 @@ def _schedule(images: _Images, start: Start, given: Mapping[str, Any]) -> dict[s
     rate = (2e-3 if start.kind == "scratch" else 5e-4) * math.sqrt(together / 128)
     return {
         "epochs": epochs,
-        "batch_size": max(1, batch // processes),
+        "batch_size": max(1, batch // processes // 2 * 2),  # mixup takes an even one
         "opt": "adamw",
         "lr": float(f"{rate:.1e}"),
         "weight_decay": 0.05,
@@ -229,7 +237,7 @@ def _schedule(images: _Images, start: Start, given: Mapping[str, Any]) -> dict[s
 
 
 def _augmentation(images: _Images, mode: str) -> dict[str, Any]:
-    """Choose augmentation. Small images lose much in crops, many can be mixed, and grey ones have no colours.
+    """Choose augmentation. Small images lose much in crops, and grey ones have no colours.
 
     Args:
         images: the training images.
@@ -242,8 +250,6 @@ def _augmentation(images: _Images, mode: str) -> dict[str, Any]:
         chosen["color_jitter"] = 0.0
     elif takes_policies(mode):
         chosen["aa"] = "rand-m9-mstd0.5-inc1"
-    if images.count >= 5_000:
-        chosen |= {"mixup": 0.2, "cutmix": 1.0}
     return {**chosen, "drop_path": 0.1}
 
 
