@@ -54,6 +54,14 @@ def test_a_vit_in_timms_cache_comes_with_its_images(hub):
     assert "the Hugging Face Hub cannot be reached" in start.note
 
 
+@pytest.mark.parametrize("given", [{"in_chans": 1}, {"in_chans": 4, "input_img_mode": "RGBA"}])
+def test_the_colours_of_a_vit_are_left_out_for_other_channels(hub, given):
+    hub(cached=["timm/vit_tiny_patch16_224.augreg_in21k"])
+    start = find_start("small", given)
+    assert start.flags == {"model": "kat_tiny_gelu_patch16_224", "initial_checkpoint": "/cache/model.safetensors"}
+    assert start.note.endswith(", whose --mean and --std are for other channels")
+
+
 def test_a_vit_of_the_wanted_size_and_timms_default_tag_comes_first(hub):
     tags = ("tiny_patch16_224.augreg_in21k_ft_in1k", "small_patch16_224.augreg_in1k")
     hub(cached=[f"timm/vit_{tag}" for tag in (*tags, "small_patch16_224.augreg_in21k_ft_in1k")])
@@ -121,6 +129,16 @@ def test_pooling_channels_and_size_of_a_runs_checkpoint(tmp_path, args, expected
     flags = find_start("small", {"initial_checkpoint": file}).flags
     named = {"initial_checkpoint": file, "model": "kat_tiny_patch16_224", "model_kwargs": KWARGS}
     assert flags == {**named, **expected}
+
+
+def test_a_given_mode_of_images_decides_their_channels(tmp_path):
+    file = write(tmp_path / "kat.pth.tar", "kat_tiny_patch16_224", in_chans=1, mean=[0.5])
+    given = {"initial_checkpoint": file, "input_img_mode": "RGB"}
+    start = find_start("small", given)
+    assert not {"in_chans", "mean"} & start.flags.keys()
+    assert "--mean is for other channels" in start.note
+    for other in ("L", "no mode"):
+        assert find_start("small", {**given, "input_img_mode": other}).flags["in_chans"] == 1
 
 
 @pytest.mark.parametrize("given", [{"in_chans": 4}, {"input_size": [4, 8, 8]}])

@@ -1,5 +1,6 @@
 """Find weights to fine-tune from: a file, a published KAT, or a ViT that timm has downloaded before."""
 
+import contextlib
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -7,6 +8,7 @@ from typing import Any
 
 import timm
 from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+from PIL import ImageMode
 from timm.models import get_pretrained_cfg
 
 from ... import checkpoints
@@ -75,8 +77,9 @@ def find_start(size: str, given: Mapping[str, Any]) -> Start:
     if "model" not in given:
         for vit, place in _cached_vits(size):
             note = f"The weights are of the ViT {vit}, downloaded before. The published KATs are out of reach: {reason}"
-            images = {key: list(vars(get_pretrained_cfg(vit))[key]) for key in ("mean", "std")}
-            return Start("vit", note, {"model": _kat_of(vit), "initial_checkpoint": place, **images})
+            colours = {key: list(vars(get_pretrained_cfg(vit))[key]) for key in ("mean", "std")}
+            images, left_out = _of_given_channels(colours, given)
+            return Start("vit", note + left_out, {"model": _kat_of(vit), "initial_checkpoint": place, **images})
         reason += ", and timm has downloaded no ViT"
     return _from_scratch(name, reason)
 
@@ -145,8 +148,7 @@ def _of_file(file: str, given: Mapping[str, Any]) -> Start:
         if vit or is_same_model(model, arch):
             stated, left_out = _of_given_channels(_stated(checkpoint, file), given)
             flags |= stated
-            if left_out:
-                note += f", whose {' and '.join(left_out)} {'are' if len(left_out) > 1 else 'is'} for other channels"
+            note += left_out
         if vit and vit[2] != "16":
             flags["model_kwargs"] = {"patch_size": int(vit[2]), **flags.get("model_kwargs", {})}
         return Start(kind, note, {"model": model, **flags})
@@ -180,13 +182,26 @@ def _stated(checkpoint: Mapping[str, Any], file: str) -> dict[str, Any]:
     return {**({"model_kwargs": kwargs} if kwargs else {}), **settings}
 
 
-def _of_given_channels(stated: dict[str, Any], given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Return what fits the channels that the user gave, and the flags that do not."""
-    channels = given.get("in_chans") or (given.get("input_size") or [None])[0]
+def _of_given_channels(stated: dict[str, Any], given: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    """Return what fits the channels that the user gave, and words about the flags that do not."""
+    channels = _channels(given)
     if channels in (None, stated.get("in_chans", 3)):
-        return stated, []
+        return stated, ""
     fitting = {name: value for name, value in stated.items() if name not in _OF_CHANNELS}
     if "input_size" in fitting:
         fitting["input_size"] = [channels, *fitting["input_size"][1:]]
-    left_out = [name for name in _OF_CHANNELS[1:] if name in stated and name not in given]
-    return fitting, [f"--{name.replace('_', '-')}" for name in left_out]
+    names = [f"--{name.replace('_', '-')}" for name in _OF_CHANNELS[1:] if name in stated and name not in given]
+    words = f", whose {' and '.join(names)} {'are' if len(names) > 1 else 'is'} for other channels"
+    return fitting, words if names else ""
+
+
+def _channels(given: Mapping[str, Any]) -> int | None:
+    """Return the channels of the images that the user gave, None if they are open."""
+    if given.get("input_size"):
+        return int(given["input_size"][0])
+    mode = given.get("input_img_mode")
+    if given.get("in_chans") or not mode:
+        return given.get("in_chans")
+    with contextlib.suppress(KeyError):  # training refuses an unknown mode, and names the others
+        return len(ImageMode.getmode(mode).bands)
+    return None
